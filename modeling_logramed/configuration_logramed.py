@@ -1,0 +1,205 @@
+"""Configuration of a LoGra-Med model."""
+
+from transformers import AutoConfig, PretrainedConfig
+
+from .remote_code_logramed import MODEL_AUTO_MAP, copy_code_files
+
+
+DENSE_CONNECTORS = ("none", "sti", "sci", "dci")
+PROJECTOR_TYPES = ("mlp2x_gelu", "linear")
+STI_POOLING = 8  # tokens averaged into one by the `sti` connector (arXiv:2405.13800; the release's value)
+
+# Tokens before the patches in each hidden state. A tower that is not listed says nothing of it: one class token is
+# assumed, as transformers' LLaVA does.
+TOWERS_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
+
+
+class LoGraMedConfig(PretrainedConfig):
+    r"""
+    Architecture of a [`LoGraMedForConditionalGeneration`]: a vision tower, a projector, a causal language model and,
+    for training with multi-graph alignment, a small graph network.
+
+    Args:
+        vision_config (`PretrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14 at 224 pixels):
+            Any transformers vision tower that returns hidden states (CLIP, SigLIP, DINOv2, ...). Of a configuration of
+            both towers (`CLIPConfig`), the vision part is taken.
+        text_config (`PretrainedConfig` or `dict`, *optional*, defaults to Llama 7B):
+            Any transformers causal language model (Llama, Mistral, Qwen2, ...).
+        image_token_index (`int`, *optional*):
+            Id of the token that stands for one image feature; the last id of the vocabulary if not given. Also
+            readable as `image_token_id`.
+        vision_feature_layer (`int`, *optional*, defaults to -2):
+            Hidden state of the tower that is projected. Number 0 is the embedding output.
+        vision_feature_select_strategy (`str`, *optional*):
+            `"default"` leaves out the tokens before the patches (class and register tokens), `"full"` keeps them. By
+            default `"default"` where the tower has such tokens, else `"full"`.
+        projector_type (`str`, *optional*, defaults to `"mlp2x_gelu"`):
+            `"mlp2x_gelu"` (two layers, GELU between) or `"linear"`.
+        dense_connector (`str`, *optional*, defaults to `"none"`):
+            What is added of other layers (arXiv:2405.13800): `"sti"` appends two earlier hidden states, pooled by 8,
+            as tokens; `"sci"` appends them as channels; `"dci"` appends the means of the lower and the upper half of
+            the hidden states as channels. For a tower of 24 layers the hidden states are those of the research
+            release: 7 and 15 (`sti`, `sci`), 0 to 11 and 12 to 23 (`dci`); elsewhere the same shares of the depth.
+        multimodal_projector_bias (`bool`, *optional*, defaults to `True`):
+            Whether the projector has biases.
+        use_graph_network (`bool`, *optional*, defaults to `True`):
+            Whether the model carries a graph network. Answering a question never needs it.
+        graph_num_layers (`int`, *optional*, defaults to 2):
+            Message-passing layers.
+        graph_aggregation (`str`, *optional*, defaults to `"max"`):
+            How a node joins the messages it receives.
+        graph_num_neighbors (`int`, *optional*, defaults to 5):
+            Nearest neighbours of a node in its graph.
+        graph_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout after each message-passing layer.
+
+    Raises:
+        ValueError: If a value is not one of those named, or the select strategy does not fit the tower.
+
+    Example:
+        >>> from logramed import LoGraMedConfig
+        >>> LoGraMedConfig(dense_connector="sti").num_image_tokens
+        320
+    """
+
+    model_type = "logramed"
+    attribute_map = {"image_token_id": "image_token_index"}  # noqa: RUF012 (transformers reads a plain class attribute)
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        vision_config=None,
+        text_config=None,
+        image_token_index=None,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy=None,
+        projector_type="mlp2x_gelu",
+        dense_connector="none",
+        multimodal_projector_bias=True,
+        use_graph_network=True,
+        graph_num_layers=2,
+        graph_aggregation="max",
+        graph_num_neighbors=5,
+        graph_dropout=0.1,
+        **kwargs,
+    ):
+        self.vision_config = _sub_config(vision_config, CLIP_VIT_L_14_224)
+        self.vision_config = getattr(self.vision_config, "vision_config", self.vision_config)
+        self.text_config = _sub_config(text_config, {"model_type": "llama"})
+        if image_token_index is None:
+            image_token_index = self.text_config.vocab_size - 1
+        self.image_token_index = image_token_index
+        self.vision_feature_layer = vision_feature_layer
+        if vision_feature_select_strategy is None:
+            vision_feature_select_strategy = "default" if self.num_prefix_tokens else "full"
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.projector_type = projector_type
+        self.dense_connector = dense_connector
+        self.multimodal_projector_bias = multimodal_projector_bias
+        self.use_graph_network = use_graph_network
+        self.graph_num_layers = graph_num_layers
+        self.graph_aggregation = graph_aggregation
+        self.graph_num_neighbors = graph_num_neighbors
+        self.graph_dropout = graph_dropout
+        self._refuse_bad_values()
+        # The head belongs to this model, not to the language model inside it: whether it is tied is asked here.
+        kwargs["tie_word_embeddings"] = bool(
+            kwargs.get("tie_word_embeddings") or getattr(self.text_config, "tie_word_embeddings", False)
+        )
+        super().__init__(**kwargs)
+
+    def _refuse_bad_values(self):
+        for name, allowed in (
+            ("projector_type", PROJECTOR_TYPES),
+            ("dense_connector", DENSE_CONNECTORS),
+            ("vision_feature_select_strategy", ("default", "full")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}.")
+        if not isinstance(self.vision_feature_layer, int):
+            raise ValueError(
+                f"`vision_feature_layer` must be one integer; got {self.vision_feature_layer!r}. To use several "
+                "layers, choose a `dense_connector`."
+            )
+        num_layers = self.vision_config.num_hidden_layers
+        if not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
+            raise ValueError(
+                f"`vision_feature_layer={self.vision_feature_layer}` is not among the hidden states 0 to {num_layers} "
+                "of the vision tower."
+            )
+        if self.vision_feature_select_strategy == "default" and self.num_prefix_tokens == 0:
+            raise ValueError(
+                f"`vision_feature_select_strategy='default'` leaves out the class token, but the tower "
+                f"{self.vision_config.model_type!r} has none: use 'full'."
+            )
+
+    @property
+    def projector_hidden_act(self) -> str:
+        """Activation of the projector, under the name that LLaVA's projector reads."""
+        return "gelu" if self.projector_type == "mlp2x_gelu" else "linear"
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches in a hidden state of the vision tower."""
+        if self.vision_config.model_type in TOWERS_WITHOUT_CLASS_TOKEN:
+            return 0
+        return 1 + getattr(self.vision_config, "num_register_tokens", 0)
+
+    @property
+    def connected_layers(self) -> tuple[int, ...]:
+        """Hidden states that the dense connector adds to the selected one, in the order it takes them."""
+        num_layers = self.vision_config.num_hidden_layers
+        if self.dense_connector in ("sti", "sci"):
+            return (max(num_layers // 3 - 1, 0), max(2 * num_layers // 3 - 1, 0))
+        if self.dense_connector == "dci":
+            return tuple(range(num_layers))
+        return ()
+
+    @property
+    def projector_selects_features(self) -> bool:
+        """Whether the projector, not LLaVA's own code, joins layers and leaves out the tokens before the patches."""
+        return bool(self.connected_layers) or self.num_prefix_tokens > 1
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens that one image takes in the text."""
+        num_tokens = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        if self.vision_feature_select_strategy == "full":
+            num_tokens += self.num_prefix_tokens
+        if self.dense_connector == "sti":
+            num_tokens += 2 * -(-num_tokens // STI_POOLING)
+        return num_tokens
+
+    @property
+    def image_seq_length(self) -> int:
+        """`num_image_tokens`, under LLaVA's name."""
+        return self.num_image_tokens
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save as any configuration, with the code files and the map that let the Auto classes load the folder."""
+        self.auto_map = dict(MODEL_AUTO_MAP)
+        copy_code_files(save_directory)
+        super().save_pretrained(save_directory, **kwargs)
+
+
+CLIP_VIT_L_14_224 = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+
+def _sub_config(config, default):
+    """A configuration object from an object, a dict that names its `model_type`, or None for the default."""
+    if isinstance(config, PretrainedConfig):
+        return config
+    values = dict(default if config is None else config)
+    return AutoConfig.for_model(values.pop("model_type", default["model_type"]), **values)
+
+
+__all__ = ["LoGraMedConfig"]
