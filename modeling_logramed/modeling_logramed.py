@@ -321,10 +321,12 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
 def mean_over_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """
     Mean of `(batch_size, sequence_length, hidden_size)` over the tokens whose mask is 1: `(batch_size, hidden_size)`,
-    zero for a row without tokens.
+    summed in float32 at least; zero for a row without tokens.
     """
-    weights = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
-    return (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    kept = attention_mask.bool().unsqueeze(-1)
+    values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+    total = torch.where(kept, values, 0).sum(dim=1)  # no product with the mask: padding may hold infinities
+    return (total / kept.sum(dim=1).clamp(min=1)).to(hidden_states.dtype)
 
 
 def _weight_conversions(model):

@@ -1,0 +1,127 @@
+"""
+The chat templates of `LoGraMedProcessor`, by name.
+
+Each takes messages whose `content` is a string or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`
+parts, and writes the image placeholder for an image part. `{% generation %}` encloses what the model has to write in
+an assistant turn, the end of the turn included. Every piece of text stands inside `{{- -}}`, so that the layout of the
+templates themselves adds nothing.
+"""
+
+# A text that is missing or null is no text: `datasets` gives every part every key. A line break separates an image
+# from its neighbours; the line breaks that the data already have there are not doubled.
+_WRITE_CONTENT = r"""
+{%- set placeholder = image_token | default('<image>') -%}
+{%- macro write_content(content) -%}
+  {%- set written = namespace(text='', ends_with_image=false) -%}
+  {%- for part in ([{'type': 'text', 'text': content}] if content is string else content or []) -%}
+    {%- if part['type'] == 'image' -%}
+      {%- set written.text = (written.text.rstrip() + '\n' if written.text else '') + placeholder -%}
+      {%- set written.ends_with_image = true -%}
+    {%- elif part['type'] != 'text' -%}
+      {{- raise_exception('A content part has type image or text, not ' ~ part['type']) -}}
+    {%- elif part['text'] -%}
+      {%- set text = '\n' + part['text'].lstrip() if written.ends_with_image else part['text'] -%}
+      {%- set written.text = written.text + text -%}
+      {%- set written.ends_with_image = false -%}
+    {%- endif -%}
+  {%- endfor -%}
+  {{- written.text | trim -}}
+{%- endmacro -%}
+"""
+
+# The layout of Vicuna 1.1, without its default system text.
+DEFAULT_CHAT_TEMPLATE = (
+    _WRITE_CONTENT
+    + r"""
+{{- bos_token or '' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'system' -%}
+    {{- write_content(message['content']) + '\n' -}}
+  {%- elif message['role'] == 'user' -%}
+    {{- 'USER: ' + write_content(message['content']) + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}
+    {%- generation -%}
+      {{- ' ' + write_content(message['content']) + (eos_token or '\n') -}}
+    {%- endgeneration -%}
+  {%- else -%}
+    {{- raise_exception('A message has role system, user or assistant, not ' ~ message['role']) -}}
+  {%- endif -%}
+{%- endfor -%}
+{{- 'ASSISTANT:' if add_generation_prompt else '' -}}
+"""
+)
+
+_LLAVA_MED_SYSTEM = r"""
+{%- set system = "A chat between a curious human and an artificial intelligence assistant. The assistant gives \
+helpful, detailed, and polite answers to the human's questions." -%}
+{%- if messages and messages[0]['role'] == 'system' -%}
+  {%- set system = write_content(messages[0]['content']) -%}
+{%- endif -%}
+""".replace("\\\n", "")
+
+_LLAVA_MED_OTHER_ROLES = r"""
+  {%- elif message['role'] != 'system' or not loop.first -%}
+    {{- raise_exception('After the first message, the role is user or assistant, not ' ~ message['role']) -}}
+  {%- endif -%}
+"""
+
+# LLaVA-Med v1.0.0 (LLaVA v0), the text it was trained on. The tokenizer adds the token that begins a sequence, and the
+# model learns to end its turn with "###".
+LLAVA_MED_V0_CHAT_TEMPLATE = (
+    _WRITE_CONTENT
+    + _LLAVA_MED_SYSTEM
+    + r"""
+{{- system + '\n\n###' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {{- ' Human: ' + write_content(message['content']) + '\n###' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- ' Assistant:' -}}
+    {%- generation -%}
+      {{- ' ' + write_content(message['content']) + '\n###' -}}
+    {%- endgeneration -%}
+"""
+    + _LLAVA_MED_OTHER_ROLES
+    + r"""
+{%- endfor -%}
+{{- ' Assistant:' if add_generation_prompt else ' ' -}}
+"""
+)
+
+# LLaVA-Med v1.0.0, the text it was evaluated on (its conversation `simple`), which is not the text it was trained on:
+# a greeting comes first, the image stands after the question, and the model has to write "Assistant:" itself.
+LLAVA_MED_V0_EVAL_CHAT_TEMPLATE = (
+    _WRITE_CONTENT
+    + _LLAVA_MED_SYSTEM
+    + r"""
+{%- macro write_question(content) -%}
+  {%- if content is string -%}
+    {{- content | trim -}}
+  {%- else -%}
+    {{- write_content((content or []) | selectattr('type', 'ne', 'image') | list) -}}
+    {%- for part in content or [] if part['type'] == 'image' -%}
+      {{- '\n' + placeholder -}}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{{- system + '###Human: Hi!###Assistant: Hi there!  How can I help you today?\n###' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {{- 'Human: ' + write_question(message['content']) + '###' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- generation -%}
+      {{- 'Assistant: ' + write_content(message['content']) + '###' -}}
+    {%- endgeneration -%}
+"""
+    + _LLAVA_MED_OTHER_ROLES
+    + r"""
+{%- endfor -%}
+"""
+)
+
+CHAT_TEMPLATES = {
+    "default": DEFAULT_CHAT_TEMPLATE,
+    "llava_med_v0": LLAVA_MED_V0_CHAT_TEMPLATE,
+    "llava_med_v0_eval": LLAVA_MED_V0_EVAL_CHAT_TEMPLATE,
+}

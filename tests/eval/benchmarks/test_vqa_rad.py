@@ -1,0 +1,131 @@
+"""Tests of the VQA-RAD loader and of the register of benchmarks."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
+from logramed.eval.benchmarks.vqa_rad import EXPECTED_COUNTS, load_questions, normalize_question_type
+
+
+VQA_RAD = Path(__file__).parents[4] / "shared" / "data" / "vqa_rad"
+needs_vqa_rad = pytest.mark.skipif(not VQA_RAD.is_dir(), reason=f"needs the VQA-RAD files in {VQA_RAD}")
+wrong_counts = pytest.mark.filterwarnings("ignore:This VQA-RAD test split has")
+
+
+def change_row(folder, tmp_path, **fields):
+    """A copy of `folder` whose row 1 has other fields; `None` removes one."""
+    records = json.loads((folder / "testset.json").read_text())
+    records[1] = {key: value for key, value in (records[1] | fields).items() if value is not None}
+    (tmp_path / "testset.json").write_text(json.dumps(records))
+    (tmp_path / "images").symlink_to(folder / "images")
+    return tmp_path
+
+
+@needs_vqa_rad
+@pytest.mark.filterwarnings("error")
+def test_the_real_test_split_has_the_451_questions_of_the_literature():
+    questions = load_questions(VQA_RAD)
+    assert len(questions) == 451
+    assert Counter(row["answer_type"] for row in questions) == {"CLOSED": 272, "OPEN": 179}
+    assert Counter(row["groups"]["organ"] for row in questions) == {"CHEST": 174, "ABD": 158, "HEAD": 119}
+    question_types = Counter(row["groups"]["question_type"] for row in questions)
+    assert question_types["PRES"] == 163 + len(["PRES, ATTRIB"] * 2 + ["PRES, POS", "PRES, COLOR"])
+    assert len(question_types) == 11
+    assert len({row["image"] for row in questions}) == 203
+    assert len({row["question_id"] for row in questions}) == 451
+
+
+@needs_vqa_rad
+@pytest.mark.filterwarnings("error")
+def test_the_real_training_split_loads_with_its_traps():
+    questions = load_questions(VQA_RAD, split="train")
+    assert Counter(row["answer_type"] for row in questions) == EXPECTED_COUNTS["train"]
+    assert len(questions) == 3064
+    assert all(isinstance(row["answer"], str) and row["answer"] for row in questions)
+    assert not {"PRSE", "ATRIB", "Other"} & {row["groups"]["question_type"] for row in questions}
+
+
+@needs_vqa_rad
+def test_the_constant_answer_no_scores_the_known_floor():
+    from logramed.eval.report import best_constant_answer
+
+    constant = best_constant_answer(load_questions(VQA_RAD))
+    assert constant == {"answer": "no", "closed_accuracy": pytest.approx(100 * 133 / 272)}
+
+
+@wrong_counts
+def test_rows_of_the_official_layout_become_question_rows(tiny_vqa_rad):
+    questions = load_questions(tiny_vqa_rad)
+    assert [row["question_id"] for row in questions[:2]] == ["100", "99"]
+    assert questions[0] == {
+        "question_id": "100",
+        "image": str(tiny_vqa_rad.resolve() / "images" / "synpic0.jpg"),
+        "question": "where is the liver",
+        "answer": "left lung",
+        "answer_type": "OPEN",
+        "groups": {"organ": "CHEST", "question_type": "PRES"},
+    }
+    assert questions[1]["answer_type"] == "CLOSED"  # "CLOSED " in the file
+    assert questions[2]["answer"] == "2"  # a number in the file
+
+
+@wrong_counts
+def test_a_relative_data_folder_gives_absolute_images(tiny_vqa_rad, monkeypatch):
+    monkeypatch.chdir(tiny_vqa_rad.parent)
+    assert Path(load_questions(tiny_vqa_rad.name)[0]["image"]).is_absolute()
+
+
+def test_other_row_counts_are_named(tiny_vqa_rad):
+    with pytest.warns(UserWarning, match="12 CLOSED questions instead of 272 and 12 OPEN questions instead of 179"):
+        load_questions(tiny_vqa_rad)
+
+
+@pytest.mark.parametrize(
+    ("written", "normalized"),
+    [
+        ("PRSE", "PRES"),
+        ("ATRIB", "ATTRIB"),
+        ("Other", "OTHER"),
+        ("PRES, POS", "PRES"),
+        ("POS, PRES", "POS"),
+        ("SIZE ", "SIZE"),
+    ],
+)
+def test_question_types_are_normalized(written, normalized):
+    assert normalize_question_type(written) == normalized
+
+
+@wrong_counts
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"answer": None}, r"testset\.json, row 1 has no `answer`"),
+        ({"answer_type": "yes/no"}, r"row 1, `answer_type`: expected OPEN or CLOSED, got 'yes/no'"),
+        ({"image_name": "gone.jpg"}, r"row 1, `image_name`: .*gone\.jpg is missing"),
+        ({"image_name": "../images/synpic0.jpg"}, r"row 1, `image_name`: expected a file name without folders"),
+        ({"qid": 100}, r"same `qid` more than once: 100"),
+    ],
+)
+def test_bad_rows_are_refused_by_file_row_and_field(tiny_vqa_rad, tmp_path, fields, words):
+    with pytest.raises(ValueError, match=words):
+        load_questions(change_row(tiny_vqa_rad, tmp_path, **fields))
+
+
+def test_unknown_splits_and_folders_are_refused(tiny_vqa_rad, tmp_path):
+    with pytest.raises(ValueError, match="must be one of test, train, got 'validation'"):
+        load_questions(tiny_vqa_rad, split="validation")
+    with pytest.raises(ValueError, match=r"holds no testset\.json"):
+        load_questions(tmp_path)
+
+
+def test_every_registered_benchmark_loads_questions():
+    for name in BENCHMARKS:
+        assert callable(get_benchmark(name).load_questions)
+
+
+def test_an_unknown_benchmark_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="must be one of vqa_rad, phantoms, got 'slake'"):
+        get_benchmark("slake")

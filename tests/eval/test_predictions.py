@@ -1,0 +1,96 @@
+"""Tests of the file of predictions."""
+
+import json
+
+import pytest
+
+from logramed.eval.predictions import PredictionFile
+
+
+QUESTIONS = [
+    {
+        "question_id": str(number),
+        "image": f"/data/images/{number}.jpg",
+        "question": "Side?",
+        "answer": "left",
+        "answer_type": "OPEN",
+        "groups": {"organ": "CHEST"},
+    }
+    for number in (3, 1, 2)
+]
+ODD_ANSWER = 'left\u2028lung\u0085\n"r\u00e9al" \u80ba'
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    return PredictionFile(tmp_path / "predictions.jsonl", QUESTIONS)
+
+
+def write(predictions, *numbers):
+    with predictions.open_for_append() as write_answer:
+        for number in numbers:
+            write_answer(QUESTIONS[number], f"answer {number}")
+
+
+def test_answers_in_any_order_finish_in_the_order_of_the_questions(predictions):
+    write(predictions, 2, 0, 1)
+    rows = predictions.finish()
+    assert [row["prediction"] for row in rows] == ["answer 0", "answer 1", "answer 2"]
+    lines = [json.loads(line) for line in predictions.path.read_text().splitlines()]
+    assert lines == rows
+    assert lines[0] == QUESTIONS[0] | {"image": "3.jpg", "prediction": "answer 0"}
+
+
+def test_resume_asks_what_has_no_answer(predictions):
+    assert predictions.resume() == QUESTIONS
+    write(predictions, 1)
+    assert predictions.resume() == [QUESTIONS[0], QUESTIONS[2]]
+
+
+@pytest.mark.parametrize("num_bytes_lost", [1, 5, 60])
+def test_a_line_cut_off_while_written_is_asked_again(predictions, num_bytes_lost):
+    write(predictions, 2, 0)
+    predictions.path.write_bytes(predictions.path.read_bytes()[:-num_bytes_lost])
+    assert predictions.resume() == [QUESTIONS[0], QUESTIONS[1]]
+    write(predictions, 0, 1)
+    assert [row["prediction"] for row in predictions.finish()] == ["answer 0", "answer 1", "answer 2"]
+
+
+def test_a_character_cut_in_the_middle_is_asked_again(predictions):
+    with predictions.open_for_append() as write_answer:
+        write_answer(QUESTIONS[0], "left")
+        write_answer(QUESTIONS[1], "\u80ba")
+    whole = predictions.path.read_bytes()
+    predictions.path.write_bytes(whole[: whole.rindex("\u80ba".encode()) + 1])
+    assert predictions.resume() == QUESTIONS[1:]
+
+
+def test_line_separators_and_quotes_in_an_answer_survive(predictions):
+    with predictions.open_for_append() as write_answer:
+        write_answer(QUESTIONS[0], ODD_ANSWER)
+    assert predictions.resume() == QUESTIONS[1:]
+    write(predictions, 1, 2)
+    assert predictions.finish()[0]["prediction"] == ODD_ANSWER
+
+
+def test_finish_refuses_missing_answers(predictions):
+    write(predictions, 1)
+    with pytest.raises(ValueError, match=r"lacks answers to 2 questions, among them \['3', '2'\]"):
+        predictions.finish()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"question_id": "1", "predi\n', r"line 2 is no answer: '\{\"question_id"),
+        ('{"prediction": "x"}\n', "line 2 is no answer"),
+        ('{"question_id": "9", "prediction": "x"}\n', "line 2 answers question '9', which was not asked"),
+        ('{"question_id": "3", "prediction": "x"}\n', "line 2 answers question '3' a second time"),
+    ],
+)
+def test_lines_that_are_no_answer_are_refused_with_their_number(predictions, line, words):
+    write(predictions, 0)
+    with predictions.path.open("a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=words):
+        predictions.resume()
