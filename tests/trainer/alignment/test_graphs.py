@@ -1,0 +1,79 @@
+import warnings
+
+import pytest
+import torch
+
+from logramed.trainer.alignment.graphs import (
+    edge_differences,
+    nearest_neighbor_edges,
+    neighbours_for,
+    stack_graphs,
+    unit_vectors,
+)
+
+
+def test_nearest_neighbor_edges_of_points_on_a_line():
+    points = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    expected = [[0, 0, 1, 1, 2, 2, 3, 3], [1, 2, 0, 2, 1, 0, 2, 1]]
+    assert nearest_neighbor_edges(points, 2).tolist() == expected
+
+
+def test_nearest_neighbor_edges_equal_full_sorting():
+    points = torch.randn(2, 10, 6, generator=torch.Generator().manual_seed(0))
+    edges = nearest_neighbor_edges(points, 3)
+    for own_points, own_edges in zip(points, edges, strict=True):
+        order = torch.cdist(own_points, own_points, compute_mode="donot_use_mm_for_euclid_dist").argsort(1)
+        assert torch.equal(own_edges[1].reshape(10, 3), order[:, 1:4])
+
+
+def test_duplicates_are_each_others_neighbours_and_never_their_own():
+    edges = nearest_neighbor_edges(torch.ones(4, 3), 3)
+    assert (edges[0] != edges[1]).all()
+
+
+def test_no_neighbours_give_no_edges():
+    assert nearest_neighbor_edges(torch.randn(1, 3), 0).shape == (2, 0)
+
+
+def test_as_many_neighbours_as_nodes_are_refused():
+    with pytest.raises(ValueError, match="below the 3 nodes, got 3"):
+        nearest_neighbor_edges(torch.randn(3, 2), 3)
+
+
+def test_edge_differences_point_from_row_1_to_row_0_at_unit_length():
+    nodes = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    differences = edge_differences(nodes, torch.tensor([[0, 1], [1, 0]]))
+    torch.testing.assert_close(differences, torch.tensor([[0.6, 0.8], [-0.6, -0.8]]))
+
+
+@pytest.mark.parametrize("nodes", [torch.zeros(3, 4), torch.ones(3, 4)])
+def test_gradients_are_finite_for_zero_vectors_and_duplicates(nodes):
+    nodes.requires_grad_()
+    edges = edge_differences(nodes, nearest_neighbor_edges(nodes, 2))
+    assert torch.equal(edges, torch.zeros_like(edges))
+    (edges.sum() + unit_vectors(nodes).sum()).backward()
+    assert torch.isfinite(nodes.grad).all()
+
+
+def test_unit_vectors_pass_gradcheck():
+    vectors = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(unit_vectors, vectors)
+
+
+def test_a_small_batch_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match=r"batch of 5 samples.*`num_neighbors=5`.*at least 6"):
+        neighbours_for(5, 5)
+
+
+def test_small_batches_shrink_with_one_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        assert [neighbours_for(size, 5, "shrink") for size in (5, 3, 1, 6)] == [4, 2, 0, 5]
+    assert len(caught) == 1
+    assert "per_device_train_batch_size" in str(caught[0].message)
+
+
+def test_stacked_graphs_do_not_touch():
+    nodes, edges = stack_graphs(torch.randn(2, 3, 4), torch.tensor([[[0, 1], [1, 2]], [[2, 0], [0, 1]]]))
+    assert nodes.shape == (6, 4)
+    assert edges.tolist() == [[0, 1, 5, 3], [1, 2, 3, 4]]

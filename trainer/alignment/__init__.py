@@ -1,0 +1,32 @@
+"""Graph alignment: graphs over the samples of a batch, the matching solver, gradients through it, and the objectives."""
+
+from .gradients import differentiable_matching
+from .graphs import nearest_neighbor_edges
+from .matching import match_graphs, matching_cost
+from .objective import (
+    GRADIENT_ESTIMATORS,
+    LOSSES,
+    AlignmentObjective,
+    AlignmentOutput,
+    hamming_loss,
+    infonce_loss,
+)
+from .pooling import mean_pool
+from .retrieval import matching_accuracy, recall_at_k
+
+
+__all__ = [
+    "GRADIENT_ESTIMATORS",
+    "LOSSES",
+    "AlignmentObjective",
+    "AlignmentOutput",
+    "differentiable_matching",
+    "hamming_loss",
+    "infonce_loss",
+    "match_graphs",
+    "matching_accuracy",
+    "matching_cost",
+    "mean_pool",
+    "nearest_neighbor_edges",
+    "recall_at_k",
+]

@@ -1,0 +1,87 @@
+"""Graphs over the samples of a batch: nearest-neighbour edges, edge features, batches too small for either."""
+
+import warnings
+
+import torch
+
+
+# Vectors shorter than this have no direction worth the name.
+SMALLEST_NORM = 1e-6
+
+
+def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
+    """
+    `vectors` `(..., size)` scaled to length 1. Vectors shorter than 1e-6 become zero and pass no gradient, so that
+    gradients stay finite for zero vectors and for edges between equal nodes.
+    """
+    norm = vectors.detach().norm(dim=-1, keepdim=True)
+    has_direction = norm > SMALLEST_NORM
+    return torch.where(has_direction, torch.nn.functional.normalize(torch.where(has_direction, vectors, 1), dim=-1), 0)
+
+
+def neighbours_for(num_nodes: int, num_neighbors: int, small_batch: str = "refuse") -> int:
+    """
+    How many neighbours the nodes of a graph get: `num_neighbors`, or for a batch too small for that a refusal
+    (`small_batch="refuse"`) or all other nodes, with a warning the first time (`"shrink"`).
+    """
+    if small_batch not in ("refuse", "shrink"):
+        raise ValueError(f"`small_batch` must be 'refuse' or 'shrink', got {small_batch!r}.")
+    if num_nodes > num_neighbors:
+        return num_neighbors
+    advice = (
+        f"A batch of {num_nodes} samples is too small for a graph with `num_neighbors={num_neighbors}`: it needs at "
+        f"least {num_neighbors + 1}. Raise `per_device_train_batch_size` or lower `num_neighbors`."
+    )
+    if small_batch == "refuse":
+        raise ValueError(advice)
+    # One warning for all sizes: Python shows an equal text from an equal place once.
+    warnings.warn(
+        f"A batch is too small for a graph with `num_neighbors={num_neighbors}` and gets fewer neighbours. Raise "
+        f"`per_device_train_batch_size` above {num_neighbors}, drop the last batch, or lower `num_neighbors`.",
+        stacklevel=2,
+    )
+    return max(num_nodes - 1, 0)
+
+
+def nearest_neighbor_edges(node_features: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+    """
+    Edges from each node to its nearest others, by Euclidean distance.
+
+    Args:
+        node_features (`torch.Tensor` of shape `(*batch, num_nodes, feature_size)`): Compared in float32 at least; of
+            unit vectors the nearest are those of largest cosine.
+        num_neighbors (`int`): Neighbours of each node, below `num_nodes`.
+
+    Returns:
+        `torch.Tensor` of shape `(*batch, 2, num_nodes * num_neighbors)`, int64: row 0 is the node, row 1 its
+        neighbour; by node, then nearest first. A node is never its own neighbour, not even among duplicates.
+    """
+    num_nodes = node_features.shape[-2]
+    if not 0 <= num_neighbors < max(num_nodes, 1):
+        raise ValueError(f"`num_neighbors` must be below the {num_nodes} nodes, got {num_neighbors}.")
+    with torch.no_grad(), torch.autocast(node_features.device.type, enabled=False):
+        points = node_features.detach().to(torch.promote_types(node_features.dtype, torch.float32))
+        points = points - points.mean(-2, keepdim=True)  # keeps the digits of close points
+        square = points.square().sum(-1)
+        distance = square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * points @ points.transpose(-1, -2)
+        distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+        neighbors = distance.topk(num_neighbors, largest=False).indices.flatten(-2)
+    nodes = torch.arange(num_nodes, device=neighbors.device).repeat_interleave(num_neighbors)
+    return torch.stack([nodes.expand_as(neighbors), neighbors], dim=-2)
+
+
+def edge_differences(node_features: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+    """Unit-length edge features `(*batch, num_edges, feature_size)`: the node of row 0 minus that of row 1."""
+    size = node_features.shape[-1]
+    ends = [edge_index[..., row, :].unsqueeze(-1).expand(*edge_index.shape[:-2], -1, size) for row in (0, 1)]
+    return unit_vectors(node_features.gather(-2, ends[0]) - node_features.gather(-2, ends[1]))
+
+
+def stack_graphs(node_features: torch.Tensor, edge_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Several graphs as one whose parts do not touch: `(num_graphs, num_nodes, size)` and `(num_graphs, 2, num_edges)`
+    become `(num_graphs * num_nodes, size)` and `(2, num_graphs * num_edges)`.
+    """
+    num_graphs, num_nodes = node_features.shape[:2]
+    first_node = torch.arange(num_graphs, device=edge_index.device).view(-1, 1, 1) * num_nodes
+    return node_features.flatten(0, 1), (edge_index + first_node).transpose(0, 1).flatten(1)

@@ -1,0 +1,154 @@
+"""How LoGra-Med is trained: what `HfArgumentParser` reads from the command line or a recipe."""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained: one that exists, or a new one of a given shape."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "LoGra-Med to start from: a folder, for example written by `build_model.py`, or a Hub id. Without "
+            "it, tower, language model and tokenizer are made anew from `vision_config` and `text_config`."
+        },
+    )
+    vision_config: dict | str | None = field(
+        default=None, metadata={"help": "Configuration of a new vision tower, with its `model_type` (JSON)."}
+    )
+    text_config: dict | str | None = field(
+        default=None, metadata={"help": "Configuration of a new language model, with its `model_type` (JSON)."}
+    )
+    logramed_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Further values of a new `LoGraMedConfig`, such as `dense_connector` (JSON)."},
+    )
+    vocab_size: int = field(
+        default=2000, metadata={"help": "Largest vocabulary of a new tokenizer, trained on the training text."}
+    )
+    dtype: str = field(
+        default="float32", metadata={"help": "Weights of a loaded model: `auto`, `float32`, `bfloat16` or `float16`."}
+    )
+
+    def __post_init__(self):
+        for name in ("vision_config", "text_config", "logramed_config"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, json.loads(getattr(self, name)))
+        new_parts = [name for name in ("vision_config", "text_config") if getattr(self, name) is not None]
+        if self.model is not None and new_parts:
+            raise ValueError(f"`model` names a model that exists, and {' and '.join(new_parts)} a new one: give one.")
+        if self.model is None and len(new_parts) < 2:
+            raise ValueError("Give `model`, or both `vision_config` and `text_config` for a new model.")
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    train_data: str = field(
+        metadata={
+            "help": "LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written by `datasets`, or a Hub id."
+        }
+    )
+    image_folder: str | None = field(
+        default=None, metadata={"help": "Folder that holds the images; by default `images` beside the data."}
+    )
+    extended_data: str | None = field(
+        default=None, metadata={"help": "Second file with the extended answers, merged by id."}
+    )
+    validation_data: str | None = field(
+        default=None, metadata={"help": "Data of the same form to evaluate on during training."}
+    )
+    validation_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Without `validation_data`: share of the training questions held out for evaluation, 0 to 1."
+        },
+    )
+    on_bad_row: str = field(
+        default="raise",
+        metadata={
+            "help": "What to do about a row that cannot be used: `raise` stops and names it, `skip` lists it.",
+            "choices": ["raise", "skip"],
+        },
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"`validation_share` is a share from 0 to below 1; got {self.validation_share}.")
+        if self.validation_data is not None and self.validation_share:
+            raise ValueError("`validation_data` is given, so `validation_share` must be 0.")
+
+
+@dataclass
+class LoGraMedTrainingArguments(SFTConfig):
+    """
+    [`trl.SFTConfig`] with the arguments of the alignment loss.
+
+    What differs from `SFTConfig`: 16-bit training and gradient checkpointing are asked for, never on by default.
+    """
+
+    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Former name of `activation_checkpointing`: less memory, more time."}
+    )
+    max_length: int | None = field(
+        default=2048,
+        metadata={"help": "Longest sequence in tokens; longer ones lose their last turns, never an image token."},
+    )
+    alignment_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the alignment loss beside the language-modeling loss. 0 turns it off."},
+    )
+    alignment_loss: str = field(
+        default="multi_graph",
+        metadata={"help": "Objective of the alignment.", "choices": list(LOSSES)},
+    )
+    use_extended_answers: bool = field(
+        default=True,
+        metadata={"help": "Whether the extended answers are the third graph; without them there are two."},
+    )
+    gradient_estimator: str = field(
+        default="imle",
+        metadata={"help": "How the gradient of the matching is estimated.", "choices": list(GRADIENT_ESTIMATORS)},
+    )
+    noise_scale: float = field(
+        default=0.3,
+        metadata={"help": "Scale of the noise on the costs of matching, in units of cosine. `paper` has its own."},
+    )
+    num_noise_samples: int = field(
+        default=4, metadata={"help": "Noise samples of which the I-MLE estimator takes the mean."}
+    )
+    small_batch: str = field(
+        default="shrink",
+        metadata={
+            "help": "A batch with too few samples for `graph_num_neighbors`, such as the last of an epoch: `shrink` "
+            "the number of neighbours with one warning, or `refuse` it.",
+            "choices": ["refuse", "shrink"],
+        },
+    )
+    max_validation_questions: int = field(
+        default=256,
+        metadata={
+            "help": "Questions answered at each evaluation for the validation accuracy, drawn with the seed; 0: none."
+        },
+    )
+    max_new_tokens: int = field(default=32, metadata={"help": "Longest answer at validation, in tokens."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        # Pinned memory only helps copies to an accelerator; without one it gives a warning for every epoch.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if self.alignment_weight < 0:
+            raise ValueError(f"`alignment_weight` must not be negative; got {self.alignment_weight}.")
+        if self.num_noise_samples < 1:
+            raise ValueError(f"`num_noise_samples` must be at least 1; got {self.num_noise_samples}.")
+        if self.max_validation_questions < 0:
+            raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")

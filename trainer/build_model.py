@@ -1,0 +1,240 @@
+"""
+Join a pretrained vision tower and language model into an untrained LoGra-Med.
+
+    python trainer/build_model.py --vision openai/clip-vit-large-patch14 --language lmsys/vicuna-7b-v1.5 --output DIR
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
+from logramed.modeling_logramed import LoGraMedProjector
+
+
+IMAGE_TOKEN = "<image>"
+PAD_TOKEN = "<pad>"
+
+
+def join_models(
+    vision: str, language: str, *, dtype: str = "auto", seed: int = 0, **config_values
+) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
+    """
+    An untrained LoGra-Med of a pretrained vision tower and a pretrained language model.
+
+    The tokenizer gets an image token (and a padding token if it has none), the embeddings rows for them, and the
+    projector and graph network new weights of the size that the two need.
+
+    Args:
+        vision (`str`):
+            Hub id or folder of the vision tower, or of a model that contains one (CLIP, SigLIP), with its image
+            processor's settings.
+        language (`str`):
+            Hub id or folder of the language model, with its tokenizer.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Of all weights: `"auto"` for that of the language model's files, or `"float32"`, `"bfloat16"`, ...
+        seed (`int`, *optional*, defaults to 0):
+            Of the new weights.
+        config_values:
+            Further values of `LoGraMedConfig`, such as `dense_connector`.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+
+    Raises:
+        OSError: If a part is not found, or the tower's image processor settings are not.
+    """
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(language)
+    language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+    add_tokens(tokenizer, language_model)
+    vision_tower = load_vision_tower(vision, language_model.dtype)
+    config = LoGraMedConfig(
+        vision_config=vision_tower.config,
+        text_config=language_model.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        **config_values,
+    )
+    model = assemble(config, vision_tower, language_model)
+    processor = build_processor(config, tokenizer, image_processor_settings(vision))
+    set_generation_tokens(model, tokenizer)
+    return model.eval(), processor
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Module) -> None:
+    """Give tokenizer and language model an image token and, if there is none, a padding token."""
+    new_tokens = [IMAGE_TOKEN] if tokenizer.pad_token is not None else [IMAGE_TOKEN, PAD_TOKEN]
+    tokenizer.add_tokens(new_tokens, special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = PAD_TOKEN
+    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        # New rows start as the mean of the old ones, so that they change no probability much before training.
+        language_model.resize_token_embeddings(len(tokenizer))
+
+
+def load_vision_tower(vision: str, dtype: torch.dtype) -> torch.nn.Module:
+    """The vision tower at `vision`, or the one of the model there that contains it."""
+    config = AutoConfig.from_pretrained(vision)
+    vision_config = getattr(config, "vision_config", config)
+    return AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
+
+
+def image_processor_settings(vision: str) -> dict:
+    """Mean and standard deviation that the tower at `vision` was trained with."""
+    settings, _ = LoGraMedImageProcessor.get_image_processor_dict(vision)
+    settings = settings.get("image_processor", settings)
+    return {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
+
+
+def assemble(
+    config: LoGraMedConfig, vision_tower: torch.nn.Module, language_model: torch.nn.Module
+) -> LoGraMedForConditionalGeneration:
+    """Put loaded parts into a LoGra-Med without a second copy of their weights; the rest gets new weights."""
+    dtype = language_model.dtype
+    with init_empty_weights():
+        model = LoGraMedForConditionalGeneration(config)
+    model.model.vision_tower = vision_tower
+    model.model.language_model = language_model.base_model
+    model.lm_head = language_model.get_output_embeddings()
+    model.model.multi_modal_projector = LoGraMedProjector(config)
+    new_parts = [model.model.multi_modal_projector]
+    if model.model.graph_network is not None:
+        model.model.graph_network = model.model.graph_network.to_empty(device="cpu")
+        new_parts.append(model.model.graph_network)
+    for part in new_parts:
+        for module in part.modules():
+            model._init_weights(module)
+        part.to(dtype)
+    model.tie_weights()
+    return model
+
+
+def new_model(
+    vision_config: dict,
+    text_config: dict,
+    texts: Iterable[str],
+    vocab_size: int,
+    config_values: dict | None = None,
+    seed: int = 0,
+) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
+    """
+    A LoGra-Med made from scratch, its tokenizer trained on `texts`.
+
+    Args:
+        vision_config, text_config (`dict`): Configurations with their `model_type`; the vocabulary size is set here.
+        texts (`Iterable[str]`): What the tokenizer is trained on.
+        vocab_size (`int`): Largest vocabulary.
+        config_values (`dict`, *optional*): Further values of `LoGraMedConfig`.
+        seed (`int`, *optional*, defaults to 0): Of the weights.
+
+    Returns:
+        The model and its processor.
+    """
+    tokenizer = train_tokenizer(texts, vocab_size)
+    text_config = {
+        **text_config,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = LoGraMedConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        **(config_values or {}),
+    )
+    torch.manual_seed(seed)
+    model = LoGraMedForConditionalGeneration(config)
+    set_generation_tokens(model, tokenizer)
+    return model, build_processor(config, tokenizer, {})
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer of at most `vocab_size` tokens trained on `texts`; it can write any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special_tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": PAD_TOKEN}
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*special_tokens.values(), IMAGE_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=[IMAGE_TOKEN], padding_side="left", **special_tokens
+    )
+
+
+def build_processor(
+    config: LoGraMedConfig, tokenizer: PreTrainedTokenizerBase, image_settings: dict
+) -> LoGraMedProcessor:
+    """The processor of a model with `config`: image size and number of image tokens are the model's."""
+    image_processor = LoGraMedImageProcessor(size=config.vision_config.image_size, **image_settings)
+    return LoGraMedProcessor(
+        image_processor, tokenizer, num_image_tokens=config.num_image_tokens, image_token=IMAGE_TOKEN
+    )
+
+
+def set_generation_tokens(model: LoGraMedForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell the model which tokens begin, end and pad a text, as the tokenizer has them."""
+    configs: tuple[PretrainedConfig, ...] = (model.config.get_text_config(), model.generation_config)
+    for config in configs:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, name, getattr(tokenizer, name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Join a vision tower and a language model into an untrained LoGra-Med."
+    )
+    parser.add_argument("--vision", required=True, help="Hub id or folder of the vision tower (CLIP, SigLIP, DINOv2)")
+    parser.add_argument("--language", required=True, help="Hub id or folder of the causal language model")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write the model to")
+    parser.add_argument("--dense_connector", default="none", choices=["none", "sti", "sci", "dci"])
+    parser.add_argument("--projector_type", default="mlp2x_gelu", choices=["mlp2x_gelu", "linear"])
+    parser.add_argument("--vision_feature_layer", type=int, default=-2, help="hidden state that is projected")
+    parser.add_argument("--no_graph_network", action="store_true", help="leave out the graph network of the alignment")
+    parser.add_argument("--dtype", default="auto", help="of the weights: auto (the language model's), float32, ...")
+    parser.add_argument("--seed", type=int, default=0, help="of the new weights")
+    arguments = parser.parse_args(argv)
+    if arguments.output.exists() and any(arguments.output.iterdir()):
+        parser.error(f"--output {arguments.output} is not empty")
+    model, processor = join_models(
+        arguments.vision,
+        arguments.language,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+        dense_connector=arguments.dense_connector,
+        projector_type=arguments.projector_type,
+        vision_feature_layer=arguments.vision_feature_layer,
+        use_graph_network=not arguments.no_graph_network,
+    )
+    model.save_pretrained(arguments.output)
+    processor.save_pretrained(arguments.output)
+    print(
+        f"{arguments.output}: {model.num_parameters() / 1e6:,.1f} million weights in {model.dtype}, "
+        f"{model.config.num_image_tokens} tokens an image. Next: python trainer/train.py RECIPE.yaml "
+        f"--model {arguments.output}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

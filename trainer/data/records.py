@@ -1,0 +1,220 @@
+"""Rows as records hold them: the LLaVA-Med instruct form with extended answers, and the messages form of TRL."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .rows import (
+    BadRows,
+    ImageFolder,
+    RowError,
+    RowLocation,
+    Turn,
+    build_row,
+    check_turns,
+    read_text,
+    split_placeholders,
+)
+
+
+# The alignment file of the LLaVA-Med release misspells its key, and the extended one inherits that.
+CONVERSATION_KEYS = ("conversations", "conversatons")
+EXTENDED_KEYS = ("conversations_long", "conversatons_long")
+ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class RecordReader:
+    """
+    Turns records into canonical rows.
+
+    A record has an `id`, `image` or `images` (a name, an embedded image, a list of these, or nothing for text alone)
+    and either `conversations` with `conversations_long`, or `messages` with `extended_answers`.
+
+    Args:
+        image_folder (`ImageFolder`):
+            Where image names are looked up.
+        require_extended (`bool`):
+            Refuse a record without extended answers.
+    """
+
+    image_folder: ImageFolder
+    require_extended: bool
+
+    def read(
+        self,
+        location: RowLocation,
+        record: dict[str, Any],
+        extension: tuple[RowLocation, dict[str, Any]] | None = None,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """
+        The canonical row of `record` and its image names as the record writes them, or a `RowError`.
+
+        `location` names the record's id. `extension` is the record of a second file that holds the extended answers.
+        """
+        image_field, images = find_images(location, record)
+        paths = [self._find_image(image, location, image_field) for image in images]
+        turns_field, turns = read_turns(location, record)
+        check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
+        extended_field, extended_answers = read_own_extension(location, record, turns)
+        if extension is not None:
+            if extended_answers is not None:
+                raise location.error(extended_field, f"extended answers stand here and in {extension[0].file} too")
+            extended_answers = read_second_file(*extension, record, turns)
+        row = build_row(
+            location,
+            paths,
+            turns,
+            extended_answers,
+            extended_field=extended_field,
+            require_extended=self.require_extended,
+        )
+        return row, [describe_image(image) for image in images]
+
+    def _find_image(self, image: Any, location: RowLocation, field: str) -> str | dict[str, Any]:
+        if not isinstance(image, dict):
+            return self.image_folder.find(image, location, field)
+        if image.get("bytes") is None:
+            return self.image_folder.find(image.get("path"), location, field)
+        return self.image_folder.check_embedded(image, location, field)
+
+
+def find_key(location: RowLocation, record: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+    """Which of `keys` the record fills; Arrow writes `None` where a row lacks a key. Two are a `RowError`."""
+    found = [key for key in keys if record.get(key) is not None]
+    if len(found) > 1:
+        raise location.error(found[1], f"stands beside `{found[0]}`; keep one of them")
+    return found[0] if found else None
+
+
+def find_images(location: RowLocation, record: dict[str, Any]) -> tuple[str, list[Any]]:
+    field = find_key(location, record, ("image", "images")) or "image"
+    images = record.get(field)
+    if images is None or images == "":
+        return field, []
+    return field, images if isinstance(images, list) else [images]
+
+
+def describe_image(image: str | dict[str, Any]) -> str:
+    """What stands for an image in the fingerprint: its name, or a digest of its bytes."""
+    if not isinstance(image, dict):
+        return image
+    if image.get("bytes") is None:
+        return image["path"]
+    return hashlib.sha256(image["bytes"]).hexdigest()
+
+
+def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list[Turn]]:
+    """The field that holds the conversation, and its turns in order."""
+    field = find_key(location, record, (*CONVERSATION_KEYS, "messages"))
+    if field is None:
+        raise location.error("conversations", "missing; a row needs `conversations` or `messages`")
+    entries = read_entries(location, record, field)
+    read_turn = read_message if field == "messages" else read_conversation_turn
+    return field, [read_turn(location, entry, f"{field}[{number}]") for number, entry in enumerate(entries)]
+
+
+def read_entries(location: RowLocation, record: dict[str, Any], field: str) -> list[dict[str, Any]]:
+    entries = record[field]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise location.error(field, "expected a list of turns")
+    return entries
+
+
+def read_conversation_turn(location: RowLocation, entry: dict[str, Any], field: str) -> Turn:
+    role = read_role(location, entry.get("from"), f"{field}.from")
+    what = "answer" if role == "assistant" else "turn"
+    text = read_text(entry.get("value"), location, f"{field}.value", what)
+    return Turn(role, split_placeholders(text), f"{field}.value")
+
+
+def read_message(location: RowLocation, entry: dict[str, Any], field: str) -> Turn:
+    role = read_role(location, entry.get("role"), f"{field}.role")
+    content, field = entry.get("content"), f"{field}.content"
+    if not isinstance(content, list):
+        text = read_text(content, location, field, "answer" if role == "assistant" else "turn")
+        return Turn(role, split_placeholders(text), field)
+    parts = [read_part(location, part, f"{field}[{number}]") for number, part in enumerate(content)]
+    return Turn(role, parts, field)
+
+
+def read_part(location: RowLocation, part: Any, field: str) -> dict[str, str]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image":
+        return {"type": "image"}
+    if kind == "text":
+        return {"type": "text", "text": read_text(part.get("text"), location, f"{field}.text", "text part")}
+    raise location.error(field, f"expected a part of type image or text, got {part!r}")
+
+
+def read_role(location: RowLocation, role: Any, field: str) -> str:
+    if role not in ROLES:
+        raise location.error(field, f"odd turns: expected human or gpt, got {role!r}")
+    return ROLES[role]
+
+
+def read_own_extension(
+    location: RowLocation, record: dict[str, Any], turns: list[Turn]
+) -> tuple[str, list[Any] | None]:
+    """The field for a record's own extended answers, and these answers (`None` where it has none)."""
+    field = find_key(location, record, (*EXTENDED_KEYS, "extended_answers"))
+    if field is None:
+        return "extended_answers" if "messages" in record else EXTENDED_KEYS[0], None
+    if field == "extended_answers":
+        return field, record[field]
+    return field, read_extended_answers(location, record, field, turns)
+
+
+def read_second_file(
+    extension_location: RowLocation, extension: dict[str, Any], record: dict[str, Any], turns: list[Turn]
+) -> list[str]:
+    """
+    The extended answers of a second file's record.
+
+    The release has two forms: the generator script overwrites the answers in `conversations`, and the published files
+    keep these and add `conversations_long`. Both records must name the same image, where both name one.
+    """
+    field = find_key(extension_location, extension, EXTENDED_KEYS)
+    field = field or find_key(extension_location, extension, CONVERSATION_KEYS)
+    if field is None:
+        raise extension_location.error("conversations", "missing; the extended answers are read from it")
+    image, extended_image = record.get("image"), extension.get("image")
+    if image and extended_image and image != extended_image:
+        raise extension_location.error("image", f"{extended_image!r} here, {image!r} in the row it extends")
+    return read_extended_answers(extension_location, extension, field, turns)
+
+
+def read_extended_answers(location: RowLocation, record: dict[str, Any], field: str, turns: list[Turn]) -> list[str]:
+    """The answers of an extended conversation, which must repeat the turns and the questions of `turns`."""
+    extended_turns = [
+        read_conversation_turn(location, entry, f"{field}[{number}]")
+        for number, entry in enumerate(read_entries(location, record, field))
+    ]
+    if [turn.role for turn in extended_turns] != [turn.role for turn in turns]:
+        raise location.error(field, f"{len(extended_turns)} turns that do not match the {len(turns)} they extend")
+    for turn, extended_turn in zip(turns, extended_turns, strict=True):
+        if turn.role == "user" and turn.text != extended_turn.text:
+            raise location.error(
+                extended_turn.field, f"the question differs: {extended_turn.text!r} extends {turn.text!r}"
+            )
+        if turn.role == "assistant" and extended_turn.num_images:
+            raise location.error(extended_turn.field, "an image placeholder in an extended answer")
+    return [turn.text for turn in extended_turns if turn.role == "assistant"]
+
+
+def index_by_id(
+    records: Iterable[tuple[RowLocation, dict[str, Any]]], bad_rows: BadRows
+) -> dict[str, tuple[RowLocation, dict[str, Any]]]:
+    """Records by id, in order; a record without an id and the second of an id are bad rows."""
+    by_id: dict[str, tuple[RowLocation, dict[str, Any]]] = {}
+    for location, record in records:
+        try:
+            located = location.with_id(record.get("id"))
+            if located.row_id in by_id:
+                raise located.error("id", f"duplicated id, first at {by_id[located.row_id][0].position}")
+        except RowError as error:
+            bad_rows.add(error)
+            continue
+        by_id[located.row_id] = (located, record)
+    return by_id

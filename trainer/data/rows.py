@@ -1,0 +1,370 @@
+"""The canonical training row: what it holds, the checks a row must pass, and how refused rows are counted."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+IMAGE_PLACEHOLDER = "<image>"
+OnBadRow = Literal["raise", "skip"]
+
+
+class RowError(ValueError):
+    """
+    A training row that cannot be used, with the place of its fault.
+
+    Attributes: `file` (file, folder or Hub id), `position` (`"row 3"`, counted from 0, or in JSON lines `"line 4"`,
+    counted from 1), `row_id` (`None` when the row has no usable id), `field` and `reason`.
+    """
+
+    def __init__(self, file: str, position: str, row_id: str | None, field: str, reason: str):
+        super().__init__(file, position, row_id, field, reason)
+        self.file, self.position, self.row_id, self.field, self.reason = file, position, row_id, field, reason
+
+    def __str__(self) -> str:
+        row_id = "no id" if self.row_id is None else f"id {self.row_id!r}"
+        return f"{self.file}: {self.position} ({row_id}), field `{self.field}`: {self.reason}"
+
+
+@dataclass(frozen=True)
+class RowLocation:
+    """Where a row stands, for the errors about it."""
+
+    file: str
+    position: str
+    row_id: str | None = None
+
+    def error(self, field: str, reason: str) -> RowError:
+        return RowError(self.file, self.position, self.row_id, field, reason)
+
+    def with_id(self, row_id: Any, field: str = "id") -> "RowLocation":
+        """This place, naming the row's id; refuses an id that is neither text nor a whole number."""
+        if isinstance(row_id, bool) or not isinstance(row_id, str | int) or not str(row_id).strip():
+            raise self.error(field, f"expected a text or a whole number, got {row_id!r}")
+        return replace(self, row_id=str(row_id).strip())
+
+
+class Turn(NamedTuple):
+    """One message before the checks: its role, its content parts and the field it was read from."""
+
+    role: str
+    parts: list[dict[str, str]]
+    field: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(part["text"] for part in self.parts if part["type"] == "text")
+
+    @property
+    def num_images(self) -> int:
+        return sum(part["type"] == "image" for part in self.parts)
+
+
+class BadRows:
+    """Raises each `RowError` it is given, or with `on_bad_row="skip"` keeps it in `skipped`."""
+
+    def __init__(self, on_bad_row: OnBadRow):
+        if on_bad_row not in ("raise", "skip"):
+            raise ValueError(f'`on_bad_row` must be "raise" or "skip", got {on_bad_row!r}.')
+        self.on_bad_row = on_bad_row
+        self.skipped: list[RowError] = []
+
+    def add(self, error: RowError) -> None:
+        if self.on_bad_row == "raise":
+            raise error
+        self.skipped.append(error)
+
+
+@dataclass
+class TrainingRows:
+    """
+    Checked training rows, and the rows that were left out.
+
+    Attributes:
+        dataset (`datasets.Dataset`):
+            Columns `id`, `images` (absolute paths, or images where the source embeds them), `messages` (each with
+            `role` and `content` parts; Arrow gives image parts a `text` of `None`) and `extended_answers` (one for
+            each assistant turn, or `None`).
+        skipped (`list[RowError]`):
+            The rows left out under `on_bad_row="skip"`, in the order met, each naming file, row, field and reason.
+        fingerprint (`str`):
+            SHA-256 over ids, texts and image names (as the source writes them, so a moved folder keeps it; the content
+            of embedded images counts, that of image files does not).
+    """
+
+    dataset: Dataset
+    skipped: list[RowError] = field(default_factory=list)
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def write_skipped(self, path: str | Path) -> None:
+        """Write the skipped rows to `path` as JSON lines: `file`, `position`, `row_id`, `field`, `reason`."""
+        lines = [json.dumps(vars(error), ensure_ascii=False) + "\n" for error in self.skipped]
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+class ImageFolder:
+    """
+    Turns image names into checked absolute paths.
+
+    Args:
+        folder (`Path` or `None`):
+            Images must lie in it once `..` and symbolic links are resolved. `None` takes absolute paths as they are.
+        check_images (`bool`):
+            Decode every image once. Otherwise an image must exist, and a damaged one shows only in training.
+    """
+
+    def __init__(self, folder: str | Path | None, check_images: bool = True):
+        self.folder = None if folder is None else Path(folder).expanduser().resolve()
+        self.check_images = check_images
+        self._problems: dict[Path, str | None] = {}
+
+    def find(self, name: Any, location: RowLocation, field: str) -> str:
+        """The absolute path of image `name`; a `RowError` if it is outside the folder, missing or unreadable."""
+        if not isinstance(name, str) or not name.strip():
+            raise location.error(field, f"expected the name of an image file, got {name!r}")
+        path = self._resolve(name, location, field)
+        if path not in self._problems:
+            self._problems[path] = self._find_problem(path)
+        if self._problems[path] is not None:
+            raise location.error(field, self._problems[path])
+        return str(path)
+
+    def check_embedded(self, image: dict[str, Any], location: RowLocation, field: str) -> dict[str, Any]:
+        """`image`, the `{"bytes", "path"}` of an undecoded `datasets` image; a `RowError` if it is unreadable."""
+        problem = find_decoding_problem(io.BytesIO(image["bytes"])) if self.check_images else None
+        if problem is not None:
+            raise location.error(field, f"unreadable image: {problem}")
+        return {"bytes": image["bytes"], "path": image["path"]}
+
+    def _resolve(self, name: str, location: RowLocation, field: str) -> Path:
+        if self.folder is None and not Path(name).is_absolute():
+            raise location.error(field, f"{name!r} is a relative path; pass `image_folder`")
+        try:
+            path = ((self.folder or Path()) / name).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # null bytes, loops of symbolic links
+            raise location.error(field, f"{name!r} is no usable path: {error}") from error
+        if self.folder is not None and not path.is_relative_to(self.folder):
+            raise location.error(field, f"{name!r} leads to {path}, outside the image folder {self.folder}")
+        return path
+
+    def _find_problem(self, path: Path) -> str | None:
+        try:
+            exists = path.is_file()
+        except OSError as error:
+            return f"cannot look up image {path}: {error}"
+        if not exists:
+            return f"missing image: there is no file {path}"
+        problem = find_decoding_problem(path) if self.check_images else None
+        return None if problem is None else f"unreadable image {path}: {problem}"
+
+
+def find_decoding_problem(image_file: Path | io.BytesIO) -> str | None:
+    """Decode an image fully; why that fails, or `None`."""
+    try:
+        with Image.open(image_file) as image:
+            image.load()
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
+    """`value` without surrounding blanks; numbers become text; anything else, and emptiness, is a `RowError`."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    if value is not None and not isinstance(value, str):
+        raise location.error(field, f"expected a text, got {type(value).__name__}")
+    if value is None or not value.strip():
+        raise location.error(field, f"empty {what}")
+    return value.strip()
+
+
+def split_placeholders(text: str) -> list[dict[str, str]]:
+    """
+    Content parts of a text in which `<image>` marks the places of images.
+
+    Example:
+        >>> split_placeholders("What is this?\\n<image>")
+        [{'type': 'text', 'text': 'What is this?'}, {'type': 'image'}]
+    """
+    parts: list[dict[str, str]] = []
+    for number, segment in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        if number > 0:
+            parts.append({"type": "image"})
+        if segment.strip():
+            parts.append({"type": "text", "text": segment.strip()})
+    return parts
+
+
+def check_turns(
+    location: RowLocation, turns: list[Turn], num_images: int, *, turns_field: str, image_field: str
+) -> None:
+    """
+    Refuse a conversation that cannot be trained on, by a `RowError`.
+
+    Refused: turns that do not alternate human and assistant (after at most one system turn), empty turns and answers,
+    and another number of image placeholders than of images.
+    """
+    check_alternation(location, turns[1:] if turns and turns[0].role == "system" else turns, turns_field)
+    check_contents(location, turns)
+    num_placeholders = sum(turn.num_images for turn in turns)
+    if num_placeholders != num_images:
+        raise location.error(
+            turns_field,
+            f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) for {num_images} image(s) in `{image_field}`",
+        )
+
+
+def build_row(
+    location: RowLocation,
+    images: list[Any],
+    turns: list[Turn],
+    extended_answers: Any,
+    *,
+    extended_field: str,
+    require_extended: bool,
+) -> dict[str, Any]:
+    """
+    The canonical row of a sample whose turns have passed `check_turns`.
+
+    Extended answers that are missing (with `require_extended`), empty, or not one for each answer are a `RowError`.
+    """
+    if extended_answers is None and require_extended:
+        raise location.error(extended_field, "missing extended answers, which the alignment loss needs")
+    if extended_answers is not None:
+        num_answers = sum(turn.role == "assistant" for turn in turns)
+        extended_answers = check_extended(location, extended_answers, num_answers, extended_field)
+    messages = [{"role": turn.role, "content": turn.parts} for turn in turns]
+    return {"id": location.row_id, "images": images, "messages": messages, "extended_answers": extended_answers}
+
+
+def check_alternation(location: RowLocation, dialogue: list[Turn], turns_field: str) -> None:
+    if not dialogue:
+        raise location.error(turns_field, "no turns")
+    for number, turn in enumerate(dialogue):
+        expected = ("user", "assistant")[number % 2]
+        if turn.role != expected:
+            raise location.error(
+                turn.field, f"odd turns: turn {number} must come from the {expected}, got {turn.role!r}"
+            )
+    if len(dialogue) % 2:
+        raise location.error(dialogue[-1].field, f"odd turns: the last of {len(dialogue)} turns has no answer")
+
+
+def check_contents(location: RowLocation, turns: list[Turn]) -> None:
+    for turn in turns:
+        if turn.role != "user" and turn.num_images:
+            raise location.error(turn.field, f"an image placeholder in a turn of the {turn.role}")
+        if turn.role == "assistant" and not turn.text:
+            raise location.error(turn.field, "empty answer")
+        if not turn.parts:
+            raise location.error(turn.field, "empty turn")
+        if any(IMAGE_PLACEHOLDER in part.get("text", "") for part in turn.parts):
+            raise location.error(turn.field, f"a text part holds {IMAGE_PLACEHOLDER}; write an image part instead")
+
+
+def check_extended(location: RowLocation, extended_answers: Any, num_answers: int, extended_field: str) -> list:
+    if not isinstance(extended_answers, list):
+        raise location.error(extended_field, f"expected a list, got {type(extended_answers).__name__}")
+    if len(extended_answers) != num_answers:
+        raise location.error(extended_field, f"{len(extended_answers)} extended answer(s) for {num_answers} answer(s)")
+    return [
+        read_text(answer, location, f"{extended_field}[{number}]", "extended answer")
+        for number, answer in enumerate(extended_answers)
+    ]
+
+
+def read_records(path: Path, bad_rows: BadRows) -> Iterator[tuple[RowLocation, dict[str, Any]]]:
+    """
+    The objects of a JSON list (`.json`) or of JSON lines (`.jsonl`), each with its place.
+
+    A line that is no JSON and an entry that is no object are bad rows; a `.json` file that is no list raises a plain
+    `ValueError`. A byte order mark is skipped, blank lines too.
+    """
+    for position, record in _read_json_lines(path, bad_rows) if path.suffix == ".jsonl" else _read_json_list(path):
+        location = RowLocation(str(path), position)
+        if isinstance(record, dict):
+            yield location, record
+        else:
+            bad_rows.add(location.error("(row)", f"expected an object, got {type(record).__name__}"))
+
+
+def _read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}. One object a line needs the ending .jsonl.") from error
+    if not isinstance(records, list):
+        raise ValueError(f"{path} must hold a JSON list of rows, got {type(records).__name__}.")
+    for number, record in enumerate(records):
+        yield f"row {number}", record
+
+
+def _read_json_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except ValueError as error:
+                bad_rows.add(RowLocation(str(path), f"line {number}").error("(line)", f"no JSON: {error}"))
+
+
+def with_progress(items: Iterable[Any], total: int | None = None) -> Iterable[Any]:
+    """A progress bar over `items` on a terminal."""
+    return tqdm(items, desc="Checking training rows", total=total, unit="row", leave=False, disable=None)
+
+
+def finish(rows: list[dict[str, Any]], image_names: list[list[str]], bad_rows: BadRows, source: str) -> TrainingRows:
+    """
+    Training rows of `rows` and of what `bad_rows` left out.
+
+    Warns about skipped rows with their count and the first few of them. No row left is a `ValueError`.
+    """
+    skipped = bad_rows.skipped
+    if skipped:
+        first = "".join(f"\n  {error}" for error in skipped[:5])
+        more = f"\n  and {len(skipped) - 5} more, all in `TrainingRows.skipped`" if len(skipped) > 5 else ""
+        logger.warning(f"{source}: skipped {len(skipped)} bad row(s):{first}{more}")
+    if not rows:
+        raise ValueError(f"{source} holds no usable training row ({len(skipped)} skipped).")
+    dataset = Dataset.from_list(rows, features=get_features(rows))
+    return TrainingRows(dataset, skipped, compute_fingerprint(rows, image_names))
+
+
+def get_features(rows: list[dict[str, Any]]) -> Features:
+    embedded = any(isinstance(image, dict) for row in rows for image in row["images"])
+    return Features(
+        {
+            "id": Value("string"),
+            "images": List(ImageFeature() if embedded else Value("string")),
+            "messages": List(
+                {"role": Value("string"), "content": List({"type": Value("string"), "text": Value("string")})}
+            ),
+            "extended_answers": List(Value("string")),
+        }
+    )
+
+
+def compute_fingerprint(rows: list[dict[str, Any]], image_names: list[list[str]]) -> str:
+    digest = hashlib.sha256()
+    for row, names in zip(rows, image_names, strict=True):
+        content = [row["id"], names, row["messages"], row["extended_answers"]]
+        digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""Training rows from wherever they stand: JSON files, `datasets` folders and Hub ids, or the VQA-RAD folder."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, List, Sequence, load_dataset, load_from_disk
+from datasets import Image as ImageFeature
+from datasets import config as datasets_config
+
+from .records import RecordReader, index_by_id
+from .rows import (
+    BadRows,
+    ImageFolder,
+    OnBadRow,
+    RowError,
+    RowLocation,
+    TrainingRows,
+    finish,
+    read_records,
+    with_progress,
+)
+from .vqa_rad import TRAINING_FILE, load_vqa_rad
+
+
+JSON_SUFFIXES = (".json", ".jsonl")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+Records = Iterable[tuple[RowLocation, dict[str, Any]]]
+
+
+def load_training_rows(
+    source: str | Path | Dataset,
+    *,
+    image_folder: str | Path | None = None,
+    extended: str | Path | None = None,
+    split: str = "train",
+    require_extended: bool = True,
+    check_images: bool = True,
+    on_bad_row: OnBadRow = "raise",
+) -> TrainingRows:
+    """
+    Read and check training rows.
+
+    Args:
+        source (`str`, `Path` or `datasets.Dataset`):
+            A LLaVA-Med instruct file (`.json` list or `.jsonl` lines; `conversations` or `messages` rows), a folder
+            written by `save_to_disk`, a folder or Hub id for `datasets.load_dataset`, a `Dataset` at hand, or the
+            VQA-RAD folder with its own files.
+        image_folder (`str` or `Path`, *optional*):
+            Images must lie in it, also after `..` and symbolic links. Defaults to the folder `images` beside a JSON
+            file or in the VQA-RAD folder (without one, to the JSON file's own folder), to a `datasets` folder itself,
+            and for a Hub id to the Hugging Face cache. A `Dataset` at hand may name images by absolute paths.
+        extended (`str` or `Path`, *optional*):
+            A second JSON file, merged by id, whose answers are the extended ones.
+        split (`str`):
+            Split of a `datasets` source.
+        require_extended (`bool`):
+            Refuse rows without extended answers. Turn off for training without alignment.
+        check_images (`bool`):
+            Decode every image now. Otherwise each must only exist, and a damaged one stops training later.
+        on_bad_row (`"raise"` or `"skip"`):
+            Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
+
+    Returns:
+        `TrainingRows`: the rows as a `datasets.Dataset`, the skipped ones, and a fingerprint.
+
+    Raises:
+        RowError: (a `ValueError`) naming file, row, id and field of the first bad row, with `on_bad_row="raise"`.
+        ValueError: If a source cannot be read at all, or no row is left.
+        FileNotFoundError: If a file or folder is missing.
+    """
+    bad_rows = BadRows(on_bad_row)
+    path = _as_existing_path(source)
+    if path is not None and (path / TRAINING_FILE).is_file():
+        if extended is not None or split != "train":
+            raise ValueError(
+                "VQA-RAD's own files take no `extended`, and have extended answers for split 'train' only."
+            )
+        images = ImageFolder(image_folder or path / "images", check_images)
+        return load_vqa_rad(path, images, require_extended=require_extended, bad_rows=bad_rows)
+    if path is not None and path.is_file():
+        records = read_records(_check_suffix(path), bad_rows)
+    else:
+        records = _read_dataset(_open_dataset(source, path, split), source, split)
+    images = ImageFolder(image_folder or _get_default_image_folder(source, path), check_images)
+    reader = RecordReader(images, require_extended)
+    extensions = None
+    if extended is not None:
+        extensions = index_by_id(read_records(_check_suffix(Path(extended)), bad_rows), bad_rows)
+    name = "the given dataset" if isinstance(source, Dataset) else str(source)
+    return _read_rows(records, extensions, reader, bad_rows, name, extended)
+
+
+def _read_rows(
+    records: Records,
+    extensions: dict[str, tuple[RowLocation, dict[str, Any]]] | None,
+    reader: RecordReader,
+    bad_rows: BadRows,
+    name: str,
+    extended: str | Path | None,
+) -> TrainingRows:
+    by_id = index_by_id(records, bad_rows)
+    rows, image_names = [], []
+    for row_id, (location, record) in with_progress(by_id.items()):
+        try:
+            extension = (extensions or {}).get(row_id)
+            if extensions is not None and extension is None and reader.require_extended:
+                raise location.error("id", f"no row with this id in {extended}, which holds the extended answers")
+            row, names = reader.read(location, record, extension)
+        except RowError as error:
+            bad_rows.add(error)
+            continue
+        rows.append(row)
+        image_names.append(names)
+    for row_id, (location, _) in (extensions or {}).items():
+        if row_id not in by_id:
+            bad_rows.add(location.error("id", f"no row with this id in {name}, which this file extends"))
+    return finish(rows, image_names, bad_rows, name)
+
+
+def _as_existing_path(source: str | Path | Dataset) -> Path | None:
+    """`source` as a path if there is such a file or folder, `None` for a `Dataset` or a Hub id."""
+    if isinstance(source, Dataset):
+        return None
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if isinstance(source, Path) or path.suffix in JSON_SUFFIXES or not HUB_ID.fullmatch(source):
+        raise FileNotFoundError(f"There is no file or folder {source}.")
+    return None
+
+
+def _get_default_image_folder(source: str | Path | Dataset, path: Path | None) -> Path | None:
+    if isinstance(source, Dataset):
+        return None
+    if path is None:
+        return Path(datasets_config.HF_CACHE_HOME)
+    if path.is_dir():
+        return path
+    return path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+
+
+def _check_suffix(path: Path) -> Path:
+    if path.suffix not in JSON_SUFFIXES:
+        raise ValueError(f"{path} must end in .json (a list of rows) or .jsonl (one row a line).")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return path
+
+
+def _open_dataset(source: str | Path | Dataset, path: Path | None, split: str) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    saved = path is not None and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    dataset = load_from_disk(str(path)) if saved else load_dataset(str(path or source), split=split)
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{source} has no split {split!r}; it has {', '.join(map(repr, dataset))}.")
+        dataset = dataset[split]
+    return dataset
+
+
+def _read_dataset(dataset: Dataset, source: str | Path | Dataset, split: str) -> Records:
+    """Rows of a dataset with their places. Images stay encoded (`{"bytes", "path"}`): decoding is for the checks."""
+    name = "the given dataset" if isinstance(source, Dataset) else f"{source} (split {split})"
+    for column, feature in dataset.features.items():
+        if isinstance(feature, ImageFeature):
+            dataset = dataset.cast_column(column, ImageFeature(decode=False))
+        elif isinstance(feature, List | Sequence) and isinstance(feature.feature, ImageFeature):
+            dataset = dataset.cast_column(column, List(ImageFeature(decode=False)))
+    for number, record in enumerate(dataset):
+        yield RowLocation(name, f"row {number}"), record

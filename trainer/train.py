@@ -1,0 +1,147 @@
+"""
+Train a LoGra-Med model: `python trainer/train.py RECIPE.yaml [--any_argument value]`, also `logramed-train`.
+
+A recipe is a YAML file of arguments; the command line overrides it. `--help` lists all arguments.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import AutoProcessor, ProgressCallback
+from trl import TrlParser
+
+from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
+from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
+from logramed.trainer.build_model import new_model
+from logramed.trainer.curves import plot_curves
+from logramed.trainer.data import load_training_rows
+from logramed.trainer.progress import LossProgressCallback, describe_evaluation
+from logramed.trainer.trainer import LoGraMedTrainer
+from logramed.trainer.validation import hold_out_turns, questions_of_rows
+
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    train_rows, validation_rows = load_rows(data_arguments, training_arguments)
+    model, processor = load_model(model_arguments, train_rows, training_arguments.seed)
+    trainer = LoGraMedTrainer(
+        model,
+        training_arguments,
+        processing_class=processor,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        validation_questions=questions_of_rows(validation_rows or []),
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossProgressCallback)
+    result = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+    trainer.save_model()
+    log_history = list(trainer.state.log_history)  # without the evaluation of the model that is kept
+    metrics = dict(result.metrics)
+    if validation_rows is not None:
+        metrics |= trainer.evaluate()
+    if trainer.is_world_process_zero():
+        write_results(trainer, metrics, log_history)
+    return 0
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LoGraMedTrainingArguments]:
+    """
+    Arguments of a run from `[RECIPE.yaml] [--argument value ...]`.
+
+    A recipe that is no file is looked for among those of the package, so that `quickstart.yaml` alone is enough.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe.
+        ValueError: If the recipe or the command line has an argument that does not exist.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
+    parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
+    return parser.parse_args_and_config(argv)
+
+
+def find_recipe(name: str) -> Path:
+    for path in (Path(name), RECIPE_FOLDER / name):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml")))
+    raise FileNotFoundError(f"There is no recipe {name}. Give the path of a YAML file, or one of {known}.")
+
+
+def load_rows(data: DataArguments, training: LoGraMedTrainingArguments) -> tuple[Dataset, Dataset | None]:
+    """Training and validation rows; the rows skipped, if any, are listed in the output folder and counted."""
+    require_extended = training.alignment_weight > 0 and training.use_extended_answers
+    common = {
+        "image_folder": data.image_folder,
+        "on_bad_row": data.on_bad_row,
+        "require_extended": require_extended,
+    }
+    rows = load_training_rows(data.train_data, extended=data.extended_data, **common)
+    if rows.skipped:
+        output = Path(training.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        rows.write_skipped(output / "skipped_rows.jsonl")
+        print(f"Skipped {len(rows.skipped)} rows of {data.train_data}; see {output / 'skipped_rows.jsonl'}.")
+    if data.validation_data is not None:
+        return rows.dataset, load_training_rows(data.validation_data, **common).dataset
+    if data.validation_share:
+        train, validation = hold_out_turns(list(rows.dataset), data.validation_share, training.seed)
+        return Dataset.from_list(train), Dataset.from_list(validation)
+    return rows.dataset, None
+
+
+def load_model(
+    arguments: ModelArguments, train_rows: Dataset, seed: int
+) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
+    """The model to train and its processor: the one that `arguments.model` names, or a new one."""
+    if arguments.model is not None:
+        model = LoGraMedForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
+        return model, AutoProcessor.from_pretrained(arguments.model)
+    return new_model(
+        arguments.vision_config,
+        arguments.text_config,
+        iterate_texts(train_rows),
+        arguments.vocab_size,
+        arguments.logramed_config,
+        seed,
+    )
+
+
+def iterate_texts(rows: Dataset):
+    """All text of training rows: what a new tokenizer is trained on. The words of the chat template are among it."""
+    yield "USER: ASSISTANT:"
+    for row in rows:
+        for message in row["messages"]:
+            yield from (part["text"] for part in message["content"] if part["type"] == "text")
+        yield from row["extended_answers"] or ()
+
+
+def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_history: list[dict]) -> None:
+    """Write `train_metrics.json` (final figures and the log of every step) and `curves.png`, and say what came out."""
+    output = Path(trainer.args.output_dir)
+    state = trainer.state
+    results = {
+        "metrics": metrics,
+        "best_checkpoint": {"metric": trainer.args.metric_for_best_model, "value": state.best_metric},
+        "num_parameters": trainer.model.num_parameters(),
+        "num_train_samples": len(trainer.train_dataset),
+        "num_validation_questions": len(trainer.validation_questions),
+        "log_history": log_history,
+    }
+    (output / "train_metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    plot_curves(log_history, output / "curves.png")
+    print(f"\nTrained {state.global_step} steps in {metrics['train_runtime'] / 60:.1f} minutes; wrote {output}.")
+    if "eval_loss" in metrics:
+        print(f"On validation: {describe_evaluation(metrics)}.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
