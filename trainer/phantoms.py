@@ -493,7 +493,7 @@ def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list
     if "lesions" in names and about_the_lesion and about_the_lesion[0] < names.index("lesions"):
         first, count = about_the_lesion[0], names.index("lesions")
         names[first], names[count] = names[count], names[first]
-    return [*names, "description"] if generator.random() < 0.5 else names
+    return ["description", *names[:7]] if generator.random() < 0.5 else names
 
 
 def _pair_closed_questions(

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics |= trainer.evaluate()
     if trainer.is_world_process_zero():
         write_results(trainer, metrics, log_history)
+    trainer.accelerator.end_training()
     return 0
 
 

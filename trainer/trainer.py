@@ -64,8 +64,7 @@ class LoGraMedTrainer(SFTTrainer):
             )
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
-        # Output of a forward call under DDP must hold every loss, so that DDP waits for the gradients of all it used.
-        self.model.register_forward_hook(_attach_alignment_loss, with_kwargs=True)
+        self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
         self._noise_generator = None
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
@@ -191,25 +190,32 @@ def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -
 
 def retrieval_metrics(node_features: dict[str, torch.Tensor], groups: torch.Tensor) -> dict[str, float]:
     """
-    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1.
+    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1. A rank that every sample would reach, as there are
+    no more samples than that, is left out.
 
     Args:
         node_features (`dict[str, torch.Tensor]`): `(num_samples, hidden_size)` each.
         groups (`torch.Tensor` of shape `(num_samples,)`): Equal for samples that count as one.
     """
+    ranks = [k for k in RETRIEVAL_RANKS if k < len(groups.unique())]
     return {
         f"recall_at_{k}_{source}_to_{target}": recall_at_k(node_features[source], node_features[target], k, groups)
         for source in node_features
         for target in node_features
         if source != target
-        for k in RETRIEVAL_RANKS
+        for k in ranks
     }
 
 
-def _attach_alignment_loss(module, args, kwargs, output):
+def _link_alignment_loss(module, args, kwargs, output):
+    """
+    Make the alignment loss, times 0, a part of what `forward` returns under DDP, which waits only for the gradients of
+    parameters that it finds behind the output.
+    """
     recorder = kwargs.get("alignment_objective")
-    if recorder is not None and recorder.output is not None:
-        output["alignment_loss"] = recorder.output.loss
+    if recorder is not None and recorder.output is not None and torch.distributed.is_initialized():
+        name = "log_probs" if "log_probs" in output else "logits"
+        output[name] = output[name] + 0 * recorder.output.loss
 
 
 def text_keys(input_ids: torch.Tensor, tokenizer) -> torch.Tensor:

@@ -33,9 +33,7 @@ def test_candidates_of_one_group_take_one_place_among_the_k():
     candidates = torch.tensor([[0.5, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [0.0, 0.0, 1.0]])
     groups = torch.tensor([0, 1, 1, 2])
     # Query 0 ranks items 1 and 2 above its own; they are one answer, so its own is the second.
-    assert recall_at_k(queries[:1].expand(4, 3), candidates, 2, groups) == recall_at_k(
-        queries[:1].expand(4, 3), candidates[[0, 1, 1, 3]], 2, groups
-    )
+    assert recall_at_k(queries, candidates, 2) < 1.0
     assert recall_at_k(queries, candidates, 2, groups) == 1.0
 
 
