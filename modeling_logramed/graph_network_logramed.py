@@ -1,4 +1,4 @@
-"""The graph network of the alignment objective. It is trained with the model and saved in it; answering needs it not."""
+"""The graph network of the alignment objective: trained with the model, saved in it, not used to answer."""
 
 import torch
 from torch import nn

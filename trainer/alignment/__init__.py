@@ -1,4 +1,4 @@
-"""Graph alignment: graphs over the samples of a batch, the matching solver, gradients through it, and the objectives."""
+"""Graph alignment: graphs over a batch's samples, the matching solver, gradients through it, and the objectives."""
 
 from .gradients import differentiable_matching
 from .graphs import nearest_neighbor_edges

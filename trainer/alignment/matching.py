@@ -33,9 +33,9 @@ def match_graphs(
 
     A matching costs the `node_costs` of its pairs plus the `edge_costs` of every pair of edges it lays onto each other
     (quadratic assignment). Exact without edges and for up to 6 nodes; above that a search over swaps from a
-    Frank-Wolfe solution, from the best matching by node costs and from a shaken Frank-Wolfe solution. Deterministic for
-    a seed. The order in which nodes are numbered plays no part: nodes are first sorted by their costs, ties at random,
-    so no start is the identity other than by what the costs say. Carries no gradient (see `differentiable_matching`).
+    Frank-Wolfe solution, from the best matching by node costs and from a shaken Frank-Wolfe solution. Deterministic
+    for a seed. How the nodes are numbered plays no part: they are first sorted by their costs, ties at random, so no
+    start is the identity other than by what the costs say. Carries no gradient (see `differentiable_matching`).
 
     Args:
         node_costs (`torch.Tensor` of shape `(*batch, num_nodes, num_nodes)`):
@@ -51,8 +51,8 @@ def match_graphs(
         effort (`float`, *optional*, defaults to 1.0):
             Length of the search, relative to the default. Below 0.5 it starts once instead of three times.
 
-    Leading dimensions broadcast: problems that share edges or edge costs need no copies of them. All problems of a call
-    are solved together, on as many threads as `torch.get_num_threads()` says.
+    Leading dimensions broadcast: problems that share edges or edge costs need no copies of them. All problems of a
+    call are solved together, on as many threads as `torch.get_num_threads()` says.
 
     Returns:
         `torch.Tensor` of shape `(*batch, num_nodes)`, int64: the target node of each source node, -1 where unmatched,
@@ -62,8 +62,8 @@ def match_graphs(
         ValueError: If `node_costs` is not square, `edge_costs` does not fit the edges, or a cost is not finite.
 
     Source: objective of Lawler 1963, "The Quadratic Assignment Problem"; Frank-Wolfe starts as in Vogelstein et al.
-    2015, "Fast Approximate Quadratic Programming for Graph Matching"; the rule for forbidden swaps after Taillard 1991,
-    "Robust taboo search for the quadratic assignment problem". The bookkeeping of sparse prices is ours.
+    2015, "Fast Approximate Quadratic Programming for Graph Matching"; the rule for forbidden swaps after Taillard
+    1991, "Robust taboo search for the quadratic assignment problem". The bookkeeping of sparse prices is ours.
 
     Example:
         >>> edges = torch.zeros(2, 0, dtype=torch.int64)  # no edges: plain linear assignment
@@ -87,7 +87,14 @@ def match_graphs(
         labels = _assign_in_order(costs, rows, columns, allow_unmatched)
     else:
         labels = _search_in_order(
-            costs, rows, columns, edge_costs, source_edge_index, target_edge_index, batch, allow_unmatched, seed, effort
+            costs,
+            (rows, columns),
+            edge_costs,
+            (source_edge_index, target_edge_index),
+            batch,
+            allow_unmatched=allow_unmatched,
+            effort=effort,
+            seed=seed,
         )
     return torch.from_numpy(labels).reshape(*batch, num_nodes).to(node_costs.device)
 
@@ -100,8 +107,8 @@ def matching_cost(
     target_edge_index: torch.Tensor,
 ) -> torch.Tensor:
     """
-    The total cost of a matching, float64 of shape `(*batch,)`: the node costs of its pairs, and the edge costs of every
-    source and target edge laid onto each other. Differentiable in the costs. Arguments as in `match_graphs`;
+    The total cost of a matching, float64 of shape `(*batch,)`: the node costs of its pairs, and the edge costs of
+    every source and target edge laid onto each other. Differentiable in the costs. Arguments as in `match_graphs`;
     `labels` (`(*batch, num_nodes)`, int64) is what it returns.
 
     Example:
@@ -151,7 +158,7 @@ def _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index)
     for name, edge_index in (("source", source_edge_index), ("target", target_edge_index)):
         if edge_index.dim() < 2 or edge_index.shape[-2] != 2:
             raise ValueError(f"`{name}_edge_index` must end in (2, num_edges), got {tuple(edge_index.shape)}.")
-        if edge_index.numel() and not (0 <= edge_index.min() and edge_index.max() < node_costs.shape[-1]):
+        if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= node_costs.shape[-1]):
             raise ValueError(f"`{name}_edge_index` must name nodes 0 to {node_costs.shape[-1] - 1}.")
     for name, costs in (("node_costs", node_costs), ("edge_costs", edge_costs)):
         if not torch.isfinite(costs).all():
@@ -189,22 +196,21 @@ def _assign_in_order(costs, rows, columns, allow_unmatched):
     return labels
 
 
-def _search_in_order(
-    costs, rows, columns, edge_costs, source_edge_index, target_edge_index, batch, unmatched, seed, effort
-):
+def _search_in_order(costs, orders, edge_costs, edge_indices, batch, *, allow_unmatched, effort, seed):
     """Labels `(batch, num_nodes)` of problems with edges, by the compiled search, on all threads."""
     from . import search  # compiles, so only when it is needed
 
+    rows, columns = orders
     num_problems, num_nodes = rows.shape
     ordered = np.take_along_axis(np.take_along_axis(costs, rows[:, :, None], 1), columns[:, None, :], 2)
     shared_costs, costs_of = _shared(edge_costs.detach().to("cpu", torch.float32), batch)
-    source, target = _renumbered(source_edge_index, rows, batch), _renumbered(target_edge_index, columns, batch)
+    source, target = (_renumbered(edges, order, batch) for edges, order in zip(edge_indices, orders, strict=True))
     every = np.arange(num_problems)
     labels = np.empty((num_problems, num_nodes), np.int64)
     arguments = (labels, ordered, shared_costs, costs_of, source, every, target, every)
     num_swaps = round(effort * (NUM_SWAPS + SWAPS_PER_NODE * num_nodes))
     num_starts = NUM_STARTS if effort >= 0.5 else 1
-    options = (unmatched, MAX_EXACT_NODES, num_starts, num_swaps, seed)
+    options = (allow_unmatched, MAX_EXACT_NODES, num_starts, num_swaps, seed)
     num_threads = min(torch.get_num_threads(), num_problems)
     with _compiling:
         search.solve_range(0, 0, *arguments, *options)

@@ -1,6 +1,7 @@
 """The alignment objectives: from the features of a batch's samples in two or three modalities to a loss."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from torch import nn
 from .costs import NOISE, centered_costs, gumbel_noise, inner_products, released_costs
 from .gradients import differentiable_matching
 from .graphs import edge_differences, nearest_neighbor_edges, neighbours_for, stack_graphs, unit_vectors
+from .matching import match_graphs
 from .retrieval import matching_accuracy
 
 
@@ -95,18 +97,24 @@ class AlignmentObjective:
     Args:
         loss (`str`, *optional*, defaults to `"multi_graph"`): See above.
         num_neighbors (`int`, *optional*, defaults to 5): Edges of a node.
-        edge_weight (`float`, *optional*): Weight of edge costs beside node costs.
-        message_weight (`float`, *optional*): Length of the graph network's output beside a node's own unit features.
-        center_features (`bool`, *optional*): Subtract each modality's mean over the batch.
-        noise (`str`, *optional*): `"normal"` or `"gumbel"` noise on the node costs in training.
-        noise_scale (`float`, *optional*): Its scale, in units of cosine.
-        num_samples (`int`, *optional*): Noise samples of each pair in a step; for `"blackbox"` always 1.
-        gradient_estimator (`str`, *optional*): `"blackbox"` (one noise sample, as in the paper) or `"imle"`.
-        step (`float`, *optional*): How far costs move in the backward matching, in units of cosine. The gradient is
-            proportional to `1 / step` where that changes nothing else.
+        edge_weight (`float`, *optional*, defaults to 0.1): Weight of edge costs beside node costs. Edge costs carry no
+            noise of their own, so the higher this is, the higher `noise_scale` has to be.
+        message_weight (`float`, *optional*, defaults to 0.3): Length of the graph network's output beside a node's own
+            unit features, to which it is added. 0 leaves message passing out.
+        center_features (`bool`, *optional*, defaults to `False`): Subtract each modality's mean over the batch. Helps
+            where each batch is moved as a whole, costs otherwise.
+        noise (`str`, *optional*, defaults to `"normal"`): `"normal"` or `"gumbel"` noise on node costs in training.
+        noise_scale (`float`, *optional*, defaults to 0.3): Its scale, in units of cosine: the margin of the loss.
+        num_samples (`int`, *optional*, defaults to 4): Noise samples of each pair in a step; `"blackbox"` takes 1.
+        gradient_estimator (`str`, *optional*, defaults to `"imle"`): `"imle"`, or `"blackbox"` with its one noise
+            sample, as in the paper.
+        step (`float`, *optional*, defaults to 2.0): How far costs move in the backward matching, in units of cosine.
+            The gradient is proportional to `1 / step` where that changes nothing else.
         temperature (`float`, *optional*, defaults to 0.1): Of `"infonce"`.
         small_batch (`str`, *optional*, defaults to `"refuse"`): What becomes of a batch with no more than
             `num_neighbors` samples: an error, or (`"shrink"`) fewer neighbours and one warning.
+        solver_effort (`float`, *optional*, defaults to 0.1): Length of the search for each matching, as in
+            `match_graphs`. Of noisy costs a tenth of the full search trains as well as all of it, ten times sooner.
         solver (*optional*): Takes the place of `match_graphs`.
 
     Noise, samples, step, centering and weights do not apply to `"paper"`, whose values are the release's.
@@ -117,7 +125,7 @@ class AlignmentObjective:
         loss: str = "multi_graph",
         *,
         num_neighbors: int = 5,
-        edge_weight: float = 0.3,
+        edge_weight: float = 0.1,
         message_weight: float = 0.3,
         center_features: bool = False,
         noise: str = "normal",
@@ -127,6 +135,7 @@ class AlignmentObjective:
         step: float = 2.0,
         temperature: float = 0.1,
         small_batch: str = "refuse",
+        solver_effort: float = 0.1,
         solver=None,
     ):
         _check_choice("loss", loss, LOSSES)
@@ -136,7 +145,7 @@ class AlignmentObjective:
         for name, value in (("num_neighbors", num_neighbors), ("num_samples", num_samples)):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        for name, value in (("step", step), ("temperature", temperature)):
+        for name, value in (("step", step), ("temperature", temperature), ("solver_effort", solver_effort)):
             if not value > 0:
                 raise ValueError(f"`{name}` must be above 0, got {value}.")
         for name, value in (
@@ -157,7 +166,7 @@ class AlignmentObjective:
         self.step = step
         self.temperature = temperature
         self.small_batch = small_batch
-        self.solver = solver
+        self.solver = solver or partial(match_graphs, effort=solver_effort)
 
     def __call__(
         self,
@@ -198,7 +207,7 @@ class AlignmentObjective:
         return self.matching_loss(pairs, node_costs, edge_costs, generator, groups)
 
     def multi_graph_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None) -> GraphPairs:
-        """Every modality with the mean of the others (or with every other), both ways, each graph with its own edges."""
+        """Every modality with the mean of the others (or with each other), both ways, all with edges of their own."""
         graphs, pair_names = self._modality_graphs(features)
         nodes = torch.stack(list(graphs.values()))
         first_order = self.loss == "first_order"
@@ -274,7 +283,7 @@ class AlignmentObjective:
     def paper_noise(
         self, pairs: GraphPairs, generator: torch.Generator | None, training: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Node noise, one sample for all pairs, and edge noise, one for each. Unlike the release: none in evaluation."""
+        """Node noise, one sample for all pairs, and edge noise, one for each. None in evaluation, unlike there."""
         num_pairs, num_nodes = pairs.source_nodes.shape[:2]
         num_edges = pairs.source_edges.shape[1]
         scale = PAPER_NOISE_SCALE if training else 0.0
@@ -298,7 +307,7 @@ class AlignmentObjective:
         generator: torch.Generator | None = None,
         groups: torch.Tensor | None = None,
     ) -> AlignmentOutput:
-        """Match, compare with the truth, and give the costs their gradient. The costs may hold several noise samples."""
+        """Match, compare with the truth, give the costs their gradient. Costs may hold several noise samples a pair."""
         num_pairs, num_nodes = node_costs.shape[0], node_costs.shape[-1]
         is_paper = self.loss == "paper"
         # The release adds lambda times a gradient of +-1 / (pairs x nodes): this step, whatever the loss is scaled by.
@@ -316,7 +325,7 @@ class AlignmentObjective:
         )
         labels = labels.reshape(num_pairs, -1, num_nodes)
         return AlignmentOutput(
-            loss=hamming_loss(matchings, groups),
+            loss=hamming_loss(matchings.to(pairs.source_nodes.dtype), groups),
             matching_accuracy=matching_accuracy(labels, groups),
             matchings=dict(zip(pairs.names, labels, strict=True)),
         )

@@ -5,10 +5,12 @@ Everything here works on NumPy arrays, holds no GIL, and is deterministic for a 
 `labels[i]` is the target node of source node i, and `num_nodes` (one past the last) stands for "unmatched". The nodes
 arrive in an order that `matching.py` chose from the costs alone, so that their numbering cannot favour any answer.
 
-The search keeps, for every node and label, the cost of putting it there given all others (`prices`), and for every pair
-of nodes the part of a swap's cost that does not depend on where they stand now (`swap_costs`). A swap is then priced in
-O(1) and applied in O(degree^2 + N). Unmatched nodes need no moves of their own: a spare node without edges holds each
-free label, and leaving, entering and changing places are swaps with a spare.
+The search keeps, for every node and label, the cost of putting it there given all others (`prices`), and for every
+pair of nodes what they would cost with their labels swapped (`swap_costs`). A swap is then priced in O(1) and applied
+in O(degree^2 + N). Unmatched nodes need no moves of their own: a spare node without edges holds each free label, and
+leaving, entering and changing places are swaps with a spare.
+
+Loops are spelled out where NumPy would have an expression: it is as fast, and compiles in a third of the time.
 """
 
 import numba
@@ -140,7 +142,9 @@ def prices_of(labels, node_costs, edge_costs, source, target):
     """`prices` (n, n + 1): cost of node i on label j with all others where `labels` has them; 0 for unmatched."""
     n = node_costs.shape[0]
     prices = np.zeros((n, n + 1))
-    prices[:, :n] = node_costs
+    for i in range(n):
+        for j in range(n):
+            prices[i, j] = node_costs[i, j]
     for i in range(n):
         if labels[i] < n:
             shift_prices(prices, i, labels[i], 1.0, edge_costs, source, target)
@@ -174,6 +178,16 @@ def uniform_edge_prices(edge_costs, first_source, second_source, first_target, s
 
 
 @compiled
+def mix(point, edge_prices, labels, vertex_prices, node_costs, share):
+    """Move `point` and its `edge_prices` by `share` of the way to the matching `labels`, in place."""
+    for i in range(point.shape[0]):
+        for j in range(point.shape[0]):
+            point[i, j] *= 1 - share
+            edge_prices[i, j] += share * (vertex_prices[i, j] - node_costs[i, j] - edge_prices[i, j])
+        point[i, labels[i]] += share
+
+
+@compiled
 def frank_wolfe(edge_prices, point, node_costs, edge_costs, source, target, num_iterations):
     """
     Labels from a descent in the doubly stochastic matrices, starting at `point`, whose `edge_prices` are given.
@@ -182,9 +196,13 @@ def frank_wolfe(edge_prices, point, node_costs, edge_costs, source, target, num_
     vertex is a matching, its edge prices cost O(E degree), not O(E^2).
     """
     n = node_costs.shape[0]
+    slopes = np.empty((n, n))
     for _ in range(num_iterations):
-        labels = linear_assignment(node_costs + edge_prices)
-        vertex_prices = prices_of(labels, node_costs, edge_costs, source, target)[:, :n] - node_costs
+        for i in range(n):
+            for j in range(n):
+                slopes[i, j] = node_costs[i, j] + edge_prices[i, j]
+        labels = linear_assignment(slopes)
+        vertex_prices = prices_of(labels, node_costs, edge_costs, source, target)
         slope = 0.0
         curvature = 0.0
         for i in range(n):
@@ -192,18 +210,18 @@ def frank_wolfe(edge_prices, point, node_costs, edge_costs, source, target, num_
                 step = -point[i, j]
                 if labels[i] == j:
                     step += 1.0
-                slope += step * (node_costs[i, j] + edge_prices[i, j])
-                curvature += 0.5 * step * (vertex_prices[i, j] - edge_prices[i, j])
+                slope += step * slopes[i, j]
+                curvature += 0.5 * step * (vertex_prices[i, j] - slopes[i, j])
         if slope > -1e-9:
             break
         length = 1.0
         if curvature > 0:
             length = min(1.0, -slope / (2 * curvature))
-        point *= 1 - length
-        for i in range(n):
-            point[i, labels[i]] += length
-        edge_prices = (1 - length) * edge_prices + length * vertex_prices
-    return linear_assignment(-point)
+        mix(point, edge_prices, labels, vertex_prices, node_costs, length)
+    for i in range(n):
+        for j in range(n):
+            slopes[i, j] = -point[i, j]
+    return linear_assignment(slopes)
 
 
 @compiled
@@ -215,6 +233,16 @@ def next_random(state):
     x ^= x >> np.uint64(27)
     state[0] = x
     return np.int64((x * np.uint64(2685821657736338717)) >> np.uint64(33))
+
+
+@compiled
+def random_labels(n, state):
+    """A random one-to-one matching."""
+    labels = np.arange(n)
+    for i in range(n - 1, 0, -1):
+        k = next_random(state) % (i + 1)
+        labels[i], labels[k] = labels[k], labels[i]
+    return labels
 
 
 @compiled
@@ -425,19 +453,16 @@ def solve_one(
         if start == 1:
             labels = linear_assignment(node_costs)
         else:
-            point = np.full((n, n), 1.0 / n)
-            edge_prices = uniform.copy()
+            point = np.empty((n, n))
+            edge_prices = np.empty((n, n))
+            for i in range(n):
+                for j in range(n):
+                    point[i, j] = 1.0 / n
+                    edge_prices[i, j] = uniform[i, j]
             if start > 1:
-                corner = np.arange(n)
-                for i in range(n - 1, 0, -1):
-                    k = next_random(state) % (i + 1)
-                    corner[i], corner[k] = corner[k], corner[i]
-                corner_prices = prices_of(corner, node_costs, edge_costs, source, target)[:, :n] - node_costs
-                share = 0.3
-                point *= 1 - share
-                for i in range(n):
-                    point[i, corner[i]] += share
-                edge_prices = (1 - share) * edge_prices + share * corner_prices
+                corner = random_labels(n, state)
+                corner_prices = prices_of(corner, node_costs, edge_costs, source, target)
+                mix(point, edge_prices, corner, corner_prices, node_costs, 0.3)
             labels = frank_wolfe(edge_prices, point, node_costs, edge_costs, source, target, 20)
         labels, cost = tabu_search(
             labels, node_costs, edge_costs, source, target, allow_unmatched, num_swaps, 2 * n, state
@@ -468,7 +493,7 @@ def solve_range(
 ):
     """Solve problems `start` to `stop` of a batch into `labels`; `*_of` say which shared array a problem uses."""
     for b in range(start, stop):
-        labels[b] = solve_one(
+        found = solve_one(
             node_costs[b],
             edge_costs[edge_costs_of[b]],
             source_edges[source_edges_of[b]],
@@ -479,3 +504,5 @@ def solve_range(
             num_swaps,
             seed,
         )
+        for i in range(labels.shape[1]):
+            labels[b, i] = found[i]

@@ -82,7 +82,7 @@ def test_the_search_finds_the_best_of_eight_nodes(num_nodes):
 
 
 def test_match_graphs_finds_a_hidden_permutation():
-    node_costs, _, source, _ = random_problem(20, 80)
+    source = random_problem(20, 80)[2]
     hidden = torch.randperm(20, generator=torch.Generator().manual_seed(1))
     target = hidden[source]
     # By nodes nothing can be told; an edge is cheap only on its own image.

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
+from logramed.trainer.train import RECIPE_FOLDER, find_recipe, main, parse_arguments
+
+
+NEW_MODEL = {
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "text_config": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    },
+    "logramed_config": {"graph_num_neighbors": 2},
+    "vocab_size": 300,
+}
+
+
+def write_recipe(folder, data_file, **values):
+    recipe = {
+        **NEW_MODEL,
+        "train_data": str(data_file),
+        "output_dir": str(folder / "run"),
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "learning_rate": "1e-3",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "max_new_tokens": 2,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, **values}))
+    return str(path)
+
+
+def test_recipe_trains_a_new_model_and_leaves_all_that_was_promised(tmp_path, data_file, capsys):
+    recipe = write_recipe(
+        tmp_path,
+        data_file,
+        validation_data=str(data_file),
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="closed_accuracy",
+    )
+    assert main([recipe]) == 0
+    run = tmp_path / "run"
+    results = json.loads((run / "train_metrics.json").read_text())
+    steps = [entry for entry in results["log_history"] if "language_modeling_loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2]
+    assert {"loss", "alignment_loss", "matching_accuracy"} <= set(steps[0])
+    assert {"eval_closed_accuracy", "eval_open_recall", "eval_recall_at_1_image_to_answer"} <= set(results["metrics"])
+    assert results["num_validation_questions"] == 16
+    with Image.open(run / "curves.png") as picture:
+        assert picture.size[0] > 500
+    model = LoGraMedForConditionalGeneration.from_pretrained(run)
+    assert LoGraMedProcessor.from_pretrained(run).num_image_tokens == model.config.num_image_tokens == 4
+    assert "On validation: validation loss" in capsys.readouterr().out
+
+
+def test_command_line_overrides_the_recipe(tmp_path, data_file):
+    recipe = write_recipe(tmp_path, data_file)
+    model, data, training = parse_arguments([recipe, "--max_steps", "7", "--alignment_weight", "0.5"])
+    assert (training.max_steps, training.alignment_weight, training.learning_rate) == (7, 0.5, 1e-3)
+    assert model.vision_config["patch_size"] == 4
+    assert data.on_bad_row == "raise"
+
+
+def test_training_goes_on_from_a_saved_folder(tmp_path, data_file):
+    main([write_recipe(tmp_path, data_file)])
+    further = [
+        *("--model", str(tmp_path / "run"), "--train_data", str(data_file), "--output_dir", str(tmp_path / "more")),
+        *("--max_steps", "1", "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true"),
+    ]
+    main(further)
+    assert LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "more").config.graph_num_neighbors == 2
+
+
+def test_validation_share_holds_out_questions(tmp_path, data_file):
+    main([write_recipe(tmp_path, data_file, validation_share=0.25)])
+    results = json.loads((tmp_path / "run" / "train_metrics.json").read_text())
+    assert results["num_validation_questions"] == 4
+    assert results["num_train_samples"] == 8
+
+
+def test_skipped_rows_are_counted_and_listed(tmp_path, data_file, capsys):
+    rows = json.loads(data_file.read_text())
+    rows[3]["image"] = "missing.png"
+    data_file.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"row 3 \(id '3'\), field `image`.*missing.png"):
+        main([write_recipe(tmp_path, data_file)])
+    main([write_recipe(tmp_path, data_file), "--on_bad_row", "skip"])
+    listed = [json.loads(line) for line in (tmp_path / "run" / "skipped_rows.jsonl").read_text().splitlines()]
+    assert [entry["row_id"] for entry in listed] == ["3"]
+    assert "Skipped 1 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "somewhere"}, "`model` names a model that exists, and vision_config and text_config a new one"),
+        ({"text_config": None}, "Give `model`, or both `vision_config` and `text_config`"),
+        ({"validation_share": 1.5}, "`validation_share` is a share from 0 to below 1; got 1.5"),
+        ({"alignment_wieght": 1.0}, "alignment_wieght"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(tmp_path, data_file, values, words):
+    with pytest.raises(ValueError, match=words):
+        parse_arguments([write_recipe(tmp_path, data_file, **values)])
+
+
+def test_recipe_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(FileNotFoundError, match=r"no recipe nothing.yaml.*quickstart.yaml, vqa_rad_tiny.yaml"):
+        find_recipe("nothing.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPE_FOLDER.glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_parse_and_are_headed_by_their_command(path):
+    parse_arguments([str(path)])
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"python trainer/train.py trainer/recipes/{path.name}" in line for line in head)

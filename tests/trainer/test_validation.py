@@ -1,0 +1,63 @@
+import pytest
+
+from logramed.trainer.validation import hold_out_turns, questions_of_rows
+
+
+def row(name, num_turns, extended=True):
+    messages = []
+    for turn in range(num_turns):
+        question = [{"type": "text", "text": f"question {turn}"}]
+        if turn == 0:
+            question = [{"type": "image", "text": None}, *question]
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": [{"type": "text", "text": f"answer {name}{turn}"}]},
+        ]
+    return {
+        "id": name,
+        "images": ["/image.png"],
+        "messages": messages,
+        "extended_answers": [f"long {name}{turn}" for turn in range(num_turns)] if extended else None,
+    }
+
+
+ROWS = [row("a", 4), row("b", 1), row("c", 3)]
+
+
+def answers(rows):
+    return [
+        message["content"][0]["text"] for row in rows for message in row["messages"] if message["role"] == "assistant"
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_hold_out_divides_the_turns_and_keeps_each_row_in_training(seed, share):
+    training, held_out = hold_out_turns(ROWS, share, seed)
+    assert [row["id"] for row in training] == ["a", "b", "c"]
+    assert sorted(answers(training) + answers(held_out)) == sorted(answers(ROWS))
+    assert len(answers(held_out)) == round(share * 8)
+    for part in (*training, *held_out):
+        contents = [message["content"] for message in part["messages"]]
+        assert [content[0]["type"] for content in contents] == ["image"] + ["text"] * (len(contents) - 1)
+        assert part["extended_answers"] == [text.replace("answer", "long") for text in answers([part])]
+
+
+def test_hold_out_is_the_same_for_the_same_seed():
+    assert hold_out_turns(ROWS, 0.5, 1) == hold_out_turns(ROWS, 0.5, 1)
+    assert any(hold_out_turns(ROWS, 0.5, seed) != hold_out_turns(ROWS, 0.5, 1) for seed in range(2, 6))
+
+
+def test_hold_out_keeps_rows_without_extended_answers():
+    training, _ = hold_out_turns([row("a", 4, extended=False)], 0.5, 0)
+    assert training[0]["extended_answers"] is None
+
+
+def test_each_turn_becomes_a_question_closed_if_answered_yes_or_no():
+    source = row("a", 2)
+    source["messages"][3]["content"][0]["text"] = "Yes."
+    found = questions_of_rows([source, {**row("b", 1), "images": ["/1.png", "/2.png"]}])
+    assert [(q["question_id"], q["question"], q["answer"], q["answer_type"]) for q in found] == [
+        ("a#0", "question 0", "answer a0", "OPEN"),
+        ("a#1", "question 1", "Yes.", "CLOSED"),
+    ]

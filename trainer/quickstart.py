@@ -1,0 +1,113 @@
+"""
+The whole path in a few minutes: `make quickstart`, or `python trainer/quickstart.py --output runs/quickstart`.
+
+Draws phantoms, trains a tiny LoGra-Med on them with the alignment loss, answers the held-out questions with and
+without sight, asks one question about one image, and leaves a model folder.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoProcessor
+
+from logramed import AutoModelForVision2Seq
+from logramed.eval.answering import answer_questions
+from logramed.eval.benchmarks.phantoms import load_questions
+from logramed.eval.run import main as evaluate
+from logramed.trainer.phantoms import generate_phantoms
+from logramed.trainer.train import main as train
+
+
+RECIPE = "quickstart.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train and evaluate a tiny LoGra-Med on generated phantoms.")
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
+    parser.add_argument("--max_steps", type=int, default=-1, help="stop training early, to try the path only")
+    parser.add_argument("--alignment_weight", type=float, default=1.0, help="0 for plain fine-tuning")
+    parser.add_argument("--seed", type=int, default=0, help="of phantoms, weights and training")
+    arguments = parser.parse_args(argv)
+    data, model, evaluation = (arguments.output / name for name in ("data", "model", "evaluation"))
+    start = time.monotonic()
+
+    print("1/4  Drawing phantoms", flush=True)
+    generate_phantoms(data, seed=arguments.seed)
+    print("2/4  Training with the alignment loss", flush=True)
+    train(training_command(arguments, data, model))
+    print("3/4  Answering held-out questions, with the images and with blank ones", flush=True)
+    for blank in ((), ("--blank_images",)):
+        evaluate(evaluation_command(model, data, evaluation, *blank))
+    print("4/4  One question about one image", flush=True)
+    question, answer = answer_one(model, data)
+    print(closing_table(arguments.output, question, answer, (time.monotonic() - start) / 60))
+    return 0
+
+
+def training_command(arguments: argparse.Namespace, data: Path, model: Path) -> list[str]:
+    options = {
+        "train_data": data / "train.json",
+        "validation_data": data / "validation.json",
+        "output_dir": model,
+        "max_steps": arguments.max_steps,
+        "alignment_weight": arguments.alignment_weight,
+        "seed": arguments.seed,
+    }
+    return [RECIPE, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+
+
+def evaluation_command(model: Path, data: Path, output: Path, *further: str) -> list[str]:
+    options = {"model": model, "benchmark": "phantoms", "data": data, "output": output, "batch_size": 64}
+    return [*(text for name, value in options.items() for text in (f"--{name}", str(value))), *further]
+
+
+def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
+    """A held-out question and the answer to it, by the model as a user would load it."""
+    model = AutoModelForVision2Seq.from_pretrained(model_folder)
+    processor = AutoProcessor.from_pretrained(model_folder)
+    question = load_questions(data)[0]
+    asked = answer_questions(model, processor, [question], batch_size=1, max_new_tokens=32, progress=False)
+    return next(iter(asked))
+
+
+def closing_table(output: Path, question: dict, answer: str, minutes: float) -> str:
+    """What came out, from the files that the run wrote, and what to do next."""
+    training = json.loads((output / "model" / "train_metrics.json").read_text(encoding="utf-8"))
+    sighted, blank = (
+        json.loads((output / "evaluation" / name).read_text(encoding="utf-8"))["overall"]
+        for name in ("metrics.json", "metrics.blank_images.json")
+    )
+    validation = training["metrics"]
+    recall = validation.get("eval_recall_at_1_image_to_answer")
+    rows = [
+        ("closed accuracy", f"{sighted['closed_accuracy']:.1f}%", f"{sighted['num_closed']} questions"),
+        ("  the same without sight", f"{blank['closed_accuracy']:.1f}%", "every image blank"),
+        ("open recall", f"{sighted['open_recall']:.1f}%", f"{sighted['num_open']} questions"),
+        ("  the same without sight", f"{blank['open_recall']:.1f}%", "every image blank"),
+        ("recall@1, image to answer", "-" if recall is None else f"{100 * recall:.1f}%", "validation phantoms"),
+        ("weights", f"{training['num_parameters'] / 1e6:.2f} million", ""),
+        ("time", f"{minutes:.1f} minutes", "without installation"),
+    ]
+    lines = [f"  {name:<28}{value:>14}  {note}".rstrip() for name, value, note in rows]
+    return "\n".join(
+        [
+            "",
+            "Held-out phantoms",
+            *lines,
+            "",
+            f"  Image     {question['image']}",
+            f"  Question  {question['question']}",
+            f"  Answer    {answer}   (expected: {question['answer']})",
+            "",
+            f"Model: {output / 'model'}   Curves: {output / 'model' / 'curves.png'}",
+            "Next, on real radiology images (the folder holds trainset.json, testset.json and images/):",
+            "  .venv/bin/python trainer/train.py trainer/recipes/vqa_rad_tiny.yaml --train_data PATH/TO/vqa_rad",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
