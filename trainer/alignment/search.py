@@ -308,9 +308,10 @@ def tabu_search(start, node_costs, edge_costs, source, target, allow_unmatched, 
     """
     n = node_costs.shape[0]
     size = 2 * n if allow_unmatched else n
-    labels = np.full(size, n, np.int64)
-    labels[:n] = start
-    prices = prices_of(labels[:n], node_costs, edge_costs, source, target)
+    labels = np.empty(size, np.int64)
+    for i in range(size):
+        labels[i] = start[i] if i < n else n
+    prices = prices_of(start, node_costs, edge_costs, source, target)
     owner = np.empty(n, np.int64)
     current = np.zeros(size)
     swap_costs = np.zeros((size, size))
@@ -321,9 +322,11 @@ def tabu_search(start, node_costs, edge_costs, source, target, allow_unmatched, 
         current[i] = prices[i, labels[i]]
     for i in range(num_active):
         fill_swap_costs(swap_costs, i, labels, num_active, prices, edge_costs, source, target)
-    cost = total_cost(labels[:n], node_costs, prices)
+    cost = total_cost(start, node_costs, prices)
     best_cost = cost
-    best = labels.copy()
+    best = np.empty(n, np.int64)
+    for i in range(n):
+        best[i] = labels[i]
     last_gain = 0
     num_shakes = 0
     for step in range(1, num_steps + 1):
@@ -378,19 +381,21 @@ def tabu_search(start, node_costs, edge_costs, source, target, allow_unmatched, 
         fill_swap_costs(swap_costs, chosen_k, labels, num_active, prices, edge_costs, source, target)
         if cost < best_cost - 1e-9:
             best_cost = cost
-            best[:] = labels
+            for i in range(n):
+                best[i] = labels[i]
             last_gain = step
         elif step - last_gain >= patience:
             last_gain = step
             num_shakes = 2 + next_random(state) % (2 + n // 8)
-    return best[:n], best_cost
+    return best, best_cost
 
 
 @compiled
 def exhaustive_search(node_costs, edge_costs, source, target, allow_unmatched):
     """Labels of the cheapest of all matchings, one node after the other. For a handful of nodes."""
     n = node_costs.shape[0]
-    labels = np.full(n, -1, np.int64)
+    labels = np.empty(n, np.int64)
+    labels[0] = -1
     taken = np.zeros(n + 1, np.bool_)
     cost_before = np.zeros(n + 1)
     best = np.arange(n)
@@ -401,7 +406,8 @@ def exhaustive_search(node_costs, edge_costs, source, target, allow_unmatched):
         if depth == n:
             if cost_before[n] < best_cost:
                 best_cost = cost_before[n]
-                best[:] = labels
+                for i in range(n):
+                    best[i] = labels[i]
             depth -= 1
             continue
         if labels[depth] >= 0:
@@ -434,7 +440,6 @@ def solve_one(
 ):
     """Labels of one problem; `num_nodes` stands for unmatched. See `match_graphs` for what is searched."""
     n = node_costs.shape[0]
-    node_costs = node_costs.copy()
     for a in range(edge_costs.shape[0]):
         if source_edges[0, a] == source_edges[1, a]:
             for b in range(edge_costs.shape[1]):

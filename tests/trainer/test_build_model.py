@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.auto.modeling_auto import AutoModel
+
+from logramed import AutoModelForVision2Seq, LoGraMedProcessor
+from logramed.trainer.build_model import join_models, main, train_tokenizer
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import LANGUAGE_MODELS, TOWERS
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Folders of a CLIP tower with its image settings and of a Llama whose tokenizer has no image or padding token."""
+    torch.manual_seed(0)
+    AutoModel.from_config(TOWERS["clip"]()).save_pretrained(tmp_path / "vision")
+    settings = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(settings))
+    tokenizer = tiny_tokenizer()
+    vocabulary = {name: index for name, index in tokenizer.get_vocab().items() if name not in ("<image>", "<pad>")}
+    ordered = sorted(vocabulary, key=vocabulary.get)
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(ordered)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    plain.save_pretrained(tmp_path / "language")
+    config = LANGUAGE_MODELS["llama"](vocab_size=len(plain))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "language")
+    return str(tmp_path / "vision"), str(tmp_path / "language")
+
+
+def test_joined_model_has_the_weights_of_its_parts(parts):
+    vision, language = parts
+    model, processor = join_models(vision, language)
+    tower, text = AutoModel.from_pretrained(vision), AutoModelForCausalLM.from_pretrained(language)
+    for name, value in tower.state_dict().items():
+        assert torch.equal(model.model.vision_tower.state_dict()[name], value)
+    rows = text.config.vocab_size
+    assert torch.equal(model.lm_head.weight[:rows], text.lm_head.weight)
+    assert model.lm_head.weight.shape[0] == rows + 2 == model.config.text_config.vocab_size
+    input_ids = torch.tensor([[1, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids).logits[..., :rows], text(input_ids).logits)
+    assert processor.image_token_id == model.config.image_token_id == rows
+    assert processor.num_image_tokens == 4
+    assert processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert processor.tokenizer.pad_token_id == model.generation_config.pad_token_id == rows + 1
+
+
+def test_new_weights_are_drawn_with_the_seed_and_none_is_left_empty(parts):
+    first, again, other = (join_models(*parts, seed=seed)[0] for seed in (0, 0, 1))
+    for name in ("model.multi_modal_projector.linear_1.weight", "model.graph_network.conv2.lin_root.weight"):
+        weight = first.get_parameter(name)
+        assert weight.abs().max() > 0
+        assert torch.isfinite(weight).all()
+        assert torch.equal(weight, again.get_parameter(name))
+        assert not torch.equal(weight, other.get_parameter(name))
+
+
+@pytest.mark.parametrize("connector", ["none", "dci"])
+def test_command_writes_a_folder_that_answers(parts, tmp_path, capsys, connector):
+    output = tmp_path / "joined"
+    arguments = ["--vision", parts[0], "--language", parts[1], "--output", str(output), "--dense_connector", connector]
+    assert main(arguments) == 0
+    assert "4 tokens an image" in capsys.readouterr().out
+    model, processor = AutoModelForVision2Seq.from_pretrained(output), LoGraMedProcessor.from_pretrained(output)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what organ is shown"}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    from PIL import Image
+
+    inputs = processor(images=[Image.new("RGB", (8, 8))], text=[prompt], return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] <= inputs["input_ids"].shape[1] + 2
+    width = model.model.multi_modal_projector.linear_1.in_features
+    assert width == (48 if connector == "dci" else 16)
+
+
+def test_command_refuses_a_folder_that_is_not_empty(parts, capsys):
+    with pytest.raises(SystemExit):
+        main(["--vision", parts[0], "--language", parts[1], "--output", parts[0]])
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_vision_part_of_a_larger_model_is_taken(parts, tmp_path):
+    from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
+    from transformers.models.clip.modeling_clip import CLIPModel
+
+    text = CLIPTextConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
+    )
+    both = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=TOWERS["clip"]().to_dict()))
+    both.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    model, _ = join_models(str(tmp_path / "clip"), parts[1])
+    expected = both.vision_model.state_dict()["embeddings.patch_embedding.weight"]
+    name = "embeddings.patch_embedding.weight"
+    found = next(value for key, value in model.model.vision_tower.state_dict().items() if key.endswith(name))
+    assert torch.equal(found, expected)
+
+
+def test_tokenizer_writes_any_text_and_keeps_special_tokens_whole():
+    tokenizer = train_tokenizer(["Is there a lesion?", "yes"], vocab_size=300)
+    text = "Größe 5 µm — <image> ok"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer("<image>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<image>")]
+    assert len(tokenizer) <= 300
+
+
+def test_llava_loads_the_joined_folder_weights(parts, tmp_path):
+    model, _ = join_models(*parts, use_graph_network=False)
+    model.save_pretrained(tmp_path / "joined")
+    config = LlavaConfig(
+        vision_config=TOWERS["clip"](),
+        text_config=model.config.text_config,
+        image_token_index=model.config.image_token_id,
+        image_seq_length=4,
+    )
+    llava = LlavaForConditionalGeneration.from_pretrained(tmp_path / "joined", config=config)
+    assert torch.equal(llava.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(llava.model.multi_modal_projector.linear_1.weight, model.model.multi_modal_projector.linear_1.weight)
