@@ -29,7 +29,7 @@ MODALITIES = ("CT", "MRI", "X-ray", "ultrasound")
 ORGANS = ("chest", "head", "abdomen")
 ORGAN_GROUPS = {"chest": "CHEST", "head": "HEAD", "abdomen": "ABD"}  # as VQA-RAD names them
 NUMBER_WORDS = ("none", "one", "two", "three")
-SHARE_OF_LESION_COUNTS = (0.3, 0.5, 0.1, 0.1)
+SHARE_OF_LESION_COUNTS = (0.25, 0.55, 0.1, 0.1)
 
 # Lengths below are in half image widths: the image spans -1 to 1, x to the right and y downwards.
 SMALL_RADIUS, LARGE_RADIUS = (0.11, 0.13), (0.23, 0.26)
@@ -352,7 +352,7 @@ ATTRIBUTES = {
     "modality": Attribute(
         "MODALITY",
         _always,
-        _is_question(MODALITIES, "modality", ("Is this {an_image}?", "Was this image taken with {value}?")),
+        _is_question(MODALITIES, "modality", ("Is this {an_image}?",)),
         ("Which modality is this?", "How was this image taken?"),
         lambda phantom: phantom.modality,
         lambda phantom: f"the modality is {phantom.modality}",
@@ -396,7 +396,6 @@ ATTRIBUTES = {
             "Is the lesion on the left side of the image?": "left",
             "Is the lesion on the right side of the image?": "right",
             "Is the lesion on the left or on the right side?": None,
-            "Is the lesion left or right?": None,
         },
         ("On which side of the image is the lesion?", "Which side is the lesion on?"),
         lambda lesion: f"the {lesion.size} {lesion.brightness} lesion lies on the {lesion.side} side",
@@ -408,7 +407,6 @@ ATTRIBUTES = {
             "Is the lesion in the upper half of the image?": "upper",
             "Is the lesion in the lower half of the image?": "lower",
             "Is the lesion in the upper or in the lower half?": None,
-            "Is the lesion upper or lower?": None,
         },
         ("In which half of the image is the lesion?", "Which half is the lesion in?"),
         lambda lesion: f"the {lesion.size} {lesion.brightness} lesion lies in the {lesion.half} half",
@@ -444,6 +442,7 @@ ATTRIBUTES = {
         lambda phantom: f"the findings are: {_describe(phantom)}",
     ),
 }
+DESCRIBED_SHARE = 0.5  # of the conversations begin with a description, the answer that teaches a model most about seeing
 CLOSED_SHARE = 0.7  # of the questions that have a closed form, as far as both answers can be paired
 EXTENDED_TEMPLATES = (
     "in this {modality} image of the {organ}, {fact}.",
@@ -493,7 +492,8 @@ def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list
     if "lesions" in names and about_the_lesion and about_the_lesion[0] < names.index("lesions"):
         first, count = about_the_lesion[0], names.index("lesions")
         names[first], names[count] = names[count], names[first]
-    return ["description", *names[:7]] if generator.random() < 0.5 else names
+    # After a description every answer is a matter of reading, so only a few questions follow one.
+    return ["description", *names[:3]] if generator.random() < DESCRIBED_SHARE else names
 
 
 def _pair_closed_questions(

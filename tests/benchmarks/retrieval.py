@@ -3,8 +3,8 @@ What alignment is for: retrieval between images and answers of held-out phantoms
 
     python tests/benchmarks/retrieval.py --output runs/retrieval [--recipe quickstart.yaml] [--max_steps N]
 
-Both runs are the same but for `alignment_weight`. Recall is over the validation phantoms, of which neither run has seen
-an image; samples with identical answers count as one.
+Both runs are the same but for `alignment_weight`. Recall is over the validation phantoms, of which neither run has
+seen an image; samples with identical answers count as one.
 """
 
 import argparse

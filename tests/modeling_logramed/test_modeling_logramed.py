@@ -104,7 +104,10 @@ def test_linear_projector_is_one_linear_map():
     [
         ({"dense_connector": "dense"}, r"`dense_connector` must be one of none, sti, sci, dci; got 'dense'"),
         ({"projector_type": "mlp"}, r"`projector_type` must be one of mlp2x_gelu, linear"),
-        ({"tower": "siglip", "vision_feature_select_strategy": "default"}, r"'siglip_vision_model' has none: use 'full'"),
+        (
+            {"tower": "siglip", "vision_feature_select_strategy": "default"},
+            r"'siglip_vision_model' has none: use 'full'",
+        ),
         ({"vision_feature_layer": [-2, -1]}, r"must be one integer; got \[-2, -1\]"),
         ({"vision_feature_layer": 4}, r"`vision_feature_layer=4` is not among the hidden states 0 to 3"),
     ],

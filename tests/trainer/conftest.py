@@ -21,7 +21,10 @@ def data_file(tmp_path):
     for number in range(8):
         organ, side = ORGANS[number % 4], SIDES[number // 4]
         Image.new("RGB", (8, 8), (30 * number, 255 - 30 * number, 90)).save(tmp_path / "images" / f"{number}.png")
-        dialogue = [("what organ is shown", f"{side} {organ}"), (f"is there a mass in the {side} {organ}", ("yes", "no")[number % 2])]
+        dialogue = [
+            ("what organ is shown", f"{side} {organ}"),
+            (f"is there a mass in the {side} {organ}", ("yes", "no")[number % 2]),
+        ]
         entry = {"id": str(number), "image": f"{number}.png"}
         for key, prefix in (("conversations", ""), ("conversations_long", "this image is of the ")):
             entry[key] = [

@@ -2,8 +2,17 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.auto.modeling_auto import AutoModel
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPModel
 
 from logramed import AutoModelForVision2Seq, LoGraMedProcessor
 from logramed.trainer.build_model import join_models, main, train_tokenizer
@@ -16,14 +25,15 @@ def parts(tmp_path):
     """Folders of a CLIP tower with its image settings and of a Llama whose tokenizer has no image or padding token."""
     torch.manual_seed(0)
     AutoModel.from_config(TOWERS["clip"]()).save_pretrained(tmp_path / "vision")
-    settings = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5, 0.6, 0.7],
+    }
     (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(settings))
     tokenizer = tiny_tokenizer()
     vocabulary = {name: index for name, index in tokenizer.get_vocab().items() if name not in ("<image>", "<pad>")}
     ordered = sorted(vocabulary, key=vocabulary.get)
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer(models.WordLevel({name: index for index, name in enumerate(ordered)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     plain = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -70,8 +80,6 @@ def test_command_writes_a_folder_that_answers(parts, tmp_path, capsys, connector
     model, processor = AutoModelForVision2Seq.from_pretrained(output), LoGraMedProcessor.from_pretrained(output)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what organ is shown"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    from PIL import Image
-
     inputs = processor(images=[Image.new("RGB", (8, 8))], text=[prompt], return_tensors="pt")
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] <= inputs["input_ids"].shape[1] + 2
     width = model.model.multi_modal_projector.linear_1.in_features
@@ -85,9 +93,6 @@ def test_command_refuses_a_folder_that_is_not_empty(parts, capsys):
 
 
 def test_vision_part_of_a_larger_model_is_taken(parts, tmp_path):
-    from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
-    from transformers.models.clip.modeling_clip import CLIPModel
-
     text = CLIPTextConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
     )
@@ -120,4 +125,5 @@ def test_llava_loads_the_joined_folder_weights(parts, tmp_path):
     )
     llava = LlavaForConditionalGeneration.from_pretrained(tmp_path / "joined", config=config)
     assert torch.equal(llava.lm_head.weight, model.lm_head.weight)
-    assert torch.equal(llava.model.multi_modal_projector.linear_1.weight, model.model.multi_modal_projector.linear_1.weight)
+    projectors = [part.model.multi_modal_projector.linear_1.weight for part in (llava, model)]
+    assert torch.equal(*projectors)

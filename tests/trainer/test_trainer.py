@@ -162,7 +162,9 @@ def test_every_part_of_the_model_is_trained(tmp_path, rows):
         names = [name for name, _ in before.named_parameters() if part in name]
         assert names
         now = dict(trainer.model.named_parameters())
-        assert any(not torch.equal(now[name], value) for name, value in before.named_parameters() if name in names), part
+        assert any(not torch.equal(now[name], value) for name, value in before.named_parameters() if name in names), (
+            part
+        )
 
 
 def test_batch_too_small_for_the_graph_is_refused_or_shrunk_as_asked(tmp_path, rows):
@@ -259,7 +261,9 @@ def test_checkpoint_that_lacks_a_weight_is_refused(tmp_path, rows):
     trainer = LoGraMedTrainer(
         small_model(), arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows
     )
-    with pytest.raises(ValueError, match=r"lacks 1 weights of the model \(model.graph_network.conv1.lin_root.weight\)"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 weights of the model \(model.graph_network.conv1.lin_root.weight\)"
+    ):
         trainer.train(resume_from_checkpoint=str(path.parent))
 
 

@@ -307,7 +307,7 @@ class AlignmentObjective:
         generator: torch.Generator | None = None,
         groups: torch.Tensor | None = None,
     ) -> AlignmentOutput:
-        """Match, compare with the truth, give the costs their gradient. Costs may hold several noise samples a pair."""
+        """Match, compare with the truth, give the costs their gradient. Costs may hold several noise samples."""
         num_pairs, num_nodes = node_costs.shape[0], node_costs.shape[-1]
         is_paper = self.loss == "paper"
         # The release adds lambda times a gradient of +-1 / (pairs x nodes): this step, whatever the loss is scaled by.

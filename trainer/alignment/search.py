@@ -438,7 +438,10 @@ def exhaustive_search(node_costs, edge_costs, source, target, allow_unmatched):
 def solve_one(
     node_costs, edge_costs, source_edges, target_edges, allow_unmatched, max_exact, num_starts, num_swaps, seed
 ):
-    """Labels of one problem; `num_nodes` stands for unmatched. See `match_graphs` for what is searched."""
+    """
+    Labels of one problem; `num_nodes` stands for unmatched. See `match_graphs` for what is searched. What edges from a
+    node to itself cost is added to `node_costs` in place.
+    """
     n = node_costs.shape[0]
     for a in range(edge_costs.shape[0]):
         if source_edges[0, a] == source_edges[1, a]:

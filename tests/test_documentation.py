@@ -1,0 +1,95 @@
+"""Every command and every piece of Python in the READMEs is tried, in the smallest form that shows it works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import HfArgumentParser
+
+from logramed.eval.run import EvaluationArguments
+from logramed.trainer import build_model, phantoms, train
+from tests.tiny import tiny_processor
+from tests.tiny_models import tiny_model
+
+
+ROOT = Path(__file__).parents[1]
+READMES = sorted(
+    path
+    for folder in (".", "modeling_logramed", "trainer", "trainer/alignment", "eval", "eval/metrics/medical_vqa")
+    for path in (ROOT / folder).glob("README.md")
+)
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    for path in READMES:
+        for block in blocks(path, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield pytest.param(words, id=f"{path.parent.name}: {line[:60]}")
+
+
+def test_readmes_name_the_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert "make quickstart" in text
+    assert "make test" in text
+
+
+@pytest.mark.parametrize("words", commands())
+def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
+    while words[0] in ("torchrun", "--nproc_per_node") or words[0].isdigit() or words[0].endswith("python"):
+        words = words[1:]
+    program, arguments = words[0], words[1:]
+    if program == "make":
+        targets = re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert all(argument in targets or "=" in argument for argument in arguments)
+    elif program in ("trainer/train.py", "logramed-train"):
+        monkeypatch.chdir(ROOT)
+        train.parse_arguments([*arguments, "--use_cpu", "true"])
+    elif program in ("eval/run.py", "logramed-eval"):
+        HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(arguments)
+    elif program in ("trainer/build_model.py", "trainer/phantoms.py"):
+        called = []
+        monkeypatch.setattr(build_model, "join_models", lambda *args, **kwargs: called.append(1) or 1 / 0)
+        monkeypatch.setattr(phantoms, "generate_phantoms", lambda *args, **kwargs: called.append(1) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
+            {"trainer/build_model.py": build_model, "trainer/phantoms.py": phantoms}[program].main(arguments)
+        assert called
+    elif program.startswith("tests/benchmarks/"):
+        assert (ROOT / program).is_file()
+    else:
+        assert program in ("pip", "git", "cd"), f"no test knows how to try {words}"
+
+
+def test_ten_lines_answer_a_question_about_an_image(tmp_path, monkeypatch, capsys):
+    code = blocks(ROOT / "README.md", "python")[0]
+    assert len(code.splitlines()) <= 12
+    folder = tmp_path / "runs" / "quickstart" / "model"
+    tiny_model(text_sizes={"vocab_size": 84}).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    image = tmp_path / re.search(r'"path": "([^"]+)"', code)[1]
+    image.parent.mkdir(parents=True)
+    Image.new("L", (20, 30), 90).save(image)
+    monkeypatch.chdir(tmp_path)
+    with torch.no_grad():
+        exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_image_of_the_ten_lines_is_one_that_the_quickstart_draws(tmp_path):
+    path = re.search(r'"path": "runs/quickstart/data/([^"]+)"', (ROOT / "README.md").read_text())[1]
+    folder = phantoms.generate_phantoms(tmp_path / "data", num_train=2, num_validation=2, num_test=2)
+    assert (folder / path).is_file()
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_that_exist(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
