@@ -65,7 +65,7 @@ class LoGraMedTrainer(SFTTrainer):
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
-        self._noise_generator = None
+        self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
 
@@ -76,7 +76,8 @@ class LoGraMedTrainer(SFTTrainer):
         if "answer_input_ids" not in inputs or (training and objective is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups = text_keys(inputs["answer_input_ids"], self._tokenizer)
-        recorder = AlignmentRecorder(objective, training, self._noise(groups.device), groups)
+        generator = self._noise(groups.device) if training else None
+        recorder = AlignmentRecorder(objective, training, generator, groups)
         inputs = {**inputs, "alignment_objective": recorder}
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = loss if return_outputs else (loss, None)
@@ -108,10 +109,16 @@ class LoGraMedTrainer(SFTTrainer):
             metrics[name].append(self.accelerator.gather_for_metrics(value.reshape(1)).mean().item())
 
     def _noise(self, device):
-        """The generator of the noise in the matching: on the features' device, its own on each process."""
-        if self._noise_generator is None:
-            self._noise_generator = torch.Generator(device).manual_seed(self.args.seed + self.args.process_index)
-        return self._noise_generator
+        """
+        The generator of the noise in the matching: on the features' device, seeded by run, step, micro-batch and
+        process alone, so that a resumed run draws what the uninterrupted one does.
+        """
+        if self._noise_step != self.state.global_step:
+            self._noise_step, self._num_micro_batches = self.state.global_step, 0
+        place = (self.args.seed, self._noise_step, self._num_micro_batches, self.args.process_index)
+        self._num_micro_batches += 1
+        digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
+        return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """As `Trainer`'s, with retrieval between the modalities and the answers to the validation questions."""
@@ -160,7 +167,7 @@ class AlignmentRecorder:
         self,
         objective: AlignmentObjective | None,
         training: bool,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
         groups: torch.Tensor | None = None,
     ):
         self.objective, self.training, self.generator, self.groups = objective, training, generator, groups
@@ -190,8 +197,7 @@ def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -
 
 def retrieval_metrics(node_features: dict[str, torch.Tensor], groups: torch.Tensor) -> dict[str, float]:
     """
-    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1. A rank that every sample would reach, as there are
-    no more samples than that, is left out.
+    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1; a rank that no sample could miss is left out.
 
     Args:
         node_features (`dict[str, torch.Tensor]`): `(num_samples, hidden_size)` each.

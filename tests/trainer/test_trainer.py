@@ -227,13 +227,14 @@ def test_best_checkpoint_is_loaded_at_the_end_and_resuming_goes_on_as_uninterrup
     options = {
         "eval_dataset": rows,
         "max_steps": 4,
+        "per_device_train_batch_size": 3,
         "save_strategy": "steps",
         "save_steps": 2,
         "eval_strategy": "steps",
         "eval_steps": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "loss",
-        "alignment_loss": "infonce",
+        "gradient_accumulation_steps": 2,
     }
     trainer = train(tmp_path, rows, **options)
     best = tmp_path / "run" / trainer.state.best_model_checkpoint.split("/")[-1]

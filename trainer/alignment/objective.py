@@ -108,8 +108,9 @@ class AlignmentObjective:
         num_samples (`int`, *optional*, defaults to 4): Noise samples of each pair in a step; `"blackbox"` takes 1.
         gradient_estimator (`str`, *optional*, defaults to `"imle"`): `"imle"`, or `"blackbox"` with its one noise
             sample, as in the paper.
-        step (`float`, *optional*, defaults to 2.0): How far costs move in the backward matching, in units of cosine.
-            The gradient is proportional to `1 / step` where that changes nothing else.
+        step (`float`, *optional*, defaults to 1.0): How far costs move in the backward matching, in units of cosine.
+            At 1 right and wrong pairs move apart by 2, all that two cosines can differ by. The gradient is
+            proportional to `1 / step` where that changes nothing else.
         temperature (`float`, *optional*, defaults to 0.1): Of `"infonce"`.
         small_batch (`str`, *optional*, defaults to `"refuse"`): What becomes of a batch with no more than
             `num_neighbors` samples: an error, or (`"shrink"`) fewer neighbours and one warning.
@@ -132,7 +133,7 @@ class AlignmentObjective:
         noise_scale: float = 0.3,
         num_samples: int = 4,
         gradient_estimator: str = "imle",
-        step: float = 2.0,
+        step: float = 1.0,
         temperature: float = 0.1,
         small_batch: str = "refuse",
         solver_effort: float = 0.1,
