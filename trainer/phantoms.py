@@ -3,9 +3,9 @@ The embedded data: simple medical-looking phantoms with questions about them, dr
 
     python trainer/phantoms.py --output phantoms
 
-Every image shows one organ in the look of one modality, with up to three lesions and perhaps a tube. Sides are those of
-the image as it is displayed: "left" is the left half of the picture, not of a patient. Every closed question is asked
-in pairs, one image for each of its two answers, so that within a split the question's text says nothing about its answer.
+Every image shows one organ in the look of one modality, with up to three lesions and perhaps a tube. Sides are those
+of the image as it is displayed: "left" is the left half of the picture, not of a patient. Every closed question is
+asked in pairs, of one image for each of its two answers, so that within a split its text says nothing about its answer.
 """
 
 import argparse
@@ -146,17 +146,23 @@ def sample_phantom(generator: np.random.Generator) -> Phantom:
     num_lesions = int(generator.choice(len(SHARE_OF_LESION_COUNTS), p=SHARE_OF_LESION_COUNTS))
     brightness_sign = generator.choice((-1.0, 1.0))
     quadrants = generator.permutation(((-1, -1), (-1, 1), (1, -1), (1, 1)))[:num_lesions]
-    lesions = tuple(_sample_lesion(phantom, quadrant, brightness_sign, generator) for quadrant in quadrants)
+    # Several lesions are all small: large ones of neighboring quadrants could touch and be counted as one.
+    radii = LARGE_RADIUS if num_lesions == 1 and generator.random() < 0.5 else SMALL_RADIUS
+    lesions = tuple(_sample_lesion(phantom, quadrant, radii, brightness_sign, generator) for quadrant in quadrants)
     return dataclasses.replace(phantom, lesions=lesions)
 
 
 def _sample_lesion(
-    phantom: Phantom, quadrant: np.ndarray, brightness_sign: float, generator: np.random.Generator
+    phantom: Phantom,
+    quadrant: np.ndarray,
+    radii: tuple[float, float],
+    brightness_sign: float,
+    generator: np.random.Generator,
 ) -> Lesion:
     """A lesion in a quadrant of the organ, and of the image: one too close to an axis is drawn again."""
     x_low, x_high, y_low, y_high = LESION_ZONES[phantom.organ]
     cosine, sine = math.cos(phantom.rotation), math.sin(phantom.rotation)
-    radius = generator.uniform(*(LARGE_RADIUS if generator.random() < 0.5 else SMALL_RADIUS))
+    radius = generator.uniform(*radii)
     contrast = brightness_sign * generator.uniform(*LESION_CONTRAST)
     while True:
         body_x, body_y = quadrant * generator.uniform((x_low, y_low), (x_high, y_high))
@@ -308,7 +314,7 @@ def _lesion_attribute(
     open_questions: tuple[str, ...],
     fact: Callable[[Lesion], str],
 ) -> Attribute:
-    """An attribute of a single lesion; `closed` maps a question to the value it asks for, or `None` if it names both."""
+    """An attribute of a single lesion; `closed` maps a question to the value it names, or `None` for both."""
 
     def value(phantom: Phantom) -> str:
         return getattr(phantom.lesions[0], field)
@@ -442,7 +448,7 @@ ATTRIBUTES = {
         lambda phantom: f"the findings are: {_describe(phantom)}",
     ),
 }
-DESCRIBED_SHARE = 0.5  # of the conversations begin with a description, the answer that teaches a model most about seeing
+DESCRIBED_SHARE = 0.4  # of the conversations, that begin with a description: the answer that teaches most about seeing
 CLOSED_SHARE = 0.7  # of the questions that have a closed form, as far as both answers can be paired
 EXTENDED_TEMPLATES = (
     "in this {modality} image of the {organ}, {fact}.",
@@ -481,11 +487,9 @@ def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list
     """The attributes to ask about, in an order in which no question gives away the answer to a later one."""
     names = [name for name, attribute in ATTRIBUTES.items() if attribute.applies(phantom) and name != "description"]
     if _has_one_lesion(phantom):
-        num_dropped = int(generator.integers(1, 4))
         # "The lesion" in a question tells how many there are, so the count is often left out, and else asked first.
         dropped = {"lesions"} if generator.random() < 0.4 else set()
-        others = [name for name in names if name != "lesions"]
-        dropped.update(generator.permutation(others)[: num_dropped - len(dropped)].tolist())
+        dropped.update(generator.permutation(("modality", "organ", "tube"))[: generator.integers(1, 3)].tolist())
         names = [name for name in names if name not in dropped]
     names = generator.permutation(names).tolist()
     about_the_lesion = [place for place, name in enumerate(names) if ATTRIBUTES[name].is_about_the_lesion]

@@ -310,6 +310,22 @@ def test_mean_over_tokens_of_an_empty_row_is_zero():
     assert torch.equal(mean_over_tokens(hidden_states, mask), torch.tensor([[1.0] * 4, [0.0] * 4]))
 
 
+def test_mean_over_tokens_leaves_out_whatever_padding_holds():
+    hidden_states = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    padded = torch.cat([torch.full((1, 2, 4), torch.nan), hidden_states], dim=1)
+    mean = mean_over_tokens(padded, torch.tensor([[0, 0, 1, 1, 1]]))
+    torch.testing.assert_close(mean, hidden_states.mean(dim=1))
+    mean.sum().backward()
+    assert torch.isfinite(hidden_states.grad).all()
+
+
+def test_mean_over_tokens_of_a_long_half_precision_text_does_not_overflow():
+    hidden_states = torch.full((1, 3000, 1), 100.0, dtype=torch.float16)
+    mean = mean_over_tokens(hidden_states, torch.ones(1, 3000))
+    assert mean.dtype == torch.float16
+    assert mean.item() == pytest.approx(100)
+
+
 def test_configuration_examples_hold():
     results = doctest.testmod(configuration_logramed)
     assert results.attempted > 0

@@ -60,7 +60,7 @@ def what_lesions_change(phantom):
 def seen_in(phantom):
     """Count, side, half, size and brightness of the lesions, measured on the pixels."""
     change = what_lesions_change(phantom)
-    spots, num_lesions = ndimage.label(np.abs(change) > 0.08, structure=np.ones((3, 3)))
+    spots, num_lesions = ndimage.label(np.abs(change) > 0.02, structure=np.ones((3, 3)))
     if num_lesions != 1:
         return {"lesions": ("none", "one", "two", "three")[num_lesions]}
     y, x = ndimage.center_of_mass(spots)

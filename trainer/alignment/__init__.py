@@ -11,7 +11,6 @@ from .objective import (
     hamming_loss,
     infonce_loss,
 )
-from .pooling import mean_pool
 from .retrieval import matching_accuracy, recall_at_k
 
 
@@ -26,7 +25,6 @@ __all__ = [
     "match_graphs",
     "matching_accuracy",
     "matching_cost",
-    "mean_pool",
     "nearest_neighbor_edges",
     "recall_at_k",
 ]
