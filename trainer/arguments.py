@@ -72,6 +72,13 @@ class DataArguments:
             "help": "Without `validation_data`: share of the training questions held out for evaluation, 0 to 1."
         },
     )
+    shuffle_turns: bool = field(
+        default=False,
+        metadata={
+            "help": "Put the turns of a conversation in another order each time it is seen. For questions that do not "
+            "build on each other: each is then also learned as the first, as an evaluation asks it."
+        },
+    )
     on_bad_row: str = field(
         default="raise",
         metadata={

@@ -5,7 +5,7 @@ The embedded data: simple medical-looking phantoms with questions about them, dr
 
 Every image shows one organ in the look of one modality, with up to three lesions and perhaps a tube. Sides are those
 of the image as it is displayed: "left" is the left half of the picture, not of a patient. Every closed question is
-asked in pairs, of one image for each of its two answers, so that within a split its text says nothing about its answer.
+asked in pairs, of one image for each of its two answers, so that within a split its text says nothing of its answer.
 """
 
 import argparse

@@ -17,10 +17,9 @@ from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import new_model
 from logramed.trainer.curves import plot_curves
-from logramed.trainer.data import load_training_rows
+from logramed.trainer.data import hold_out_turns, load_training_rows, questions_of_rows, shuffle_turns
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
 from logramed.trainer.trainer import LoGraMedTrainer
-from logramed.trainer.validation import hold_out_turns, questions_of_rows
 
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -30,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     train_rows, validation_rows = load_rows(data_arguments, training_arguments)
     model, processor = load_model(model_arguments, train_rows, training_arguments.seed)
+    if data_arguments.shuffle_turns:
+        train_rows = train_rows.with_transform(shuffle_turns)
     trainer = LoGraMedTrainer(
         model,
         training_arguments,

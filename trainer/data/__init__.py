@@ -2,6 +2,14 @@
 
 from .rows import RowError, TrainingRows
 from .sources import load_training_rows
+from .turns import hold_out_turns, questions_of_rows, shuffle_turns
 
 
-__all__ = ["RowError", "TrainingRows", "load_training_rows"]
+__all__ = [
+    "RowError",
+    "TrainingRows",
+    "hold_out_turns",
+    "load_training_rows",
+    "questions_of_rows",
+    "shuffle_turns",
+]

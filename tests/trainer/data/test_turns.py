@@ -1,6 +1,8 @@
 import pytest
+import torch
+from datasets import Dataset
 
-from logramed.trainer.validation import hold_out_turns, questions_of_rows
+from logramed.trainer.data import hold_out_turns, questions_of_rows, shuffle_turns
 
 
 def row(name, num_turns, extended=True):
@@ -61,3 +63,20 @@ def test_each_turn_becomes_a_question_closed_if_answered_yes_or_no():
         ("a#0", "question 0", "answer a0", "OPEN"),
         ("a#1", "question 1", "Yes.", "CLOSED"),
     ]
+
+
+def test_shuffled_turns_keep_question_answer_and_extension_together():
+    rows = Dataset.from_list([row("a", 4), row("c", 3)]).with_transform(shuffle_turns)
+    torch.manual_seed(0)
+    orders = set()
+    for _ in range(10):
+        seen = rows[0]
+        texts = [next(part["text"] for part in m["content"] if part["type"] == "text") for m in seen["messages"]]
+        order = [text.removeprefix("answer a") for text in texts[1::2]]
+        assert texts[0::2] == [f"question {turn}" for turn in order]
+        assert seen["extended_answers"] == [f"long a{turn}" for turn in order]
+        assert sorted(order) == ["0", "1", "2", "3"]
+        assert seen["messages"][0]["content"][0]["type"] == "image"
+        assert sum(part["type"] == "image" for m in seen["messages"] for part in m["content"]) == 1
+        orders.add(tuple(order))
+    assert len(orders) > 1
