@@ -83,6 +83,13 @@ def test_ten_lines_answer_a_question_about_an_image(tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_python_of_the_alignment_readme_runs():
+    [code] = blocks(ROOT / "trainer" / "alignment" / "README.md", "python")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["features"]["image"].grad.abs().sum() > 0
+
+
 def test_image_of_the_ten_lines_is_one_that_the_quickstart_draws(tmp_path):
     path = re.search(r'"path": "runs/quickstart/data/([^"]+)"', (ROOT / "README.md").read_text())[1]
     folder = phantoms.generate_phantoms(tmp_path / "data", num_train=2, num_validation=2, num_test=2)

@@ -7,6 +7,7 @@ without sight, asks one question about one image, and leaves a model folder.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,7 @@ def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
 
 def closing_table(output: Path, question: dict, answer: str, minutes: float) -> str:
     """What came out, from the files that the run wrote, and what to do next."""
+    data = output / "data"
     training = json.loads((output / "model" / "train_metrics.json").read_text(encoding="utf-8"))
     sighted, blank = (
         json.loads((output / "evaluation" / name).read_text(encoding="utf-8"))["overall"]
@@ -103,8 +105,10 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
             f"  Answer    {answer}   (expected: {question['answer']})",
             "",
             f"Model: {output / 'model'}   Curves: {output / 'model' / 'curves.png'}",
-            "Next, on real radiology images (the folder holds trainset.json, testset.json and images/):",
-            "  .venv/bin/python trainer/train.py trainer/recipes/vqa_rad_tiny.yaml --train_data PATH/TO/vqa_rad",
+            "Next, the same without the alignment loss, to see what it is worth (recall@1 at each evaluation):",
+            f"  {sys.executable} {Path(__file__).with_name('train.py')} {RECIPE} --alignment_weight 0 "
+            f"--train_data {data / 'train.json'} --validation_data {data / 'validation.json'} "
+            f"--output_dir {output / 'without_alignment'}",
         ]
     )
 
