@@ -33,6 +33,13 @@ class ModelArguments:
     vocab_size: int = field(
         default=2000, metadata={"help": "Largest vocabulary of a new tokenizer, trained on the training text."}
     )
+    position_embedding_scale: float = field(
+        default=1.0,
+        metadata={
+            "help": "Factor on the first position embeddings of a new vision tower. The usual ones are far smaller "
+            "than the patches', and a tower that starts from nothing learns late where things are."
+        },
+    )
     dtype: str = field(
         default="float32", metadata={"help": "Weights of a loaded model: `auto`, `float32`, `bfloat16` or `float16`."}
     )
@@ -57,6 +64,14 @@ class DataArguments:
             "help": "LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written by `datasets`, or a Hub id."
         }
     )
+    first_stage_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data of the same forms to train on first, without the alignment loss, such as descriptions: what "
+            "the paper's first stage is for, in one command."
+        },
+    )
+    first_stage_epochs: float = field(default=1.0, metadata={"help": "Epochs of the first stage."})
     image_folder: str | None = field(
         default=None, metadata={"help": "Folder that holds the images; by default `images` beside the data."}
     )

@@ -129,6 +129,7 @@ def new_model(
     vocab_size: int,
     config_values: dict | None = None,
     seed: int = 0,
+    position_embedding_scale: float = 1.0,
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
     A LoGra-Med made from scratch, its tokenizer trained on `texts`.
@@ -139,6 +140,7 @@ def new_model(
         vocab_size (`int`): Largest vocabulary.
         config_values (`dict`, *optional*): Further values of `LoGraMedConfig`.
         seed (`int`, *optional*, defaults to 0): Of the weights.
+        position_embedding_scale (`float`, *optional*, defaults to 1.0): Factor on the tower's position embeddings.
 
     Returns:
         The model and its processor.
@@ -159,6 +161,10 @@ def new_model(
     )
     torch.manual_seed(seed)
     model = LoGraMedForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.model.vision_tower.named_parameters():
+            if "position_embedding" in name:
+                parameter.mul_(position_embedding_scale)
     set_generation_tokens(model, tokenizer)
     return model, build_processor(config, tokenizer, {})
 

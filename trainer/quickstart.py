@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def training_command(arguments: argparse.Namespace, data: Path, model: Path) -> list[str]:
     options = {
+        "first_stage_data": data / "train_descriptions.json",
         "train_data": data / "train.json",
         "validation_data": data / "validation.json",
         "output_dir": model,
@@ -107,7 +108,8 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
             f"Model: {output / 'model'}   Curves: {output / 'model' / 'curves.png'}",
             "Next, the same without the alignment loss, to see what it is worth (recall@1 at each evaluation):",
             f"  {sys.executable} {Path(__file__).with_name('train.py')} {RECIPE} --alignment_weight 0 "
-            f"--train_data {data / 'train.json'} --validation_data {data / 'validation.json'} "
+            f"--first_stage_data {data / 'train_descriptions.json'} --train_data {data / 'train.json'} "
+            f"--validation_data {data / 'validation.json'} "
             f"--output_dir {output / 'without_alignment'}",
         ]
     )

@@ -6,7 +6,8 @@ A recipe is a YAML file of arguments; the command line overrides it. `--help` li
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -28,7 +29,10 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     train_rows, validation_rows = load_rows(data_arguments, training_arguments)
-    model, processor = load_model(model_arguments, train_rows, training_arguments.seed)
+    first_rows = load_first_stage(data_arguments)
+    model, processor = load_model(model_arguments, [*train_rows, *first_rows], training_arguments.seed)
+    if first_rows and not training_arguments.resume_from_checkpoint:
+        train_first_stage(model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs)
     if data_arguments.shuffle_turns:
         train_rows = train_rows.with_transform(shuffle_turns)
     trainer = LoGraMedTrainer(
@@ -39,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         eval_dataset=validation_rows,
         validation_questions=questions_of_rows(validation_rows or []),
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(LossProgressCallback)
+    show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
     trainer.save_model()
     log_history = list(trainer.state.log_history)  # without the evaluation of the model that is kept
@@ -100,8 +103,44 @@ def load_rows(data: DataArguments, training: LoGraMedTrainingArguments) -> tuple
     return rows.dataset, None
 
 
+def load_first_stage(data: DataArguments) -> Dataset | tuple[()]:
+    """The rows of the first stage, if there is one; they need no extended answers."""
+    if data.first_stage_data is None:
+        return ()
+    return load_training_rows(
+        data.first_stage_data, image_folder=data.image_folder, on_bad_row=data.on_bad_row, require_extended=False
+    ).dataset
+
+
+def train_first_stage(
+    model: LoGraMedForConditionalGeneration,
+    processor: LoGraMedProcessor,
+    rows: Dataset,
+    training: LoGraMedTrainingArguments,
+    num_epochs: float,
+) -> None:
+    """Train `model` on `rows` with the language-modeling loss alone, then leave it to the second stage."""
+    arguments = replace(
+        training,
+        num_train_epochs=num_epochs,
+        alignment_weight=0.0,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        push_to_hub=False,
+    )
+    trainer = LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)
+    show_progress(trainer)
+    trainer.train()
+
+
+def show_progress(trainer: LoGraMedTrainer) -> None:
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossProgressCallback)
+
+
 def load_model(
-    arguments: ModelArguments, train_rows: Dataset, seed: int
+    arguments: ModelArguments, train_rows: Iterable[dict], seed: int
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """The model to train and its processor: the one that `arguments.model` names, or a new one."""
     if arguments.model is not None:
@@ -114,10 +153,11 @@ def load_model(
         arguments.vocab_size,
         arguments.logramed_config,
         seed,
+        arguments.position_embedding_scale,
     )
 
 
-def iterate_texts(rows: Dataset):
+def iterate_texts(rows: Iterable[dict]) -> Iterable[str]:
     """All text of training rows: what a new tokenizer is trained on. The words of the chat template are among it."""
     yield "USER: ASSISTANT:"
     for row in rows:

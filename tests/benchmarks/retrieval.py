@@ -41,6 +41,7 @@ def main() -> None:
         name = "without" if weight == 0 else f"{loss}, weight {weight:g}"
         folder = arguments.output / name.replace(", ", "_").replace(" ", "_")
         options = {
+            "first_stage_data": data / "train_descriptions.json",
             "train_data": data / "train.json",
             "validation_data": data / "validation.json",
             "output_dir": folder,

@@ -100,8 +100,8 @@ def test_closed_answers_agree_with_the_pixels(phantoms):
         "Is the lesion in the lower half of the image?": ("half", {"lower"}),
         "Is the lesion large?": ("size", {"large"}),
         "Is the lesion small?": ("size", {"small"}),
-        "Is the lesion brighter than the tissue around it?": ("brightness", {"bright"}),
-        "Is the lesion darker than the tissue around it?": ("brightness", {"dark"}),
+        "Is the lesion bright?": ("brightness", {"bright"}),
+        "Is the lesion dark?": ("brightness", {"dark"}),
     }
     checked = Counter()
     for phantom, turns in zip(phantoms, ask_questions(phantoms, np.random.default_rng(1)), strict=True):
@@ -167,10 +167,10 @@ def test_images_are_grey_squares_of_the_size_asked_for(tmp_path):
             assert (image.mode, image.size) == ("L", (48, 48))
 
 
-def test_conversations_have_four_to_eight_turns_and_extended_answers_of_the_same_questions(folder):
+def test_conversations_have_four_to_seven_turns_and_extended_answers_of_the_same_questions(folder):
     for row in read(folder, "train.json"):
         short, extended = row["conversations"], row["conversations_long"]
-        assert 4 <= len(short) // 2 <= 8
+        assert 4 <= len(short) // 2 <= 7
         assert [turn["from"] for turn in short] == ["human", "gpt"] * (len(short) // 2)
         assert [turn["value"].count("<image>") for turn in short] == [1] + [0] * (len(short) - 1)
         assert short[0]["value"].startswith("<image>\n")
@@ -179,6 +179,17 @@ def test_conversations_have_four_to_eight_turns_and_extended_answers_of_the_same
             assert len(longer["value"].split()) > len(answer["value"].split())
             if answer["value"] in ("yes", "no"):
                 assert longer["value"].lower().startswith(answer["value"])
+
+
+def test_descriptions_are_one_turn_about_each_training_image(folder):
+    conversations = {row["image"]: row["conversations"] for row in read(folder, "train.json")}
+    descriptions = {row["image"]: row["conversations"] for row in read(folder, "train_descriptions.json")}
+    assert descriptions.keys() == conversations.keys()
+    asked = {f"<image>\n{question}" for question in ATTRIBUTES["description"].open_questions}
+    assert all(len(turns) == 2 and turns[0]["value"] in asked for turns in descriptions.values())
+    described_in_both = [name for name, turns in conversations.items() if turns[0]["value"] in asked]
+    assert described_in_both
+    assert all(conversations[name][1] == descriptions[name][1] for name in described_in_both)
 
 
 def test_no_question_about_the_lesion_comes_before_the_count_of_lesions(phantoms):

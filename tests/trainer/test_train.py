@@ -1,11 +1,14 @@
 import json
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
+from logramed.trainer.build_model import new_model
 from logramed.trainer.train import RECIPE_FOLDER, find_recipe, main, parse_arguments
+from logramed.trainer.trainer import LoGraMedTrainer
 
 
 NEW_MODEL = {
@@ -93,6 +96,44 @@ def test_training_goes_on_from_a_saved_folder(tmp_path, data_file):
     ]
     main(further)
     assert LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "more").config.graph_num_neighbors == 2
+
+
+def test_first_stage_trains_on_its_data_before_the_recipes_own(tmp_path, data_file, monkeypatch):
+    rows = json.loads(data_file.read_text())
+    for row in rows:
+        row["conversations"][1]["value"] = "stomach"
+        del row["conversations_long"]
+    (tmp_path / "first.json").write_text(json.dumps(rows))
+    stages = []
+    train_method = LoGraMedTrainer.train
+
+    def note(trainer, **options):
+        answers = {row["messages"][1]["content"][0]["text"] for row in trainer.train_dataset}
+        before = trainer.model.lm_head.weight.detach().clone()
+        result = train_method(trainer, **options)
+        stages.append((answers, trainer.args.alignment_weight, before, trainer.model.lm_head.weight.detach().clone()))
+        return result
+
+    monkeypatch.setattr(LoGraMedTrainer, "train", note)
+    options = {"first_stage_data": str(tmp_path / "first.json"), "first_stage_epochs": 1, "max_steps": -1}
+    main([write_recipe(tmp_path, data_file, num_train_epochs=1, **options)])
+    (first, first_weight, _, after_first), (second, second_weight, before_second, _) = stages
+    assert first == {"stomach"}
+    assert "left lung" in second
+    assert (first_weight, second_weight) == (0.0, 1.0)
+    assert torch.equal(after_first, before_second)
+
+
+def test_position_embeddings_of_a_new_tower_are_scaled(data_file):
+    plain, scaled = (
+        new_model(
+            NEW_MODEL["vision_config"], NEW_MODEL["text_config"], ["some text"], 300, position_embedding_scale=scale
+        )[0].model.vision_tower.state_dict()
+        for scale in (1.0, 8.0)
+    )
+    differing = [name for name, value in plain.items() if not torch.equal(value, scaled[name])]
+    assert differing == ["embeddings.position_embedding.weight"]
+    torch.testing.assert_close(scaled[differing[0]], 8 * plain[differing[0]])
 
 
 def test_validation_share_holds_out_questions(tmp_path, data_file):
