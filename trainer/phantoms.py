@@ -32,7 +32,7 @@ NUMBER_WORDS = ("none", "one", "two", "three")
 SHARE_OF_LESION_COUNTS = (0.25, 0.55, 0.1, 0.1)
 
 # Lengths below are in half image widths: the image spans -1 to 1, x to the right and y downwards.
-SMALL_RADIUS, LARGE_RADIUS = (0.11, 0.13), (0.23, 0.26)
+SMALL_RADIUS, LARGE_RADIUS = (0.11, 0.13), (0.24, 0.28)
 LESION_CONTRAST = (0.42, 0.50)  # grey levels, of 1
 SMALLEST_OFFSET = 0.16  # of a lesion's centre from both axes of the image, so that its side and half are plain
 TUBE_HALF_WIDTH = 0.035
@@ -366,7 +366,7 @@ ATTRIBUTES = {
     "organ": Attribute(
         "ORGAN",
         _always,
-        _is_question(ORGANS, "organ", ("Is this the {value}?", "Does this image show the {value}?")),
+        _is_question(ORGANS, "organ", ("Does this image show the {value}?",)),
         ("Which part of the body is shown?", "What body part is this?"),
         lambda phantom: phantom.organ,
         lambda phantom: f"the part of the body shown is the {phantom.organ}",
@@ -432,8 +432,8 @@ ATTRIBUTES = {
         "ATTRIB",
         "brightness",
         {
-            "Is the lesion brighter than the tissue around it?": "bright",
-            "Is the lesion darker than the tissue around it?": "dark",
+            "Is the lesion bright?": "bright",
+            "Is the lesion dark?": "dark",
             "Is the lesion bright or dark?": None,
         },
         ("How does the lesion look?", "What is the brightness of the lesion?"),
@@ -448,8 +448,8 @@ ATTRIBUTES = {
         lambda phantom: f"the findings are: {_describe(phantom)}",
     ),
 }
-DESCRIBED_SHARE = 0.4  # of the conversations, that begin with a description: the answer that teaches most about seeing
-CLOSED_SHARE = 0.7  # of the questions that have a closed form, as far as both answers can be paired
+DESCRIBED_SHARE = 0.25  # of the conversations begin with a description
+CLOSED_SHARE = 0.8  # of the questions that have a closed form, as far as both answers can be paired
 EXTENDED_TEMPLATES = (
     "in this {modality} image of the {organ}, {fact}.",
     "{fact}, as the {modality} image of the {organ} shows.",
@@ -459,7 +459,7 @@ EXTENDED_TEMPLATES = (
 
 def ask_questions(phantoms: list[Phantom], generator: np.random.Generator) -> list[list[Turn]]:
     """
-    Write one conversation for each phantom, four to eight turns long.
+    Write one conversation for each phantom, four to seven turns long.
 
     Args:
         phantoms (`list[Phantom]`): The phantoms of one split.
@@ -483,8 +483,26 @@ def ask_questions(phantoms: list[Phantom], generator: np.random.Generator) -> li
     ]
 
 
+def describe_phantoms(phantoms: list[Phantom], generator: np.random.Generator) -> list[Turn]:
+    """
+    Ask for one description of each phantom.
+
+    A model from scratch learns to see from descriptions in a minute, and only slowly from yes and no: they are meant
+    for a first stage of training.
+    """
+    attribute = ATTRIBUTES["description"]
+    return [
+        _write_turn(attribute, generator.choice(attribute.open_questions).item(), phantom, generator)
+        for phantom in phantoms
+    ]
+
+
 def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list[str]:
-    """The attributes to ask about, in an order in which no question gives away the answer to a later one."""
+    """
+    The attributes to ask about, in their order.
+
+    Only a description gives away what is asked later, so few turns follow it: their answers need no look at the image.
+    """
     names = [name for name, attribute in ATTRIBUTES.items() if attribute.applies(phantom) and name != "description"]
     if _has_one_lesion(phantom):
         # "The lesion" in a question tells how many there are, so the count is often left out, and else asked first.
@@ -496,7 +514,6 @@ def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list
     if "lesions" in names and about_the_lesion and about_the_lesion[0] < names.index("lesions"):
         first, count = about_the_lesion[0], names.index("lesions")
         names[first], names[count] = names[count], names[first]
-    # After a description every answer is a matter of reading, so only a few questions follow one.
     return ["description", *names[:3]] if generator.random() < DESCRIBED_SHARE else names
 
 
@@ -541,7 +558,7 @@ def _write_turn(attribute: Attribute, question: str, phantom: Phantom, generator
 
 def generate_phantoms(
     output_folder: str | Path,
-    num_train: int = 2000,
+    num_train: int = 4000,
     num_validation: int = 100,
     num_test: int = 200,
     image_size: int = 64,
@@ -551,6 +568,7 @@ def generate_phantoms(
     Draw phantoms, ask about them and write both in the formats of LLaVA-Med. Deterministic.
 
     Writes `images/*.png` (grey), `train.json` and `validation.json` (conversations with short and extended answers),
+    `train_descriptions.json` (one description a training image, for a first stage that learns to see),
     `validation_questions.json` and `test_questions.json` (one row a question, with `organ` and `question_type`), and
     `phantoms.json` with the arguments. No image is in two splits. A folder that already holds the phantoms of the same
     arguments is left as it is; other phantoms in it are replaced.
@@ -590,7 +608,8 @@ def generate_phantoms(
             for name, phantom in zip(names, phantoms, strict=True):
                 Image.fromarray(draw_phantom(phantom, image_size)).save(folder / "images" / f"{name}.png")
                 progress.update()
-            _write_split(folder, split, names, phantoms, ask_questions(phantoms, generator))
+            conversations = ask_questions(phantoms, generator)
+            _write_split(folder, split, names, phantoms, conversations, describe_phantoms(phantoms, generator))
     _write_json(folder / ARGUMENTS_FILE, {**record, "finished": True})
     return folder
 
@@ -623,11 +642,19 @@ def _prepare_folder(folder: Path, record: dict) -> bool:
 
 
 def _write_split(
-    folder: Path, split: str, names: list[str], phantoms: list[Phantom], conversations: list[list[Turn]]
+    folder: Path,
+    split: str,
+    names: list[str],
+    phantoms: list[Phantom],
+    conversations: list[list[Turn]],
+    descriptions: list[Turn],
 ) -> None:
     if split != "test":
         rows = [_instruct_row(name, turns) for name, turns in zip(names, conversations, strict=True)]
         _write_json(folder / f"{split}.json", rows)
+    if split == "train":
+        rows = [_instruct_row(name, [turn]) for name, turn in zip(names, descriptions, strict=True)]
+        _write_json(folder / "train_descriptions.json", rows)
     if split != "train":
         rows = [
             _question_row(name, phantom, turn)
@@ -675,7 +702,7 @@ def _write_json(path: Path, content: dict | list) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw medical-looking phantoms with questions about them.")
     parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--num_train", type=int, default=2000, help="training images")
+    parser.add_argument("--num_train", type=int, default=4000, help="training images")
     parser.add_argument("--num_validation", type=int, default=100, help="validation images")
     parser.add_argument("--num_test", type=int, default=200, help="test images")
     parser.add_argument("--image_size", type=int, default=64, help="width and height in pixels")
