@@ -9,15 +9,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from logramed.trainer.phantoms import (
-    ATTRIBUTES,
-    Phantom,
-    ask_questions,
-    draw_phantom,
-    generate_phantoms,
-    main,
-    sample_phantom,
-)
+from logramed.trainer.phantom_images import Phantom, draw_phantom, sample_phantom
+from logramed.trainer.phantom_questions import ATTRIBUTES, ask_questions
+from logramed.trainer.phantoms import generate_phantoms, main
 
 
 SIZES = {"num_train": 40, "num_validation": 12, "num_test": 60}
