@@ -8,6 +8,7 @@ import pytest
 import torch
 from trl import SFTTrainer
 
+from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.trainer import AlignmentRecorder, LoGraMedTrainer, retrieval_metrics, text_keys
@@ -146,6 +147,26 @@ def test_two_devices_with_equal_batches_take_the_step_of_one(tmp_path, data_file
     one = one_step(tmp_path, rows.select([0, 1, 2, 3]), alignment_weight=1.0, train_sampling_strategy="sequential")
     assert alignment_loss == pytest.approx(logged(one, "alignment_loss"), rel=1e-4)
     torch.testing.assert_close(found, weights(one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("estimator", GRADIENT_ESTIMATORS)
+def test_every_objective_gives_the_graph_features_a_finite_gradient(tmp_path, rows, loss, estimator):
+    start = small_model().get_input_embeddings().weight.detach().clone()
+    values = {"alignment_loss": loss, "gradient_estimator": estimator, "max_steps": 2}
+    trainer = train(tmp_path, rows, **values)
+    plain = train(tmp_path, rows, **values, alignment_weight=0)
+    trained = trainer.model.get_input_embeddings().weight
+    assert torch.isfinite(trained).all()
+    assert not torch.equal(trained, start)
+    assert not torch.equal(trained, plain.model.get_input_embeddings().weight)
+
+
+def test_without_extended_answers_there_are_two_modalities(tmp_path, rows):
+    short = rows.map(lambda row: {"extended_answers": None})
+    trainer = train(tmp_path, short, eval_dataset=short, use_extended_answers=False, max_steps=1)
+    names = [name for name in trainer.evaluate() if "recall_at_1" in name]
+    assert sorted(names) == ["eval_recall_at_1_answer_to_image", "eval_recall_at_1_image_to_answer"]
 
 
 def test_vision_tower_runs_once_a_step(tmp_path, rows):
