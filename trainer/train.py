@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     train_rows, validation_rows = load_rows(data_arguments, training_arguments)
     first_rows = load_first_stage(data_arguments)
-    model, processor = load_model(model_arguments, [*train_rows, *first_rows], training_arguments.seed)
+    model, processor = load_model(model_arguments, chain(train_rows, first_rows), training_arguments.seed)
     if first_rows and not training_arguments.resume_from_checkpoint:
         train_first_stage(model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs)
     if data_arguments.shuffle_turns:

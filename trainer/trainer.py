@@ -73,6 +73,11 @@ class LoGraMedTrainer(SFTTrainer):
         """`SFTTrainer`'s loss and, in a batch that brings the texts of graph nodes, the weighted alignment loss."""
         training = self.model.training
         objective = self.objectives["train" if training else "eval"]
+        if objective is not None and "answer_input_ids" not in inputs:
+            raise ValueError(
+                f"`alignment_weight` is {self.args.alignment_weight}, but the batch has no `answer_input_ids`: the "
+                "data collator must give the texts of the nodes, as `LoGraMedDataCollator(alignment=True)` does."
+            )
         if "answer_input_ids" not in inputs or (training and objective is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         groups = text_keys(inputs["answer_input_ids"], self._tokenizer)
@@ -127,7 +132,8 @@ class LoGraMedTrainer(SFTTrainer):
         metrics = {}
         if self._kept_nodes:
             nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
-            metrics |= retrieval_metrics(nodes, nodes.pop(GROUPS))
+            groups = nodes.pop(GROUPS)
+            metrics |= retrieval_metrics(nodes, groups)
         if self.validation_questions:
             metrics |= score_answers(
                 self.accelerator.unwrap_model(self.model),

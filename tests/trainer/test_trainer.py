@@ -169,6 +169,12 @@ def test_without_extended_answers_there_are_two_modalities(tmp_path, rows):
     assert sorted(names) == ["eval_recall_at_1_answer_to_image", "eval_recall_at_1_image_to_answer"]
 
 
+def test_collator_without_node_texts_is_refused_while_alignment_is_on(tmp_path, rows):
+    collator = LoGraMedDataCollator(tiny_processor(), alignment=False)
+    with pytest.raises(ValueError, match=r"`alignment_weight` is 1.0, but the batch has no `answer_input_ids`"):
+        train(tmp_path, rows, data_collator=collator)
+
+
 def test_vision_tower_runs_once_a_step(tmp_path, rows):
     model, calls = small_model(), []
     model.model.vision_tower.register_forward_hook(lambda *call: calls.append(call))
