@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -338,20 +339,20 @@ def _take_checkpoint_names(model, state_dict, prefix, *args):
     """Let `load_state_dict`, by which `Trainer` loads its checkpoints, take weights under their names in files."""
     if any(key.startswith(f"{prefix}model.language_model.") for key in state_dict):
         return
+    renamings = _weight_renamings(model)
     for key in list(state_dict):
-        name = _name_in_model(key.removeprefix(prefix), model)
+        name = key.removeprefix(prefix)
+        for rename in renamings:
+            name = rename(name)
         state_dict[prefix + name] = state_dict.pop(key)
 
 
-def _name_in_model(name, model):
+def _weight_renamings(model):
+    """Functions that, one after the other, make of a weight's name in files its name in the model."""
     if get_model_conversion_mapping is None:
-        for pattern, replacement in CHECKPOINT_KEY_MAPPING.items():
-            name = re.sub(pattern, replacement, name)
-        return name
-    for conversion in _weight_conversions(model):
-        if isinstance(conversion, WeightRenaming):
-            name, _ = conversion.rename_source_key(name)
-    return name
+        return [partial(re.sub, pattern, replacement) for pattern, replacement in CHECKPOINT_KEY_MAPPING.items()]
+    renamings = [transform for transform in _weight_conversions(model) if isinstance(transform, WeightRenaming)]
+    return [lambda name, renaming=renaming: renaming.rename_source_key(name)[0] for renaming in renamings]
 
 
 __all__ = ["LoGraMedForConditionalGeneration", "LoGraMedModel"]

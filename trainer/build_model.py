@@ -236,8 +236,8 @@ def main(argv: list[str] | None = None) -> int:
     processor.save_pretrained(arguments.output)
     print(
         f"{arguments.output}: {model.num_parameters() / 1e6:,.1f} million weights in {model.dtype}, "
-        f"{model.config.num_image_tokens} tokens an image. Next: python trainer/train.py RECIPE.yaml "
-        f"--model {arguments.output}"
+        f"{model.config.num_image_tokens} tokens an image. Next: python trainer/train.py "
+        f"--model {arguments.output} --train_data DATA --output_dir DIR"
     )
     return 0
 

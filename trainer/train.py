@@ -30,7 +30,7 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     train_rows, validation_rows = load_rows(data_arguments, training_arguments)
-    first_rows = load_first_stage(data_arguments)
+    first_rows = load_first_stage(data_arguments, training_arguments)
     model, processor = load_model(model_arguments, chain(train_rows, first_rows), training_arguments.seed)
     if first_rows and not training_arguments.resume_from_checkpoint:
         train_first_stage(model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs)
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics |= trainer.evaluate()
     if trainer.is_world_process_zero():
         write_results(trainer, metrics, log_history)
+    trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still works
     trainer.accelerator.end_training()
     return 0
 
@@ -83,34 +84,39 @@ def find_recipe(name: str) -> Path:
 
 
 def load_rows(data: DataArguments, training: LoGraMedTrainingArguments) -> tuple[Dataset, Dataset | None]:
-    """Training and validation rows; the rows skipped, if any, are listed in the output folder and counted."""
+    """Training and validation rows."""
     require_extended = training.alignment_weight > 0 and training.use_extended_answers
-    common = {
-        "image_folder": data.image_folder,
-        "on_bad_row": data.on_bad_row,
-        "require_extended": require_extended,
-    }
-    rows = load_training_rows(data.train_data, extended=data.extended_data, **common)
-    if rows.skipped:
-        output = Path(training.output_dir)
-        output.mkdir(parents=True, exist_ok=True)
-        rows.write_skipped(output / "skipped_rows.jsonl")
-        print(f"Skipped {len(rows.skipped)} rows of {data.train_data}; see {output / 'skipped_rows.jsonl'}.")
+    rows = load_and_list_skipped(
+        data.train_data, "", data, training, extended=data.extended_data, require_extended=require_extended
+    )
     if data.validation_data is not None:
-        return rows.dataset, load_training_rows(data.validation_data, **common).dataset
+        return rows, load_and_list_skipped(
+            data.validation_data, "_validation", data, training, require_extended=require_extended
+        )
     if data.validation_share:
-        train, validation = hold_out_turns(list(rows.dataset), data.validation_share, training.seed)
+        train, validation = hold_out_turns(list(rows), data.validation_share, training.seed)
         return Dataset.from_list(train), Dataset.from_list(validation)
-    return rows.dataset, None
+    return rows, None
 
 
-def load_first_stage(data: DataArguments) -> Dataset | tuple[()]:
+def load_first_stage(data: DataArguments, training: LoGraMedTrainingArguments) -> Dataset | tuple[()]:
     """The rows of the first stage, if there is one; they need no extended answers."""
     if data.first_stage_data is None:
         return ()
-    return load_training_rows(
-        data.first_stage_data, image_folder=data.image_folder, on_bad_row=data.on_bad_row, require_extended=False
-    ).dataset
+    return load_and_list_skipped(data.first_stage_data, "_first_stage", data, training, require_extended=False)
+
+
+def load_and_list_skipped(
+    source: str, suffix: str, data: DataArguments, training: LoGraMedTrainingArguments, **options
+) -> Dataset:
+    """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
+    rows = load_training_rows(source, image_folder=data.image_folder, on_bad_row=data.on_bad_row, **options)
+    if rows.skipped:
+        path = Path(training.output_dir) / f"skipped_rows{suffix}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.write_skipped(path)
+        print(f"Skipped {len(rows.skipped)} rows of {source}; see {path}.")
+    return rows.dataset
 
 
 def train_first_stage(

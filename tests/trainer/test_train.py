@@ -155,6 +155,18 @@ def test_skipped_rows_are_counted_and_listed(tmp_path, data_file, capsys):
     assert "Skipped 1 rows" in capsys.readouterr().out
 
 
+def test_skipped_rows_of_validation_and_first_stage_are_listed_apart(tmp_path, data_file):
+    rows = json.loads(data_file.read_text())
+    rows[5]["image"] = "missing.png"
+    (tmp_path / "other.json").write_text(json.dumps(rows))
+    other = {"validation_data": str(tmp_path / "other.json"), "first_stage_data": str(tmp_path / "other.json")}
+    main([write_recipe(tmp_path, data_file, on_bad_row="skip", **other)])
+    for suffix in ("_validation", "_first_stage"):
+        [line] = (tmp_path / "run" / f"skipped_rows{suffix}.jsonl").read_text().splitlines()
+        assert json.loads(line)["row_id"] == "5"
+    assert not (tmp_path / "run" / "skipped_rows.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -124,6 +124,7 @@ trainer = one_step(
 )
 if trainer.is_world_process_zero():
     torch.save((weights(trainer), logged(trainer, "alignment_loss")), Path(sys.argv[2]) / "result.pt")
+trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()
 """
 
