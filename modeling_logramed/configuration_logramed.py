@@ -46,6 +46,9 @@ class LoGraMedConfig(PretrainedConfig):
             Whether the model carries a graph network. Answering a question never needs it.
         graph_num_layers (`int`, *optional*, defaults to 2):
             Message-passing layers.
+        graph_hidden_size (`int`, *optional*):
+            Size of a node's features between message-passing layers; the language model's hidden size if not given.
+            Narrower is faster, and needs two layers or more.
         graph_aggregation (`str`, *optional*, defaults to `"max"`):
             How a node joins the messages it receives.
         graph_num_neighbors (`int`, *optional*, defaults to 5):
@@ -78,6 +81,7 @@ class LoGraMedConfig(PretrainedConfig):
         multimodal_projector_bias=True,
         use_graph_network=True,
         graph_num_layers=2,
+        graph_hidden_size=None,
         graph_aggregation="max",
         graph_num_neighbors=5,
         graph_dropout=0.1,
@@ -98,6 +102,7 @@ class LoGraMedConfig(PretrainedConfig):
         self.multimodal_projector_bias = multimodal_projector_bias
         self.use_graph_network = use_graph_network
         self.graph_num_layers = graph_num_layers
+        self.graph_hidden_size = graph_hidden_size
         self.graph_aggregation = graph_aggregation
         self.graph_num_neighbors = graph_num_neighbors
         self.graph_dropout = graph_dropout

@@ -17,6 +17,14 @@ from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 
 from .configuration_logramed import STI_POOLING, LoGraMedConfig
 from .graph_network_logramed import GraphNetwork
+from .node_features_logramed import (
+    GRANULARITIES,
+    count_spans,
+    first_places,
+    mean_over_tokens,
+    pool_regions,
+    pool_spans,
+)
 
 
 try:  # transformers 5 converts weight names by rules it keeps apart from the classes
@@ -116,6 +124,7 @@ class LoGraMedModel(LlavaModel):
                 num_layers=config.graph_num_layers,
                 aggregation=config.graph_aggregation,
                 dropout=config.graph_dropout,
+                graph_hidden_size=config.graph_hidden_size,
             )
         self.post_init()
 
@@ -125,11 +134,16 @@ class LoGraMedModel(LlavaModel):
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         num_images: torch.Tensor | None = None,
+        num_turns: torch.Tensor | None = None,
+        question_input_ids: torch.Tensor | None = None,
+        question_attention_mask: torch.Tensor | None = None,
         answer_input_ids: torch.Tensor | None = None,
         answer_attention_mask: torch.Tensor | None = None,
         extended_input_ids: torch.Tensor | None = None,
         extended_attention_mask: torch.Tensor | None = None,
+        extended_span_ids: torch.Tensor | None = None,
         alignment_objective: Callable | None = None,
+        alignment_granularity: str = "sample",
         **kwargs,
     ):
         """
@@ -141,25 +155,47 @@ class LoGraMedModel(LlavaModel):
                 All images of the batch, in the order of their placeholders.
             num_images (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
                 Images of each sample; one each if not given.
+            num_turns (`torch.Tensor` of shape `(batch_size,)`, int64, *optional*):
+                Turns of each sample, where the nodes are turns or spans.
             answer_input_ids, extended_input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                A sample's answers, and its extended answers, each as one text.
-            answer_attention_mask, extended_attention_mask (`torch.Tensor`, *optional*):
+                A sample's answers, and its extended answers, each as one text. Where the nodes are turns or spans, one
+                row for each turn, in the order of the samples; `question_input_ids` too.
+            answer_attention_mask, extended_attention_mask, question_attention_mask (`torch.Tensor`, *optional*):
                 1 for tokens, 0 for padding; all ones if not given.
+            extended_span_ids (`torch.Tensor` of the shape of `extended_input_ids`, int64, *optional*):
+                The span (sentence) of each token, counted from 0 in each turn; -1 for tokens outside all spans.
             alignment_objective (`Callable`, *optional*):
-                Called with the node features (see `get_node_features`) and the graph network, or None in its place.
-                What it returns is not used: it keeps what its owner, the trainer, asks it for.
+                Called with the node features (see `get_node_features`) and the graph network, or None in its place;
+                where the nodes are turns or spans (see `get_turn_features`), also with `attention`. What it returns is
+                not used: it keeps what its owner, the trainer, asks it for.
+            alignment_granularity (`str`, *optional*, defaults to `"sample"`):
+                What a node is: a `"sample"`, a `"turn"`, or a `"span"` of an extended answer.
 
         Raises:
-            ValueError: If the numbers of image tokens and images differ, or a sample has no image to align.
+            ValueError: If the numbers of image tokens and images differ, a sample has no image to align, or the inputs
+                that a granularity needs are missing.
         """
         self._refuse_image_tokens_without_images(input_ids, pixel_values, kwargs)
         outputs = super().forward(input_ids=input_ids, pixel_values=pixel_values, return_dict=True, **kwargs)
-        if alignment_objective is not None:
-            texts = {"answer": (answer_input_ids, answer_attention_mask)}
-            if extended_input_ids is not None:
-                texts["extended"] = (extended_input_ids, extended_attention_mask)
+        if alignment_objective is None:
+            return outputs
+        texts = {"answer": (answer_input_ids, answer_attention_mask)}
+        if extended_input_ids is not None:
+            texts["extended"] = (extended_input_ids, extended_attention_mask)
+        if alignment_granularity == "sample":
             node_features = self.get_node_features(outputs.image_hidden_states, num_images, texts)
             alignment_objective(node_features, self.graph_network)
+        else:
+            question = (question_input_ids, question_attention_mask)
+            node_features, attention = self.get_turn_features(
+                outputs.image_hidden_states,
+                num_images,
+                num_turns,
+                {"question": question, **texts},
+                extended_span_ids,
+                alignment_granularity,
+            )
+            alignment_objective(node_features, self.graph_network, attention=attention)
         return outputs
 
     def get_image_features(
@@ -249,24 +285,99 @@ class LoGraMedModel(LlavaModel):
         """
         batch_size = len(next(iter(texts.values()))[0])
         features = {"image": self._pool_images(image_hidden_states, num_images, batch_size)}
-        for name, (input_ids, attention_mask) in texts.items():
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
-            hidden_states = self.language_model(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True
-            ).last_hidden_state
-            features[name] = mean_over_tokens(hidden_states, attention_mask)
+        for name, text in texts.items():
+            features[name] = mean_over_tokens(*self._encode_text(*text))
         return features
 
+    def get_turn_features(
+        self,
+        image_hidden_states: torch.Tensor,
+        num_images: torch.Tensor | None,
+        num_turns: torch.Tensor,
+        texts: dict[str, tuple[torch.Tensor, torch.Tensor | None]],
+        extended_span_ids: torch.Tensor | None = None,
+        granularity: str = "turn",
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """
+        One feature for each turn, or for each span of the extended answers, and modality. Of a turn
+
+        - `"answer"` is the mean over its answer's tokens, the answer encoded as a text of its own;
+        - `"image"` is its sample's image regions, pooled by attention with the *question* as query;
+        - `"extended"` is its extended answer's spans, pooled by attention with that answer's own mean as query.
+
+        So no modality is a function of another one's text, nor of a text that another one is a function of: what the
+        three have in common has to come from the image and the two texts (see `pool_by_attention`). A span has its own
+        mean as `"extended"`, and its turn's `"image"` and `"answer"`.
+
+        Args:
+            image_hidden_states, num_images: As in `get_node_features`.
+            num_turns (`torch.Tensor` of shape `(batch_size,)`, int64): Turns of each sample.
+            texts (`dict`): Token ids and attention mask of `"question"`, `"answer"` and, if there are any,
+                `"extended"`, `(num_all_turns, sequence_length)` each: one row a turn, in the order of the samples.
+            extended_span_ids (`torch.Tensor`, *optional*): As in `forward`; goes with `"extended"`.
+            granularity (`str`, *optional*, defaults to `"turn"`): What a node is, `"turn"` or `"span"`.
+
+        Returns:
+            `tuple[dict, dict]`: the features `(num_nodes, hidden_size)` of each modality, and the attention:
+            `"regions"` `(num_all_turns, num_regions)`, the regions of a sample's images one after the other, and with
+            extended answers `"spans"` `(num_all_turns, num_spans)`; 0 where a turn has fewer.
+
+        Raises:
+            ValueError: If a sample has no image, or what `granularity` needs is missing.
+        """
+        self._check_turn_inputs(num_turns, texts, extended_span_ids, granularity)
+        regions, region_mask = self._split_regions(image_hidden_states, num_images, len(num_turns))
+        questions, answers = (mean_over_tokens(*self._encode_text(*texts[name])) for name in ("question", "answer"))
+        image, region_weights = pool_regions(questions, num_turns, regions, region_mask)
+        features, attention = {"image": image, "answer": answers}, {"regions": region_weights}
+        if "extended" in texts:
+            hidden_states, _ = self._encode_text(*texts["extended"])
+            features["extended"], attention["spans"], spans = pool_spans(hidden_states, extended_span_ids)
+        if granularity == "span":
+            turn_of_span = torch.repeat_interleave(count_spans(extended_span_ids))
+            features = {"image": image[turn_of_span], "answer": answers[turn_of_span], "extended": spans}
+        return features, attention
+
+    def _check_turn_inputs(self, num_turns, texts, extended_span_ids, granularity):
+        if granularity not in GRANULARITIES[1:]:
+            raise ValueError(
+                f"`alignment_granularity` must be one of {', '.join(GRANULARITIES)}; got {granularity!r}."
+            )
+        if num_turns is None or texts["question"][0] is None:
+            raise ValueError(f"Nodes that are {granularity}s need `num_turns` and `question_input_ids`.")
+        if granularity == "span" and "extended" not in texts:
+            raise ValueError("Nodes that are spans need extended answers, whose sentences they are.")
+        if "extended" in texts and extended_span_ids is None:
+            raise ValueError("`extended_input_ids` need their `extended_span_ids` where the nodes are not samples.")
+
+    def _encode_text(self, input_ids, attention_mask):
+        """The language model's last hidden states of texts, and the attention mask."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        outputs = self.language_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True
+        )
+        return outputs.last_hidden_state, attention_mask
+
     def _pool_images(self, image_hidden_states, num_images, batch_size):
-        if num_images is None:
-            num_images = torch.ones(batch_size, dtype=torch.int64)
-        counts = num_images.tolist()
-        if image_hidden_states is None or 0 in counts:
-            first = 0 if image_hidden_states is None else counts.index(0)
-            raise ValueError(f"Alignment needs an image in every sample, but sample {first} of the batch has none.")
+        counts = _count_images(image_hidden_states, num_images, batch_size)
         image_means = image_hidden_states.reshape(sum(counts), -1, image_hidden_states.shape[-1]).mean(dim=1)
         return torch.stack([means.mean(dim=0) for means in image_means.split(counts)])
+
+    def _split_regions(self, image_hidden_states, num_images, batch_size):
+        """The image features of each sample `(batch_size, num_regions, hidden_size)`, and a mask of those it has."""
+        counts = _count_images(image_hidden_states, num_images, batch_size)
+        num_regions = [len(image_hidden_states) // sum(counts) * count for count in counts]
+        regions = torch.nn.utils.rnn.pad_sequence(image_hidden_states.split(num_regions), batch_first=True)
+        return regions, first_places(torch.tensor(num_regions, device=regions.device), regions.shape[1])
+
+
+def _count_images(image_hidden_states, num_images, batch_size) -> list[int]:
+    counts = [1] * batch_size if num_images is None else num_images.tolist()
+    if image_hidden_states is None or 0 in counts:
+        first = 0 if image_hidden_states is None else counts.index(0)
+        raise ValueError(f"Alignment needs an image in every sample, but sample {first} of the batch has none.")
+    return counts
 
 
 class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
@@ -317,17 +428,6 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
             # loaded under names that 4.57 does not read.
             self._weight_conversions = _weight_conversions(self)
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-
-def mean_over_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """
-    Mean of `(batch_size, sequence_length, hidden_size)` over the tokens whose mask is 1: `(batch_size, hidden_size)`,
-    summed in float32 at least; zero for a row without tokens.
-    """
-    kept = attention_mask.bool().unsqueeze(-1)
-    values = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-    total = torch.where(kept, values, 0).sum(dim=1)  # no product with the mask: padding may hold infinities
-    return (total / kept.sum(dim=1).clamp(min=1)).to(hidden_states.dtype)
 
 
 def _weight_conversions(model):

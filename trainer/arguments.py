@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from trl import SFTConfig
 
-from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES
+from logramed.node_features_logramed import GRANULARITIES
+from logramed.trainer.alignment import EDGE_MATCHINGS, GRADIENT_ESTIMATORS, LOSSES, TARGETS
 
 
 @dataclass
@@ -131,22 +132,70 @@ class LoGraMedTrainingArguments(SFTConfig):
     )
     alignment_loss: str = field(
         default="multi_graph",
-        metadata={"help": "Objective of the alignment.", "choices": list(LOSSES)},
+        metadata={"help": "Objective of the alignment; `none` is `alignment_weight` 0.", "choices": list(LOSSES)},
+    )
+    alignment_targets: str = field(
+        default="each",
+        metadata={
+            "help": "What a modality is matched with: each other one, or the mean of the others.",
+            "choices": list(TARGETS),
+        },
     )
     use_extended_answers: bool = field(
         default=True,
         metadata={"help": "Whether the extended answers are the third graph; without them there are two."},
     )
+    alignment_granularity: str = field(
+        default="sample",
+        metadata={
+            "help": "What a node of the graphs is: a sample, a dialogue turn, or a sentence (span) of an extended "
+            "answer, of the whole batch.",
+            "choices": list(GRANULARITIES),
+        },
+    )
+    edge_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of edges beside nodes; by default 1, and 0 for `infonce` and `siglip`."},
+    )
+    edge_matching: str = field(
+        default="separate",
+        metadata={
+            "help": "Whether edges find their partners by themselves, or (`coupled`, quadratic assignment) go where "
+            "their nodes go.",
+            "choices": list(EDGE_MATCHINGS),
+        },
+    )
+    message_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the graph network's messages beside a node's own features; by default 0.1 for "
+            "`multi_graph` and `multi_graph_pairwise`, else 0: no message passing."
+        },
+    )
+    alignment_margin: float | None = field(
+        default=None,
+        metadata={
+            "help": "What right pairs must be better by, in units of cosine; by default 0.4, and 0 for `infonce` and "
+            "`siglip`."
+        },
+    )
+    alignment_temperature: float = field(
+        default=0.1, metadata={"help": "Temperature of nodes, for the entropic estimator, `infonce` and `siglip`."}
+    )
+    edge_temperature: float = field(default=0.15, metadata={"help": "The same of edges."})
     gradient_estimator: str = field(
-        default="imle",
+        default="entropic",
         metadata={"help": "How the gradient of the matching is estimated.", "choices": list(GRADIENT_ESTIMATORS)},
     )
     noise_scale: float = field(
-        default=0.3,
-        metadata={"help": "Scale of the noise on the costs of matching, in units of cosine. `paper` has its own."},
+        default=0.1,
+        metadata={
+            "help": "Scale of the noise on the costs of matching, in units of cosine. Not for the entropic estimator; "
+            "`paper` has its own."
+        },
     )
     num_noise_samples: int = field(
-        default=4, metadata={"help": "Noise samples of which the I-MLE estimator takes the mean."}
+        default=4, metadata={"help": "Noise samples of which the estimators (but `blackbox`) take the mean."}
     )
     small_batch: str = field(
         default="shrink",
@@ -168,8 +217,19 @@ class LoGraMedTrainingArguments(SFTConfig):
         super().__post_init__()
         # Pinned memory only helps copies to an accelerator; without one it gives a warning for every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if self.alignment_loss == "none":
+            self.alignment_weight = 0.0
         if self.alignment_weight < 0:
             raise ValueError(f"`alignment_weight` must not be negative; got {self.alignment_weight}.")
+        if self.alignment_granularity not in GRANULARITIES:
+            raise ValueError(
+                f"`alignment_granularity` must be one of {', '.join(GRANULARITIES)}; got "
+                f"{self.alignment_granularity!r}."
+            )
+        if self.alignment_granularity == "span" and not self.use_extended_answers:
+            raise ValueError(
+                "`alignment_granularity='span'` needs `use_extended_answers`: the spans are those of these answers."
+            )
         if self.num_noise_samples < 1:
             raise ValueError(f"`num_noise_samples` must be at least 1; got {self.num_noise_samples}.")
         if self.max_validation_questions < 0:

@@ -1,5 +1,6 @@
 """From training rows to the tensors of a batch."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from PIL import Image
 from transformers import ProcessorMixin
 from transformers.utils import logging
 
+from logramed.node_features_logramed import GRANULARITIES
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
 
 
@@ -16,6 +18,12 @@ logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 SENTENCE_ENDS = ".!?"
+# A mark that ends a sentence, with quotes or brackets that close there, before a blank.
+SENTENCE_END_PATTERN = re.compile(rf"[{SENTENCE_ENDS}]+[\"')\]]*(?=\s)")
+# Words before a full stop that does not end a sentence: these, and letters with full stops between them ("e.g").
+ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof", "vs")
+ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
+OUTSIDE_SPANS = -1
 
 
 def join_answers(answers: list[str], joiner: str = ". ") -> str:
@@ -35,6 +43,56 @@ def join_answers(answers: list[str], joiner: str = ". ") -> str:
         ends_sentence = joined.endswith(tuple(SENTENCE_ENDS))
         joined += (joiner.removeprefix(".") if ends_sentence else joiner) + text
     return joined
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """
+    Start and end of each sentence of `text`, in characters.
+
+    A sentence ends at `.`, `!` or `?` before a blank, and at the end of the text. A full stop after an abbreviation
+    (`ABBREVIATIONS`, or letters such as "e.g.") does not end one, nor does that of a decimal number, which no blank
+    follows.
+
+    Example:
+        >>> text = "Mild effusion, e.g. 1.5 cm. No mass"
+        >>> [text[start:end] for start, end in split_sentences(text)]
+        ['Mild effusion, e.g. 1.5 cm.', 'No mass']
+    """
+    ends = [match.end() for match in SENTENCE_END_PATTERN.finditer(text) if not _follows_abbreviation(text, match)]
+    spans, start = [], 0
+    for end in [*ends, len(text.rstrip())]:
+        length = len(text[start:end].lstrip())
+        if length:
+            spans.append((end - length, end))
+        start = end
+    return spans
+
+
+def _follows_abbreviation(text: str, match: re.Match) -> bool:
+    word = ABBREVIATION_PATTERN.search(text[: match.start()])
+    return match[0] == "." and word is not None
+
+
+def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    """
+    The number of the span of each token, -1 for tokens without characters in any.
+
+    Args:
+        offsets (`list[tuple[int, int]]`): Start and end of each token, in characters; equal for special tokens.
+        spans (`list[tuple[int, int]]`): In their order. Those without a token are not counted.
+
+    Example:
+        >>> number_spans([(0, 0), (0, 3), (3, 4), (5, 9)], [(0, 4), (5, 9)])
+        [-1, 0, 0, 1]
+    """
+    found = [
+        next((n for n, (first, last) in enumerate(spans) if start < last and end > first), OUTSIDE_SPANS)
+        if end > start
+        else OUTSIDE_SPANS
+        for start, end in offsets
+    ]
+    numbers = {span: number for number, span in enumerate(sorted(set(found) - {OUTSIDE_SPANS}))}
+    return [numbers.get(span, OUTSIDE_SPANS) for span in found]
 
 
 def pad_right(sequences: list[list[int]], padding_value: int) -> torch.Tensor:
@@ -61,6 +119,32 @@ def read_answer(message: dict[str, Any]) -> str:
     return " ".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
+def read_extended_answers(row: dict[str, Any]) -> list[str]:
+    if not row.get("extended_answers"):
+        raise ValueError(
+            f"Row {row['id']!r} has no `extended_answers`, which alignment needs. Add them, or train "
+            "without alignment."
+        )
+    return row["extended_answers"]
+
+
+def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Question and answer of each turn; a question is the texts that the user wrote since the last answer."""
+    turns, question = [], []
+    for message in messages:
+        if message["role"] == "user":
+            question.append(read_answer(message))
+        elif message["role"] == "assistant":
+            turns.append((" ".join(question).strip(), read_answer(message)))
+            question = []
+    if not all(question for question, _ in turns):
+        raise ValueError(
+            f"Row {row['id']!r} has a turn without a question in words, by which the image regions of a turn are "
+            "found. Add one, or use nodes that are samples."
+        )
+    return turns
+
+
 @dataclass
 class LoGraMedDataCollator:
     """
@@ -78,24 +162,30 @@ class LoGraMedDataCollator:
             Also give the texts of the alignment graphs.
         extended (`bool`):
             Whether the extended answers are one of these texts.
+        granularity (`str`):
+            What a node of these graphs is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
         answer_joiner (`str`):
-            Stands between the answers of a sample in these texts.
+            Stands between the answers of a sample in these texts, where the nodes are samples.
         chat_template (`str`, *optional*):
             Chat template, or its name, instead of the processor's own.
 
     Calling it returns a dictionary of `input_ids`, `attention_mask`, `labels` `(batch_size, sequence_length)`,
     `num_images` `(batch_size,)` int64 and, if there are images, `pixel_values` `(num_images, num_channels, height,
     width)` in the order of the rows. With `alignment` also `answer_input_ids`, `answer_attention_mask`,
-    with `extended` `extended_input_ids` and `extended_attention_mask`, all of a sample's answers in one text.
+    with `extended` `extended_input_ids` and `extended_attention_mask`, all of a sample's answers in one text. Where
+    nodes are turns or spans, each turn's is a text of its own instead, in the order of the rows, and there are also
+    `num_turns` `(batch_size,)` int64, `question_input_ids`, `question_attention_mask` and, with `extended`,
+    `extended_span_ids`, of the shape of `extended_input_ids`: the sentence of each token, -1 outside.
 
     Raises:
-        ValueError: For a row that cannot be used, naming its id.
+        ValueError: For a row that cannot be used, naming its id, or a `granularity` that there is not.
     """
 
     processor: ProcessorMixin
     max_length: int | None = None
     alignment: bool = True
     extended: bool = True
+    granularity: str = "sample"
     answer_joiner: str = ". "
     chat_template: str | None = None
     _layouts: dict[tuple, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -106,6 +196,12 @@ class LoGraMedDataCollator:
             raise ValueError("`processor` needs a fast tokenizer: answers are found by the tokens' character offsets.")
         if self.processor.tokenizer.pad_token_id is None:
             raise ValueError("`processor.tokenizer` has no padding token; set `tokenizer.pad_token`.")
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(f"`granularity` must be one of {', '.join(GRANULARITIES)}; got {self.granularity!r}.")
+        if self.granularity == "span" and not self.extended:
+            raise ValueError(
+                "`granularity='span'` needs `extended=True`: the spans are those of the extended answers."
+            )
         tokens = [self.processor.image_token]
         tokens += [getattr(self.processor, name, None) for name in ("image_start_token", "image_end_token")]
         ids = self.processor.tokenizer.convert_tokens_to_ids([token for token in tokens if token is not None])
@@ -125,7 +221,8 @@ class LoGraMedDataCollator:
         if "pixel_values" in batch:
             tensors["pixel_values"] = torch.stack([torch.as_tensor(image) for image in batch["pixel_values"]])
         if self.alignment:
-            tensors |= self._build_alignment_texts(rows, conversations)
+            build = self._build_alignment_texts if self.granularity == "sample" else self._build_turn_texts
+            tensors |= build(rows, conversations)
         return tensors
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
@@ -239,14 +336,47 @@ class LoGraMedDataCollator:
         ]
         tensors = self._pad("answer_", self._tokenize_answers(rows, answers))
         if self.extended:
-            for row in rows:
-                if not row.get("extended_answers"):
-                    raise ValueError(
-                        f"Row {row['id']!r} has no `extended_answers`, which alignment needs. Add them, or train "
-                        "without alignment."
-                    )
-            tensors |= self._pad("extended_", self._tokenize_answers(rows, [row["extended_answers"] for row in rows]))
+            extended = [read_extended_answers(row) for row in rows]
+            tensors |= self._pad("extended_", self._tokenize_answers(rows, extended))
         return tensors
+
+    def _build_turn_texts(
+        self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]
+    ) -> dict[str, torch.Tensor]:
+        """The texts of all turns, one row a turn."""
+        turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
+        tensors = {"num_turns": torch.tensor([len(row_turns) for row_turns in turns], dtype=torch.int64)}
+        for name, place in (("question", 0), ("answer", 1)):
+            texts = [(row, [turn[place]]) for row, row_turns in zip(rows, turns, strict=True) for turn in row_turns]
+            tensors |= self._pad(f"{name}_", [self._tokenize_joined(row, text) for row, text in texts])
+        if self.extended:
+            tensors |= self._build_spans(rows, [len(row_turns) for row_turns in turns])
+        return tensors
+
+    def _build_spans(self, rows: list[dict[str, Any]], num_turns: list[int]) -> dict[str, torch.Tensor]:
+        """The extended answers of all turns, one row a turn, and the sentences they consist of."""
+        sequences, span_ids = [], []
+        for row, num_answers in zip(rows, num_turns, strict=True):
+            extended = read_extended_answers(row)
+            if len(extended) != num_answers:
+                raise ValueError(
+                    f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
+                    f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
+                )
+            for text in extended:
+                input_ids, numbers = self._tokenize_sentences(text)
+                if max(numbers, default=OUTSIDE_SPANS) == OUTSIDE_SPANS:
+                    raise ValueError(f"Row {row['id']!r}: the tokenizer makes no token of the answer {text!r}.")
+                sequences.append(input_ids)
+                span_ids.append(numbers)
+        return {**self._pad("extended_", sequences), "extended_span_ids": pad_right(span_ids, OUTSIDE_SPANS)}
+
+    def _tokenize_sentences(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of one text, and the sentence of each."""
+        text = join_answers([text])
+        encoding = self.processor.tokenizer(text, return_offsets_mapping=True)
+        numbers = number_spans(encoding["offset_mapping"][: self.max_length], split_sentences(text))
+        return encoding["input_ids"][: self.max_length], numbers
 
     def _tokenize_answers(self, rows: list[dict[str, Any]], texts: list[list[str]]) -> list[list[int]]:
         return [self._tokenize_joined(row, row_texts) for row, row_texts in zip(rows, texts, strict=True)]

@@ -1,31 +1,39 @@
 """`LoGraMedTrainer`: TRL's supervised fine-tuning with an alignment loss beside the language-modeling loss."""
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.validation import score_answers
 
 
+ANSWER_KEYS = "answer_keys"
 GROUPS = "groups"
 RETRIEVAL_RANKS = (1, 5)
+# From the nodes of a batch and their groups to more nodes and theirs.
+ExtraNodes = Callable[[dict[str, torch.Tensor], torch.Tensor], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
 
 class LoGraMedTrainer(SFTTrainer):
     """
     [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss; with weight 0 it is plain `SFTTrainer`.
 
+    The nodes that are aligned are the samples of a batch, their turns, or the sentences of their extended answers
+    (`alignment_granularity`).
+
     In each step it logs `loss` (total), `language_modeling_loss`, `alignment_loss` and `matching_accuracy` (share of
     nodes matched to themselves). An evaluation gives these too, without noise in the matching, and recall at 1 and 5
-    between the modalities of all evaluation samples, such as `eval_recall_at_1_image_to_answer`: the share of images
-    whose own answer is the nearest (samples with identical answers count as one). A low alignment loss is no evidence
+    between the modalities of all evaluation nodes, such as `eval_recall_at_1_image_to_answer`: the share of images
+    whose own answer is the nearest (nodes with identical answers count as one). A low alignment loss is no evidence
     of alignment (the loss can be met without it); recall is. With `validation_questions` it also answers those.
 
     Args:
@@ -36,6 +44,10 @@ class LoGraMedTrainer(SFTTrainer):
         validation_questions (`Sequence[dict]`, *optional*):
             Question rows (see `logramed.eval`) that are answered at each evaluation, at most
             `args.max_validation_questions` of them, for `eval_closed_accuracy` and `eval_open_recall`.
+
+    Attributes:
+        extra_nodes (`Callable`, *optional*):
+            Joins nodes from beyond the batch to those aligned in training; see `AlignmentRecorder`.
     """
 
     _tag_names = ["logramed", "trl", "sft"]  # noqa: RUF012 (transformers reads a plain class attribute)
@@ -53,6 +65,8 @@ class LoGraMedTrainer(SFTTrainer):
             self.objectives["train"] = build_objective(args, model.config, args.small_batch)
             # The last batch of an evaluation may well be small, which is no reason to end a run.
             self.objectives["eval"] = build_objective(args, model.config, "shrink")
+            if model.model.graph_network is not None and not self.objectives["train"].uses_graph_network:
+                model.model.graph_network.requires_grad_(False)
         if data_collator is None:
             # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
             measurable = all(_have_extended_answers(kwargs.get(name)) for name in ("train_dataset", "eval_dataset"))
@@ -61,10 +75,12 @@ class LoGraMedTrainer(SFTTrainer):
                 max_length=args.max_length,
                 alignment=args.alignment_weight > 0 or measurable,
                 extended=args.use_extended_answers,
+                granularity=args.alignment_granularity,
             )
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
+        self.extra_nodes: ExtraNodes | None = None
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
@@ -80,14 +96,15 @@ class LoGraMedTrainer(SFTTrainer):
             )
         if "answer_input_ids" not in inputs or (training and objective is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        groups = text_keys(inputs["answer_input_ids"], self._tokenizer)
+        granularity = self.args.alignment_granularity
+        groups, answer_keys = node_keys(inputs, granularity, self._tokenizer)
         generator = self._noise(groups.device) if training else None
-        recorder = AlignmentRecorder(objective, training, generator, groups)
-        inputs = {**inputs, "alignment_objective": recorder}
+        recorder = AlignmentRecorder(objective, training, generator, groups, self.extra_nodes if training else None)
+        inputs = {**inputs, "alignment_objective": recorder, "alignment_granularity": granularity}
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = loss if return_outputs else (loss, None)
         if not training:
-            self._kept_nodes.append({**recorder.node_features, GROUPS: groups})
+            self._kept_nodes.append({**recorder.node_features, GROUPS: groups, ANSWER_KEYS: answer_keys})
         if recorder.output is not None:
             self._log_losses(loss, recorder.output, num_items_in_batch)
             loss = loss + self._weighted(recorder.output.loss, num_items_in_batch)
@@ -132,8 +149,8 @@ class LoGraMedTrainer(SFTTrainer):
         metrics = {}
         if self._kept_nodes:
             nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
-            groups = nodes.pop(GROUPS)
-            metrics |= retrieval_metrics(nodes, groups)
+            groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
+            metrics |= retrieval_metrics(nodes, groups, answer_keys)
         if self.validation_questions:
             metrics |= score_answers(
                 self.accelerator.unwrap_model(self.model),
@@ -146,8 +163,17 @@ class LoGraMedTrainer(SFTTrainer):
         return output
 
     def _gather(self, name):
-        """All kept values of `name`, on every process; a sampler that repeats samples to even out is allowed for."""
-        return torch.cat([self.accelerator.gather(batch[name]).cpu() for batch in self._kept_nodes])
+        """
+        All kept values of `name`, on every process, whose batches may hold different numbers of nodes; a sampler that
+        repeats samples to even out is allowed for.
+        """
+        return torch.cat([part for batch in self._kept_nodes for part in self._gather_batch(batch[name])])
+
+    def _gather_batch(self, values):
+        count = torch.tensor([len(values)], device=values.device)
+        counts = self.accelerator.gather(count).tolist()
+        gathered = self.accelerator.gather(self.accelerator.pad_across_processes(values)).cpu()
+        return [part[:count] for part, count in zip(gathered.split(max(counts)), counts, strict=True)]
 
     def _issue_warnings_after_load(self, load_result):
         """A checkpoint that lacks a weight would be resumed, or kept as the best, with a random one."""
@@ -164,9 +190,22 @@ class AlignmentRecorder:
     """
     What the model's `forward` calls with the node features: applies the objective and keeps its output.
 
+    Args:
+        objective (`AlignmentObjective`, *optional*): None keeps the features only.
+        training (`bool`): Whether there is noise in the matching.
+        generator (`torch.Generator`, *optional*): Its source.
+        groups (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Equal for nodes that are one and the same.
+        extra_nodes (`Callable`, *optional*): Called with the nodes `(num_nodes, hidden_size)` of each modality and
+            their groups, and returns those that the objective gets in their place: these, and further ones from other
+            devices or earlier micro-batches, with or without gradient, in the same order in every modality.
+        keep_attention (`bool`, *optional*, defaults to `False`): Keep what the pooling attended to, for pictures.
+
     Attributes:
         output (`AlignmentOutput` or None): What the objective returned; None without an objective.
-        node_features (`dict[str, torch.Tensor]`): `(batch_size, hidden_size)` float32 each, without gradient.
+        node_features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` float32 each, without gradient; those of
+            the batch alone.
+        attention (`dict[str, torch.Tensor]`): With `keep_attention`, where nodes are turns or spans: the weights of
+            `"regions"` `(num_turns, num_regions)` and of `"spans"` `(num_turns, num_spans)`, without gradient.
     """
 
     def __init__(
@@ -175,17 +214,31 @@ class AlignmentRecorder:
         training: bool,
         generator: torch.Generator | None,
         groups: torch.Tensor | None = None,
+        extra_nodes: ExtraNodes | None = None,
+        keep_attention: bool = False,
     ):
         self.objective, self.training, self.generator, self.groups = objective, training, generator, groups
+        self.extra_nodes, self.keep_attention = extra_nodes, keep_attention
         self.output: AlignmentOutput | None = None
         self.node_features: dict[str, torch.Tensor] = {}
+        self.attention: dict[str, torch.Tensor] = {}
 
-    def __call__(self, node_features: dict[str, torch.Tensor], graph_network: torch.nn.Module | None) -> None:
+    def __call__(
+        self,
+        node_features: dict[str, torch.Tensor],
+        graph_network: torch.nn.Module | None,
+        attention: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         self.node_features = {name: features.detach().float() for name, features in node_features.items()}
+        if self.keep_attention and attention is not None:
+            self.attention = {name: weights.detach() for name, weights in attention.items()}
         if self.objective is None:
             return
+        groups = self.groups
+        if self.extra_nodes is not None:
+            node_features, groups = self.extra_nodes(node_features, groups)
         self.output = self.objective(
-            node_features, graph_network, generator=self.generator, training=self.training, groups=self.groups
+            node_features, graph_network, generator=self.generator, training=self.training, groups=groups
         )
 
 
@@ -193,7 +246,14 @@ def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -
     """The alignment objective that the arguments ask for, with the graph settings of the model's configuration."""
     return AlignmentObjective(
         args.alignment_loss,
+        targets=args.alignment_targets,
         num_neighbors=config.graph_num_neighbors,
+        edge_weight=args.edge_weight,
+        edge_matching=args.edge_matching,
+        message_weight=args.message_weight,
+        margin=args.alignment_margin,
+        temperature=args.alignment_temperature,
+        edge_temperature=args.edge_temperature,
         gradient_estimator=args.gradient_estimator,
         noise_scale=args.noise_scale,
         num_samples=args.num_noise_samples,
@@ -201,22 +261,26 @@ def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -
     )
 
 
-def retrieval_metrics(node_features: dict[str, torch.Tensor], groups: torch.Tensor) -> dict[str, float]:
+def retrieval_metrics(
+    node_features: dict[str, torch.Tensor], groups: torch.Tensor, answer_keys: torch.Tensor | None = None
+) -> dict[str, float]:
     """
-    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1; a rank that no sample could miss is left out.
+    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1; a rank that no node could miss is left out.
 
     Args:
-        node_features (`dict[str, torch.Tensor]`): `(num_samples, hidden_size)` each.
-        groups (`torch.Tensor` of shape `(num_samples,)`): Equal for samples that count as one.
+        node_features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` each.
+        groups (`torch.Tensor` of shape `(num_nodes,)`): Equal for nodes that count as one.
+        answer_keys (`torch.Tensor` of shape `(num_nodes,)`, *optional*): The groups of pairs with `"answer"`, where
+            they are others: equal answers cannot be told apart, whatever their extended answers say.
     """
-    ranks = [k for k in RETRIEVAL_RANKS if k < len(groups.unique())]
-    return {
-        f"recall_at_{k}_{source}_to_{target}": recall_at_k(node_features[source], node_features[target], k, groups)
-        for source in node_features
-        for target in node_features
-        if source != target
-        for k in ranks
-    }
+    metrics = {}
+    for source, target in itertools.permutations(node_features, 2):
+        pair_groups = groups if answer_keys is None or "answer" not in (source, target) else answer_keys
+        for k in RETRIEVAL_RANKS:
+            if k < len(pair_groups.unique()):
+                recall = recall_at_k(node_features[source], node_features[target], k, pair_groups)
+                metrics[f"recall_at_{k}_{source}_to_{target}"] = recall
+    return metrics
 
 
 def _link_alignment_loss(module, args, kwargs, output):
@@ -228,6 +292,35 @@ def _link_alignment_loss(module, args, kwargs, output):
     if recorder is not None and recorder.output is not None and torch.distributed.is_initialized():
         name = "log_probs" if "log_probs" in output else "logits"
         output[name] = output[name] + 0 * recorder.output.loss
+
+
+def node_keys(inputs: dict[str, torch.Tensor], granularity: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
+
+    The first is the groups of the objective. Samples are one if their answers are; turns if their answers and extended
+    answers are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
+    many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
+    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about.
+
+    Raises:
+        ValueError: If the batch was not built for `granularity`.
+    """
+    if ("num_turns" in inputs) != (granularity != "sample"):
+        raise ValueError(
+            f"`alignment_granularity` is {granularity!r}, but the batch was built for other nodes: the data collator "
+            f"must be made for them, as `LoGraMedDataCollator(granularity={granularity!r})` is."
+        )
+    answer_keys = text_keys(inputs["answer_input_ids"], tokenizer)
+    if granularity == "sample" or "extended_input_ids" not in inputs:
+        return answer_keys, answer_keys
+    between = torch.full_like(inputs["answer_input_ids"][:, :1], -1)  # no token, so that both texts stay apart
+    both = torch.cat([inputs["answer_input_ids"], between, inputs["extended_input_ids"]], dim=1)
+    groups = text_keys(both, tokenizer)
+    if granularity == "span":
+        num_spans = count_spans(inputs["extended_span_ids"])
+        return groups.repeat_interleave(num_spans), answer_keys.repeat_interleave(num_spans)
+    return groups, answer_keys
 
 
 def text_keys(input_ids: torch.Tensor, tokenizer) -> torch.Tensor:

@@ -4,29 +4,71 @@ how often an item's nearest neighbour in another modality is the item itself (re
 
 Each modality is a noisy nonlinear view of one latent vector. With `--shift` every batch and modality is moved in
 latent space, so that only the geometry within a batch is shared. Prints one row an objective: the recall at several
-steps, mean and half width of the 95% interval over seeds, and the last training batches' loss and matching accuracy.
+steps, mean and half width of the 95% interval over seeds; the difference from the first objective at the last step,
+paired by seed; the last training batches' loss and matching accuracy; and milliseconds a step.
 
-    python tests/benchmarks/objective.py --objectives multi_graph infonce paper --seeds 3
+    python tests/benchmarks/objective.py --objectives infonce multi_graph paper --seeds 3
+    python tests/benchmarks/objective.py --part causes    # one fault of the paper's form at a time
+    python tests/benchmarks/objective.py --part decoding  # matching as a decoder, with and without edges
 """
 
 import argparse
+import json
 import math
 import os
 import time
+from pathlib import Path
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from scipy.stats import t as student_t
 from torch import nn
 
 from logramed.graph_network_logramed import GraphNetwork
-from logramed.trainer.alignment import LOSSES, AlignmentObjective, recall_at_k
+from logramed.trainer.alignment import (
+    AlignmentObjective,
+    decode_matching,
+    nearest_neighbor_edges,
+    recall_at_k,
+    unit_vectors,
+)
+from logramed.trainer.alignment.graphs import edge_differences, run_graph_network
+from logramed.trainer.alignment.objective import GraphPairs
 
 
 LATENT_SIZE = 16
 VIEW_SIZE = 64
 MODALITIES = ("image", "answer", "extended")
+PERTURBED = {"gradient_estimator": "fenchel_young"}
+COUPLED = {"edge_matching": "coupled", "edge_weight": 0.3, **PERTURBED}
+# Rows of the table: options of `AlignmentObjective`. Form A and form B are perturbed Fenchel-Young matching of nodes,
+# and of nodes and edges.
+OBJECTIVES = {
+    "infonce": {"loss": "infonce"},
+    "infonce_margin": {"loss": "infonce", "margin": 0.4},
+    "infonce_edges": {"loss": "infonce", "edge_weight": 1.0},
+    "infonce_edges_margin": {"loss": "infonce", "edge_weight": 1.0, "margin": 0.4},
+    "siglip": {"loss": "siglip"},
+    "optimal_transport": {"loss": "optimal_transport"},
+    "first_order_perturbed": {"loss": "first_order", "num_samples": 16, **PERTURBED},
+    "form_a": {"loss": "first_order", "num_samples": 16, "margin": 0.0, "noise_scale": 0.3, **PERTURBED},
+    "first_order_imle": {"loss": "first_order", "gradient_estimator": "imle"},
+    "multi_graph": {"loss": "multi_graph"},
+    "multi_graph_perturbed": {"loss": "multi_graph", **PERTURBED},
+    "form_b": {"loss": "multi_graph_pairwise", "message_weight": 0.0, "margin": 0.0, "noise_scale": 0.3, **PERTURBED},
+    "multi_graph_no_margin": {"loss": "multi_graph", "margin": 0.0},
+    "multi_graph_no_edges": {"loss": "multi_graph", "edge_weight": 0.0},
+    "multi_graph_pairwise": {"loss": "multi_graph_pairwise"},
+    "multi_graph_others": {"loss": "multi_graph", "targets": "others"},
+    "multi_graph_no_messages": {"loss": "multi_graph", "message_weight": 0.0},
+    "multi_graph_centered": {"loss": "multi_graph", "center_features": True},
+    "multi_graph_coupled": {"loss": "multi_graph", **COUPLED},
+    "multi_graph_coupled_imle": {"loss": "multi_graph", **COUPLED, "gradient_estimator": "imle"},
+    "multi_graph_coupled_heavy": {"loss": "multi_graph", **COUPLED, "edge_weight": 1.0},
+    "paper": {"loss": "paper"},
+}
 
 
 def make_views(generator: torch.Generator):
@@ -54,12 +96,15 @@ def encoder(feature_size: int) -> nn.Module:
     return nn.Sequential(nn.Linear(VIEW_SIZE, 128), nn.ReLU(), nn.Linear(128, feature_size))
 
 
-def held_out_recall(encoders, held_out, center: bool = False) -> float:
-    """Mean recall@1 over the ordered pairs of modalities."""
+def held_out_features(encoders, held_out, center: bool = False) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         features = {name: encoders[name](view) for name, view in held_out.items()}
-    if center:
-        features = {name: values - values.mean(0) for name, values in features.items()}
+    return {name: values - values.mean(0) for name, values in features.items()} if center else features
+
+
+def held_out_recall(encoders, held_out, center: bool = False) -> float:
+    """Mean recall@1 over the ordered pairs of modalities."""
+    features = held_out_features(encoders, held_out, center)
     pairs = [(first, second) for first in features for second in features if first != second]
     return sum(recall_at_k(features[first], features[second]) for first, second in pairs) / len(pairs)
 
@@ -67,6 +112,7 @@ def held_out_recall(encoders, held_out, center: bool = False) -> float:
 def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace) -> dict:
     """Recall at every reported step, and the mean loss and matching accuracy of the last ten batches."""
     generator = torch.Generator().manual_seed(seed)
+    noise_generator = torch.Generator().manual_seed(seed + 1_000_000)  # all objectives see the same batches
     torch.manual_seed(seed)  # initial weights and dropout
     views = make_views(generator)
 
@@ -76,14 +122,14 @@ def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace)
 
     held_out = draw(options.num_held_out)
     encoders = nn.ModuleDict({name: encoder(options.feature_size) for name in MODALITIES})
-    network = None if options.no_network else GraphNetwork(options.feature_size)
+    network = GraphNetwork(options.feature_size) if objective.uses_graph_network else None
     parameters = [*encoders.parameters(), *(network.parameters() if network is not None else [])]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate)
     recalls, last, seconds = [held_out_recall(encoders, held_out, options.shift > 0)], [], 0.0
     for step in range(1, options.num_steps + 1):
         batch = draw(options.batch_size)
         started = time.perf_counter()
-        output = objective({name: encoders[name](view) for name, view in batch.items()}, network, generator)
+        output = objective({name: encoders[name](view) for name, view in batch.items()}, network, noise_generator)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
@@ -92,20 +138,210 @@ def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace)
         if step % options.report_every == 0:
             recalls.append(held_out_recall(encoders, held_out, options.shift > 0))
     loss, accuracy = (sum(values) / len(last) for values in zip(*last, strict=True))
-    return {"recalls": recalls, "loss": loss, "accuracy": accuracy, "ms": 1000 * seconds / options.num_steps}
+    features = held_out_features(encoders, held_out, options.shift > 0)
+    return {
+        "recalls": recalls,
+        "loss": loss,
+        "accuracy": accuracy,
+        "ms": 1000 * seconds / options.num_steps,
+        "decoded": {weight: decoding_accuracy(features, weight) for weight in options.decode_weights},
+    }
 
 
-def interval(values: list[float]) -> str:
-    """Mean and half width of the 95% interval (normal approximation)."""
+def decoding_accuracy(features: dict[str, torch.Tensor], edge_weight: float) -> float:
+    """Share of items matched to themselves by `decode_matching`, mean over the pairs of modalities."""
+    order = torch.randperm(len(features["image"]), generator=torch.Generator().manual_seed(0))
+    hits = [
+        (decode_matching(features[first], features[second][order], edge_weight=edge_weight) == order.argsort())
+        for place, first in enumerate(MODALITIES)
+        for second in MODALITIES[place + 1 :]
+    ]
+    return torch.stack(hits).float().mean().item()
+
+
+class FaultyObjective(AlignmentObjective):
+    """Quadratic assignment between a modality and the mean of the others, with some of the paper's faults."""
+
+    def __init__(self, *faults: str):
+        noise_scale = 0.05 if "little noise" in faults else 0.3
+        num_samples = 1 if "one sample" in faults else 4
+        super().__init__(
+            "multi_graph",
+            targets="others",
+            edge_matching="coupled",
+            edge_weight=0.5 if "costs not centered" in faults else 0.1,
+            gradient_estimator="imle",
+            noise_scale=noise_scale,
+            num_samples=num_samples,
+            margin=0.0,
+        )
+        self.faults = faults
+
+    def graph_pairs(self, features, graph_network=None):
+        unit = {name: unit_vectors(values) for name, values in features.items()}
+        names, source, target = [], [], []
+        for name, values in unit.items():
+            partners = [nodes for other, nodes in unit.items() if other != name or "own share" in self.faults]
+            names.append(f"{name}>mean")
+            source.append(values)
+            target.append(unit_vectors(torch.stack(partners).mean(0)))
+        source, target = torch.stack(source), torch.stack(target)
+        source_index = nearest_neighbor_edges(source, self.num_neighbors)
+        target_index = source_index if "shared edges" in self.faults else nearest_neighbor_edges(target, 5)
+        if graph_network is not None:
+            source = self._hear(source, source_index, graph_network)
+            target = self._hear(target, target_index, graph_network)
+        edges = edge_differences(source, source_index), edge_differences(target, target_index)
+        return GraphPairs(names, source, target, *edges, source_index, target_index)
+
+    def _hear(self, nodes, edge_index, graph_network):
+        heard_from = edge_index if "messages reversed" in self.faults else edge_index.flip(-2)
+        share_dropout = "dropout of each node" not in self.faults
+        messages = unit_vectors(run_graph_network(graph_network, nodes, heard_from, share_dropout=share_dropout))
+        if "network replaces features" in self.faults:
+            return messages
+        return unit_vectors(nodes + self.message_weight * messages)
+
+    def _costs(self, source, target):
+        if "costs not centered" in self.faults:
+            return 0.5 - source @ target.mT
+        return super()._costs(source, target)
+
+
+FAULTS = (
+    "shared edges",
+    "own share",
+    "costs not centered",
+    "little noise",
+    "one sample",
+    "network replaces features",
+    "messages reversed",
+    "dropout of each node",
+)
+
+
+def given_away(objective: AlignmentObjective, num_seeds: int, num_nodes: int = 12, size: int = 16) -> float:
+    """Matching accuracy on features that have nothing to do with each other: chance is 1 / `num_nodes`."""
+    accuracies = []
+    for seed in range(num_seeds):
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        features = {name: torch.randn(num_nodes, size, generator=generator) for name in MODALITIES}
+        accuracies.append(objective(features, GraphNetwork(size), generator).matching_accuracy.item())
+    return sum(accuracies) / num_seeds
+
+
+def ambiguous_graphs(seed: int, num_nodes: int, num_types: int, position_noise: float, feature_size: int = 64):
+    """
+    Two graphs of items that look like others of their type and are told apart by their neighbours alone: features,
+    edges to the 5 nearest by noisy positions, and the true labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    look = torch.randn(num_types, feature_size, generator=generator)[torch.arange(num_nodes) % num_types]
+    position = torch.randn(num_nodes, 3, generator=generator)
+    order = torch.randperm(num_nodes, generator=generator)
+    graphs = []
+    for _ in range(2):
+        features = look + 0.3 * torch.randn(num_nodes, feature_size, generator=generator)
+        moved = position + position_noise * torch.randn(num_nodes, 3, generator=generator)
+        graphs.append((features, nearest_neighbor_edges(moved, 5)))
+    (source, source_edges), (target, target_edges) = graphs
+    labels = order.argsort()
+    return source, target[order], source_edges, labels[target_edges], labels
+
+
+def interval(values: list[float], sign: bool = False) -> str:
+    """Mean and half width of the 95% interval (Student's t)."""
     tensor = torch.tensor(values, dtype=torch.float64)
-    half = 1.96 * tensor.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{tensor.mean().item():.3f}±{half:.3f}" if len(values) > 1 else f"{tensor.mean().item():.3f}"
+    mean = f"{tensor.mean().item():{'+' if sign else ''}.3f}"
+    if len(values) == 1:
+        return mean
+    half = student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
+    return f"{mean}±{half:.3f}"
+
+
+def compare(options: argparse.Namespace, extra: dict) -> None:
+    """One row an objective, differences paired by seed against the first."""
+    print(
+        f"{'objective':<26} recall@1 every {options.report_every} steps from 0 | difference | loss, matched (train) | "
+        "ms a step"
+    )
+    first = None
+    for name in options.objectives:
+        if name not in OBJECTIVES:
+            raise SystemExit(f"--objectives must be of {', '.join(OBJECTIVES)}, got {name!r}.")
+        objective = AlignmentObjective(**{**OBJECTIVES[name], **extra})
+        runs = [train(objective, seed, options) for seed in seeds(options)]
+        recalls = " / ".join(interval(list(values)) for values in zip(*(run["recalls"] for run in runs), strict=True))
+        first = first or runs
+        differences = [run["recalls"][-1] - base["recalls"][-1] for run, base in zip(runs, first, strict=True)]
+        loss, accuracy = (sum(run[key] for run in runs) / len(runs) for key in ("loss", "accuracy"))
+        fastest = min(run["ms"] for run in runs)
+        print(
+            f"{name:<26} {recalls} | {interval(differences, sign=True)} | {loss:.2f} {accuracy:.2f} | {fastest:.1f}",
+            flush=True,
+        )
+        for weight in options.decode_weights:
+            print(f"  decoded, edge weight {weight}: {interval([run['decoded'][weight] for run in runs])}", flush=True)
+        if options.output is not None:
+            record = {"objective": name, "options": vars(options) | {"output": None}, "runs": runs}
+            with options.output.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def compare_causes(options: argparse.Namespace) -> None:
+    """What each fault alone gives away on unrelated features, and what it costs in recall."""
+    print(
+        f"{'fault':<28} matched, unrelated features | recall@1 after {options.num_steps} steps | difference | matched"
+    )
+    variants = {"none": FaultyObjective(), **{fault: FaultyObjective(fault) for fault in FAULTS}}
+    variants |= {"all": FaultyObjective(*FAULTS), "paper": AlignmentObjective("paper")}
+    first = None
+    for name, objective in variants.items():
+        runs = [train(objective, seed, options) for seed in seeds(options)]
+        recalls = [run["recalls"][-1] for run in runs]
+        first = first or recalls
+        difference = interval([mine - base for mine, base in zip(recalls, first, strict=True)], sign=True)
+        accuracy = sum(run["accuracy"] for run in runs) / len(runs)
+        leak = given_away(objective, 50)
+        print(f"{name:<28} {leak:.3f} | {interval(recalls)} | {difference} | {accuracy:.2f}", flush=True)
+
+
+def compare_decoding(options: argparse.Namespace) -> None:
+    """Matching accuracy on ambiguous items, four of each look, by node costs alone and with edges."""
+    weights = [0.0, 0.1, 0.3, 1.0]
+    print(f"{'nodes':>5} {'position noise':>14} | " + " | ".join(f"edge weight {weight}" for weight in weights))
+    for num_nodes in options.sizes:
+        for position_noise in (0.05, 0.1, 0.2):
+            cells = []
+            for weight in weights:
+                accuracies = []
+                for seed in seeds(options):
+                    source, target, source_edges, target_edges, truth = ambiguous_graphs(
+                        seed, num_nodes, num_nodes // 4, position_noise
+                    )
+                    labels = decode_matching(
+                        source,
+                        target,
+                        edge_weight=weight,
+                        source_edge_index=source_edges,
+                        target_edge_index=target_edges,
+                    )
+                    accuracies.append((labels == truth).float().mean().item())
+                cells.append(interval(accuracies))
+            print(f"{num_nodes:>5} {position_noise:>14} | " + " | ".join(cells), flush=True)
+
+
+def seeds(options: argparse.Namespace) -> range:
+    return range(options.first_seed, options.first_seed + options.seeds)
 
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--objectives", nargs="+", default=["multi_graph", "first_order", "infonce", "paper"])
+    parser.add_argument("--part", choices=["compare", "causes", "decoding"], default="compare")
+    parser.add_argument("--objectives", nargs="+", default=["infonce", "multi_graph", "optimal_transport", "paper"])
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--view_noise", type=float, default=0.5, help="standard deviation of the noise on the views")
     parser.add_argument("--shift", type=float, default=0.0, help="shift of each batch and view in latent space")
     parser.add_argument("--batch_size", type=int, default=24)
@@ -114,7 +350,11 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--report_every", type=int, default=100)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--no_network", action="store_true", help="no message passing")
+    parser.add_argument(
+        "--decode_weights", nargs="*", type=float, default=[], help="also decode the held-out items, at edge weights"
+    )
+    parser.add_argument("--sizes", nargs="+", type=int, default=[24, 64, 128], help="of --part decoding")
+    parser.add_argument("--output", type=Path, help="append the runs to this file of JSON lines")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of AlignmentObjective, for all objectives"
     )
@@ -138,15 +378,12 @@ def objective_options(settings: list[str]) -> dict:
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
-    extra = objective_options(options.set)
-    print(f"{'objective':<22} recall@1 every {options.report_every} steps from 0 | loss, matched (train) | ms a step")
-    for name in options.objectives:
-        if name not in LOSSES:
-            raise SystemExit(f"--objectives must be of {', '.join(LOSSES)}, got {name!r}.")
-        runs = [train(AlignmentObjective(name, **extra), seed, options) for seed in range(options.seeds)]
-        recalls = " / ".join(interval(list(values)) for values in zip(*(run["recalls"] for run in runs), strict=True))
-        loss, accuracy, ms = (sum(run[key] for run in runs) / len(runs) for key in ("loss", "accuracy", "ms"))
-        print(f"{name:<22} {recalls} | {loss:.2f} {accuracy:.2f} | {ms:.1f}", flush=True)
+    if options.part == "causes":
+        compare_causes(options)
+    elif options.part == "decoding":
+        compare_decoding(options)
+    else:
+        compare(options, objective_options(options.set))
 
 
 if __name__ == "__main__":

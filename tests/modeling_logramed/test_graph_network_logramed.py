@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from logramed.graph_network_logramed import GraphNetwork
+from logramed.graph_network_logramed import GraphNetwork, join_messages
 
 
 PATH = torch.tensor([[0, 1], [1, 2]])  # messages 0 -> 1 -> 2
@@ -56,10 +56,74 @@ def test_a_graph_without_edges_receives_zeros(num_nodes):
     torch.testing.assert_close(network(features, torch.zeros(2, 0, dtype=torch.int64)), expected)
 
 
-def test_graph_network_passes_gradcheck():
-    network = make_network().double()
+@pytest.mark.parametrize("aggregation", ["max", "mean", "sum"])
+def test_graph_network_passes_gradcheck(aggregation):
+    network = make_network(aggregation).double()
     features = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: network(x, torch.tensor([[0, 1, 2, 3], [1, 2, 3, 1]])), features)
+
+
+@pytest.mark.parametrize("aggregation", ["max", "mean", "sum"])
+def test_messages_joined_by_a_sparse_product_equal_scattered_ones(aggregation, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(7, 3, generator=generator, requires_grad=True)
+    senders, receivers = torch.randint(7, (20,), generator=generator), torch.randint(5, (20,), generator=generator)
+    upstream = torch.randn(9, 3, generator=generator)  # receivers 5 to 8 receive nothing
+
+    def joined_and_gradient():
+        received = join_messages(features, senders, receivers, 9, aggregation)
+        return received, *torch.autograd.grad(received, features, upstream)
+
+    sparse = joined_and_gradient()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(joined_and_gradient(), sparse)
+    assert (sparse[0][5:] == 0).all()
+
+
+@pytest.mark.parametrize("aggregation", ["max", "mean", "sum"])
+def test_equal_messages_give_finite_gradients_that_add_up_to_the_upstream_one(aggregation):
+    features = torch.ones(3, 2, requires_grad=True)
+    received = join_messages(features, torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.int64), 1, aggregation)
+    received.sum().backward()
+    assert features.grad.sum().item() == pytest.approx(3 * 2 if aggregation == "sum" else 2)
+
+
+def test_graphs_that_start_from_the_same_features_need_them_once():
+    network = make_network()
+    features = torch.randn(3, 4)
+    edges = torch.cat([PATH, PATH.flip(0) + 3], dim=1)  # the second graph is nodes 3 to 5, its path turned around
+    shared = network(features, edges, node_index=torch.tensor([0, 1, 2, 0, 1, 2]))
+    torch.testing.assert_close(shared, network(features.repeat(2, 1), edges))
+
+
+@pytest.mark.parametrize("num_layers", [2, 3])
+def test_a_narrower_network_leads_back_to_the_size_it_started_from(num_layers):
+    network = make_network(num_layers=num_layers, graph_hidden_size=2)
+    shapes = [tuple(network.get_submodule(f"conv{layer}").lin_rel.weight.shape) for layer in (1, num_layers)]
+    assert shapes == [(2, 4), (4, 2)]
+    features = torch.randn(3, 4)
+    hidden = layer_by_hand(network.conv1, features, PATH, lambda x: x.amax(0))
+    for layer in range(2, num_layers + 1):
+        hidden = layer_by_hand(network.get_submodule(f"conv{layer}"), hidden, PATH, lambda x: x.amax(0))
+    torch.testing.assert_close(network(features, PATH), hidden)
+
+
+def test_a_narrower_network_needs_two_layers():
+    with pytest.raises(ValueError, match="two layers or more, got 2 with `num_layers=1`"):
+        make_network(num_layers=1, graph_hidden_size=2)
+
+
+@pytest.mark.parametrize("aggregation", ["max", "sum"])
+def test_compiled_graph_network_equals_the_plain_one(aggregation):
+    network = make_network(aggregation)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    gradients = []
+    for form in (network, compiled):
+        features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        output = form(features, PATH)
+        output.square().sum().backward()
+        gradients.append((output, features.grad))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("how", ["autocast", "weights"])

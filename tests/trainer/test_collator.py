@@ -8,8 +8,9 @@ from transformers import LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from logramed import LoGraMedImageProcessor, LoGraMedProcessor
+from logramed.node_features_logramed import GRANULARITIES
 from logramed.trainer import collator as collator_module
-from logramed.trainer.collator import LoGraMedDataCollator, join_answers
+from logramed.trainer.collator import LoGraMedDataCollator, join_answers, number_spans, split_sentences
 from logramed.trainer.data.rows import BadRows, finish
 from tests.tiny import tiny_processor, tiny_tokenizer
 
@@ -306,6 +307,119 @@ def test_alignment_texts_are_all_answers_of_a_sample_padded_on_the_right(rows):
 )
 def test_joined_answers_keep_words_apart_and_full_stops_single(answers, joined):
     assert join_answers(answers) == joined
+
+
+def words(processor, input_ids, attention_mask):
+    """The tokens of each row, its padding left out."""
+    pairs = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+    return [" ".join(processor.tokenizer.convert_ids_to_tokens(ids[: sum(mask)])) for ids, mask in pairs]
+
+
+def test_turn_texts_are_one_row_for_each_turn_of_all_rows(rows):
+    processor = tiny_processor(NUM_IMAGE_TOKENS)
+    rows[0]["extended_answers"] = ["left\nlung. no mass. a mass?", "no mass"]
+    batch = LoGraMedDataCollator(processor, granularity="turn")(rows)
+    assert batch["num_turns"].tolist() == [2, 1, 1]
+    texts = {
+        name: words(processor, batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"])
+        for name in ("question", "answer", "extended")
+    }
+    assert texts == {
+        "question": ["what organ is shown ?", "a mass ?", "compare with", "what is CT ?"],
+        "answer": ["left lung", "no", "same", "X ray"],
+        "extended": ["left lung . no mass . a mass ?", "no mass", *["yes , left lung ."] * 2],
+    }
+    assert batch["extended_span_ids"].tolist() == [
+        [0, 0, 0, 1, 1, 1, 2, 2, 2],
+        [0, 0, *[-1] * 7],
+        *[[0] * 5 + [-1] * 4] * 2,
+    ]
+    assert batch["extended_span_ids"].dtype == torch.int64
+
+
+def test_turns_change_nothing_but_the_texts_of_the_nodes(rows):
+    processor = tiny_processor(NUM_IMAGE_TOKENS)
+    samples, turns, spans = (LoGraMedDataCollator(processor, granularity=name)(rows) for name in GRANULARITIES)
+    assert turns.keys() == spans.keys()
+    assert all(torch.equal(turns[name], spans[name]) for name in turns)
+    for name, values in samples.items():
+        if not name.startswith(("answer", "extended")):
+            assert torch.equal(turns[name], values)
+
+
+def test_spans_of_a_tokenizer_that_adds_tokens_leave_these_out_and_end_at_max_length(rows):
+    processor = tiny_processor(NUM_IMAGE_TOKENS)
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    row = {**rows[2], "extended_answers": [" left lung . a mass  here. no. "]}
+    batch = LoGraMedDataCollator(processor, granularity="turn")([row])
+    assert batch["extended_span_ids"].tolist() == [[-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, -1]]
+    row = {**row, "messages": row["messages"][1:], "extended_answers": ["left lung . a mass . " * 9]}
+    batch = LoGraMedDataCollator(processor, granularity="turn", max_length=12)([row])
+    assert batch["extended_span_ids"].tolist() == [[-1, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]]
+    assert batch["extended_input_ids"].shape == (1, 12)
+
+
+def test_turns_without_extended_answers_have_no_spans(rows):
+    batch = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), extended=False, granularity="turn")(rows)
+    assert not any(name.startswith("extended") for name in batch)
+    assert batch["question_input_ids"].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"extended_answers": ["yes"]}, r"Row 'two turns' has 1 `extended_answers` for 2 answer\(s\), but nodes that"),
+        ({"extended_answers": None}, "Row 'two turns' has no `extended_answers`, which alignment needs"),
+        ({"extended_answers": ["yes", " "]}, "Row 'two turns': the tokenizer makes no token of the answer ' '"),
+    ],
+)
+def test_turns_that_their_extended_answers_do_not_fit_are_named(rows, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), granularity="turn")([{**rows[0], **change}])
+
+
+def test_a_turn_without_a_question_in_words_is_named(image_path):
+    row = training_row("silent", [image_path], message("user", None), message("assistant", "left lung"))
+    with pytest.raises(ValueError, match="Row 'silent' has a turn without a question in words"):
+        LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), granularity="turn")([row])
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"granularity": "word"}, "`granularity` must be one of sample, turn, span; got 'word'"),
+        ({"granularity": "span", "extended": False}, "`granularity='span'` needs `extended=True`"),
+    ],
+)
+def test_granularities_that_make_no_sense_are_refused(values, reason):
+    with pytest.raises(ValueError, match=reason):
+        LoGraMedDataCollator(tiny_processor(), **values)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ("A nodule of 1.5 cm. None elsewhere.", ["A nodule of 1.5 cm.", "None elsewhere."]),
+        ("Dense organs, e.g. the liver, i.e. bright. End.", ["Dense organs, e.g. the liver, i.e. bright.", "End."]),
+        ("Seen by Dr. Lee (cf. Fig. 2). Left vs. right", ["Seen by Dr. Lee (cf. Fig. 2).", "Left vs. right"]),
+        ('No. "It is normal." So it is...  Yes', ["No.", '"It is normal."', "So it is...", "Yes"]),
+        (" Blanks around.  ", ["Blanks around."]),
+        ("v1.2 is here?! Well", ["v1.2 is here?!", "Well"]),
+        ("  ", []),
+    ],
+)
+def test_sentences_end_where_they_do_for_a_reader(text, sentences):
+    found = [text[start:end] for start, end in split_sentences(text)]
+    assert found == sentences
+
+
+def test_a_token_over_two_spans_belongs_to_the_first_and_spans_without_tokens_are_not_counted():
+    assert number_spans([(0, 6), (6, 9)], [(0, 3), (4, 5), (6, 9)]) == [0, 1]
+    assert number_spans([(2, 4), (0, 0)], [(0, 3), (3, 4)]) == [0, -1]
+    assert number_spans([(3, 5)], [(0, 3), (6, 7)]) == [-1]
 
 
 def test_a_lost_or_damaged_image_is_named_with_its_row(rows, tmp_path):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from trl import SFTTrainer
 
-from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES
+from logramed.node_features_logramed import GRANULARITIES
+from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES, AlignmentObjective
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.trainer import AlignmentRecorder, LoGraMedTrainer, retrieval_metrics, text_keys
+from logramed.trainer.data.turns import with_turns
+from logramed.trainer.trainer import AlignmentRecorder, LoGraMedTrainer, node_keys, retrieval_metrics, text_keys
 from tests.tiny import tiny_processor, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -113,29 +115,39 @@ def test_gradient_grows_with_the_weight(tmp_path, rows):
     torch.testing.assert_close(steps[2] - steps[0], 2 * (steps[1] - steps[0]), rtol=1e-3, atol=1e-5)
 
 
+def uneven_turns(rows):
+    """`rows` of which every other one has one turn instead of two."""
+    return rows.map(lambda row, index: with_turns(row, [0]) if index % 2 else row, with_indices=True)
+
+
 TWO_PROCESSES = """
 import sys, torch
 from pathlib import Path
 from logramed.trainer.data import load_training_rows
-from tests.trainer.test_trainer import one_step, weights, logged
-rows = load_training_rows(sys.argv[1]).dataset.select([int(index) for index in sys.argv[3].split(",")])
+from tests.trainer.test_trainer import one_step, weights, logged, uneven_turns
+rows = load_training_rows(sys.argv[1]).dataset
+dealt = rows.select([int(index) for index in sys.argv[3].split(",")])
 trainer = one_step(
-    Path(sys.argv[2]), rows, alignment_weight=1.0, train_sampling_strategy="sequential", per_device_train_batch_size=4
+    Path(sys.argv[2]), dealt, eval_dataset=uneven_turns(rows), alignment_weight=1.0, alignment_granularity=sys.argv[4],
+    train_sampling_strategy="sequential", per_device_train_batch_size=4, per_device_eval_batch_size=1,
 )
+found = weights(trainer)
+recalls = [value for name, value in trainer.evaluate().items() if "recall" in name]
 if trainer.is_world_process_zero():
-    torch.save((weights(trainer), logged(trainer, "alignment_loss")), Path(sys.argv[2]) / "result.pt")
+    torch.save((found, logged(trainer, "alignment_loss"), recalls), Path(sys.argv[2]) / "result.pt")
 trainer.accelerator.wait_for_everyone()
 trainer.accelerator.end_training()
 """
 
 
-def test_two_devices_with_equal_batches_take_the_step_of_one(tmp_path, data_file, rows):
+@pytest.mark.parametrize("granularity", ["sample", "turn"])
+def test_two_devices_with_equal_batches_take_the_step_of_one(tmp_path, data_file, rows, granularity):
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     dealt = "0,1,2,3,0,1,2,3"  # batches are dealt out in turn: each process gets samples 0 to 3
     repository = Path(__file__).parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(tmp_path / "two.py"), str(data_file), str(tmp_path), dealt],
+        [*command, str(tmp_path / "two.py"), str(data_file), str(tmp_path), dealt, granularity],
         env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         cwd=tmp_path,
         capture_output=True,
@@ -144,13 +156,22 @@ def test_two_devices_with_equal_batches_take_the_step_of_one(tmp_path, data_file
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found, alignment_loss = torch.load(tmp_path / "result.pt")
-    one = one_step(tmp_path, rows.select([0, 1, 2, 3]), alignment_weight=1.0, train_sampling_strategy="sequential")
+    found, alignment_loss, recalls = torch.load(tmp_path / "result.pt")
+    one = one_step(
+        tmp_path,
+        rows.select([0, 1, 2, 3]),
+        eval_dataset=uneven_turns(rows),
+        alignment_weight=1.0,
+        alignment_granularity=granularity,
+        train_sampling_strategy="sequential",
+    )
     assert alignment_loss == pytest.approx(logged(one, "alignment_loss"), rel=1e-4)
     torch.testing.assert_close(found, weights(one), rtol=1e-4, atol=1e-5)
+    # The processes' batches differ in their number of turns: nodes are gathered for all that.
+    assert recalls == pytest.approx([value for name, value in one.evaluate().items() if "recall" in name])
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "none"])
 @pytest.mark.parametrize("estimator", GRADIENT_ESTIMATORS)
 def test_every_objective_gives_the_graph_features_a_finite_gradient(tmp_path, rows, loss, estimator):
     start = small_model().get_input_embeddings().weight.detach().clone()
@@ -242,6 +263,193 @@ def test_text_keys_are_equal_for_equal_texts_with_other_padding():
     assert keys[0] == keys[1] != keys[2]
 
 
+def test_retrieval_of_answers_has_groups_of_its_own():
+    image = torch.eye(8)
+    other = image[[1, 0, 2, 3, 4, 5, 6, 7]]
+    nodes = {"image": image, "answer": other, "extended": other}
+    metrics = retrieval_metrics(nodes, torch.arange(8), torch.tensor([1, 1, 2, 3, 4, 5, 6, 7]))
+    assert metrics["recall_at_1_image_to_answer"] == metrics["recall_at_1_answer_to_image"] == 1.0
+    assert metrics["recall_at_1_image_to_extended"] == metrics["recall_at_1_extended_to_image"] == 0.75
+
+
+def turn_inputs(**values):
+    """Four turns: the second differs from the first in its extended answer alone, the third not at all."""
+    return {
+        "num_turns": torch.tensor([3, 1]),
+        "answer_input_ids": torch.tensor([[5, 6, 0], [5, 6, 0], [5, 6, 0], [5, 7, 8]]),
+        "extended_input_ids": torch.tensor([[9, 10], [9, 11], [9, 10], [9, 10]]),
+        "extended_span_ids": torch.tensor([[0, 1], [0, 0], [0, 1], [-1, 0]]),
+        **values,
+    }
+
+
+def pattern(keys):
+    """Keys by the order of their first use: `[7, 3, 7]` becomes `[0, 1, 0]`."""
+    keys = keys.tolist()
+    return [list(dict.fromkeys(keys)).index(key) for key in keys]
+
+
+def test_turns_are_one_where_no_text_tells_them_apart_and_spans_where_their_turns_are():
+    tokenizer = tiny_tokenizer()
+    for granularity, places in (("turn", [0, 1, 2, 3]), ("span", [0, 0, 1, 2, 2, 3])):
+        groups, answer_keys = node_keys(turn_inputs(), granularity, tokenizer)
+        assert pattern(groups) == [[0, 1, 0, 2][place] for place in places]
+        assert pattern(answer_keys) == [[0, 0, 0, 1][place] for place in places]
+    # Keys are of the texts alone, so that nodes of several batches can be joined.
+    alone, _ = node_keys({name: value[1:2] for name, value in turn_inputs().items()}, "turn", tokenizer)
+    assert alone == node_keys(turn_inputs(), "turn", tokenizer)[0][1]
+    short = {name: value for name, value in turn_inputs().items() if not name.startswith("extended")}
+    groups, answer_keys = node_keys(short, "turn", tokenizer)
+    assert torch.equal(groups, answer_keys)
+
+
+def test_texts_that_are_equal_only_when_joined_are_no_group():
+    inputs = turn_inputs(
+        answer_input_ids=torch.tensor([[5, 6], [5, 0]]), extended_input_ids=torch.tensor([[7, 0], [6, 7]])
+    )
+    groups, _ = node_keys(inputs, "turn", tiny_tokenizer())
+    assert groups[0] != groups[1]
+
+
+def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gradient():
+    """Three turns answered by one node, three by another; images lie near their answer, each in its own place."""
+    found = {}
+    for name, order in (("right", [0, 1, 2, 3, 4, 5]), ("wrong", [3, 1, 2, 0, 4, 5])):
+        answers = torch.eye(2, 8).requires_grad_()
+        images = torch.eye(2, 8).repeat_interleave(3, 0)[order]
+        images = images + 0.2 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+        nodes = {"image": images, "answer": answers.repeat_interleave(3, 0)}
+        output = AlignmentObjective("first_order")(nodes, training=False)
+        output.loss.backward()
+        found[name] = output.loss.item(), answers.grad.norm().item()
+    assert found["right"][0] > 0.5
+    assert found["right"][1] < 0.02 * found["wrong"][1]
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_batch_that_was_built_for_other_nodes_is_refused(tmp_path, rows, granularity):
+    other = LoGraMedDataCollator(tiny_processor(), granularity="turn" if granularity == "sample" else "sample")
+    with pytest.raises(ValueError, match=f"`alignment_granularity` is '{granularity}', but the batch was built for"):
+        train(tmp_path, rows, data_collator=other, alignment_granularity=granularity)
+
+
+@pytest.mark.parametrize("loss", ["multi_graph", "infonce"])
+@pytest.mark.parametrize("granularity", ["turn", "span"])
+def test_finer_nodes_train_and_are_evaluated(tmp_path, rows, granularity, loss):
+    values = {"alignment_granularity": granularity, "alignment_loss": loss, "max_steps": 2}
+    trainer = train(tmp_path, rows, eval_dataset=rows, **values)
+    plain = train(tmp_path, rows, **values, alignment_weight=0)
+    assert not torch.equal(weights(trainer), weights(plain))
+    assert torch.isfinite(weights(trainer)).all()
+    for name in ("alignment_loss", "matching_accuracy", "language_modeling_loss"):
+        assert len(logged(trainer, name)) == 2
+    metrics = trainer.evaluate()
+    for source, target in itertools.permutations(("image", "answer", "extended"), 2):
+        at_1, at_5 = (metrics[f"eval_recall_at_{k}_{source}_to_{target}"] for k in (1, 5))
+        assert 0 <= at_1 <= at_5 <= 1
+    assert sum(len(batch["image"]) for batch in trainer._kept_nodes) == 16  # two turns a sample, of one sentence each
+
+
+def test_turns_without_extended_answers_train_two_modalities(tmp_path, rows):
+    short = rows.map(lambda row: {"extended_answers": None})
+    values = {"alignment_granularity": "turn", "use_extended_answers": False, "max_steps": 1}
+    trainer = train(tmp_path, short, eval_dataset=short, **values)
+    names = [name for name in trainer.evaluate() if "recall_at_1" in name]
+    assert sorted(names) == ["eval_recall_at_1_answer_to_image", "eval_recall_at_1_image_to_answer"]
+
+
+def test_turns_of_a_resumed_run_go_on_as_uninterrupted(tmp_path, rows):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "alignment_granularity": "turn"}
+    trainer = train(tmp_path, rows, **options)
+    resumed = LoGraMedTrainer(
+        small_model(seed=9), arguments(tmp_path, **options), processing_class=tiny_processor(), train_dataset=rows
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert logged(resumed, "alignment_loss") == logged(trainer, "alignment_loss")
+
+
+def test_retrieval_is_over_the_turns_of_all_evaluation_batches(tmp_path, rows):
+    """Whatever the batch size, the same recall, from the nodes of one batch of everything."""
+    found = []
+    for batch_size in (3, 8):
+        trainer = train(
+            tmp_path,
+            rows,
+            eval_dataset=rows,
+            alignment_granularity="turn",
+            max_steps=1,
+            per_device_eval_batch_size=batch_size,
+        )
+        metrics = trainer.evaluate()
+        found.append([value for name, value in metrics.items() if "recall" in name])
+    assert found[0] == pytest.approx(found[1])
+    batch = LoGraMedDataCollator(tiny_processor(), granularity="turn")(list(rows))
+    recorder = AlignmentRecorder(None, training=False, generator=None)
+    with torch.no_grad():
+        trainer.model.eval()(**batch, alignment_objective=recorder, alignment_granularity="turn")
+    groups, answer_keys = node_keys(batch, "turn", trainer._tokenizer)
+    expected = retrieval_metrics(recorder.node_features, groups, answer_keys)
+    assert found[1] == pytest.approx(list(expected.values()))
+
+
+def random_nodes(num_nodes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(num_nodes, 8, generator=generator) for name in ("image", "answer")}
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_extra_nodes_join_those_of_the_batch_in_the_objective(with_gradient):
+    objective = AlignmentObjective("infonce")
+    own, groups = random_nodes(5, 0), torch.tensor([3, 3, 4, 5, 6])
+    stored, stored_groups = random_nodes(7, 1), torch.arange(3, 10)
+
+    def join(nodes, node_groups):
+        further = {name: values.requires_grad_(with_gradient) for name, values in stored.items()}
+        joined = {name: torch.cat([values, further[name]]) for name, values in nodes.items()}
+        return joined, torch.cat([node_groups, stored_groups])
+
+    recorder = AlignmentRecorder(objective, True, None, groups, extra_nodes=join)
+    nodes = {name: values.clone().requires_grad_() for name, values in own.items()}
+    recorder(nodes, None)
+    together = {name: torch.cat([values, stored[name]]) for name, values in own.items()}
+    expected = objective(together, None, groups=torch.cat([groups, stored_groups]))
+    torch.testing.assert_close(recorder.output.loss.detach(), expected.loss.detach())
+    assert all(torch.equal(recorder.node_features[name], own[name]) for name in own)  # for retrieval: the batch's own
+    recorder.output.loss.backward()
+    assert all(values.grad.any() for values in nodes.values())
+    assert all((values.grad is not None) == with_gradient for values in stored.values())
+
+
+def test_the_trainer_gives_extra_nodes_to_training_and_not_to_evaluation(tmp_path, rows):
+    calls = []
+    trainer = LoGraMedTrainer(
+        small_model(),
+        arguments(tmp_path, max_steps=2, alignment_granularity="turn"),
+        processing_class=tiny_processor(),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+
+    def twice(nodes, groups):
+        calls.append((len(groups), {name: tuple(values.shape) for name, values in nodes.items()}))
+        return {name: torch.cat([values, values.detach()]) for name, values in nodes.items()}, groups.repeat(2)
+
+    trainer.extra_nodes = twice
+    trainer.train()
+    trainer.evaluate()
+    assert calls == [(8, dict.fromkeys(("image", "answer", "extended"), (8, 32)))] * 2
+
+
+def test_recorder_keeps_attention_only_when_asked():
+    attention = {"regions": torch.rand(2, 4, requires_grad=True)}
+    features = {"image": torch.ones(2, 3)}
+    for keep_attention in (False, True):
+        recorder = AlignmentRecorder(None, False, None, keep_attention=keep_attention)
+        recorder(features, None, attention=attention)
+        assert bool(recorder.attention) == keep_attention
+    assert not recorder.attention["regions"].requires_grad
+
+
 def test_recorder_without_objective_only_keeps_the_features():
     recorder = AlignmentRecorder(None, training=False, generator=torch.Generator())
     features = {"image": torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)}
@@ -319,6 +527,11 @@ def test_lora_adapter_carries_graph_network_and_projector(tmp_path, rows):
     [
         ({"alignment_weight": -1.0}, "`alignment_weight` must not be negative; got -1.0"),
         ({"num_noise_samples": 0}, "`num_noise_samples` must be at least 1; got 0"),
+        ({"alignment_granularity": "word"}, "`alignment_granularity` must be one of sample, turn, span; got 'word'"),
+        (
+            {"alignment_granularity": "span", "use_extended_answers": False},
+            "`alignment_granularity='span'` needs `use_extended_answers`",
+        ),
         ({"max_validation_questions": -1}, "`max_validation_questions` must not be negative; got -1"),
     ],
 )

@@ -1,25 +1,34 @@
 """Graph alignment: graphs over a batch's samples, the matching solver, gradients through it, and the objectives."""
 
-from .gradients import differentiable_matching
-from .graphs import nearest_neighbor_edges
+from .contrast import infonce_loss, siglip_loss
+from .decoding import decode_matching
+from .gradients import GradientEstimator, differentiable_matching
+from .graphs import nearest_neighbor_edges, unit_vectors
 from .matching import match_graphs, matching_cost
 from .objective import (
+    EDGE_MATCHINGS,
     GRADIENT_ESTIMATORS,
     LOSSES,
+    TARGETS,
     AlignmentObjective,
     AlignmentOutput,
     hamming_loss,
-    infonce_loss,
 )
 from .retrieval import matching_accuracy, recall_at_k
+from .transport import entropic_loss, sinkhorn_matching
 
 
 __all__ = [
+    "EDGE_MATCHINGS",
     "GRADIENT_ESTIMATORS",
     "LOSSES",
+    "TARGETS",
     "AlignmentObjective",
     "AlignmentOutput",
+    "GradientEstimator",
+    "decode_matching",
     "differentiable_matching",
+    "entropic_loss",
     "hamming_loss",
     "infonce_loss",
     "match_graphs",
@@ -27,4 +36,7 @@ __all__ = [
     "matching_cost",
     "nearest_neighbor_edges",
     "recall_at_k",
+    "siglip_loss",
+    "sinkhorn_matching",
+    "unit_vectors",
 ]

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch import nn
 
 
 # Vectors shorter than this have no direction worth the name.
@@ -80,8 +81,40 @@ def edge_differences(node_features: torch.Tensor, edge_index: torch.Tensor) -> t
 def stack_graphs(node_features: torch.Tensor, edge_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Several graphs as one whose parts do not touch: `(num_graphs, num_nodes, size)` and `(num_graphs, 2, num_edges)`
-    become `(num_graphs * num_nodes, size)` and `(2, num_graphs * num_edges)`.
+    become `(num_graphs * num_nodes, size)` and `(2, num_graphs * num_edges)`. Node i of graph g is number
+    `g * num_nodes + i`, also where fewer features than graphs are given.
     """
-    num_graphs, num_nodes = node_features.shape[:2]
-    first_node = torch.arange(num_graphs, device=edge_index.device).view(-1, 1, 1) * num_nodes
+    first_node = torch.arange(len(edge_index), device=edge_index.device).view(-1, 1, 1) * node_features.shape[1]
     return node_features.flatten(0, 1), (edge_index + first_node).transpose(0, 1).flatten(1)
+
+
+def run_graph_network(
+    graph_network: nn.Module,
+    node_features: torch.Tensor,
+    edge_index: torch.Tensor,
+    share_dropout: bool = False,
+    features_of: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    The network's output for several graphs in one call.
+
+    Args:
+        graph_network (`nn.Module`): A `GraphNetwork`, whose weights may be of another dtype than the features.
+        node_features (`torch.Tensor` of shape `(num_graphs, num_nodes, size)`): Node features of each graph.
+        edge_index (`torch.Tensor` of shape `(num_graphs, 2, num_edges)`, int64): Messages go from row 0 to row 1.
+        share_dropout (`bool`, *optional*, defaults to `False`): As in `GraphNetwork`.
+        features_of (`torch.Tensor` of shape `(num_graphs,)`, int64, *optional*): For graphs with equal features: which
+            entry of `node_features` each graph starts from. What depends on features alone is then computed once.
+
+    Returns:
+        `torch.Tensor` of shape `(num_graphs, num_nodes, size)` in the dtype of `node_features`.
+    """
+    num_graphs, num_nodes = len(edge_index), node_features.shape[1]
+    nodes, edges = stack_graphs(node_features, edge_index)
+    node_index = None
+    if features_of is not None:
+        own = torch.arange(num_nodes, device=edge_index.device)
+        node_index = (features_of.unsqueeze(-1) * num_nodes + own).flatten()
+    weight_dtype = next(graph_network.parameters()).dtype
+    output = graph_network(nodes.to(weight_dtype), edges, share_dropout=share_dropout, node_index=node_index)
+    return output.to(node_features.dtype).reshape(num_graphs, num_nodes, -1)

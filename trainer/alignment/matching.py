@@ -1,21 +1,23 @@
 """Match the nodes of two graphs one to one at the least cost: the solver, and the cost of a matching."""
 
-import threading
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 
 
 # Up to this many nodes every matching is tried: 720 of them, or 13,327 with unmatched nodes.
 MAX_EXACT_NODES = 6
-# Searches from different starts, and the swaps of each: so many, and more for every node (measured: README.md here).
-NUM_STARTS = 3
-NUM_SWAPS = 200
-SWAPS_PER_NODE = 10
+# At effort 1: searches from different starts, and the swaps of each per node (measured: README.md here). On a GPU more
+# of them, and shorter: they run side by side.
+CPU_SEARCHES = (2, 12)
+GPU_SEARCHES = (8, 7)
+# Smaller problems are searched for as long as one of so many nodes.
+MIN_SEARCH_NODES = 20
 
-_compiling = threading.Lock()
+_pool = None
 
 
 def match_graphs(
@@ -27,15 +29,16 @@ def match_graphs(
     allow_unmatched: bool = False,
     generator: torch.Generator | None = None,
     effort: float = 1.0,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Match the nodes of two graphs one to one, at the lowest total cost found.
 
     A matching costs the `node_costs` of its pairs plus the `edge_costs` of every pair of edges it lays onto each other
-    (quadratic assignment). Exact without edges and for up to 6 nodes; above that a search over swaps from a
-    Frank-Wolfe solution, from the best matching by node costs and from a shaken Frank-Wolfe solution. Deterministic
-    for a seed. How the nodes are numbered plays no part: they are first sorted by their costs, ties at random, so no
-    start is the identity other than by what the costs say. Carries no gradient (see `differentiable_matching`).
+    (quadratic assignment). Exact without edges and for up to 6 nodes; above that a search over swaps from several
+    Frank-Wolfe solutions. Deterministic for a seed. How the nodes are numbered plays no part: they are first sorted by
+    their costs, ties at random, so no start is the identity other than by what the costs say. Carries no gradient (see
+    `differentiable_matching`).
 
     Args:
         node_costs (`torch.Tensor` of shape `(*batch, num_nodes, num_nodes)`):
@@ -49,17 +52,24 @@ def match_graphs(
         generator (`torch.Generator`, *optional*):
             Source of the seed for ties and shakes. Without it the seed is 0.
         effort (`float`, *optional*, defaults to 1.0):
-            Length of the search, relative to the default. Below 0.5 it starts once instead of three times.
+            Length of the search, relative to the default: in time, about. At 1 it starts twice, below 0.57 once.
+        start (`torch.Tensor` of shape `(*batch, num_nodes)`, *optional*):
+            Matchings from which one more search begins, as this function returns them. What is found costs no more.
 
     Leading dimensions broadcast: problems that share edges or edge costs need no copies of them. All problems of a
-    call are solved together, on as many threads as `torch.get_num_threads()` says.
+    call are solved together, on as many threads as `torch.get_num_threads()` says. Several Python threads may call
+    this at once, and so may processes forked from one that has. Float32 edge costs on the CPU are used in place.
+
+    Costs on a GPU are searched there, from eight annealed soft matchings side by side; problems without edges or of up
+    to 6 nodes go to the CPU and back.
 
     Returns:
         `torch.Tensor` of shape `(*batch, num_nodes)`, int64: the target node of each source node, -1 where unmatched,
         on the device of `node_costs`.
 
     Raises:
-        ValueError: If `node_costs` is not square, `edge_costs` does not fit the edges, or a cost is not finite.
+        ValueError: If `node_costs` is not square, `edge_costs` does not fit the edges, or a cost is not finite;
+            if `start` is no matching.
 
     Source: objective of Lawler 1963, "The Quadratic Assignment Problem"; Frank-Wolfe starts as in Vogelstein et al.
     2015, "Fast Approximate Quadratic Programming for Graph Matching"; the rule for forbidden swaps after Taillard
@@ -75,28 +85,23 @@ def match_graphs(
         node_costs.shape[:-2], edge_costs.shape[:-2], source_edge_index.shape[:-2], target_edge_index.shape[:-2]
     )
     num_nodes = node_costs.shape[-1]
-    costs = node_costs.detach().to("cpu", torch.float64).expand(*batch, num_nodes, num_nodes)
-    costs = np.ascontiguousarray(costs.reshape(-1, num_nodes, num_nodes).numpy())
-    seed = 0
-    if generator is not None:
-        seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-    if num_nodes == 0 or len(costs) == 0:
-        return torch.empty(*batch, num_nodes, dtype=torch.int64, device=node_costs.device)
-    rows, columns = _neutral_order(costs, seed)
-    if edge_costs.shape[-1] == 0 or edge_costs.shape[-2] == 0:
-        labels = _assign_in_order(costs, rows, columns, allow_unmatched)
+    if start is not None:
+        _check_start(start, num_nodes, allow_unmatched)
+    has_edges = edge_costs.shape[-1] > 0 and edge_costs.shape[-2] > 0
+    problem = (node_costs.detach(), edge_costs.detach(), source_edge_index, target_edge_index, start)
+    if num_nodes == 0 or batch.numel() == 0:
+        labels = torch.empty(batch.numel(), num_nodes, dtype=torch.int64)
+    elif node_costs.is_cuda and has_edges and num_nodes > MAX_EXACT_NODES:
+        labels = _search_on_gpu(*problem, batch, allow_unmatched, generator, effort)
     else:
-        labels = _search_in_order(
-            costs,
-            (rows, columns),
-            edge_costs,
-            (source_edge_index, target_edge_index),
-            batch,
-            allow_unmatched=allow_unmatched,
-            effort=effort,
-            seed=seed,
-        )
-    return torch.from_numpy(labels).reshape(*batch, num_nodes).to(node_costs.device)
+        seed = 0
+        if generator is not None:
+            seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+        if has_edges:
+            labels = _search(*problem, batch, allow_unmatched, seed, effort)
+        else:
+            labels = _assign(_flat(node_costs.detach().to("cpu", torch.float64), batch, 2), allow_unmatched, seed)
+    return labels.reshape(*batch, num_nodes).to(node_costs.device)
 
 
 def matching_cost(
@@ -120,7 +125,9 @@ def matching_cost(
     matching = one_hot_matching(labels, node_costs.shape[-1]).to(torch.float64)
     cost = (matching * node_costs).sum((-2, -1))
     if edge_costs.numel() > 0:
-        cost = cost + (matched_edges(labels, source_edge_index, target_edge_index) * edge_costs).sum((-2, -1))
+        cost = cost + (matched_edges(labels, source_edge_index, target_edge_index) * edge_costs).sum(
+            (-2, -1), dtype=torch.float64
+        )
     return cost
 
 
@@ -147,6 +154,35 @@ def matched_edges(
     return source_code.unsqueeze(-1) == target_code.unsqueeze(-2)
 
 
+def add_matched_edges(
+    values: torch.Tensor,
+    labels: torch.Tensor,
+    source_edge_index: torch.Tensor,
+    target_edge_index: torch.Tensor,
+    weight: torch.Tensor,
+) -> None:
+    """
+    Add `weight` `(*batch, 1, 1)` to `values` `(*batch, num_source_edges, num_target_edges)`, in place, wherever
+    `labels` lays source edge a onto target edge b: `values += weight * matched_edges(...)`, at a fraction of the time
+    where no two target edges are parallel.
+    """
+    num_nodes, batch = labels.shape[-1], labels.shape[:-1]
+    target_code = (target_edge_index[..., 0, :] * num_nodes + target_edge_index[..., 1, :]).expand(*batch, -1)
+    sorted_code = target_code.sort(-1).values
+    if values.shape[-1] == 0 or (sorted_code[..., 1:] == sorted_code[..., :-1]).any():
+        values += weight * matched_edges(labels, source_edge_index, target_edge_index)
+        return
+    source = source_edge_index.expand(*batch, *source_edge_index.shape[-2:])
+    first, second = labels.gather(-1, source[..., 0, :]), labels.gather(-1, source[..., 1, :])
+    nowhere = num_nodes**2
+    code = torch.where((first >= 0) & (second >= 0), first * num_nodes + second, nowhere)
+    edge_of_code = torch.full((*batch, nowhere + 1), -1, device=labels.device)
+    edges = torch.arange(target_code.shape[-1], device=labels.device).expand_as(target_code)
+    partner = edge_of_code.scatter(-1, target_code, edges).gather(-1, code)
+    amount = (weight.squeeze(-1) * (partner >= 0)).to(values.dtype)
+    values.scatter_add_(-1, partner.clamp(min=0).unsqueeze(-1), amount.unsqueeze(-1))
+
+
 def _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index):
     if node_costs.dim() < 2 or node_costs.shape[-1] != node_costs.shape[-2]:
         raise ValueError(f"`node_costs` must be square in its last two dimensions, got {tuple(node_costs.shape)}.")
@@ -161,81 +197,128 @@ def _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index)
         if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= node_costs.shape[-1]):
             raise ValueError(f"`{name}_edge_index` must name nodes 0 to {node_costs.shape[-1] - 1}.")
     for name, costs in (("node_costs", node_costs), ("edge_costs", edge_costs)):
-        if not torch.isfinite(costs).all():
+        # A sum is several times sooner than a look at every value; finite values whose sum is not get that look.
+        if not math.isfinite(costs.detach().sum()) and not torch.isfinite(costs).all():
             raise ValueError(f"`{name}` must be finite, got NaN or infinity.")
 
 
-def _neutral_order(costs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Orders of the source and of the target nodes, `(batch, num_nodes)` each, that depend on the costs alone.
-
-    Equal nodes come in random order. Solving in these orders makes the answer independent of how nodes are numbered,
-    and keeps ties from falling to the identity, which is the true matching in training.
-    """
-    random = np.random.default_rng(seed)
-    orders = []
-    for values in (costs, costs.transpose(0, 2, 1)):
-        weights = np.cos(np.arange(values.shape[-1]))
-        keys = (np.sort(values, axis=-1) * weights).sum(-1)
-        orders.append(np.lexsort((random.random(keys.shape), keys), axis=-1))
-    return orders[0], orders[1]
+def _check_start(start, num_nodes, allow_unmatched):
+    if start.shape[-1:] != (num_nodes,) or start.is_floating_point():
+        raise ValueError(
+            f"`start` must be int64 labels that end in ({num_nodes},), got {start.dtype} {tuple(start.shape)}."
+        )
+    labels = start.sort(-1).values
+    repeated = (labels[..., 1:] == labels[..., :-1]) & (labels[..., 1:] >= 0)
+    if repeated.any() or (labels >= num_nodes).any() or (labels < (-1 if allow_unmatched else 0)).any():
+        unmatched = " or -1" if allow_unmatched else " (-1 needs `allow_unmatched`)"
+        raise ValueError(f"`start` must name every target node 0 to {num_nodes - 1} at most once{unmatched}.")
 
 
-def _assign_in_order(costs, rows, columns, allow_unmatched):
+def _assign(node_costs, allow_unmatched, seed):
     """Exact labels `(batch, num_nodes)` of problems without edges."""
-    ordered = np.take_along_axis(np.take_along_axis(costs, rows[:, :, None], 1), columns[:, None, :], 2)
-    if allow_unmatched:
-        ordered = np.minimum(ordered, 0)
-    labels = np.empty(rows.shape, np.int64)
-    for problem, problem_costs in enumerate(ordered):
-        labels[problem, rows[problem]] = columns[problem, linear_sum_assignment(problem_costs)[1]]
-    if allow_unmatched:
-        # A pair that would cost more than leaving both out was priced 0: leave it out.
-        worth = np.take_along_axis(costs, labels[:, :, None], 2)[:, :, 0] < 0
-        labels = np.where(worth, labels, -1)
-    return labels
-
-
-def _search_in_order(costs, orders, edge_costs, edge_indices, batch, *, allow_unmatched, effort, seed):
-    """Labels `(batch, num_nodes)` of problems with edges, by the compiled search, on all threads."""
     from . import search  # compiles, so only when it is needed
 
-    rows, columns = orders
-    num_problems, num_nodes = rows.shape
-    ordered = np.take_along_axis(np.take_along_axis(costs, rows[:, :, None], 1), columns[:, None, :], 2)
-    shared_costs, costs_of = _shared(edge_costs.detach().to("cpu", torch.float32), batch)
-    source, target = (_renumbered(edges, order, batch) for edges, order in zip(edge_indices, orders, strict=True))
-    every = np.arange(num_problems)
-    labels = np.empty((num_problems, num_nodes), np.int64)
-    arguments = (labels, ordered, shared_costs, costs_of, source, every, target, every)
-    num_swaps = round(effort * (NUM_SWAPS + SWAPS_PER_NODE * num_nodes))
-    num_starts = NUM_STARTS if effort >= 0.5 else 1
-    options = (allow_unmatched, MAX_EXACT_NODES, num_starts, num_swaps, seed)
-    num_threads = min(torch.get_num_threads(), num_problems)
-    with _compiling:
-        search.solve_range(0, 0, *arguments, *options)
-    if num_threads == 1:
-        search.solve_range(0, num_problems, *arguments, *options)
+    costs = node_costs.numpy()
+    labels = np.empty(costs.shape[:2], np.int64)
+    _run(lambda problem: search.assign(problem, labels, costs, allow_unmatched, seed), len(costs))
+    return torch.from_numpy(labels)
+
+
+def _search(node_costs, edge_costs, source_edge_index, target_edge_index, start, batch, allow_unmatched, seed, effort):
+    """Labels `(batch, num_nodes)` of problems with edges, by the compiled search."""
+    from . import search
+
+    costs = _flat(node_costs.to("cpu", torch.float64), batch, 2).numpy()
+    num_problems, num_nodes = costs.shape[:2]
+    num_starts, num_swaps = _search_lengths(effort, num_nodes, *CPU_SEARCHES)
+    num_searches = num_starts + (start is not None)
+    # Fewer problems than threads: the searches of a problem are shared out as well.
+    num_parts = min(num_searches, -(-torch.get_num_threads() // num_problems))
+    bounds = [part * num_searches // num_parts for part in range(num_parts + 1)]
+    tasks = np.array([(b, *bounds[part : part + 2]) for b in range(num_problems) for part in range(num_parts)])
+    labels = np.empty((len(tasks), num_nodes), np.int64)
+    found_costs = np.empty(len(tasks))
+    if start is None:
+        start = torch.empty(0, num_nodes, dtype=torch.int64)
     else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(lambda problem: search.solve_range(problem, problem + 1, *arguments, *options), every))
-    placed = np.take_along_axis(columns, np.minimum(labels, num_nodes - 1), 1)
-    placed = np.where(labels < num_nodes, placed, -1)
-    result = np.empty_like(labels)
-    np.put_along_axis(result, rows, placed, 1)
-    return result
+        start = _flat(start.to("cpu", torch.int64), batch, 1)
+    arguments = (
+        *(tasks, labels, found_costs, costs),
+        *_shared(edge_costs.to("cpu", torch.float32), batch),
+        *_shared(source_edge_index.to("cpu", torch.int64), batch),
+        *_shared(target_edge_index.to("cpu", torch.int64), batch),
+        *(start.numpy(), allow_unmatched, MAX_EXACT_NODES, num_starts, num_swaps, seed),
+    )
+    _run(lambda task: search.solve(task, *arguments), len(tasks))
+    best = found_costs.reshape(num_problems, num_parts).argmin(1)
+    return torch.from_numpy(labels.reshape(num_problems, num_parts, num_nodes)[np.arange(num_problems), best])
+
+
+def _search_on_gpu(
+    node_costs, edge_costs, source_edge_index, target_edge_index, start, batch, allow_unmatched, generator, effort
+):
+    """Labels `(batch, num_nodes)` of problems with edges, by batched tensors on the device of `node_costs`."""
+    from .search_torch import search_matchings
+
+    device = node_costs.device
+    if generator is not None and generator.device.type == "cpu":
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return search_matchings(
+        *(
+            _flat(values.to(device), batch, 2)
+            for values in (node_costs, edge_costs, source_edge_index, target_edge_index)
+        ),
+        allow_unmatched=allow_unmatched,
+        generator=generator,
+        lengths=_search_lengths(effort, node_costs.shape[-1], *GPU_SEARCHES),
+        start=None if start is None else _flat(start.to(device, torch.int64), batch, 1),
+    )
+
+
+def _search_lengths(effort, num_nodes, full_starts, swaps_per_node):
+    """How many starts a search of this effort has, and the swaps of each: both grow as the root of it."""
+    num_starts = max(1, round(full_starts * math.sqrt(effort)))
+    full_swaps = swaps_per_node * max(num_nodes, MIN_SEARCH_NODES)
+    return num_starts, math.ceil(effort * full_starts / num_starts * full_swaps)
+
+
+def _run(function, num_tasks):
+    """Call `function` with 0 to `num_tasks` - 1: in this thread, and in others that are kept for the purpose."""
+    global _pool
+    tasks = iter(range(num_tasks))
+
+    def work():
+        for task in tasks:  # shared: each thread takes the next
+            function(task)
+
+    num_helpers = min(torch.get_num_threads(), num_tasks) - 1
+    if num_helpers > 0 and _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="match_graphs")
+    helpers = [_pool.submit(work) for _ in range(num_helpers)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():  # one that has not begun finds nothing left to do
+            helper.result()
+
+
+def _forget_pool():
+    global _pool
+    _pool = None
+
+
+# A forked process has none of its parent's threads: waiting for them would never end.
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _flat(values: torch.Tensor, batch: torch.Size, num_own: int) -> torch.Tensor:
+    """`values` for each problem of `batch`, with one leading dimension."""
+    own = values.shape[-num_own:]
+    return values.expand(*batch, *own).reshape(-1, *own).contiguous()
 
 
 def _shared(values: torch.Tensor, batch: torch.Size) -> tuple[np.ndarray, np.ndarray]:
     """`values` flattened to one leading dimension, and for each problem of `batch` which of them it uses."""
     leading = values.shape[:-2]
-    which = torch.arange(leading.numel()).reshape(leading).expand(batch).reshape(-1)
-    return np.ascontiguousarray(values.reshape(-1, *values.shape[-2:]).numpy()), which.numpy()
-
-
-def _renumbered(edge_index: torch.Tensor, order: np.ndarray, batch: torch.Size) -> np.ndarray:
-    """Edges `(batch, 2, num_edges)` with every node named by its place in `order`."""
-    edges = edge_index.to("cpu").expand(*batch, *edge_index.shape[-2:]).reshape(len(order), -1).numpy()
-    place = np.empty_like(order)
-    np.put_along_axis(place, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), 1)
-    return np.take_along_axis(place, edges, 1).reshape(len(order), 2, -1)
+    which = torch.arange(leading.numel()).reshape(leading).expand(batch).reshape(-1).contiguous()
+    return values.reshape(-1, *values.shape[-2:]).contiguous().numpy(), which.numpy()

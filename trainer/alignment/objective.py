@@ -1,4 +1,4 @@
-"""The alignment objectives: from the features of a batch's samples in two or three modalities to a loss."""
+"""The alignment objectives: from the features of a batch's nodes in two or three modalities to a loss."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -6,20 +6,35 @@ from functools import partial
 import torch
 from torch import nn
 
-from .costs import NOISE, centered_costs, gumbel_noise, inner_products, released_costs
-from .gradients import differentiable_matching
-from .graphs import edge_differences, nearest_neighbor_edges, neighbours_for, stack_graphs, unit_vectors
+from .contrast import infonce_loss, siglip_loss
+from .costs import centered_costs, inner_products
+from .gradients import ESTIMATORS, GradientEstimator, hamming_distance
+from .graphs import edge_differences, nearest_neighbor_edges, neighbours_for, run_graph_network, unit_vectors
 from .matching import match_graphs
+from .released import released_matchings
 from .retrieval import matching_accuracy
+from .transport import MIN_TEMPERATURE, entropic_loss
 
 
-LOSSES = ("multi_graph", "multi_graph_pairwise", "first_order", "infonce", "paper")
-GRADIENT_ESTIMATORS = ("blackbox", "imle")
+LOSSES = (
+    "multi_graph",
+    "multi_graph_pairwise",
+    "first_order",
+    "optimal_transport",
+    "infonce",
+    "siglip",
+    "paper",
+    "none",
+)
+GRAPH_LOSSES = ("multi_graph", "multi_graph_pairwise")
+CONTRASTS = {"infonce": infonce_loss, "siglip": siglip_loss}
+GRADIENT_ESTIMATORS = ("entropic", *ESTIMATORS)
+EDGE_MATCHINGS = ("separate", "coupled")
+TARGETS = ("each", "others")
 MODALITIES = ("image", "answer", "extended")
-# The release's settings (LPMP and its configuration).
-PAPER_NOISE_SCALE = 0.05
-PAPER_LAMBDA = 80.0
-PAPER_EDGE_WEIGHT = 0.5
+DEFAULT_EDGE_WEIGHT = 1.0
+DEFAULT_MESSAGE_WEIGHT = 0.1
+DEFAULT_MARGIN = 0.4
 
 
 @dataclass
@@ -49,125 +64,143 @@ class GraphPairs:
     target_edge_index: torch.Tensor
 
 
-def hamming_loss(matchings: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+def hamming_loss(matchings: torch.Tensor, right: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Hamming distance of 0/1 matchings `(..., num_nodes, num_nodes)` to the identity, per node, averaged: a wrong node
-    counts 2, an unmatched one 1. With `groups`, every node of a node's own group is a right match.
+    Hamming distance of 0/1 matchings `(..., num_nodes, num_nodes)` to the identity, or to the pairs that are `right`
+    (bool, `(num_nodes, num_nodes)`), per node, averaged: a wrong node counts 2, an unmatched one 1.
     """
     num_nodes = matchings.shape[-1]
-    if groups is None:
-        groups = torch.arange(num_nodes, device=matchings.device)
-    right = (groups.unsqueeze(0) == groups.unsqueeze(1)).to(matchings)
-    wrong_matches = (matchings * (1 - right)).sum((-2, -1))
-    missing_matches = num_nodes - (matchings * right).sum((-2, -1))
-    return ((wrong_matches + missing_matches) / num_nodes).mean()
-
-
-def infonce_loss(
-    source: torch.Tensor, target: torch.Tensor, temperature: float, groups: torch.Tensor | None = None
-) -> torch.Tensor:
-    """
-    Symmetric InfoNCE of unit vectors `(num_nodes, size)`: row i of both belong together. A negative of the same group
-    is left out. Source: arXiv:2103.00020, section 2.3.
-    """
-    logits = inner_products(source, target) / temperature
-    own = torch.arange(len(logits), device=logits.device)
-    if groups is not None:
-        twin = (groups.unsqueeze(0) == groups.unsqueeze(1)) & (own.unsqueeze(0) != own.unsqueeze(1))
-        logits = logits.masked_fill(twin, -torch.inf)
-    cross_entropy = nn.functional.cross_entropy
-    return 0.5 * (cross_entropy(logits, own) + cross_entropy(logits.T, own))
+    if right is None:
+        right = torch.eye(num_nodes, dtype=torch.bool, device=matchings.device)
+    return hamming_distance(matchings, right).mean() / num_nodes
 
 
 class AlignmentObjective:
     """
-    A loss that is low when each sample's features in one modality belong to the same sample's in the others.
+    A loss that is low when each node's features in one modality belong to the same node's in the others.
 
     `loss` is one of
 
-    - `"multi_graph"`: for each modality a graph of the batch's samples and one of the mean of the *other* modalities,
-      each with nearest-neighbour edges from its own features; both are matched to each other, in both directions, at
-      noisy node and edge costs; Hamming distance to the true matching.
-    - `"multi_graph_pairwise"`: the same between every two modalities.
-    - `"first_order"`: `"multi_graph"` by node costs alone: no edges, no message passing.
-    - `"infonce"`: contrastive, between every two modalities.
+    - `"multi_graph"`: the graphs of all modalities are matched with each other, node to node and edge to edge. An edge
+      is the difference of two nodes, and joins a node to its nearest neighbours by all modalities together.
+    - `"multi_graph_pairwise"`: the same, but every two modalities have edges of their own, by these two.
+    - `"first_order"`: nodes alone: no edges, no message passing.
+    - `"optimal_transport"`: nodes alone, by the entropic estimator.
+    - `"infonce"`, `"siglip"`: contrastive, between every two modalities; with an `edge_weight` also between edges.
     - `"paper"`: what the research release computes, faults included (README.md here lists them). It can reach 0
       without aligning anything.
+    - `"none"`: a loss of 0, with the matching at node costs.
 
     Args:
         loss (`str`, *optional*, defaults to `"multi_graph"`): See above.
+        targets (`str`, *optional*, defaults to `"each"`): What a modality is matched with: `"each"` other one, or the
+            mean of the `"others"`, a barycenter that does not contain it.
         num_neighbors (`int`, *optional*, defaults to 5): Edges of a node.
-        edge_weight (`float`, *optional*, defaults to 0.1): Weight of edge costs beside node costs. Edge costs carry no
-            noise of their own, so the higher this is, the higher `noise_scale` has to be.
-        message_weight (`float`, *optional*, defaults to 0.3): Length of the graph network's output beside a node's own
-            unit features, to which it is added. 0 leaves message passing out.
-        center_features (`bool`, *optional*, defaults to `False`): Subtract each modality's mean over the batch. Helps
-            where each batch is moved as a whole, costs otherwise.
-        noise (`str`, *optional*, defaults to `"normal"`): `"normal"` or `"gumbel"` noise on node costs in training.
-        noise_scale (`float`, *optional*, defaults to 0.3): Its scale, in units of cosine: the margin of the loss.
+        edge_weight (`float`, *optional*): Weight of edges beside nodes. By default 1 for the two multi-graph losses
+            and 0 for the contrastive ones; the others have no edges.
+        edge_matching (`str`, *optional*, defaults to `"separate"`): `"separate"`: an edge must find its partner by its
+            own features, so that structure gives nothing away. `"coupled"`: quadratic assignment, edges go where
+            their nodes go, and each graph has edges from its own features.
+        message_weight (`float`, *optional*): Length of the graph network's output beside a node's own unit features,
+            to which it is added. By default 0.1 for the two multi-graph losses and 0, no message passing, elsewhere.
+        center_features (`bool`, *optional*, defaults to `False`): Subtract each modality's mean over the batch.
+        margin (`float`, *optional*): What right pairs, of nodes and of edges, must be better by in training, in units
+            of cosine. By default 0 for the contrastive losses and 0.4 for the others.
+        gradient_estimator (`str` or `GradientEstimator`, *optional*, defaults to `"entropic"`): `"entropic"` smooths
+            the matching by entropy (`entropic_loss`); the others by noise (see `GradientEstimator`, of which one with
+            further settings may be given; its own noise and margin then count).
+        temperature (`float`, *optional*, defaults to 0.1): Of nodes, for the entropic and the contrastive losses.
+        edge_temperature (`float`, *optional*, defaults to 0.15): The same of edges.
+        noise_scale (`float`, *optional*, defaults to 0.1): Scale of the normal noise on costs, in units of cosine.
         num_samples (`int`, *optional*, defaults to 4): Noise samples of each pair in a step; `"blackbox"` takes 1.
-        gradient_estimator (`str`, *optional*, defaults to `"imle"`): `"imle"`, or `"blackbox"` with its one noise
-            sample, as in the paper.
-        step (`float`, *optional*, defaults to 1.0): How far costs move in the backward matching, in units of cosine.
-            At 1 right and wrong pairs move apart by 2, all that two cosines can differ by. The gradient is
-            proportional to `1 / step` where that changes nothing else.
-        temperature (`float`, *optional*, defaults to 0.1): Of `"infonce"`.
         small_batch (`str`, *optional*, defaults to `"refuse"`): What becomes of a batch with no more than
-            `num_neighbors` samples: an error, or (`"shrink"`) fewer neighbours and one warning.
-        solver_effort (`float`, *optional*, defaults to 0.1): Length of the search for each matching, as in
-            `match_graphs`. Of noisy costs a tenth of the full search trains as well as all of it, ten times sooner.
+            `num_neighbors` nodes: an error, or (`"shrink"`) fewer neighbours and one warning.
+        solver_effort (`float`, *optional*, defaults to 1.0): Length of the search for each coupled matching, as in
+            `match_graphs`.
         solver (*optional*): Takes the place of `match_graphs`.
 
-    Noise, samples, step, centering and weights do not apply to `"paper"`, whose values are the release's.
+    Noise, samples, margin, temperatures, centering and weights do not apply to `"paper"`, whose values are the
+    release's. In evaluation (`training=False`) there is no noise and no margin.
+
+    Raises:
+        ValueError: For a value that is not one of those named or out of range, and for the entropic estimator with
+            coupled edges, which needs noise.
     """
 
     def __init__(
         self,
         loss: str = "multi_graph",
         *,
+        targets: str = "each",
         num_neighbors: int = 5,
-        edge_weight: float = 0.1,
-        message_weight: float = 0.3,
+        edge_weight: float | None = None,
+        edge_matching: str = "separate",
+        message_weight: float | None = None,
         center_features: bool = False,
-        noise: str = "normal",
-        noise_scale: float = 0.3,
-        num_samples: int = 4,
-        gradient_estimator: str = "imle",
-        step: float = 1.0,
+        margin: float | None = None,
+        gradient_estimator: str | GradientEstimator = "entropic",
         temperature: float = 0.1,
+        edge_temperature: float = 0.15,
+        noise_scale: float = 0.1,
+        num_samples: int = 4,
         small_batch: str = "refuse",
-        solver_effort: float = 0.1,
+        solver_effort: float = 1.0,
         solver=None,
     ):
         _check_choice("loss", loss, LOSSES)
-        _check_choice("noise", noise, tuple(NOISE))
-        _check_choice("gradient_estimator", gradient_estimator, GRADIENT_ESTIMATORS)
+        _check_choice("targets", targets, TARGETS)
+        _check_choice("edge_matching", edge_matching, EDGE_MATCHINGS)
+        if not isinstance(gradient_estimator, GradientEstimator):
+            _check_choice("gradient_estimator", gradient_estimator, GRADIENT_ESTIMATORS)
         _check_choice("small_batch", small_batch, ("refuse", "shrink"))
-        for name, value in (("num_neighbors", num_neighbors), ("num_samples", num_samples)):
-            if value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        for name, value in (("step", step), ("temperature", temperature), ("solver_effort", solver_effort)):
-            if not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}.")
-        for name, value in (
-            ("noise_scale", noise_scale),
-            ("edge_weight", edge_weight),
-            ("message_weight", message_weight),
-        ):
-            if not value >= 0:
+        if num_neighbors < 1:
+            raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
+        if not solver_effort > 0:
+            raise ValueError(f"`solver_effort` must be above 0, got {solver_effort}.")
+        for name, value in (("edge_weight", edge_weight), ("message_weight", message_weight), ("margin", margin)):
+            if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {value}.")
+        for name, value in (("temperature", temperature), ("edge_temperature", edge_temperature)):
+            if not value >= MIN_TEMPERATURE:
+                raise ValueError(f"`{name}` must be at least {MIN_TEMPERATURE}, got {value}.")
         self.loss = loss
+        self.targets = targets
         self.num_neighbors = num_neighbors
-        self.edge_weight = edge_weight
-        self.message_weight = message_weight
+        self.edge_weight = self._weight(edge_weight, DEFAULT_EDGE_WEIGHT)
+        self.message_weight = self._weight(message_weight, DEFAULT_MESSAGE_WEIGHT)
+        self.is_coupled = edge_matching == "coupled" and loss in GRAPH_LOSSES and self.edge_weight > 0
+        self.margin = margin if margin is not None else 0.0 if loss in CONTRASTS else DEFAULT_MARGIN
         self.center_features = center_features
-        self.noise = noise
-        self.noise_scale = noise_scale
-        self.num_samples = num_samples if gradient_estimator == "imle" else 1
-        self.step = step
         self.temperature = temperature
+        self.edge_temperature = edge_temperature
         self.small_batch = small_batch
         self.solver = solver or partial(match_graphs, effort=solver_effort)
+        self.estimator = None
+        if isinstance(gradient_estimator, GradientEstimator):
+            self.estimator = gradient_estimator
+        elif gradient_estimator != "entropic":
+            self.estimator = GradientEstimator(
+                gradient_estimator, noise_scale=noise_scale, margin=self.margin, num_samples=num_samples
+            )
+        if loss == "optimal_transport":
+            self.estimator = None
+        if self.is_coupled and self.estimator is None:
+            raise ValueError(
+                '`gradient_estimator="entropic"` smooths linear assignments alone. With `edge_matching="coupled"` '
+                f"choose one of {', '.join(ESTIMATORS)}."
+            )
+
+    def _weight(self, value, default):
+        if self.loss in ("first_order", "optimal_transport", "none"):
+            return 0.0
+        if value is None:
+            return default if self.loss in GRAPH_LOSSES else 0.0
+        return value
+
+    @property
+    def uses_graph_network(self) -> bool:
+        """Whether the loss has a gradient for the graph network."""
+        return self.loss == "paper" or self.message_weight > 0
 
     def __call__(
         self,
@@ -181,12 +214,12 @@ class AlignmentObjective:
         The loss of a batch.
 
         Args:
-            features (`dict[str, torch.Tensor]`): `"image"`, `"answer"` and, if there is one, `"extended"`: pooled
-                features `(num_samples, feature_size)` of the same samples in the same order. Any floating dtype.
+            features (`dict[str, torch.Tensor]`): `"image"`, `"answer"` and, if there is one, `"extended"`: features
+                `(num_nodes, feature_size)` of the same nodes in the same order. Any floating dtype.
             graph_network (`nn.Module`, *optional*): A `GraphNetwork`, or `None` for no message passing.
             generator (`torch.Generator`, *optional*): Source of the noise, on the features' device.
             training (`bool`, *optional*, defaults to `True`): Without it no noise is added.
-            groups (`torch.Tensor` of shape `(num_samples,)`, *optional*): Equal for samples that are one and the same.
+            groups (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Equal for nodes that are one and the same.
 
         Returns:
             [`AlignmentOutput`].
@@ -196,165 +229,132 @@ class AlignmentObjective:
                 names its modality), or the batch is too small.
         """
         features = checked_features(features)
-        groups = None if groups is None else groups.to(next(iter(features.values())).device)
-        if self.loss == "infonce":
-            return self._contrast(features, groups)
+        device = next(iter(features.values())).device
+        num_nodes = len(next(iter(features.values())))
+        groups = torch.arange(num_nodes, device=device) if groups is None else groups.to(device)
+        right = groups.unsqueeze(0) == groups.unsqueeze(1)
         if self.loss == "paper":
-            pairs = self.paper_pairs(features, graph_network)
-            node_costs, edge_costs = self.paper_costs(pairs, *self.paper_noise(pairs, generator, training))
-            return self.matching_loss(pairs, node_costs, edge_costs, generator, groups)
-        pairs = self.multi_graph_pairs(features, graph_network)
-        node_costs, edge_costs = self.multi_graph_costs(pairs, generator, training)
-        return self.matching_loss(pairs, node_costs, edge_costs, generator, groups)
+            names, loss, labels = self._released(features, graph_network, generator, training, right)
+        else:
+            pairs = self.graph_pairs(features, graph_network)
+            names = pairs.names
+            if self.is_coupled:
+                loss, labels = self._match_coupled(pairs, right, generator, training)
+            else:
+                loss, labels = self._match_separately(pairs, groups, right, generator, training)
+        return AlignmentOutput(loss, matching_accuracy(labels, groups), dict(zip(names, labels, strict=True)))
 
-    def multi_graph_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None) -> GraphPairs:
-        """Every modality with the mean of the others (or with each other), both ways, all with edges of their own."""
-        graphs, pair_names = self._modality_graphs(features)
-        nodes = torch.stack(list(graphs.values()))
-        first_order = self.loss == "first_order"
-        num_neighbors = 0 if first_order else neighbours_for(nodes.shape[1], self.num_neighbors, self.small_batch)
-        edge_index = nearest_neighbor_edges(nodes, num_neighbors)
-        if graph_network is not None and not first_order and self.message_weight > 0:
-            # Row 0 is the node and row 1 its neighbour: turned around, each node hears its own neighbours.
-            messages = run_graph_network(graph_network, nodes, edge_index.flip(-2), share_dropout=True)
-            nodes = unit_vectors(nodes + self.message_weight * unit_vectors(messages))
-        edges = edge_differences(nodes, edge_index)
-        place = {name: number for number, name in enumerate(graphs)}
-        source = torch.tensor([place[name] for name, _ in pair_names], device=nodes.device)
-        target = torch.tensor([place[name] for _, name in pair_names], device=nodes.device)
-        return GraphPairs(
-            [f"{first}>{second}" for first, second in pair_names],
-            *(nodes[source], nodes[target], edges[source], edges[target], edge_index[source], edge_index[target]),
+    def _released(self, features, graph_network, generator, training, right):
+        names, matchings, labels = released_matchings(
+            features,
+            graph_network,
+            num_neighbors=self.num_neighbors,
+            small_batch=self.small_batch,
+            generator=generator,
+            training=training,
+            solver=self.solver,
         )
+        return names, hamming_loss(matchings, right), labels.unsqueeze(1)
 
-    def _modality_graphs(self, features):
-        """Node features of every graph by name, and the names of the pairs to match."""
+    def graph_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None = None) -> GraphPairs:
+        """The graphs that `features`, float32 or float64, make, and which of them are matched: each pair once."""
         unit = {
             name: unit_vectors(values - values.mean(0) if self.center_features else values)
             for name, values in features.items()
         }
-        if len(unit) == 2 or self.loss == "multi_graph_pairwise":
-            return unit, [(first, second) for first in unit for second in unit if first != second]
-        graphs = dict(unit)
-        pair_names = []
-        for name in unit:
+        if graph_network is not None and self.message_weight > 0:
+            unit = dict(zip(unit, self._add_messages(torch.stack(list(unit.values())), graph_network), strict=True))
+        names, source, target = [], [], []
+        for name, values in unit.items():
             # Without the modality itself: its own share of the mean would be enough to find it by.
-            others = torch.stack([values for other, values in unit.items() if other != name]).mean(0)
-            graphs[f"others_than_{name}"] = unit_vectors(others)
-            pair_names += [(name, f"others_than_{name}"), (f"others_than_{name}", name)]
-        return graphs, pair_names
+            others = {other: nodes for other, nodes in unit.items() if other != name}
+            if self.targets == "others" and len(others) > 1:
+                others = {f"others_than_{name}": unit_vectors(torch.stack(list(others.values())).mean(0))}
+            for other, nodes in others.items():
+                if f"{other}>{name}" not in names:
+                    names.append(f"{name}>{other}")
+                    source.append(values)
+                    target.append(nodes)
+        return self._with_edges(names, torch.stack(source), torch.stack(target), list(unit.values()))
 
-    def multi_graph_costs(
-        self, pairs: GraphPairs, generator: torch.Generator | None, training: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centered costs: nodes `(num_pairs, num_samples, N, N)` with fresh noise, edges `(num_pairs, 1, E, E)`."""
-        node_costs = centered_costs(pairs.source_nodes, pairs.target_nodes).unsqueeze(1)
-        edge_costs = self.edge_weight * centered_costs(pairs.source_edges, pairs.target_edges).unsqueeze(1)
-        if training:
-            shape = (node_costs.shape[0], self.num_samples, *node_costs.shape[2:])
-            node_costs = node_costs - NOISE[self.noise](
-                shape, self.noise_scale, generator=generator, device=node_costs.device, dtype=node_costs.dtype
-            )
-        return node_costs, edge_costs
+    def _add_messages(self, nodes, graph_network):
+        """`(num_modalities, num_nodes, size)` unit vectors, moved by what their own neighbours tell them."""
+        edge_index = nearest_neighbor_edges(nodes, self._neighbours(nodes))
+        # Row 0 is the node and row 1 its neighbour: turned around, each node hears its own neighbours.
+        messages = run_graph_network(graph_network, nodes, edge_index.flip(-2), share_dropout=True)
+        return unit_vectors(nodes + self.message_weight * unit_vectors(messages))
 
-    def paper_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None) -> GraphPairs:
-        """
-        Every modality with the mean of all, both ways, as released: both graphs get the edges of the first, messages
-        go from a node to its neighbours, and the mean is of features as they are.
-        """
-        graphs = {**features, "barycenter": torch.stack(list(features.values())).mean(0)}
-        pair_names = [pair for name in features for pair in ((name, "barycenter"), ("barycenter", name))]
-        source = torch.stack([graphs[name] for name, _ in pair_names])
-        target = torch.stack([graphs[name] for _, name in pair_names])
-        num_neighbors = neighbours_for(source.shape[1], self.num_neighbors, self.small_batch)
-        edge_index = nearest_neighbor_edges(source, num_neighbors)
-        if graph_network is not None:
-            both = run_graph_network(graph_network, torch.cat([source, target]), torch.cat([edge_index, edge_index]))
-            source, target = both.chunk(2)
-        return GraphPairs(
-            [f"{first}>{second}" for first, second in pair_names],
-            unit_vectors(source),
-            unit_vectors(target),
-            edge_differences(source, edge_index),
-            edge_differences(target, edge_index),
-            edge_index,
-            edge_index,
-        )
+    def _with_edges(self, names, source, target, modalities):
+        if self.edge_weight == 0:
+            none = torch.zeros(len(names), 2, 0, dtype=torch.int64, device=source.device)
+            source_edges = target_edges = source[:, :0]
+            return GraphPairs(names, source, target, source_edges, target_edges, none, none)
+        num_neighbors = self._neighbours(source)
+        if self.is_coupled:
+            source_index, target_index = (nearest_neighbor_edges(nodes, num_neighbors) for nodes in (source, target))
+        elif self.loss == "multi_graph_pairwise":
+            source_index = target_index = nearest_neighbor_edges(torch.cat([source, target], -1), num_neighbors)
+        else:
+            joint = nearest_neighbor_edges(torch.cat(modalities, -1), num_neighbors)
+            source_index = target_index = joint.expand(len(names), -1, -1)
+        source_edges, target_edges = edge_differences(source, source_index), edge_differences(target, target_index)
+        return GraphPairs(names, source, target, source_edges, target_edges, source_index, target_index)
 
-    def paper_noise(
-        self, pairs: GraphPairs, generator: torch.Generator | None, training: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Node noise, one sample for all pairs, and edge noise, one for each. None in evaluation, unlike there."""
-        num_pairs, num_nodes = pairs.source_nodes.shape[:2]
-        num_edges = pairs.source_edges.shape[1]
-        scale = PAPER_NOISE_SCALE if training else 0.0
-        options = {"generator": generator, "device": pairs.source_nodes.device, "dtype": torch.float64}
-        node_noise = gumbel_noise((num_nodes, num_nodes), scale, **options)
-        return node_noise, gumbel_noise((num_pairs, num_edges, num_edges), scale, **options)
+    def _neighbours(self, nodes):
+        return neighbours_for(nodes.shape[-2], self.num_neighbors, self.small_batch)
 
-    def paper_costs(
-        self, pairs: GraphPairs, node_noise: torch.Tensor, edge_noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The release's costs, float64: nodes `(num_pairs, N, N)`, edges `(num_pairs, E, E)`."""
-        node_costs = released_costs(inner_products(pairs.source_nodes, pairs.target_nodes), node_noise)
-        edge_similarity = inner_products(pairs.source_edges, pairs.target_edges)
-        return node_costs, released_costs(edge_similarity, edge_noise, PAPER_EDGE_WEIGHT)
-
-    def matching_loss(
-        self,
-        pairs: GraphPairs,
-        node_costs: torch.Tensor,
-        edge_costs: torch.Tensor,
-        generator: torch.Generator | None = None,
-        groups: torch.Tensor | None = None,
-    ) -> AlignmentOutput:
-        """Match, compare with the truth, give the costs their gradient. Costs may hold several noise samples."""
-        num_pairs, num_nodes = node_costs.shape[0], node_costs.shape[-1]
-        is_paper = self.loss == "paper"
-        # The release adds lambda times a gradient of +-1 / (pairs x nodes): this step, whatever the loss is scaled by.
-        step = PAPER_LAMBDA / (num_pairs * num_nodes) if is_paper else self.step
-        sample = () if node_costs.dim() == 3 else (slice(None), None)
-        matchings, labels = differentiable_matching(
-            node_costs,
-            edge_costs,
-            pairs.source_edge_index[sample],
-            pairs.target_edge_index[sample],
-            step=step,
-            allow_unmatched=is_paper,
+    def _match_coupled(self, pairs, right, generator, training):
+        return self.estimator(
+            self._costs(pairs.source_nodes, pairs.target_nodes),
+            self.edge_weight * self._costs(pairs.source_edges, pairs.target_edges),
+            pairs.source_edge_index,
+            pairs.target_edge_index,
+            right,
+            training=training,
             generator=generator,
             solver=self.solver,
         )
-        labels = labels.reshape(num_pairs, -1, num_nodes)
-        return AlignmentOutput(
-            loss=hamming_loss(matchings.to(pairs.source_nodes.dtype), groups),
-            matching_accuracy=matching_accuracy(labels, groups),
-            matchings=dict(zip(pairs.names, labels, strict=True)),
+
+    def _match_separately(self, pairs, groups, right, generator, training):
+        options = {"generator": generator, "training": training}
+        loss, labels = self._match(pairs.source_nodes, pairs.target_nodes, right, self.temperature, **options)
+        if labels is None:
+            labels = self._best_matching(pairs, generator).unsqueeze(1)
+        if self.edge_weight > 0 and pairs.source_edges.shape[-2] > 0:
+            ends = groups[pairs.source_edge_index]
+            right_edges = (ends.unsqueeze(-1) == ends.unsqueeze(-2)).all(-3)
+            edge_loss, _ = self._match(
+                pairs.source_edges, pairs.target_edges, right_edges, self.edge_temperature, **options
+            )
+            loss = loss + self.edge_weight * edge_loss
+        return loss, labels
+
+    def _match(self, source, target, right, temperature, *, generator, training):
+        """Loss of unit vectors `(num_pairs, n, size)` that must find their partners; its labels, if it has any."""
+        if self.loss == "none":
+            return source.new_zeros(()), None
+        if self.estimator is None or self.loss in CONTRASTS:
+            similarity = inner_products(source, target)
+            if training and self.margin > 0:
+                similarity = similarity - self.margin * right
+            return CONTRASTS.get(self.loss, entropic_loss)(similarity, temperature, right), None
+        return self.estimator(
+            self._costs(source, target),
+            *_no_edges(source),
+            right,
+            training=training,
+            generator=generator,
+            solver=self.solver,
         )
 
-    def _contrast(self, features, groups):
-        graphs, _ = self._modality_graphs(features)
-        names = list(features)
-        pair_names = [(first, second) for place, first in enumerate(names) for second in names[place + 1 :]]
-        losses, matchings = [], {}
-        for first, second in pair_names:
-            losses.append(infonce_loss(graphs[first], graphs[second], self.temperature, groups))
-            nearest = inner_products(graphs[first], graphs[second]).argmax(-1)
-            matchings[f"{first}>{second}"] = nearest.unsqueeze(0)
-        labels = torch.stack(list(matchings.values()))
-        return AlignmentOutput(torch.stack(losses).mean(), matching_accuracy(labels, groups), matchings)
+    def _best_matching(self, pairs, generator):
+        """Labels `(num_pairs, num_nodes)` at node costs, for losses that need none themselves."""
+        with torch.no_grad():
+            costs = -inner_products(pairs.source_nodes, pairs.target_nodes)
+            return self.solver(costs, *_no_edges(costs), generator=generator)
 
-
-def run_graph_network(
-    graph_network: nn.Module, node_features: torch.Tensor, edge_index: torch.Tensor, share_dropout: bool = False
-) -> torch.Tensor:
-    """
-    The network's output `(num_graphs, num_nodes, size)` for several graphs in one call, in the dtype of
-    `node_features`, whatever the dtype of the network's weights.
-    """
-    nodes, edges = stack_graphs(node_features, edge_index)
-    weight_dtype = next(graph_network.parameters()).dtype
-    output = graph_network(nodes.to(weight_dtype), edges, share_dropout=share_dropout)
-    return output.to(node_features.dtype).reshape(*node_features.shape[:2], -1)
+    def _costs(self, source, target):
+        return centered_costs(source, target)
 
 
 def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -369,12 +369,18 @@ def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     for name, values in kept.items():
         if values.dim() != 2 or values.shape != first.shape:
             raise ValueError(
-                f"The {name} features must be (num_samples, feature_size) like the {first_name} features "
+                f"The {name} features must be (num_nodes, feature_size) like the {first_name} features "
                 f"{tuple(first.shape)}, got {tuple(values.shape)}."
             )
         if not torch.isfinite(values).all():
             raise ValueError(f"The {name} features hold NaN or infinity.")
     return {name: values.to(torch.promote_types(values.dtype, torch.float32)) for name, values in kept.items()}
+
+
+def _no_edges(values):
+    """Edge costs and edges of graphs without edges."""
+    edge_index = torch.zeros(2, 0, dtype=torch.int64, device=values.device)
+    return values.new_zeros(0, 0), edge_index, edge_index
 
 
 def _check_choice(name, value, choices):

@@ -4,7 +4,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["matching", "retrieval"])
+@pytest.mark.parametrize("name", ["decoding", "gradients", "matching", "retrieval", "transport"])
 def test_docstring_examples_say_what_comes_out(name):
     result = doctest.testmod(importlib.import_module(f"logramed.trainer.alignment.{name}"))
     assert result.attempted > 0

@@ -3,10 +3,12 @@ import warnings
 import pytest
 import torch
 
+from logramed.graph_network_logramed import GraphNetwork
 from logramed.trainer.alignment.graphs import (
     edge_differences,
     nearest_neighbor_edges,
     neighbours_for,
+    run_graph_network,
     stack_graphs,
     unit_vectors,
 )
@@ -77,3 +79,39 @@ def test_stacked_graphs_do_not_touch():
     nodes, edges = stack_graphs(torch.randn(2, 3, 4), torch.tensor([[[0, 1], [1, 2]], [[2, 0], [0, 1]]]))
     assert nodes.shape == (6, 4)
     assert edges.tolist() == [[0, 1, 5, 3], [1, 2, 3, 4]]
+
+
+def make_network():
+    torch.manual_seed(0)
+    return GraphNetwork(4).eval()
+
+
+def test_the_graph_network_runs_on_several_graphs_as_on_each_alone():
+    nodes = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    edges = nearest_neighbor_edges(nodes, 2)
+    network = make_network()
+    alone = torch.stack([network(*graph) for graph in zip(nodes, edges, strict=True)])
+    torch.testing.assert_close(run_graph_network(network, nodes, edges), alone)
+
+
+def test_graphs_that_share_features_equal_graphs_with_copies_of_them():
+    nodes = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    features_of = torch.tensor([1, 0, 1])
+    edges = nearest_neighbor_edges(nodes, 2)[[0, 1, 1]]
+    shared = run_graph_network(make_network(), nodes, edges, features_of=features_of)
+    torch.testing.assert_close(shared, run_graph_network(make_network(), nodes[features_of], edges))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_half_precision_gives_output_in_the_dtype_of_the_features(dtype):
+    nodes = torch.randn(2, 5, 4, requires_grad=True)
+    output = run_graph_network(make_network().to(dtype), nodes, nearest_neighbor_edges(nodes, 2))
+    assert output.dtype == torch.float32
+    output.sum().backward()
+    assert torch.isfinite(nodes.grad).all()
+
+
+def test_the_gradient_of_unit_edges_passes_gradcheck():
+    nodes = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    edges = nearest_neighbor_edges(nodes, 2)
+    assert torch.autograd.gradcheck(lambda x: edge_differences(x, edges), nodes)

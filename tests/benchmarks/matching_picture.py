@@ -1,0 +1,93 @@
+"""
+Turn-level alignment on held-out phantoms: recall between the modalities of turns, with the images of the turns and
+with those of other samples in their place, and a picture of a matching.
+
+    python tests/benchmarks/matching_picture.py --model runs/turns/model --data runs/turns/data --output matching.png
+
+The model is one trained with `alignment_granularity` "turn":
+
+    python trainer/phantoms.py --output runs/turns/data
+    python trainer/train.py trainer/recipes/quickstart.yaml --alignment_granularity turn \\
+        --train_data runs/turns/data/train.json --validation_data runs/turns/data/validation.json \\
+        --first_stage_data runs/turns/data/train_descriptions.json --output_dir runs/turns/model
+
+What remains with images of other samples is what questions and answers have in common by themselves.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor
+
+from logramed import LoGraMedForConditionalGeneration
+from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data import load_training_rows
+from logramed.trainer.data.turns import count_turns, with_turns
+from logramed.trainer.matching_picture import draw_matching, match_nodes
+from logramed.trainer.trainer import AlignmentRecorder, node_keys, retrieval_metrics
+
+
+BATCH_SIZE = 50
+
+
+def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> dict[str, float]:
+    """`retrieval_metrics` of all turns of `rows`."""
+    nodes, groups, answer_keys = [], [], []
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = collator(rows[start : start + BATCH_SIZE])
+        recorder = AlignmentRecorder(None, training=False, generator=None)
+        with torch.no_grad():
+            model(**batch, alignment_objective=recorder, alignment_granularity=collator.granularity)
+        batch_groups, batch_answer_keys = node_keys(batch, collator.granularity, collator.processor.tokenizer)
+        nodes.append(recorder.node_features)
+        groups.append(batch_groups)
+        answer_keys.append(batch_answer_keys)
+    joined = {name: torch.cat([batch[name] for batch in nodes]) for name in nodes[0]}
+    return retrieval_metrics(joined, torch.cat(groups), torch.cat(answer_keys))
+
+
+def with_images_of_others(rows: list[dict]) -> list[dict]:
+    """`rows`, each with the images of the next."""
+    return [{**row, "images": other["images"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
+
+
+def choose_turns(rows: list[dict], words: Sequence[str], num_rows: int, num_turns: int) -> list[dict]:
+    """
+    The first `num_rows` of `rows` that have more than `num_turns` turns and whose extended answers hold all `words`
+    (such as a modality and an organ, so that the images look alike), each with its last `num_turns`.
+    """
+    chosen = [
+        with_turns(row, range(count_turns(row) - num_turns, count_turns(row)))
+        for row in rows
+        if count_turns(row) > num_turns and all(word in " ".join(row["extended_answers"]) for word in words)
+    ]
+    return chosen[:num_rows]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Recall between turns of held-out phantoms, and a picture.")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of phantoms")
+    parser.add_argument("--output", type=Path, required=True, help="picture to write, a PNG")
+    parser.add_argument("--words", nargs="*", default=["CT", "chest"], help="in the extended answers of its samples")
+    parser.add_argument("--num_samples", type=int, default=4, help="samples in the picture, at most")
+    parser.add_argument("--num_turns", type=int, default=3, help="turns of each")
+    parser.add_argument("--target", default="extended", help="what images are matched to: answer or extended")
+    options = parser.parse_args(arguments)
+    model = LoGraMedForConditionalGeneration.from_pretrained(options.model).eval()
+    collator = LoGraMedDataCollator(AutoProcessor.from_pretrained(options.model), granularity="turn")
+    rows = list(load_training_rows(options.data / "validation.json").dataset)
+    own, others = (turn_retrieval(model, collator, images) for images in (rows, with_images_of_others(rows)))
+    print(f"{f'percent, of {sum(map(count_turns, rows))} turns':<36}{'own images':>12}{'others':>12}")
+    for name, recall in own.items():
+        print(f"{name:<36}{100 * recall:>12.1f}{100 * others[name]:>12.1f}")
+    chosen = choose_turns(rows, options.words, options.num_samples, options.num_turns)
+    nodes = match_nodes(model, collator, chosen, options.target)
+    text = {"answer": "answer", "extended": "extended answer"}[options.target]
+    print(f"Wrote {draw_matching(nodes, options.output, f'Held-out turns: image and question to {text}')}.")
+
+
+if __name__ == "__main__":
+    main()

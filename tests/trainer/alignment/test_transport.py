@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from logramed.trainer.alignment import entropic_loss, match_graphs, sinkhorn_matching
+
+
+ot = pytest.importorskip("ot", reason="needs POT, of the extra `dev`")
+
+
+def cosines(size=6, seed=0, batch=()):
+    source, target = torch.randn(2, *batch, size, 4, generator=torch.Generator().manual_seed(seed)).unbind()
+    normalize = torch.nn.functional.normalize
+    return (normalize(source, dim=-1) @ normalize(target, dim=-1).mT).double()
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+def test_sinkhorn_matching_equals_that_of_an_optimal_transport_library(temperature):
+    similarity = cosines()
+    ones = torch.ones(6, dtype=torch.float64)
+    expected = ot.sinkhorn(ones, ones, -similarity, temperature, method="sinkhorn_log", numItermax=5000, stopThr=1e-12)
+    soft, _, _ = sinkhorn_matching(similarity, temperature, num_iterations=2000)
+    torch.testing.assert_close(soft, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_sinkhorn_matching_is_what_its_scales_say_and_its_columns_sum_to_1():
+    similarity = cosines(batch=(3,))
+    soft, rows, columns = sinkhorn_matching(similarity, 0.1)
+    torch.testing.assert_close(soft, (similarity / 0.1 + rows.unsqueeze(-1) + columns.unsqueeze(-2)).exp())
+    torch.testing.assert_close(soft.sum(-2), torch.ones(3, 6, dtype=torch.float64))
+
+
+def test_a_cold_sinkhorn_matching_is_the_best_matching():
+    similarity = cosines(8, seed=3)
+    edges = torch.zeros(2, 0, dtype=torch.int64)
+    best = match_graphs(-similarity, torch.zeros(0, 0), edges, edges)
+    soft, _, _ = sinkhorn_matching(similarity, 0.03, num_iterations=3000)
+    assert torch.equal(soft.argmax(-1), best)
+
+
+def test_entropic_loss_is_minus_the_mean_log_share_of_the_right_pairs():
+    similarity = cosines(batch=(2,))
+    soft, _, _ = sinkhorn_matching(similarity, 0.1)
+    by_hand = -soft.diagonal(dim1=-2, dim2=-1).log().mean()
+    torch.testing.assert_close(entropic_loss(similarity, 0.1), by_hand)
+
+
+def test_entropic_loss_of_twins_is_the_relative_entropy_of_equal_shares():
+    similarity = cosines(4)
+    right = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]).bool()
+    soft, _, _ = sinkhorn_matching(similarity, 0.2, 2000)
+    by_hand = sum((0.5 * (0.5 / soft[i, j]).log()) for i in (0, 2) for j in (0, 2)) / 4
+    by_hand = by_hand - (soft[1, 1].log() + soft[3, 3].log()) / 4
+    torch.testing.assert_close(entropic_loss(similarity, 0.2, right, 2000), by_hand)
+    alike = torch.where(right, 1.0, -1.0).double()
+    assert entropic_loss(alike, 0.03, right, 2000) < 1e-9  # twins that look alike cost nothing
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_gradient_of_the_entropic_loss_is_that_of_finite_differences(twins):
+    similarity = cosines(5).requires_grad_()
+    right = torch.eye(5, dtype=torch.bool)
+    if twins:
+        right[0, 4] = right[4, 0] = True
+    assert torch.autograd.gradcheck(lambda s: entropic_loss(s, 0.2, right, 2000), similarity)
+
+
+def test_gradient_of_the_entropic_loss_is_soft_minus_right_matching():
+    similarity = cosines(5).requires_grad_()
+    entropic_loss(similarity, 0.1).backward()
+    soft, _, _ = sinkhorn_matching(similarity, 0.1)
+    torch.testing.assert_close(similarity.grad, (soft - torch.eye(5)) / (5 * 0.1))
+
+
+@pytest.mark.parametrize("similarity", [torch.ones(3, 3), -torch.ones(3, 3), 2 * torch.eye(3) - 1, torch.zeros(1, 1)])
+def test_the_coldest_temperature_stays_finite_in_float32(similarity):
+    similarity = similarity.clone().requires_grad_()
+    loss = entropic_loss(similarity, 0.03)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(similarity.grad).all()
+
+
+def test_a_temperature_too_low_for_float32_is_refused():
+    with pytest.raises(ValueError, match=r"`temperature` must be at least 0.03, got 0.01"):
+        entropic_loss(torch.eye(3), 0.01)
