@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from logramed.trainer.alignment import match_graphs
+from logramed.trainer.alignment import decode_matching
 from logramed.trainer.collator import (
     LoGraMedDataCollator,
     join_answers,
@@ -60,7 +60,11 @@ class MatchedNodes:
 
 
 def match_nodes(
-    model: torch.nn.Module, collator: LoGraMedDataCollator, rows: list[dict], target: str = "answer"
+    model: torch.nn.Module,
+    collator: LoGraMedDataCollator,
+    rows: list[dict],
+    target: str = "answer",
+    edge_weight: float = 0.0,
 ) -> MatchedNodes:
     """
     Match the images of `rows` to their answers, or extended answers, at the largest sum of cosines.
@@ -70,6 +74,8 @@ def match_nodes(
         collator (`LoGraMedDataCollator`): Of granularity `"sample"` or `"turn"`, for this model.
         rows (`list[dict]`): Training rows; all their turns are nodes, or they are themselves.
         target (`str`, *optional*, defaults to `"answer"`): `"answer"` or `"extended"`.
+        edge_weight (`float`, *optional*, defaults to 0.0): Above 0, second order: how nodes lie to their neighbours
+            counts as well (`decode_matching`).
 
     Raises:
         ValueError: If the nodes of `collator` are spans, or there is no such `target`.
@@ -80,12 +86,10 @@ def match_nodes(
     batch = {name: values.to(model.device) for name, values in collator(rows).items()}
     with torch.no_grad():
         model(**batch, alignment_objective=recorder, alignment_granularity=collator.granularity)
-    nodes = {name: torch.nn.functional.normalize(values, dim=-1) for name, values in recorder.node_features.items()}
+    nodes = recorder.node_features
     if target not in ("answer", "extended") or target not in nodes:
         raise ValueError(f"`target` must be a text modality of the nodes, {', '.join(nodes)}; got {target!r}.")
-    costs = -(nodes["image"] @ nodes[target].T).cpu()
-    no_edges = torch.zeros(2, 0, dtype=torch.int64)
-    matching = match_graphs(costs, torch.zeros(0, 0), no_edges, no_edges)
+    matching = decode_matching(nodes["image"], nodes[target], edge_weight=edge_weight).cpu()
     groups, answer_keys = node_keys(batch, collator.granularity, collator.processor.tokenizer)
     keys = (answer_keys if target == "answer" else groups).cpu()
     attention = {name: weights.cpu() for name, weights in recorder.attention.items()}

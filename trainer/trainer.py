@@ -65,8 +65,6 @@ class LoGraMedTrainer(SFTTrainer):
             self.objectives["train"] = build_objective(args, model.config, args.small_batch)
             # The last batch of an evaluation may well be small, which is no reason to end a run.
             self.objectives["eval"] = build_objective(args, model.config, "shrink")
-            if model.model.graph_network is not None and not self.objectives["train"].uses_graph_network:
-                model.model.graph_network.requires_grad_(False)
         if data_collator is None:
             # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
             measurable = all(_have_extended_answers(kwargs.get(name)) for name in ("train_dataset", "eval_dataset"))
@@ -80,6 +78,10 @@ class LoGraMedTrainer(SFTTrainer):
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
+        if self.objectives["train"] is not None and not self.objectives["train"].uses_graph_network:
+            for name, parameter in self.model.named_parameters():
+                if "graph_network." in name:  # it would get no gradient, which DDP and optimizers may stumble over
+                    parameter.requires_grad_(False)
         self.extra_nodes: ExtraNodes | None = None
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []

@@ -1,6 +1,7 @@
 """
 Turn-level alignment on held-out phantoms: recall between the modalities of turns, with the images of the turns and
-with those of other samples in their place, and a picture of a matching.
+with those of other samples in their place; accuracy of matching images one to one to extended answers, by nodes alone
+and with edges; and a picture of a matching.
 
     python tests/benchmarks/matching_picture.py --model runs/turns/model --data runs/turns/data --output matching.png
 
@@ -22,6 +23,7 @@ import torch
 from transformers import AutoProcessor
 
 from logramed import LoGraMedForConditionalGeneration
+from logramed.trainer.alignment import decode_matching, matching_accuracy
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.turns import count_turns, with_turns
@@ -30,10 +32,11 @@ from logramed.trainer.trainer import AlignmentRecorder, node_keys, retrieval_met
 
 
 BATCH_SIZE = 50
+EDGE_WEIGHTS = (0.0, 0.1)
 
 
 def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> dict[str, float]:
-    """`retrieval_metrics` of all turns of `rows`."""
+    """`retrieval_metrics` of all turns of `rows`, and the share of images matched one to one to their texts."""
     nodes, groups, answer_keys = [], [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = collator(rows[start : start + BATCH_SIZE])
@@ -45,7 +48,12 @@ def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> d
         groups.append(batch_groups)
         answer_keys.append(batch_answer_keys)
     joined = {name: torch.cat([batch[name] for batch in nodes]) for name in nodes[0]}
-    return retrieval_metrics(joined, torch.cat(groups), torch.cat(answer_keys))
+    groups = torch.cat(groups)
+    metrics = retrieval_metrics(joined, groups, torch.cat(answer_keys))
+    for edge_weight in EDGE_WEIGHTS:
+        labels = decode_matching(joined["image"], joined["extended"], edge_weight=edge_weight)
+        metrics[f"matched_image_to_extended, edges {edge_weight}"] = matching_accuracy(labels, groups).item()
+    return metrics
 
 
 def with_images_of_others(rows: list[dict]) -> list[dict]:
@@ -75,16 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_samples", type=int, default=4, help="samples in the picture, at most")
     parser.add_argument("--num_turns", type=int, default=3, help="turns of each")
     parser.add_argument("--target", default="extended", help="what images are matched to: answer or extended")
+    parser.add_argument("--edge_weight", type=float, default=0.0, help="of the drawn matching; above 0: with edges")
     options = parser.parse_args(arguments)
     model = LoGraMedForConditionalGeneration.from_pretrained(options.model).eval()
     collator = LoGraMedDataCollator(AutoProcessor.from_pretrained(options.model), granularity="turn")
     rows = list(load_training_rows(options.data / "validation.json").dataset)
     own, others = (turn_retrieval(model, collator, images) for images in (rows, with_images_of_others(rows)))
-    print(f"{f'percent, of {sum(map(count_turns, rows))} turns':<36}{'own images':>12}{'others':>12}")
+    print(f"{f'percent, of {sum(map(count_turns, rows))} turns':<40}{'own images':>12}{'others':>12}")
     for name, recall in own.items():
-        print(f"{name:<36}{100 * recall:>12.1f}{100 * others[name]:>12.1f}")
+        print(f"{name:<40}{100 * recall:>12.1f}{100 * others[name]:>12.1f}")
     chosen = choose_turns(rows, options.words, options.num_samples, options.num_turns)
-    nodes = match_nodes(model, collator, chosen, options.target)
+    nodes = match_nodes(model, collator, chosen, options.target, options.edge_weight)
     text = {"answer": "answer", "extended": "extended answer"}[options.target]
     print(f"Wrote {draw_matching(nodes, options.output, f'Held-out turns: image and question to {text}')}.")
 

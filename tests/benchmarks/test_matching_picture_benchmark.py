@@ -22,6 +22,7 @@ def test_the_matching_picture_benchmark_prints_recall_and_writes_a_picture(folde
     header, *rows, last = capsys.readouterr().out.splitlines()
     assert "own images" in header
     assert len([row for row in rows if row.startswith("recall_at_1_")]) == 6
+    assert len([row for row in rows if row.startswith("matched_image_to_extended")]) == 2
     assert str(folder / "matching.png") in last
     with Image.open(folder / "matching.png") as image:
         assert image.format == "PNG"

@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from tests.benchmarks import objective as benchmark
+from tests.benchmarks import objective_plot
 
 
 SMALL = [
@@ -61,3 +63,18 @@ def test_the_objective_benchmark_refuses_an_unknown_objective():
 
 def test_intervals_are_those_of_student():
     assert benchmark.interval([0.0, 1.0, 2.0]) == "1.000±2.484"
+
+
+def test_the_plot_pairs_runs_by_seed_and_is_drawn(tmp_path):
+    for first_seed, name in ((0, "infonce"), (1, "infonce"), (1, "multi_graph")):
+        options = ["--objectives", name, "--first_seed", str(first_seed), "--output", str(tmp_path / "runs.jsonl")]
+        benchmark.main([*SMALL, *options])
+    [(setting, objectives)] = objective_plot.read_runs([tmp_path / "runs.jsonl"]).items()
+    assert setting == (8, 8, 0.5, 0.0)
+    assert sorted(objectives["infonce"]) == [0, 1, 2]
+    ends = [{seed: run["recalls"][-1] for seed, run in objectives[name].items()} for name in objectives]
+    mean, _ = objective_plot.paired_difference(objectives)
+    assert mean == pytest.approx(sum(ends[1][seed] - ends[0][seed] for seed in (1, 2)) / 2)
+    objective_plot.main([str(tmp_path / "runs.jsonl"), "--output", str(tmp_path / "plot.png")])
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1000

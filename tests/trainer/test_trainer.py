@@ -9,11 +9,18 @@ import torch
 from trl import SFTTrainer
 
 from logramed.node_features_logramed import GRANULARITIES
-from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES, AlignmentObjective
+from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES, AlignmentObjective, GradientEstimator
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data.turns import with_turns
-from logramed.trainer.trainer import AlignmentRecorder, LoGraMedTrainer, node_keys, retrieval_metrics, text_keys
+from logramed.trainer.trainer import (
+    AlignmentRecorder,
+    LoGraMedTrainer,
+    build_objective,
+    node_keys,
+    retrieval_metrics,
+    text_keys,
+)
 from tests.tiny import tiny_processor, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -171,17 +178,59 @@ def test_two_devices_with_equal_batches_take_the_step_of_one(tmp_path, data_file
     assert recalls == pytest.approx([value for name, value in one.evaluate().items() if "recall" in name])
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "none"])
-@pytest.mark.parametrize("estimator", GRADIENT_ESTIMATORS)
-def test_every_objective_gives_the_graph_features_a_finite_gradient(tmp_path, rows, loss, estimator):
+OBJECTIVES = [{"alignment_loss": loss} for loss in LOSSES if loss != "none"]
+OBJECTIVES += [{"gradient_estimator": estimator} for estimator in GRADIENT_ESTIMATORS if estimator != "entropic"]
+OBJECTIVES += [{"edge_matching": "coupled", "gradient_estimator": "imle"}, {"alignment_targets": "others"}]
+
+
+@pytest.mark.parametrize("values", OBJECTIVES, ids=str)
+def test_every_objective_gives_the_graph_features_a_finite_gradient(tmp_path, rows, values):
     start = small_model().get_input_embeddings().weight.detach().clone()
-    values = {"alignment_loss": loss, "gradient_estimator": estimator, "max_steps": 2}
+    values = {**values, "max_steps": 2}
     trainer = train(tmp_path, rows, **values)
     plain = train(tmp_path, rows, **values, alignment_weight=0)
     trained = trainer.model.get_input_embeddings().weight
     assert torch.isfinite(trained).all()
     assert not torch.equal(trained, start)
     assert not torch.equal(trained, plain.model.get_input_embeddings().weight)
+
+
+def test_objective_none_is_weight_zero(tmp_path, rows):
+    none = train(tmp_path, rows, alignment_loss="none")
+    assert none.args.alignment_weight == 0
+    assert torch.equal(weights(none), weights(train(tmp_path, rows, alignment_weight=0)))
+
+
+def test_graph_network_is_trained_only_where_the_objective_uses_it(tmp_path, rows):
+    def is_trained(**values):
+        network = train(tmp_path, rows, max_steps=1, **values).model.model.graph_network
+        return {parameter.requires_grad for parameter in network.parameters()}
+
+    assert is_trained() == {True}
+    assert is_trained(message_weight=0.0) == {False}
+    assert is_trained(alignment_loss="infonce") == {False}
+
+
+def test_arguments_reach_the_objective():
+    arguments = LoGraMedTrainingArguments(
+        alignment_loss="multi_graph_pairwise",
+        alignment_targets="others",
+        edge_weight=0.5,
+        edge_matching="coupled",
+        message_weight=0.2,
+        alignment_margin=0.1,
+        alignment_temperature=0.2,
+        edge_temperature=0.3,
+        gradient_estimator="imle",
+        noise_scale=0.7,
+        num_noise_samples=2,
+        use_cpu=True,
+    )
+    objective = build_objective(arguments, small_model().config, "shrink")
+    assert (objective.loss, objective.targets, objective.is_coupled) == ("multi_graph_pairwise", "others", True)
+    assert (objective.edge_weight, objective.message_weight) == (0.5, 0.2)
+    assert (objective.temperature, objective.edge_temperature) == (0.2, 0.3)
+    assert objective.estimator == GradientEstimator("imle", noise_scale=0.7, margin=0.1, num_samples=2)
 
 
 def test_without_extended_answers_there_are_two_modalities(tmp_path, rows):

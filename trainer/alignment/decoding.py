@@ -11,7 +11,7 @@ def decode_matching(
     source: torch.Tensor,
     target: torch.Tensor,
     *,
-    edge_weight: float = 0.3,
+    edge_weight: float = 0.1,
     num_neighbors: int = 5,
     source_edge_index: torch.Tensor | None = None,
     target_edge_index: torch.Tensor | None = None,
@@ -29,7 +29,7 @@ def decode_matching(
 
     Args:
         source, target (`torch.Tensor` of shape `(*batch, num_nodes, feature_size)`): Features, of any length.
-        edge_weight (`float`, *optional*, defaults to 0.3): Weight of an edge beside a node.
+        edge_weight (`float`, *optional*, defaults to 0.1): Weight of an edge beside a node.
         num_neighbors (`int`, *optional*, defaults to 5): Edges of a node where none are given; fewer in small sets.
         source_edge_index, target_edge_index (`torch.Tensor` of shape `(*batch, 2, num_edges)`, int64, *optional*):
             Given edges, of both graphs or neither.

@@ -251,6 +251,24 @@ def test_coupled_graphs_have_edges_of_their_own():
     assert not torch.equal(pairs.source_edge_index, pairs.target_edge_index)
 
 
+def test_the_tensor_part_of_the_default_compiles_to_the_same_loss():
+    objective = AlignmentObjective(num_neighbors=3)
+    network = make_network().eval()
+
+    def loss_of(image, answer, extended):
+        features = {"image": image, "answer": answer, "extended": extended}
+        pairs = objective.graph_pairs(features, network)
+        nodes = entropic_loss(pairs.source_nodes @ pairs.target_nodes.mT, 0.1)
+        return nodes + entropic_loss(pairs.source_edges @ pairs.target_edges.mT, 0.15)
+
+    features = [values.detach().requires_grad_() for values in make_features(8, noise=1.0).values()]
+    compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*features), loss_of(*features))
+    gradients = [torch.autograd.grad(function(*features), features) for function in (loss_of, compiled)]
+    for plain, of_compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(of_compiled, plain, rtol=1e-4, atol=1e-6)
+
+
 def test_the_solver_given_takes_the_place_of_match_graphs():
     calls = []
 

@@ -1,0 +1,116 @@
+"""
+Draws what `objective.py --output FILE` measured:
+
+    python tests/benchmarks/objective_plot.py RUNS.jsonl ... --output trainer/alignment/objective.png
+
+Left: held-out recall over training, of the first setting that has most objectives. Middle: the same runs' matching
+accuracy on training batches beside their recall. Right: in every setting, how far the default ends above InfoNCE.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+
+BASELINE, DEFAULT = "infonce", "multi_graph"
+COLORS = {"multi_graph": "#1a7f37", "infonce": "#1f5fa8", "paper": "#c62828"}
+LABELS = {
+    "multi_graph": "multi_graph (default)",
+    "infonce": "InfoNCE",
+    "infonce_margin": "InfoNCE, margin",
+    "multi_graph_coupled": "quadratic assignment, leak-free",
+    "paper": "paper",
+    "optimal_transport": "optimal_transport",
+    "form_a": "form A",
+    "form_b": "form B",
+}
+
+
+def read_runs(paths: Sequence[Path]) -> dict[tuple, dict[str, dict[int, dict]]]:
+    """Runs by setting (nodes, feature size, view noise, shift), objective and seed."""
+    settings = defaultdict(lambda: defaultdict(dict))
+    for path in paths:
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            options = record["options"]
+            setting = tuple(options[name] for name in ("batch_size", "feature_size", "view_noise", "shift"))
+            for number, run in enumerate(record["runs"]):
+                run["report_every"] = options["report_every"]
+                settings[setting][record["objective"]][options["first_seed"] + number] = run
+    return settings
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of the 95% interval (Student's t); no width for one value."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    if len(values) == 1:
+        return tensor.item(), 0.0
+    return tensor.mean().item(), student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
+
+
+def paired_difference(objectives: dict[str, dict[int, dict]]) -> tuple[float, float]:
+    """How far the default ends above InfoNCE on the seeds of both."""
+    seeds = objectives[BASELINE].keys() & objectives[DEFAULT].keys()
+    return mean_and_half_width(
+        [
+            objectives[DEFAULT][seed]["recalls"][-1] - objectives[BASELINE][seed]["recalls"][-1]
+            for seed in sorted(seeds)
+        ]
+    )
+
+
+def draw(settings: dict[tuple, dict[str, dict[int, dict]]], path: Path) -> None:
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    curves, evidence, forest = figure.subplots(1, 3)
+    setting, objectives = max(settings.items(), key=lambda item: len(item[1]))
+    for name in [name for name in LABELS if name in objectives]:
+        runs = list(objectives[name].values())
+        color = COLORS.get(name)
+        points = [mean_and_half_width(values) for values in zip(*(run["recalls"] for run in runs), strict=True)]
+        steps = [number * runs[0]["report_every"] for number in range(len(points))]
+        means, widths = zip(*points, strict=True)
+        bars = curves.errorbar(steps, means, widths, label=LABELS[name], color=color, capsize=2, linewidth=1.6)
+        matched = sum(run["accuracy"] for run in runs) / len(runs)
+        evidence.plot(matched, means[-1], "o", color=bars.lines[0].get_color())
+        evidence.annotate(LABELS[name], (matched, means[-1]), xytext=(-6, 4), textcoords="offset points", ha="right")
+    curves.set(xlabel="training step", ylabel="recall@1, held out", title=describe(setting))
+    curves.legend(frameon=False, fontsize=8)
+    evidence.set(
+        xlabel="matching accuracy, training batches", ylabel="recall@1, held out", xlim=(0, 1.03), ylim=(0, None)
+    )
+    evidence.set_title("Matching accuracy is no evidence")
+    compared = [key for key in sorted(settings, reverse=True) if {BASELINE, DEFAULT} <= settings[key].keys()]
+    for place, key in enumerate(compared):
+        mean, width = paired_difference(settings[key])
+        forest.errorbar(mean, place, xerr=width, fmt="o", color=COLORS[DEFAULT], capsize=3)
+    forest.set_yticks(range(len(compared)), [describe(key) for key in compared], fontsize=8)
+    forest.axvline(0, color="black", linewidth=0.8)
+    forest.set(xlabel="recall@1 at the end, above InfoNCE (95%)", title="multi_graph against InfoNCE")
+    for axis in (curves, evidence, forest):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def describe(setting: tuple) -> str:
+    num_nodes, feature_size, view_noise, shift = setting
+    return f"N={num_nodes}, D={feature_size}, " + ("shifted batches" if shift else f"view noise {view_noise:g}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Draw the runs of the objective benchmark.")
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    draw(read_runs(options.runs), options.output)
+    print(f"Wrote {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
