@@ -96,7 +96,13 @@ def image_processor_settings(vision: str) -> dict:
     """Mean and standard deviation that the tower at `vision` was trained with."""
     settings, _ = LoGraMedImageProcessor.get_image_processor_dict(vision)
     settings = settings.get("image_processor", settings)
-    return {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
+    missing = [name for name in ("image_mean", "image_std") if name not in settings]
+    if missing:
+        raise ValueError(
+            f"The image settings of {vision} do not say {' and '.join(missing)}, which images must be normalized by as "
+            "in the tower's training. Write them into its preprocessor_config.json."
+        )
+    return {name: settings[name] for name in ("image_mean", "image_std")}
 
 
 def assemble(

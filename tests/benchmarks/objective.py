@@ -122,7 +122,9 @@ def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace)
 
     held_out = draw(options.num_held_out)
     encoders = nn.ModuleDict({name: encoder(options.feature_size) for name in MODALITIES})
-    network = GraphNetwork(options.feature_size) if objective.uses_graph_network else None
+    network = None
+    if objective.uses_graph_network:
+        network = GraphNetwork(options.feature_size, graph_hidden_size=options.graph_hidden_size)
     parameters = [*encoders.parameters(), *(network.parameters() if network is not None else [])]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate)
     recalls, last, seconds = [held_out_recall(encoders, held_out, options.shift > 0)], [], 0.0
@@ -346,6 +348,7 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--shift", type=float, default=0.0, help="shift of each batch and view in latent space")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--feature_size", type=int, default=64)
+    parser.add_argument("--graph_hidden_size", type=int, help="inner size of the graph network")
     parser.add_argument("--num_held_out", type=int, default=200)
     parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--report_every", type=int, default=100)

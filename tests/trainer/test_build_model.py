@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,13 +93,21 @@ def test_command_refuses_a_folder_that_is_not_empty(parts, capsys):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_image_settings_that_lack_the_towers_mean_are_refused(parts):
+    (Path(parts[0]) / "preprocessor_config.json").write_text('{"image_std": [0.5, 0.5, 0.5]}')
+    with pytest.raises(ValueError, match=r"image settings of .*vision do not say image_mean"):
+        join_models(*parts)
+
+
 def test_vision_part_of_a_larger_model_is_taken(parts, tmp_path):
     text = CLIPTextConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
     )
     both = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=TOWERS["clip"]().to_dict()))
     both.save_pretrained(tmp_path / "clip")
-    (tmp_path / "clip" / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
+    )
     model, _ = join_models(str(tmp_path / "clip"), parts[1])
     expected = both.vision_model.state_dict()["embeddings.patch_embedding.weight"]
     name = "embeddings.patch_embedding.weight"
