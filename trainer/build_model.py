@@ -99,8 +99,8 @@ def image_processor_settings(vision: str) -> dict:
     missing = [name for name in ("image_mean", "image_std") if name not in settings]
     if missing:
         raise ValueError(
-            f"The image settings of {vision} do not say {' and '.join(missing)}, which images must be normalized by as "
-            "in the tower's training. Write them into its preprocessor_config.json."
+            f"The image settings of {vision} do not say {' and '.join(missing)}, which images must be normalized by "
+            "as in the tower's training. Write them into its preprocessor_config.json."
         )
     return {name: settings[name] for name in ("image_mean", "image_std")}
 

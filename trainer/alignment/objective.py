@@ -337,7 +337,10 @@ class AlignmentObjective:
             similarity = inner_products(source, target)
             if training and self.margin > 0:
                 similarity = similarity - self.margin * right
-            return CONTRASTS.get(self.loss, entropic_loss)(similarity, temperature, right), None
+            if self.loss in CONTRASTS:
+                return CONTRASTS[self.loss](similarity, temperature, right), None
+            # In units of cosine, as the other estimators' losses are: one `alignment_weight` serves them all.
+            return self.temperature * entropic_loss(similarity, temperature, right), None
         return self.estimator(
             self._costs(source, target),
             *_no_edges(source),

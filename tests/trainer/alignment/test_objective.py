@@ -205,8 +205,8 @@ def test_multi_graph_loss_is_the_entropic_loss_of_nodes_plus_that_of_edges_by_ha
     edges = [torch.nn.functional.normalize(values, dim=-1) for values in edges]
     nodes, edges = image @ answer.T, edges[0] @ edges[1].T
     margins = [0.3 * torch.eye(len(values)) for values in (nodes, edges)]
-    in_evaluation = entropic_loss(nodes, 0.1) + 2 * entropic_loss(edges, 0.2)
-    in_training = entropic_loss(nodes - margins[0], 0.1) + 2 * entropic_loss(edges - margins[1], 0.2)
+    in_evaluation = 0.1 * (entropic_loss(nodes, 0.1) + 2 * entropic_loss(edges, 0.2))
+    in_training = 0.1 * (entropic_loss(nodes - margins[0], 0.1) + 2 * entropic_loss(edges - margins[1], 0.2))
     for loss in ("multi_graph", "multi_graph_pairwise"):  # of two modalities there is one pair
         options = {"num_neighbors": 3, "edge_weight": 2.0, "edge_temperature": 0.2, "message_weight": 0, "margin": 0.3}
         objective = AlignmentObjective(loss, **options)
@@ -295,11 +295,11 @@ def test_without_extended_answers_there_is_one_pair():
 def test_equal_samples_are_one_label():
     features = make_features(8, noise=0.0)
     doubled = {name: torch.cat([values, values]).detach() for name, values in features.items()}
-    for case, bound in (("optimal_transport", 0.05), ("coupled", 1e-6), ("infonce", 0.05)):
+    for case, bound in (("optimal_transport", 0.005), ("coupled", 1e-6), ("infonce", 0.05)):
         objective = make_objective(case)
         groups = torch.arange(8).repeat(2)
         assert objective(doubled, training=False, groups=groups).loss < bound
-        assert objective(doubled, training=False).loss > 0.2
+        assert objective(doubled, training=False).loss > 0.06
         assert objective(doubled, training=False, groups=groups).matching_accuracy == 1
 
 
@@ -307,7 +307,7 @@ def test_an_edge_between_twins_may_be_laid_onto_any_of_its_group():
     features = make_features(8, noise=0.0)
     doubled = {name: torch.cat([values, values]).detach() for name, values in features.items()}
     with_groups = AlignmentObjective(message_weight=0)(doubled, groups=torch.arange(8).repeat(2)).loss
-    assert with_groups < AlignmentObjective(message_weight=0)(doubled).loss - 0.5
+    assert with_groups < AlignmentObjective(message_weight=0)(doubled).loss - 0.05
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
