@@ -188,6 +188,7 @@ def _draw_answer(axis, nodes, number, middle):
     left, spans = ANSWERS_LEFT + 0.12, nodes.spans[number]
     if len(spans) > 1 and nodes.span_weights is not None:
         weights = nodes.span_weights[number, : len(spans)]
+        spans = spans[: len(weights)]  # `max_length` may have cut the rest
         spans = [f"{100 * weight:.0f}%  {span}" for weight, span in zip(weights, spans, strict=True)]
     answer = {"fontsize": 10, "weight": "bold", "va": "bottom" if spans else "center"}
     axis.text(left, middle - (0.06 if spans else 0), _wrap(nodes.answers[number], ANSWER_WIDTH), **answer)

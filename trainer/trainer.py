@@ -67,7 +67,9 @@ class LoGraMedTrainer(SFTTrainer):
             self.objectives["eval"] = build_objective(args, model.config, "shrink")
         if data_collator is None:
             # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
-            measurable = all(_have_extended_answers(kwargs.get(name)) for name in ("train_dataset", "eval_dataset"))
+            evaluated = kwargs.get("eval_dataset")
+            evaluated = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
+            measurable = all(_have_extended_answers(rows) for rows in [kwargs.get("train_dataset"), *evaluated])
             data_collator = LoGraMedDataCollator(
                 kwargs.get("processing_class"),
                 max_length=args.max_length,
@@ -78,7 +80,7 @@ class LoGraMedTrainer(SFTTrainer):
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
-        if self.objectives["train"] is not None and not self.objectives["train"].uses_graph_network:
+        if self.objectives["train"] is None or not self.objectives["train"].uses_graph_network:
             for name, parameter in self.model.named_parameters():
                 if "graph_network." in name:  # it would get no gradient, which DDP and optimizers may stumble over
                     parameter.requires_grad_(False)
@@ -153,6 +155,7 @@ class LoGraMedTrainer(SFTTrainer):
             nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
             groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
             metrics |= retrieval_metrics(nodes, groups, answer_keys)
+            self._kept_nodes.clear()
         if self.validation_questions:
             metrics |= score_answers(
                 self.accelerator.unwrap_model(self.model),
@@ -335,7 +338,8 @@ def text_keys(input_ids: torch.Tensor, tokenizer) -> torch.Tensor:
 
 
 def _have_extended_answers(rows) -> bool:
-    return rows is not None and len(rows) > 0 and rows[0].get("extended_answers") is not None
+    """Whether rows that can be looked at, not a stream, have them, going by the first."""
+    return hasattr(rows, "__len__") and len(rows) > 0 and rows[0].get("extended_answers") is not None
 
 
 def _draw(questions: Sequence[dict], num_questions: int, seed: int) -> list[dict[str, Any]]:

@@ -209,6 +209,12 @@ def test_graph_network_is_trained_only_where_the_objective_uses_it(tmp_path, row
     assert is_trained() == {True}
     assert is_trained(message_weight=0.0) == {False}
     assert is_trained(alignment_loss="infonce") == {False}
+    assert is_trained(alignment_weight=0.0) == {False}
+
+
+def test_several_evaluation_sets_by_name(tmp_path, rows):
+    trainer = train(tmp_path, rows, eval_dataset={"first": rows, "second": rows}, max_steps=1)
+    assert {"eval_first_recall_at_1_image_to_answer", "eval_second_loss"} <= trainer.evaluate().keys()
 
 
 def test_arguments_reach_the_objective():

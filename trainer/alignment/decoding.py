@@ -58,7 +58,7 @@ def decode_matching(
     if (source_edge_index is None) != (target_edge_index is None):
         raise ValueError("`source_edge_index` and `target_edge_index` belong together: give both or neither.")
     source, target = (unit_vectors(features.detach().float()) for features in (source, target))
-    if source_edge_index is not None:
+    if source_edge_index is not None and edge_weight > 0:
         edge_shape = (source_edge_index.shape[-1], target_edge_index.shape[-1])
         edge_costs = torch.full(edge_shape, -edge_weight, device=source.device)
     else:

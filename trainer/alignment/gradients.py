@@ -10,7 +10,7 @@ from .matching import add_matched_edges, match_graphs, matching_cost, one_hot_ma
 
 
 ESTIMATORS = ("blackbox", "imle", "aimle", "fenchel_young")
-# The adaptive step is the longest, halved up to so many times: found in three solves.
+# The adaptive step is the longest, halved up to so many times: found in three solves or four.
 MAX_HALVINGS = 7
 
 
@@ -35,8 +35,8 @@ class GradientEstimator:
 
     The step of `"aimle"` is the shortest of `step`, `step / 2`, ... `step / 128` at which the gradient has `target`
     nonzero entries a node on average, and `step` if there is none. The paper follows that target by a running step,
-    kept from batch to batch. Here it is found anew for each batch, at three solves for one: nothing has to be kept in
-    a checkpoint, and processes, accumulated batches and repeated batches do not depend on each other. The paper's
+    kept from batch to batch. Here it is found anew for each batch, at three solves or four for one: nothing has to be
+    kept in a checkpoint, and processes, accumulated batches and repeated batches do not depend on each other. The paper's
     target is one entry a sample, `target=1 / num_nodes`, too few to learn from here (README.md).
 
     Args:

@@ -125,9 +125,9 @@ def matching_cost(
     matching = one_hot_matching(labels, node_costs.shape[-1]).to(torch.float64)
     cost = (matching * node_costs).sum((-2, -1))
     if edge_costs.numel() > 0:
-        cost = cost + (matched_edges(labels, source_edge_index, target_edge_index) * edge_costs).sum(
-            (-2, -1), dtype=torch.float64
-        )
+        # A row holds one edge, or a few parallel ones: its sum needs no float64, which would double all of E x E.
+        matched = (matched_edges(labels, source_edge_index, target_edge_index) * edge_costs).sum(-1)
+        cost = cost + matched.sum(-1, dtype=torch.float64)
     return cost
 
 

@@ -123,8 +123,8 @@ class AlignmentObjective:
     release's. In evaluation (`training=False`) there is no noise and no margin.
 
     Raises:
-        ValueError: For a value that is not one of those named or out of range, and for the entropic estimator with
-            coupled edges, which needs noise.
+        ValueError: For a value that is not one of those named or out of range, for coupled edges
+            with the entropic estimator, which need noise, and for coupled edges of a loss that has none.
     """
 
     def __init__(
@@ -153,11 +153,19 @@ class AlignmentObjective:
         if not isinstance(gradient_estimator, GradientEstimator):
             _check_choice("gradient_estimator", gradient_estimator, GRADIENT_ESTIMATORS)
         _check_choice("small_batch", small_batch, ("refuse", "shrink"))
-        if num_neighbors < 1:
-            raise ValueError(f"`num_neighbors` must be at least 1, got {num_neighbors}.")
+        for name, value in (("num_neighbors", num_neighbors), ("num_samples", num_samples)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if edge_matching == "coupled" and loss not in GRAPH_LOSSES:
+            raise ValueError(f'`edge_matching="coupled"` is for {" and ".join(GRAPH_LOSSES)}, not for {loss!r}.')
         if not solver_effort > 0:
             raise ValueError(f"`solver_effort` must be above 0, got {solver_effort}.")
-        for name, value in (("edge_weight", edge_weight), ("message_weight", message_weight), ("margin", margin)):
+        for name, value in (
+            ("edge_weight", edge_weight),
+            ("message_weight", message_weight),
+            ("margin", margin),
+            ("noise_scale", noise_scale),
+        ):
             if value is not None and not value >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {value}.")
         for name, value in (("temperature", temperature), ("edge_temperature", edge_temperature)):
@@ -232,6 +240,10 @@ class AlignmentObjective:
         device = next(iter(features.values())).device
         num_nodes = len(next(iter(features.values())))
         groups = torch.arange(num_nodes, device=device) if groups is None else groups.to(device)
+        if groups.shape != (num_nodes,):
+            raise ValueError(
+                f"`groups` must be of shape ({num_nodes},), one for each node, got {tuple(groups.shape)}."
+            )
         right = groups.unsqueeze(0) == groups.unsqueeze(1)
         if self.loss == "paper":
             names, loss, labels = self._released(features, graph_network, generator, training, right)

@@ -110,8 +110,8 @@ def assign(b, labels, node_costs, allow_unmatched, seed):
                 costs[i, j] = min(costs[i, j], 0.0)
     found = linear_assignment(costs, np.zeros(n))
     for place in range(n):
-        # A pair that would cost more than leaving both out was priced 0: leave it out.
-        left_out = allow_unmatched and costs[place, found[place]] >= 0
+        # A pair that costs more than leaving both out was priced 0: leave it out.
+        left_out = allow_unmatched and node_costs[b, rows[place], columns[found[place]]] > 0
         labels[b, rows[place]] = -1 if left_out else columns[found[place]]
 
 

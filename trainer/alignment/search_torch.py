@@ -122,6 +122,7 @@ def labels_in_order(labels, rows, columns):
 def problems_in_order(rows, columns, node_costs, edge_costs, source_edge_index, target_edge_index) -> Problems:
     """The [`Problems`] with source nodes in the order of `rows` and target nodes in that of `columns`."""
     batch_size, num_nodes = rows.shape
+    edge_costs = edge_costs.float()
     costs = node_costs.to(torch.float64).gather(1, rows.unsqueeze(2).expand_as(node_costs))
     costs = costs.gather(2, columns.unsqueeze(1).expand_as(node_costs))
     source, source_edge, source_first = edge_table(source_edge_index, inverse(rows))

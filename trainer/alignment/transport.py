@@ -3,7 +3,7 @@
 import torch
 
 
-# Of cosines, the smallest ratio of two weights is exp(-2 / temperature), which float32 holds down to here.
+# Of cosines, the smallest ratio of two weights in a row is exp(-2 / temperature), which float32 holds down to here.
 MIN_TEMPERATURE = 0.03
 NUM_ITERATIONS = 10
 
@@ -28,15 +28,16 @@ def sinkhorn_matching(
     """
     if temperature < MIN_TEMPERATURE:
         raise ValueError(f"`temperature` must be at least {MIN_TEMPERATURE}, got {temperature}.")
-    with torch.no_grad():
-        highest = 1 / temperature
-        weights = (similarity / temperature - highest).exp()
+    with torch.no_grad(), torch.autocast(similarity.device.type, enabled=False):
+        logits = similarity.to(torch.promote_types(similarity.dtype, torch.float32)) / temperature
+        highest = logits.amax(-1, keepdim=True)
+        weights = (logits - highest).exp()
         columns = torch.ones_like(similarity[..., :1, :]).mT
         for _ in range(num_iterations):
             rows = 1 / (weights @ columns)
             columns = 1 / (weights.mT @ rows)
         soft = rows * weights * columns.mT
-        return soft, rows.squeeze(-1).log() - highest, columns.squeeze(-1).log()
+        return soft, (rows.log() - highest).squeeze(-1), columns.squeeze(-1).log()
 
 
 def entropic_loss(

@@ -333,6 +333,12 @@ def test_objective_refuses_what_does_not_fit():
         AlignmentObjective(gradient_estimator="score")
     with pytest.raises(ValueError, match='"entropic"` smooths linear assignments alone'):
         AlignmentObjective(edge_matching="coupled")
+    with pytest.raises(ValueError, match="`noise_scale` must not be negative, got -1"):
+        AlignmentObjective(noise_scale=-1)
+    with pytest.raises(ValueError, match=r'"coupled"` is for multi_graph and .*, not for .infonce'):
+        AlignmentObjective("infonce", edge_matching="coupled")
+    with pytest.raises(ValueError, match=r"`groups` must be of shape \(8,\), one for each node, got \(1,\)"):
+        AlignmentObjective()(make_features(8), groups=torch.zeros(1))
     with pytest.raises(ValueError, match="`edge_weight` must not be negative, got -1"):
         AlignmentObjective(edge_weight=-1)
     with pytest.raises(ValueError, match=r"`edge_temperature` must be at least 0.03, got 0"):

@@ -83,3 +83,24 @@ def test_the_coldest_temperature_stays_finite_in_float32(similarity):
 def test_a_temperature_too_low_for_float32_is_refused():
     with pytest.raises(ValueError, match=r"`temperature` must be at least 0.03, got 0.01"):
         entropic_loss(torch.eye(3), 0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_neither_loss_nor_gradient(dtype):
+    results = []
+    for enabled in (False, True):
+        similarity = (0.4 * cosines(8).float() - 0.4).requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = entropic_loss(similarity, 0.05)
+        loss.backward()
+        results.append((loss.detach(), similarity.grad))
+    torch.testing.assert_close(results[1], results[0])
+    assert torch.isfinite(results[0][0])
+
+
+def test_a_margin_may_take_similarities_below_the_range_of_cosines():
+    similarity = torch.full((8, 8), -2.0).requires_grad_()
+    loss = entropic_loss(similarity, 0.03)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor(8.0).log())
+    assert torch.isfinite(similarity.grad).all()
