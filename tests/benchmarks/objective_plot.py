@@ -20,16 +20,12 @@ from scipy.stats import t as student_t
 
 
 BASELINE, DEFAULT = "infonce", "multi_graph"
-COLORS = {"multi_graph": "#1a7f37", "infonce": "#1f5fa8", "paper": "#c62828"}
-LABELS = {
-    "multi_graph": "multi_graph (default)",
-    "infonce": "InfoNCE",
-    "infonce_margin": "InfoNCE, margin",
-    "multi_graph_coupled": "quadratic assignment, leak-free",
-    "paper": "paper",
-    "optimal_transport": "optimal_transport",
-    "form_a": "form A",
-    "form_b": "form B",
+SHOWN = {  # objectives that are drawn: label, color, and where the label of a point stands
+    "multi_graph": ("multi_graph (default)", "#1a7f37", (-8, 8)),
+    "infonce": ("InfoNCE", "#1f5fa8", (-8, -14)),
+    "form_a": ("form A", "#8250b5", (-8, 0)),
+    "multi_graph_coupled": ("multi_graph, coupled", "#c77700", (-8, -16)),
+    "paper": ("paper", "#c62828", (-8, 4)),
 }
 
 
@@ -70,26 +66,29 @@ def draw(settings: dict[tuple, dict[str, dict[int, dict]]], path: Path) -> None:
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     curves, evidence, forest = figure.subplots(1, 3)
     setting, objectives = max(settings.items(), key=lambda item: len(item[1]))
-    for name in [name for name in LABELS if name in objectives]:
-        runs = list(objectives[name].values())
-        color = COLORS.get(name)
+    for name, (label, color, offset) in SHOWN.items():
+        runs = list(objectives.get(name, {}).values())
+        if not runs:
+            continue
         points = [mean_and_half_width(values) for values in zip(*(run["recalls"] for run in runs), strict=True)]
         steps = [number * runs[0]["report_every"] for number in range(len(points))]
         means, widths = zip(*points, strict=True)
-        bars = curves.errorbar(steps, means, widths, label=LABELS[name], color=color, capsize=2, linewidth=1.6)
+        curves.errorbar(steps, means, widths, label=label, color=color, capsize=2, linewidth=1.6)
         matched = sum(run["accuracy"] for run in runs) / len(runs)
-        evidence.plot(matched, means[-1], "o", color=bars.lines[0].get_color())
-        evidence.annotate(LABELS[name], (matched, means[-1]), xytext=(-6, 4), textcoords="offset points", ha="right")
+        evidence.plot(matched, means[-1], "o", color=color)
+        evidence.annotate(
+            label, (matched, means[-1]), xytext=offset, textcoords="offset points", ha="right", fontsize=9
+        )
     curves.set(xlabel="training step", ylabel="recall@1, held out", title=describe(setting))
-    curves.legend(frameon=False, fontsize=8)
+    curves.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1, 0.42))
     evidence.set(
-        xlabel="matching accuracy, training batches", ylabel="recall@1, held out", xlim=(0, 1.03), ylim=(0, None)
+        xlabel="matching accuracy, training batches", ylabel="recall@1, held out", xlim=(0, 1.03), ylim=(0, 0.8)
     )
     evidence.set_title("Matching accuracy is no evidence")
     compared = [key for key in sorted(settings, reverse=True) if {BASELINE, DEFAULT} <= settings[key].keys()]
     for place, key in enumerate(compared):
         mean, width = paired_difference(settings[key])
-        forest.errorbar(mean, place, xerr=width, fmt="o", color=COLORS[DEFAULT], capsize=3)
+        forest.errorbar(mean, place, xerr=width, fmt="o", color=SHOWN[DEFAULT][1], capsize=3)
     forest.set_yticks(range(len(compared)), [describe(key) for key in compared], fontsize=8)
     forest.axvline(0, color="black", linewidth=0.8)
     forest.set(xlabel="recall@1 at the end, above InfoNCE (95%)", title="multi_graph against InfoNCE")

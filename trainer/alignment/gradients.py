@@ -36,8 +36,8 @@ class GradientEstimator:
     The step of `"aimle"` is the shortest of `step`, `step / 2`, ... `step / 128` at which the gradient has `target`
     nonzero entries a node on average, and `step` if there is none. The paper follows that target by a running step,
     kept from batch to batch. Here it is found anew for each batch, at three solves or four for one: nothing has to be
-    kept in a checkpoint, and processes, accumulated batches and repeated batches do not depend on each other. The paper's
-    target is one entry a sample, `target=1 / num_nodes`, too few to learn from here (README.md).
+    kept in a checkpoint, and processes, accumulated batches and repeated batches do not depend on each other. The
+    paper's target is one entry a sample, `target=1 / num_nodes`, too few to learn from here (README.md).
 
     Args:
         name (`str`, *optional*, defaults to `"imle"`): See above.
