@@ -377,7 +377,7 @@ def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gr
         output = AlignmentObjective("first_order")(nodes, training=False)
         output.loss.backward()
         found[name] = output.loss.item(), answers.grad.norm().item()
-    assert found["right"][0] > 0.5
+    assert found["right"][0] > 0.1  # a tenth of log 3: three answers are equally near
     assert found["right"][1] < 0.02 * found["wrong"][1]
 
 
@@ -390,7 +390,12 @@ def test_a_batch_that_was_built_for_other_nodes_is_refused(tmp_path, rows, granu
 
 @pytest.mark.parametrize("loss", ["multi_graph", "infonce"])
 @pytest.mark.parametrize("granularity", ["turn", "span"])
-def test_finer_nodes_train_and_are_evaluated(tmp_path, rows, granularity, loss):
+def test_finer_nodes_train_and_are_evaluated(tmp_path, rows, granularity, loss, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "logramed.trainer.trainer.retrieval_metrics",
+        lambda nodes, *keys: measured.append(len(nodes["image"])) or retrieval_metrics(nodes, *keys),
+    )
     values = {"alignment_granularity": granularity, "alignment_loss": loss, "max_steps": 2}
     trainer = train(tmp_path, rows, eval_dataset=rows, **values)
     plain = train(tmp_path, rows, **values, alignment_weight=0)
@@ -402,7 +407,8 @@ def test_finer_nodes_train_and_are_evaluated(tmp_path, rows, granularity, loss):
     for source, target in itertools.permutations(("image", "answer", "extended"), 2):
         at_1, at_5 = (metrics[f"eval_recall_at_{k}_{source}_to_{target}"] for k in (1, 5))
         assert 0 <= at_1 <= at_5 <= 1
-    assert sum(len(batch["image"]) for batch in trainer._kept_nodes) == 16  # two turns a sample, of one sentence each
+    assert measured[-1] == 16  # two turns a sample, of one sentence each
+    assert not trainer._kept_nodes  # nothing stays on the device
 
 
 def test_turns_without_extended_answers_train_two_modalities(tmp_path, rows):
