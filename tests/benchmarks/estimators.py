@@ -7,7 +7,7 @@ noise is known there, and each estimator's bias and variance against it.
 `--part learning`: three small encoders of noisy nonlinear views of one latent vector, and the number of steps until
 the held-out matching accuracy reaches 0.95, for each estimator, step and noise scale.
 
-    python tests/benchmarks/estimators.py --part exact
+    python -m tests.benchmarks.estimators --part exact
 """
 
 import argparse
@@ -28,6 +28,7 @@ from logramed.trainer.alignment.costs import centered_costs
 from logramed.trainer.alignment.gradients import ESTIMATORS, GradientEstimator
 from logramed.trainer.alignment.graphs import edge_differences, nearest_neighbor_edges, unit_vectors
 from logramed.trainer.alignment.matching import matched_edges, one_hot_matching
+from tests.benchmarks.objective import LATENT_SIZE, encoder, random_views
 
 
 # Exact gradients.
@@ -36,12 +37,12 @@ EDGE_COST_SIZE = 0.25
 BATCH = 6  # problems of one call, as in a training step with three modalities: "aimle" finds one step for them
 
 # Learning.
-LATENT_SIZE, VIEW_SIZE, FEATURE_SIZE, NUM_VIEWS = 16, 64, 64, 3
+FEATURE_SIZE, NUM_VIEWS = 64, 3
 NUM_HELD_OUT = 8
 EVALUATE_EVERY = 5
 SMOOTHED_OVER = 3
 TARGET_ACCURACY = 0.95
-SOLVER_EFFORT = 0.1  # as in training
+SOLVER_EFFORT = 0.1  # a tenth of the full search, at which the tables were made
 
 
 def exact_problem(num_nodes: int, num_edges: int, seed: int):
@@ -174,17 +175,11 @@ def relative_error(gradients) -> float:
 
 def make_views(generator: torch.Generator, noise: float):
     """A function from a number of items to as many noisy nonlinear views of latent vectors, one array a view."""
-    weights = [
-        (
-            torch.randn(LATENT_SIZE, 32, generator=generator) / math.sqrt(LATENT_SIZE),
-            torch.randn(32, VIEW_SIZE, generator=generator) / math.sqrt(32),
-        )
-        for _ in range(NUM_VIEWS)
-    ]
+    clean_views = random_views(generator, NUM_VIEWS)
 
     def draw(num_items: int) -> list[torch.Tensor]:
         latents = torch.randn(num_items, LATENT_SIZE, generator=generator)
-        clean = [torch.tanh(2 * latents @ inner) @ outer for inner, outer in weights]
+        clean = [view(latents) for view in clean_views]
         return [view + noise * torch.randn(view.shape, generator=generator) for view in clean]
 
     return draw
@@ -222,9 +217,7 @@ def steps_to_target(loss_of, seed: int, options: argparse.Namespace, edge_weight
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # initial weights
     draw = make_views(generator, options.view_noise)
-    encoders = nn.ModuleList(
-        nn.Sequential(nn.Linear(VIEW_SIZE, 128), nn.ReLU(), nn.Linear(128, FEATURE_SIZE)) for _ in range(NUM_VIEWS)
-    )
+    encoders = nn.ModuleList(encoder(FEATURE_SIZE) for _ in range(NUM_VIEWS))
     held_out = [draw(options.batch_size) for _ in range(NUM_HELD_OUT)]
     optimizer = torch.optim.AdamW(encoders.parameters(), lr=1e-3)
     accuracies, seconds, smoothed = [], 0.0, 0.0

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -71,21 +72,28 @@ OBJECTIVES = {
 }
 
 
-def make_views(generator: torch.Generator):
-    """A function from latents to the three modalities' views: random two-layer networks, fixed from here on."""
+def random_views(generator: torch.Generator, num_views: int) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """So many nonlinear views of latents `(num_items, LATENT_SIZE)`, without noise: random two-layer networks."""
     weights = [
         (
             torch.randn(LATENT_SIZE, 32, generator=generator) / math.sqrt(LATENT_SIZE),
             torch.randn(32, VIEW_SIZE, generator=generator) / math.sqrt(32),
         )
-        for _ in MODALITIES
+        for _ in range(num_views)
     ]
+    return [
+        lambda latents, inner=inner, outer=outer: torch.tanh(2 * latents @ inner) @ outer for inner, outer in weights
+    ]
+
+
+def make_views(generator: torch.Generator):
+    """A function from latents to the three modalities' noisy and shifted views."""
+    clean_views = random_views(generator, len(MODALITIES))
 
     def views(latents: torch.Tensor, noise: float, shift: float) -> dict[str, torch.Tensor]:
         result = {}
-        for name, (inner, outer) in zip(MODALITIES, weights, strict=True):
-            moved = latents + shift * torch.randn(1, LATENT_SIZE, generator=generator)
-            clean = torch.tanh(2 * moved @ inner) @ outer
+        for name, view in zip(MODALITIES, clean_views, strict=True):
+            clean = view(latents + shift * torch.randn(1, LATENT_SIZE, generator=generator))
             result[name] = clean + noise * torch.randn(clean.shape, generator=generator)
         return result
 
@@ -252,14 +260,19 @@ def ambiguous_graphs(seed: int, num_nodes: int, num_types: int, position_noise: 
     return source, target[order], source_edges, labels[target_edges], labels
 
 
-def interval(values: list[float], sign: bool = False) -> str:
-    """Mean and half width of the 95% interval (Student's t)."""
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of the 95% interval (Student's t); no width for one value."""
     tensor = torch.tensor(values, dtype=torch.float64)
-    mean = f"{tensor.mean().item():{'+' if sign else ''}.3f}"
     if len(values) == 1:
-        return mean
-    half = student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
-    return f"{mean}±{half:.3f}"
+        return tensor.item(), 0.0
+    return tensor.mean().item(), student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
+
+
+def interval(values: Sequence[float], sign: bool = False) -> str:
+    """`mean_and_half_width` in words; of one value that alone."""
+    mean, half = mean_and_half_width(values)
+    text = f"{mean:{'+' if sign else ''}.3f}"
+    return text if len(values) == 1 else f"{text}±{half:.3f}"
 
 
 def compare(options: argparse.Namespace, extra: dict) -> None:

@@ -1,7 +1,7 @@
 """
 Draws what `objective.py --output FILE` measured:
 
-    python tests/benchmarks/objective_plot.py RUNS.jsonl ... --output trainer/alignment/objective.png
+    python -m tests.benchmarks.objective_plot RUNS.jsonl ... --output trainer/alignment/objective.png
 
 Left: held-out recall over training, of the first setting that has most objectives. Middle: the same runs' matching
 accuracy on training batches beside their recall. Right: in every setting, how far the default ends above InfoNCE.
@@ -9,14 +9,13 @@ accuracy on training batches beside their recall. Right: in every setting, how f
 
 import argparse
 import json
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
-from scipy.stats import t as student_t
+
+from tests.benchmarks.objective import mean_and_half_width
 
 
 BASELINE, DEFAULT = "infonce", "multi_graph"
@@ -41,14 +40,6 @@ def read_runs(paths: Sequence[Path]) -> dict[tuple, dict[str, dict[int, dict]]]:
                 run["report_every"] = options["report_every"]
                 settings[setting][record["objective"]][options["first_seed"] + number] = run
     return settings
-
-
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the 95% interval (Student's t); no width for one value."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if len(values) == 1:
-        return tensor.item(), 0.0
-    return tensor.mean().item(), student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
 
 
 def paired_difference(objectives: dict[str, dict[int, dict]]) -> tuple[float, float]:

@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 
 from logramed import GraphNetwork
 from logramed.trainer.alignment import match_graphs, matching_cost
-from logramed.trainer.alignment.costs import gumbel_noise
-from logramed.trainer.alignment.released import NOISE_SCALE, released_problems
+from logramed.trainer.alignment.released import draw_noise, released_problems
 
 
 FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "matching"
@@ -38,10 +37,7 @@ def step_problems(kind: str, num_nodes: int, seed: int, feature_size: int = 512)
     if kind == "easy":
         features = torch.randn(num_nodes, feature_size, generator=generator) + 0.3 * features
     num_edges = num_nodes * min(NUM_NEIGHBORS, num_nodes - 1)
-    noises = [
-        gumbel_noise(shape, NOISE_SCALE, generator=generator)
-        for shape in ((num_nodes, num_nodes), (6, num_edges, num_edges))
-    ]
+    noises = draw_noise(6, num_nodes, num_edges, generator)
     with torch.no_grad():
         network = GraphNetwork(feature_size).train()
         node_costs, edge_costs, edges = released_problems(features, network, num_edges // num_nodes, *noises)

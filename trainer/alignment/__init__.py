@@ -2,7 +2,7 @@
 
 from .contrast import infonce_loss, siglip_loss
 from .decoding import decode_matching
-from .gradients import GradientEstimator, differentiable_matching
+from .gradients import GradientEstimator, differentiable_matching, hamming_loss
 from .graphs import nearest_neighbor_edges, unit_vectors
 from .matching import match_graphs, matching_cost
 from .objective import (
@@ -12,7 +12,6 @@ from .objective import (
     TARGETS,
     AlignmentObjective,
     AlignmentOutput,
-    hamming_loss,
 )
 from .retrieval import matching_accuracy, recall_at_k
 from .transport import entropic_loss, sinkhorn_matching

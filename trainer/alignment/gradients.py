@@ -147,7 +147,7 @@ class GradientEstimator:
             skip_settled=True,
             **options,
         )
-        return hamming_distance(matchings, right).mean() / right.shape[-1], labels
+        return hamming_loss(matchings, right), labels
 
     def _noisy(self, node_costs, generator):
         num_samples = 1 if self.name == "blackbox" else self.num_samples
@@ -169,6 +169,17 @@ def hamming_distance(matchings: torch.Tensor, right: torch.Tensor) -> torch.Tens
     """
     right_matches = (matchings * right).sum((-2, -1))
     return matchings.sum((-2, -1)) - right_matches + (matchings.shape[-1] - right_matches)
+
+
+def hamming_loss(matchings: torch.Tensor, right: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Hamming distance of 0/1 matchings `(..., num_nodes, num_nodes)` to the identity, or to the pairs that are `right`
+    (bool, broadcastable), per node, averaged: a wrong node counts 2, an unmatched one 1.
+    """
+    num_nodes = matchings.shape[-1]
+    if right is None:
+        right = torch.eye(num_nodes, dtype=torch.bool, device=matchings.device)
+    return hamming_distance(matchings, right).mean() / num_nodes
 
 
 def fenchel_young_loss(

@@ -1,5 +1,6 @@
 """Graphs over the samples of a batch: nearest-neighbour edges, edge features, batches too small for either."""
 
+import math
 import warnings
 
 import torch
@@ -73,9 +74,18 @@ def nearest_neighbor_edges(node_features: torch.Tensor, num_neighbors: int) -> t
 
 def edge_differences(node_features: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
     """Unit-length edge features `(*batch, num_edges, feature_size)`: the node of row 0 minus that of row 1."""
-    size = node_features.shape[-1]
-    ends = [edge_index[..., row, :].unsqueeze(-1).expand(*edge_index.shape[:-2], -1, size) for row in (0, 1)]
-    return unit_vectors(node_features.gather(-2, ends[0]) - node_features.gather(-2, ends[1]))
+    return unit_vectors(end_differences(node_features, edge_index))
+
+
+def end_differences(values: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+    """`(*batch, num_edges, size)`: `values` `(*batch, num_nodes, size)` at each edge's first node minus the second."""
+    *batch, num_nodes, size = values.shape
+    num_graphs, num_edges = math.prod(batch), edge_index.shape[-1]
+    rows, edges = stack_graphs(
+        values.reshape(num_graphs, num_nodes, size), edge_index.reshape(num_graphs, 2, num_edges)
+    )
+    difference = rows.index_select(0, edges[0]) - rows.index_select(0, edges[1])
+    return difference.reshape(*batch, num_edges, size)
 
 
 def stack_graphs(node_features: torch.Tensor, edge_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,10 +35,10 @@ def match_graphs(
     Match the nodes of two graphs one to one, at the lowest total cost found.
 
     A matching costs the `node_costs` of its pairs plus the `edge_costs` of every pair of edges it lays onto each other
-    (quadratic assignment). Exact without edges and for up to 6 nodes; above that a search over swaps from several
-    Frank-Wolfe solutions. Deterministic for a seed. How the nodes are numbered plays no part: they are first sorted by
-    their costs, ties at random, so no start is the identity other than by what the costs say. Carries no gradient (see
-    `differentiable_matching`).
+    (quadratic assignment). Exact without edges and for up to 6 nodes; above that a search over swaps from a
+    Frank-Wolfe solution and from shaken ones. Deterministic for a seed. How the nodes are numbered plays no part: they
+    are first sorted by their costs, ties at random, so no start is the identity other than by what the costs say.
+    Carries no gradient (see `differentiable_matching`).
 
     Args:
         node_costs (`torch.Tensor` of shape `(*batch, num_nodes, num_nodes)`):
@@ -142,15 +142,7 @@ def matched_edges(
     labels: torch.Tensor, source_edge_index: torch.Tensor, target_edge_index: torch.Tensor
 ) -> torch.Tensor:
     """Bool `(..., num_source_edges, num_target_edges)`: whether `labels` lays source edge a onto target edge b."""
-    num_nodes = labels.shape[-1]
-    batch = torch.broadcast_shapes(labels.shape[:-1], source_edge_index.shape[:-2], target_edge_index.shape[:-2])
-    labels = labels.expand(*batch, num_nodes)
-    source = source_edge_index.expand(*batch, *source_edge_index.shape[-2:])
-    target = target_edge_index.expand(*batch, *target_edge_index.shape[-2:])
-    first, second = labels.gather(-1, source[..., 0, :]), labels.gather(-1, source[..., 1, :])
-    both = (first >= 0) & (second >= 0)
-    source_code = torch.where(both, first * num_nodes + second, -1)
-    target_code = target[..., 0, :] * num_nodes + target[..., 1, :]
+    source_code, target_code = _edge_codes(labels, source_edge_index, target_edge_index)
     return source_code.unsqueeze(-1) == target_code.unsqueeze(-2)
 
 
@@ -166,21 +158,34 @@ def add_matched_edges(
     `labels` lays source edge a onto target edge b: `values += weight * matched_edges(...)`, at a fraction of the time
     where no two target edges are parallel.
     """
-    num_nodes, batch = labels.shape[-1], labels.shape[:-1]
-    target_code = (target_edge_index[..., 0, :] * num_nodes + target_edge_index[..., 1, :]).expand(*batch, -1)
+    source_code, target_code = _edge_codes(labels, source_edge_index, target_edge_index)
     sorted_code = target_code.sort(-1).values
     if values.shape[-1] == 0 or (sorted_code[..., 1:] == sorted_code[..., :-1]).any():
         values += weight * matched_edges(labels, source_edge_index, target_edge_index)
         return
-    source = source_edge_index.expand(*batch, *source_edge_index.shape[-2:])
-    first, second = labels.gather(-1, source[..., 0, :]), labels.gather(-1, source[..., 1, :])
-    nowhere = num_nodes**2
-    code = torch.where((first >= 0) & (second >= 0), first * num_nodes + second, nowhere)
-    edge_of_code = torch.full((*batch, nowhere + 1), -1, device=labels.device)
+    num_codes = labels.shape[-1] ** 2
     edges = torch.arange(target_code.shape[-1], device=labels.device).expand_as(target_code)
-    partner = edge_of_code.scatter(-1, target_code, edges).gather(-1, code)
+    # The table has one more code, which no target edge has and -1 is turned into.
+    edge_of_code = torch.full((*target_code.shape[:-1], num_codes + 1), -1, device=labels.device)
+    edge_of_code.scatter_(-1, target_code, edges)
+    partner = edge_of_code.gather(-1, source_code % (num_codes + 1))
     amount = (weight.squeeze(-1) * (partner >= 0)).to(values.dtype)
     values.scatter_add_(-1, partner.clamp(min=0).unsqueeze(-1), amount.unsqueeze(-1))
+
+
+def _edge_codes(labels, source_edge_index, target_edge_index):
+    """
+    Numbers `(*batch, num_edges)` of where `labels` lays each source edge, -1 if nowhere, and of where each target edge
+    lies: equal where one is laid onto the other.
+    """
+    num_nodes = labels.shape[-1]
+    batch = torch.broadcast_shapes(labels.shape[:-1], source_edge_index.shape[:-2], target_edge_index.shape[:-2])
+    labels = labels.expand(*batch, num_nodes)
+    source = source_edge_index.expand(*batch, *source_edge_index.shape[-2:])
+    target = target_edge_index.expand(*batch, *target_edge_index.shape[-2:])
+    first, second = labels.gather(-1, source[..., 0, :]), labels.gather(-1, source[..., 1, :])
+    source_code = torch.where((first >= 0) & (second >= 0), first * num_nodes + second, -1)
+    return source_code, target[..., 0, :] * num_nodes + target[..., 1, :]
 
 
 def _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index):

@@ -8,7 +8,7 @@ from torch import nn
 
 from .contrast import infonce_loss, siglip_loss
 from .costs import centered_costs, inner_products
-from .gradients import ESTIMATORS, GradientEstimator, hamming_distance
+from .gradients import ESTIMATORS, GradientEstimator, hamming_loss
 from .graphs import edge_differences, nearest_neighbor_edges, neighbours_for, run_graph_network, unit_vectors
 from .matching import match_graphs
 from .released import released_matchings
@@ -62,17 +62,6 @@ class GraphPairs:
     target_edges: torch.Tensor
     source_edge_index: torch.Tensor
     target_edge_index: torch.Tensor
-
-
-def hamming_loss(matchings: torch.Tensor, right: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Hamming distance of 0/1 matchings `(..., num_nodes, num_nodes)` to the identity, or to the pairs that are `right`
-    (bool, `(num_nodes, num_nodes)`), per node, averaged: a wrong node counts 2, an unmatched one 1.
-    """
-    num_nodes = matchings.shape[-1]
-    if right is None:
-        right = torch.eye(num_nodes, dtype=torch.bool, device=matchings.device)
-    return hamming_distance(matchings, right).mean() / num_nodes
 
 
 class AlignmentObjective:
@@ -176,22 +165,21 @@ class AlignmentObjective:
         self.num_neighbors = num_neighbors
         self.edge_weight = self._weight(edge_weight, DEFAULT_EDGE_WEIGHT)
         self.message_weight = self._weight(message_weight, DEFAULT_MESSAGE_WEIGHT)
-        self.is_coupled = edge_matching == "coupled" and loss in GRAPH_LOSSES and self.edge_weight > 0
+        self.is_coupled = edge_matching == "coupled" and self.edge_weight > 0
         self.margin = margin if margin is not None else 0.0 if loss in CONTRASTS else DEFAULT_MARGIN
         self.center_features = center_features
         self.temperature = temperature
         self.edge_temperature = edge_temperature
         self.small_batch = small_batch
         self.solver = solver or partial(match_graphs, effort=solver_effort)
-        self.estimator = None
-        if isinstance(gradient_estimator, GradientEstimator):
+        if gradient_estimator == "entropic" or loss == "optimal_transport":
+            self.estimator = None
+        elif isinstance(gradient_estimator, GradientEstimator):
             self.estimator = gradient_estimator
-        elif gradient_estimator != "entropic":
+        else:
             self.estimator = GradientEstimator(
                 gradient_estimator, noise_scale=noise_scale, margin=self.margin, num_samples=num_samples
             )
-        if loss == "optimal_transport":
-            self.estimator = None
         if self.is_coupled and self.estimator is None:
             raise ValueError(
                 '`gradient_estimator="entropic"` smooths linear assignments alone. With `edge_matching="coupled"` '

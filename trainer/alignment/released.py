@@ -15,7 +15,14 @@ from logramed.graph_network_logramed import sparse_matrix
 
 from .costs import gumbel_noise
 from .gradients import differentiable_matching
-from .graphs import SMALLEST_NORM, nearest_neighbor_edges, neighbours_for, run_graph_network, stack_graphs
+from .graphs import (
+    SMALLEST_NORM,
+    end_differences,
+    nearest_neighbor_edges,
+    neighbours_for,
+    run_graph_network,
+    stack_graphs,
+)
 
 
 # The release's settings (LPMP and its configuration).
@@ -295,13 +302,6 @@ def inverse_lengths(nodes: torch.Tensor, edge_index: torch.Tensor) -> tuple[torc
 def _inverse_root(square, smallest):
     is_long = square > smallest
     return torch.where(is_long, torch.where(is_long, square, 1).rsqrt(), 0)
-
-
-def end_differences(values: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
-    """For each edge `values` `(num_graphs, num_nodes, size)` at its first node minus those at its second."""
-    rows, edges = stack_graphs(values, edge_index)
-    difference = rows.index_select(0, edges[0]) - rows.index_select(0, edges[1])
-    return difference.reshape(len(values), edge_index.shape[-1], values.shape[-1])
 
 
 def _centered(values):

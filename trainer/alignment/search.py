@@ -25,7 +25,7 @@ import numpy as np
 
 BIDDING_ROUNDS = 3
 FRANK_WOLFE_STEPS = 12
-# How much of a random matching goes into the start of a Frank-Wolfe descent that is to end elsewhere.
+# How much of a random matching goes into the point where a descent begins that is to end elsewhere.
 RANDOM_SHARE = 0.3
 LARGEST = np.int32(2**31 - 1)
 # A price stays below this many units, so that the change by a swap, at most four prices, fits an int32.

@@ -12,17 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
+from .search import LARGEST_PRICE, RANDOM_SHARE, TOLERANCE
+
 
 LARGEST = 2**31 - 1
-# A price stays below this many integer units, so that the change by a swap, at most four prices, fits an int32.
-LARGEST_PRICE = 2.0**28
-# What counts as a gain, in units of the costs.
-TOLERANCE = 1e-6
-
 # The annealed start: temperatures from the spread of the costs down, and normalizations at each.
 TEMPERATURES = tuple(math.exp(-0.15 * step) for step in range(25))
 NORMALIZATIONS = 8
-RANDOM_SHARE = 0.3
 
 
 @dataclass
