@@ -1,18 +1,21 @@
 """Ask a model questions about images, in batches."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from logramed.image_processing_logramed import convert_to_rgb, load_image
-
-
-# Shown where an image processor names no mean colour of its own.
-MIDDLE_GREY = (0.5, 0.5, 0.5)
+from logramed.eval.greedy import StopEachRow, StopStrings, decode_greedily
+from logramed.eval.prompts import (
+    build_prompt,
+    evaluation_mode,
+    get_tokenizer,
+    load_question_image,
+    padding_on_the_left,
+    template_begins,
+)
+from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes
 
 
 def answer_questions(
@@ -23,14 +26,17 @@ def answer_questions(
     batch_size: int,
     max_new_tokens: int,
     blank_images: bool = False,
+    stop_strings: Sequence[str] = (),
     progress: bool = True,
 ) -> Iterator[tuple[dict, str]]:
     """
     Answer each question about its image by greedy decoding.
 
-    Questions are asked longest first, so that a batch holds prompts of like length, padded on the left; answers equal
-    those of asking one by one, up to the rounding of the model's dtype. Between batches the model is in the state
-    (training or evaluation, module by module) it was given in, and so is the tokenizer's padding side.
+    A batch holds prompts of like length, padded on the left, and the questions about one image one after the other.
+    LLaVA models, ours included, read each image and the beginning that prompts share once, and a row leaves the batch
+    when its answer ends (see `shared_prefix`); other models go through `generate`. Either way the answers equal those
+    of asking one by one with `generate`, up to the rounding of the model's dtype. Between batches the model is in the
+    state (training or evaluation, module by module) it was given in, and so is the tokenizer's padding side.
 
     Args:
         model: Any image-text-to-text model of transformers, on the device to run on. Runs without gradients.
@@ -38,101 +44,126 @@ def answer_questions(
         questions: Question rows (see `eval/benchmarks`): `question` and `image` are read.
         batch_size, max_new_tokens (`int`): Questions in a batch, tokens of an answer at most.
         blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
+        stop_strings: An answer ends before the first of these, for models trained to write one instead of an end
+            token ("###" for those of LLaVA-Med v1.0).
         progress (`bool`): Show a progress bar.
 
     Yields:
         `tuple[dict, str]`: a question row as it was given, and the answer without blanks around it.
 
     Raises:
-        ValueError: If `batch_size` or `max_new_tokens` is below 1.
+        ValueError: If `batch_size` or `max_new_tokens` is below 1, or the processor has no chat template.
         FileNotFoundError: If an image is missing.
     """
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(
             f"`batch_size` and `max_new_tokens` must be at least 1, got {batch_size} and {max_new_tokens}."
         )
-    longest_first = sorted(questions, key=lambda question: -len(question["question"]))
+    stop = StopStrings(get_tokenizer(processor), stop_strings) if stop_strings else None
+    reader = PrefixReader(model, processor, blank_images) if can_share_prefixes(model) else None
+    ordered = order_questions(questions, by_image=reader is not None)
     with tqdm(total=len(questions), desc="Answering", unit="question", disable=not progress) as bar:
-        for start in range(0, len(longest_first), batch_size):
-            batch = longest_first[start : start + batch_size]
-            answers = answer_batch(model, processor, batch, max_new_tokens, blank_images)
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            with torch.no_grad(), evaluation_mode(model):
+                if reader is not None:
+                    answers = answer_with_shared_prefixes(model, reader, batch, max_new_tokens, stop)
+                else:
+                    answers = answer_with_generate(model, processor, batch, max_new_tokens, stop, blank_images)
             for question, answer in zip(batch, answers, strict=True):
                 yield question, answer
                 bar.update()
 
 
-@torch.no_grad()
-def answer_batch(
-    model: torch.nn.Module, processor: Any, batch: Sequence[dict], max_new_tokens: int, blank_images: bool = False
+def order_questions(questions: Sequence[dict], by_image: bool) -> list[dict]:
+    """
+    The questions longest first; with `by_image` those about one image together, images with long questions first.
+
+    Example:
+        >>> rows = [{"image": image, "question": "?" * n} for image, n in (("a", 1), ("b", 2), ("a", 3))]
+        >>> [(row["image"], len(row["question"])) for row in order_questions(rows, by_image=True)]
+        [('a', 3), ('a', 1), ('b', 2)]
+    """
+    longest_first = sorted(questions, key=lambda question: -len(question["question"]))
+    if not by_image:
+        return longest_first
+    groups: dict[str, list[dict]] = {}
+    for question in longest_first:
+        groups.setdefault(question["image"], []).append(question)
+    return [question for group in groups.values() for question in group]
+
+
+def answer_with_shared_prefixes(
+    model: torch.nn.Module,
+    reader: PrefixReader,
+    batch: Sequence[dict],
+    max_new_tokens: int,
+    stop: StopStrings | None = None,
 ) -> list[str]:
-    """The answers to `batch`, in its order (see `answer_questions`)."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    images = [load_question_image(question["image"], processor, blank_images) for question in batch]
+    """The answers to `batch`, in its order; prompts that are the same in text and pixels are answered once."""
+    rows = [
+        reader.encode(question["image"], build_prompt(reader.processor, question["question"])) for question in batch
+    ]
+    distinct = list(dict.fromkeys(rows))
+    sequences = decode_greedily(
+        reader.model,
+        reader.read(distinct),
+        max_new_tokens=max_new_tokens,
+        end_token_ids=end_token_ids(model),
+        has_ended=stop,
+    )
+    answers = dict(zip(distinct, clean_answers(reader.tokenizer, sequences, stop), strict=True))
+    return [answers[row] for row in rows]
+
+
+def end_token_ids(model: torch.nn.Module) -> frozenset[int]:
+    """The tokens that end an answer, by the model's generation config."""
+    ids = model.generation_config.eos_token_id
+    return frozenset() if ids is None else frozenset(ids if isinstance(ids, list) else [ids])
+
+
+def answer_with_generate(
+    model: torch.nn.Module,
+    processor: Any,
+    batch: Sequence[dict],
+    max_new_tokens: int,
+    stop: StopStrings | None = None,
+    blank_images: bool = False,
+) -> list[str]:
+    """The answers to `batch`, in its order, by the model's own `generate`."""
+    tokenizer = get_tokenizer(processor)
+    images = {path: load_question_image(path, processor, blank_images) for path in {row["image"] for row in batch}}
     prompts = [build_prompt(processor, question["question"]) for question in batch]
-    # Some chat templates write the first token themselves; the tokenizer must not add a second one.
-    template_begins = bool(tokenizer.bos_token) and prompts[0].startswith(tokenizer.bos_token)
     with padding_on_the_left(tokenizer):
         inputs = processor(
-            text=prompts, images=images, return_tensors="pt", padding=True, add_special_tokens=not template_begins
+            text=prompts,
+            # One list a prompt: some processors cannot tell a flat list of images apart from one prompt's.
+            images=[[images[question["image"]]] for question in batch],
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=not template_begins(processor, prompts[0]),
         )
     inputs = inputs.to(model.device, model.dtype)
-    with evaluation_mode(model):
-        sequences = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            # Sampling settings of the model's own generation config would each give a warning.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            # Training with gradient checkpointing turns the cache off in the model's config.
-            use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            tokenizer=tokenizer,
-        )
-    answers = sequences[:, inputs["input_ids"].shape[1] :]
-    return [answer.strip() for answer in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+    num_prompt_tokens = inputs["input_ids"].shape[1]
+    sequences = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        # Sampling settings of the model's own generation config would each give a warning.
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        # Training with gradient checkpointing turns the cache off in the model's config.
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        tokenizer=tokenizer,
+        stopping_criteria=[StopEachRow(stop, num_prompt_tokens)] if stop else None,
+    )
+    return clean_answers(tokenizer, sequences[:, num_prompt_tokens:], stop)
 
 
-def build_prompt(processor: Any, question: str) -> str:
-    """The chat template's text of one question about one image, up to where the answer begins."""
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def load_question_image(path: str, processor: Any, blank: bool = False) -> Image.Image:
-    """
-    The image of a question, or with `blank` one of its size in the mean colour of the processor's images.
-
-    The mean colour is zero after normalization: it carries no sight and is no unusual input.
-    """
-    image_processor = getattr(processor, "image_processor", processor)
-    mean = getattr(image_processor, "image_mean", None) or MIDDLE_GREY
-    background_color = tuple(round(255 * channel) for channel in mean)
-    image = convert_to_rgb(load_image(path), background_color, f"The image {path}")
-    return Image.new("RGB", image.size, background_color) if blank else image
-
-
-@contextmanager
-def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in its own mode again (a frozen tower may have another)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def padding_on_the_left(tokenizer: Any) -> Iterator[None]:
-    """`tokenizer` pads on the left inside: a decoder continues the last token of each row."""
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "left"
-    try:
-        yield
-    finally:
-        tokenizer.padding_side = side
+def clean_answers(tokenizer: Any, sequences: Any, stop: StopStrings | None = None) -> list[str]:
+    """The texts of new tokens, without special tokens, up to a stop string, without blanks around them."""
+    answers = tokenizer.batch_decode(sequences, skip_special_tokens=True)
+    return [(stop.cut(answer) if stop else answer).strip() for answer in answers]

@@ -1,22 +1,13 @@
-"""A tiny transformers model that is not ours, images and questions, all synthetic."""
+"""
+A tiny transformers model that is not ours, images and questions, all synthetic.
+
+Imports of torch stand inside functions: the tests of the metrics, below this folder, run without it.
+"""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 
 WORDS = ["is", "there", "a", "mass", "in", "the", "left", "right", "lung", "liver", "where", "more", "yes", "no"]
@@ -29,6 +20,18 @@ CHAT_TEMPLATE = (
 
 def build_tiny_llava(folder: Path) -> Path:
     """transformers' own LLaVA with random weights, 8-pixel images of four tokens each."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
     special = ["<unk>", "<s>", "</s>", "<pad>", "<image>", "user", "assistant"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(special + WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -79,6 +82,9 @@ def build_tiny_llava(folder: Path) -> Path:
 
 def write_tiny_vqa_rad(folder: Path, num_questions: int = 24) -> Path:
     """Questions in the official layout of VQA-RAD, with its traps, about generated noise."""
+    import numpy as np
+    from PIL import Image
+
     generator = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     names = [f"synpic{number}.jpg" for number in range(5)]
@@ -106,6 +112,11 @@ def write_tiny_vqa_rad(folder: Path, num_questions: int = 24) -> Path:
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread():
     """Models as small as these only lose time to a second thread, most of all on a busy machine."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

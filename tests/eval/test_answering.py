@@ -6,8 +6,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from logramed.eval.answering import answer_questions, build_prompt, load_question_image
+from logramed.eval import answering
+from logramed.eval.answering import answer_questions, order_questions
 from logramed.eval.benchmarks.vqa_rad import load_questions
+from logramed.eval.prompts import build_prompt, load_question_image
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model as tiny_logramed
 
@@ -30,11 +32,22 @@ def questions(tiny_vqa_rad):
     return load_questions(tiny_vqa_rad)
 
 
+@pytest.fixture(params=["shared prefixes", "generate"])
+def _path(request, monkeypatch):
+    """A LLaVA model answers by shared prefixes; other models, and here this one, by `generate`."""
+    if request.param == "generate":
+        monkeypatch.setattr(answering, "can_share_prefixes", lambda model: False)
+
+
+both_paths = pytest.mark.usefixtures("_path")
+
+
 def ask(model, processor, questions, **options):
     options = {"batch_size": 5, "max_new_tokens": 8, "progress": False} | options
     return {row["question_id"]: answer for row, answer in answer_questions(model, processor, questions, **options)}
 
 
+@both_paths
 def test_batched_answers_equal_answers_one_by_one(model, processor, questions):
     batched = ask(model, processor, questions, batch_size=7)
     one_by_one = ask(model, processor, questions, batch_size=1)
@@ -43,6 +56,7 @@ def test_batched_answers_equal_answers_one_by_one(model, processor, questions):
     assert len(set(batched.values())) > len(questions) / 3  # answers that differ, or equality says little
 
 
+@both_paths
 def test_answers_are_those_of_generate_on_one_prompt(model, processor, questions):
     row = questions[3]
     inputs = processor(
@@ -54,6 +68,7 @@ def test_answers_are_those_of_generate_on_one_prompt(model, processor, questions
     assert ask(model, processor, questions)[row["question_id"]] == expected
 
 
+@both_paths
 def test_sampling_settings_of_the_model_are_overruled(model, processor, questions, monkeypatch):
     expected = ask(model, processor, questions)
     for name, value in {"do_sample": True, "temperature": 50.0, "top_k": 7}.items():
@@ -61,6 +76,7 @@ def test_sampling_settings_of_the_model_are_overruled(model, processor, question
     assert ask(model, processor, questions) == expected
 
 
+@both_paths
 def test_blank_images_make_answers_blind_to_the_image(model, processor, questions):
     swapped = [
         row | {"image": other["image"]} for row, other in zip(questions, questions[1:] + questions[:1], strict=True)
@@ -85,6 +101,7 @@ def test_deep_greyscale_images_are_scaled_not_clipped(processor, tmp_path):
     assert np.abs(shown[..., 0].astype(float) - ramp * 255.0 / 4095).max() <= 1
 
 
+@both_paths
 def test_a_model_in_training_stays_as_it_was(model, processor, questions):
     expected = ask(model, processor, questions)
     model.train()
@@ -102,6 +119,7 @@ def test_a_model_in_training_stays_as_it_was(model, processor, questions):
     model.eval()
 
 
+@both_paths
 def test_a_failing_batch_leaves_the_model_as_it_was(model, processor, questions):
     model.train()
     missing = [questions[0] | {"image": "nowhere.jpg"}]
@@ -111,13 +129,47 @@ def test_a_failing_batch_leaves_the_model_as_it_was(model, processor, questions)
     model.eval()
 
 
+@both_paths
 def test_a_template_that_writes_the_first_token_gets_no_second_one(model, processor, questions, monkeypatch):
     seen = []
-    generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda **inputs: seen.append(inputs["input_ids"]) or generate(**inputs))
+    tokenize = type(processor).__call__
+
+    def spy(self, *args, **options):
+        inputs = tokenize(self, *args, **options)
+        seen.append(inputs["input_ids"])
+        return inputs
+
+    monkeypatch.setattr(type(processor), "__call__", spy)
     monkeypatch.setattr(processor, "chat_template", "{{ '<s> ' }}" + processor.chat_template)
     ask(model, processor, questions[:1])
     assert (seen[0] == processor.tokenizer.bos_token_id).sum() == 1
+
+
+@both_paths
+def test_an_answer_ends_before_a_stop_string(model, processor, questions):
+    answers = ask(model, processor, questions)
+    longest = max(answers.values(), key=lambda answer: len(answer.split()))
+    stop = longest.split()[2]
+    expected = {number: answer.split(stop)[0].strip() for number, answer in answers.items()}
+    assert ask(model, processor, questions, stop_strings=["never said", stop]) == expected
+    assert expected != answers
+
+
+def test_longer_questions_come_first_and_those_about_one_image_together():
+    rows = [{"image": image, "question": "?" * size} for image, size in (("a", 1), ("b", 2), ("a", 3), ("c", 9))]
+    assert [(row["image"], len(row["question"])) for row in order_questions(rows, by_image=True)] == [
+        ("c", 9),
+        ("a", 3),
+        ("a", 1),
+        ("b", 2),
+    ]
+    assert [len(row["question"]) for row in order_questions(rows, by_image=False)] == [9, 3, 2, 1]
+
+
+def test_a_processor_without_a_chat_template_is_refused(model, processor, questions, monkeypatch):
+    monkeypatch.setattr(processor, "chat_template", None)
+    with pytest.raises(ValueError, match="LlavaProcessor of this model has no chat template"):
+        ask(model, processor, questions[:1])
 
 
 @pytest.mark.parametrize("option", ["batch_size", "max_new_tokens"])
@@ -126,6 +178,7 @@ def test_counts_below_one_are_refused(model, processor, questions, option):
         ask(model, processor, questions, **{option: 0})
 
 
+@both_paths
 def test_our_own_model_answers_in_batches_as_one_by_one(questions):
     model, processor = tiny_logramed(), tiny_processor()
     batched = ask(model, processor, questions, batch_size=7)

@@ -1,0 +1,78 @@
+"""What a model is shown: the prompt of a question, and its image."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+
+from logramed.image_processing_logramed import convert_to_rgb, load_image
+
+
+# Shown where an image processor names no mean colour of its own.
+MIDDLE_GREY = (0.5, 0.5, 0.5)
+
+
+def build_prompt(processor: Any, question: str) -> str:
+    """
+    The chat template's text of one question about one image, up to where the answer begins.
+
+    Raises:
+        ValueError: If the processor has no chat template.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"{type(processor).__name__} of this model has no chat template, so how to ask is not known. Save one "
+            "with it: `processor.chat_template = ...; processor.save_pretrained(folder)`."
+        )
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def template_begins(processor: Any, prompt: str) -> bool:
+    """Whether the chat template wrote the first token of a sequence itself, so that the tokenizer must not."""
+    bos_token = get_tokenizer(processor).bos_token
+    return bool(bos_token) and prompt.startswith(bos_token)
+
+
+def get_tokenizer(processor: Any) -> Any:
+    """The tokenizer of a processor, or what was given if that is one."""
+    return getattr(processor, "tokenizer", processor)
+
+
+def load_question_image(path: str, processor: Any, blank: bool = False) -> Image.Image:
+    """
+    The image of a question, or with `blank` one of its size in the mean colour of the processor's images.
+
+    The mean colour is zero after normalization: it carries no sight and is no unusual input.
+    """
+    image_processor = getattr(processor, "image_processor", processor)
+    mean = getattr(image_processor, "image_mean", None) or MIDDLE_GREY
+    background_color = tuple(round(255 * channel) for channel in mean)
+    image = convert_to_rgb(load_image(path), background_color, f"The image {path}")
+    return Image.new("RGB", image.size, background_color) if blank else image
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module is in its own mode again (a frozen tower may have another)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def padding_on_the_left(tokenizer: Any) -> Iterator[None]:
+    """`tokenizer` pads on the left inside: a decoder continues the last token of each row."""
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = side
