@@ -1,0 +1,184 @@
+"""How likely a model finds each option of a multiple-choice question."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from logramed.eval.answering import order_questions
+from logramed.eval.prompts import (
+    build_prompt,
+    evaluation_mode,
+    get_tokenizer,
+    load_question_image,
+    padding_on_the_left,
+    template_begins,
+)
+from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes, pad_on_the_left, positions
+
+
+def score_options(
+    model: torch.nn.Module,
+    processor: Any,
+    questions: Sequence[dict],
+    *,
+    batch_size: int,
+    blank_images: bool = False,
+    progress: bool = True,
+) -> Iterator[tuple[dict, list[float]]]:
+    """
+    The log-probability a token of each option as the answer to its question.
+
+    All options of the questions in a batch go through the model in one forward pass. The mean over an option's tokens,
+    not their sum, is compared, so that long options are not at a disadvantage.
+
+    Args:
+        model, processor, blank_images, progress: As in `answering.answer_questions`.
+        questions: Question rows of a multiple-choice benchmark: `question`, `image` and `options` are read.
+        batch_size (`int`): Questions in a batch, with all their options.
+
+    Yields:
+        `tuple[dict, list[float]]`: a question row as it was given, and for each of its options the mean natural
+        logarithm of its tokens' probabilities, 0 at most.
+
+    Raises:
+        ValueError: If `batch_size` is below 1, an option has no tokens, or the processor has no chat template.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    reader = PrefixReader(model, processor, blank_images) if can_share_prefixes(model) else None
+    ordered = order_questions(questions, by_image=reader is not None)
+    with tqdm(total=len(questions), desc="Scoring options", unit="question", disable=not progress) as bar:
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            with torch.no_grad(), evaluation_mode(model):
+                if reader is not None:
+                    scores = score_with_shared_prefixes(reader, batch)
+                else:
+                    scores = score_whole_prompts(model, processor, batch, blank_images)
+            for question, option_scores in zip(batch, scores, strict=True):
+                yield question, option_scores
+                bar.update()
+
+
+def build_answered_prompt(processor: Any, question: str, answer: str) -> str:
+    """
+    The prompt of a question followed by an answer, as the chat template writes one, up to the answer's last character.
+
+    So the blank between the two, or its absence, is the one that the model was trained with.
+    """
+    prompt = build_prompt(processor, question)
+    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    written = processor.apply_chat_template([user, assistant], add_generation_prompt=False, tokenize=False)
+    end = written.find(answer, len(prompt)) + len(answer)
+    if written.startswith(prompt) and end >= len(prompt) + len(answer):
+        return written[:end]
+    # A template that writes an answered turn otherwise than one to be answered (with room for thoughts, say).
+    return prompt + answer
+
+
+def score_with_shared_prefixes(reader: PrefixReader, batch: Sequence[dict]) -> list[list[float]]:
+    """The scores of the options of each question of `batch`, in its order."""
+    rows, num_option_tokens = [], []
+    for question in batch:
+        prompt = reader.encode(question["image"], build_prompt(reader.processor, question["question"]))
+        for option in question["options"]:
+            text = build_answered_prompt(reader.processor, question["question"], option)
+            row = reader.encode(question["image"], text)
+            rows.append(row)
+            num_option_tokens.append(count_option_tokens(row.input_ids, prompt.input_ids, question, option))
+    prefixes = reader.read(rows)
+    input_ids, suffix_mask = pad_on_the_left(prefixes.suffixes, reader.model.device)
+    attention_mask = torch.cat([prefixes.attention_mask, suffix_mask], dim=1)
+    logits = reader.model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=positions(attention_mask)[:, -input_ids.shape[1] :],
+        past_key_values=prefixes.cache,
+        use_cache=True,
+        logits_to_keep=max(num_option_tokens) + 1,
+    ).logits
+    return split_by_question(mean_log_probabilities(logits, input_ids, num_option_tokens), batch)
+
+
+def score_whole_prompts(
+    model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
+) -> list[list[float]]:
+    """As `score_with_shared_prefixes`, for any model: each option with the whole prompt before it."""
+    tokenizer = get_tokenizer(processor)
+    images = {path: load_question_image(path, processor, blank_images) for path in {row["image"] for row in batch}}
+    pairs = [(question, option) for question in batch for option in question["options"]]
+    prompts = [build_prompt(processor, question["question"]) for question, _ in pairs]
+    texts = [build_answered_prompt(processor, question["question"], option) for question, option in pairs]
+    options = {"add_special_tokens": not template_begins(processor, prompts[0])}
+    with padding_on_the_left(tokenizer):
+        inputs = processor(
+            text=texts,
+            images=[[images[question["image"]]] for question, _ in pairs],
+            return_tensors="pt",
+            padding=True,
+            **options,
+        ).to(model.device, model.dtype)
+    # Placeholders of images are one token here and as many as in the inputs there, in both texts alike.
+    num_option_tokens = [
+        count_option_tokens(tokenizer(text, **options)["input_ids"], tokenizer(prompt, **options)["input_ids"], *pair)
+        for text, prompt, pair in zip(texts, prompts, pairs, strict=True)
+    ]
+    logits = model(**inputs, use_cache=False, logits_to_keep=max(num_option_tokens) + 1).logits
+    return split_by_question(mean_log_probabilities(logits, inputs["input_ids"], num_option_tokens), batch)
+
+
+def count_option_tokens(answered: Sequence[int], prompt: Sequence[int], question: dict, option: str) -> int:
+    """
+    How many tokens at the end of an answered prompt are not those of the prompt alone.
+
+    Example:
+        >>> count_option_tokens([5, 6, 8, 9], [5, 6, 7], {}, "left lung")  # the prompt's last token reads on
+        2
+    """
+    shared = 0
+    while shared < min(len(answered), len(prompt)) and answered[shared] == prompt[shared]:
+        shared += 1
+    if shared == len(answered):
+        raise ValueError(
+            f"Question {question['question_id']!r}: the option {option!r} has no tokens of its own, so it has no "
+            "likelihood. Score the text of an answer instead."
+        )
+    return len(answered) - shared
+
+
+def mean_log_probabilities(
+    logits: torch.Tensor, input_ids: torch.Tensor, num_option_tokens: Sequence[int]
+) -> list[float]:
+    """
+    The mean log-probability of the last tokens of each row.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_rows, num_kept, vocab_size)`):
+            Of the last tokens, `num_kept` more than any row's `num_option_tokens`.
+        input_ids (`torch.Tensor` of shape `(num_rows, sequence_length)`): Padded on the left.
+        num_option_tokens: For each row, how many of its last tokens count.
+
+    Example:
+        >>> logits = torch.zeros(1, 3, 2)  # two tokens in the vocabulary, equally likely each time
+        >>> [round(score, 4) for score in mean_log_probabilities(logits, torch.tensor([[0, 1, 0]]), [2])]
+        [-0.6931]
+    """
+    num_kept = logits.shape[1]
+    log_probabilities = logits[:, :-1].float().log_softmax(dim=-1)
+    chosen = log_probabilities.gather(-1, input_ids[:, -(num_kept - 1) :, None])[..., 0]
+    return [row[-count:].mean().item() for row, count in zip(chosen, num_option_tokens, strict=True)]
+
+
+def split_by_question(scores: Sequence[float], batch: Sequence[dict]) -> list[list[float]]:
+    """
+    The scores of all options, one after the other, as a list for each question.
+
+    Example:
+        >>> split_by_question([1, 2, 3, 4, 5], [{"options": ["a", "b"]}, {"options": ["a", "b", "c"]}])
+        [[1, 2], [3, 4, 5]]
+    """
+    rest = iter(scores)
+    return [[next(rest) for _ in question["options"]] for question in batch]
