@@ -1,8 +1,16 @@
 """
-The benchmarks of `eval/run.py`: one module each, with `load_questions(data_folder, split="test") -> list[dict]`.
+The benchmarks of `eval/run.py`: one module each.
+
+A module has `TASK` ("vqa", "multiple_choice", "chat" or "report"), `SPLITS` (first the one that is tested by default),
+`HUB_ID` (the data set of the Hugging Face Hub that it also loads from, or `None`) and two functions:
+
+- `load_questions(data, split="test", subset=None) -> list[dict]`, where `data` is a folder in the official layout or a
+  Hub id;
+- `count_differences(questions, split, subset=None) -> list[str]`: what differs from the known size of the split.
 
 A question row has `question_id` (str, unique), `image` (absolute path), `question` (without image placeholder),
-`answer`, `answer_type` ("OPEN" or "CLOSED") and `groups`, the values to break figures down by.
+`answer` and `groups`, the values to break figures down by; with task "vqa" also `answer_type` ("OPEN" or "CLOSED"),
+with "multiple_choice" `options` (`answer` is one of them), with "chat" `context` and `domains`.
 """
 
 import importlib
@@ -11,6 +19,12 @@ from types import ModuleType
 
 BENCHMARKS = {
     "vqa_rad": "logramed.eval.benchmarks.vqa_rad",
+    "slake": "logramed.eval.benchmarks.slake",
+    "path_vqa": "logramed.eval.benchmarks.path_vqa",
+    "pmc_vqa": "logramed.eval.benchmarks.pmc_vqa",
+    "omnimedvqa": "logramed.eval.benchmarks.omnimedvqa",
+    "chat": "logramed.eval.benchmarks.chat",
+    "report": "logramed.eval.benchmarks.report",
     "phantoms": "logramed.eval.benchmarks.phantoms",
 }
 
@@ -23,8 +37,8 @@ def get_benchmark(name: str) -> ModuleType:
         ValueError: If there is none of that name.
 
     Example:
-        >>> get_benchmark("vqa_rad").load_questions.__name__
-        'load_questions'
+        >>> get_benchmark("vqa_rad").TASK
+        'vqa'
     """
     if name not in BENCHMARKS:
         raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {name!r}.")

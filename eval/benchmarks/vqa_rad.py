@@ -2,51 +2,102 @@
 VQA-RAD: questions that clinicians asked about radiology images.
 
 Source: Lau et al. 2018, "A dataset of clinically generated visual questions and answers about radiology images",
-Scientific Data 5, 180251. Read from the files `trainset.json` and `testset.json` of the split used in the field.
+Scientific Data 5, 180251. Read from `trainset.json` and `testset.json` of the split used in the field, from their
+conversion by LLaVA-Med (`test_w_options_new.json`), or from the copy on the Hub, whose rows have no ids and no answer
+types.
 """
 
-import json
-import warnings
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from logramed.eval.benchmarks.converted import read_converted_rows, read_table_rows
+from logramed.eval.benchmarks.hub import find_file, locate, parquet_files, refuse_folder
+from logramed.eval.benchmarks.rows import (
+    check_ids,
+    check_split,
+    check_subset,
+    count_rows,
+    describe_count_differences,
+    find_image,
+    read_answer_type,
+    read_records,
+    read_text,
+    warn_of_differences,
+)
 
+
+TASK = "vqa"
+SPLITS = ("test", "train")
+HUB_ID = "flaviagiammarino/vqa-rad"
 # Rows by answer type. Source: the files of the field's split; 272 and 179 are the denominators behind the published
 # figures of LLaVA-Med and ExGra-Med.
 EXPECTED_COUNTS = {"test": {"CLOSED": 272, "OPEN": 179}, "train": {"CLOSED": 1823, "OPEN": 1241}}
+# Rows of the copy on the Hub. Source: its card (read in a stored copy of July 2023), which leaves the 1,267 `frame`
+# rows and four repeated triplets out of the training split.
+HUB_ROWS = {"test": 451, "train": 1793}
+YES_NO_TEST_ROWS = 251
 QUESTION_TYPE_SPELLINGS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
-FIELDS = ("qid", "image_name", "image_organ", "question", "answer", "answer_type", "question_type")
 
 
-def load_questions(data_folder: str | Path, split: str = "test") -> list[dict]:
+def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
     """
     Read the questions of one split.
 
     Row counts that differ from the field's split give a warning that says what differs.
 
     Args:
-        data_folder (`str` or `Path`): Folder with `testset.json` (`trainset.json`) and `images/`.
+        data (`str` or `Path`): Folder with `images/` and `testset.json` (`trainset.json`) or
+            `test_w_options_new.json`; or the Hub id "flaviagiammarino/vqa-rad", or a folder with its files.
         split (`str`): "test" or "train".
+        subset (`None`): There are none.
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (str, absolute
         path), `question` (str), `answer` (str; the files hold whole numbers too), `answer_type` ("OPEN" or "CLOSED")
-        and `groups`: `organ` (HEAD, CHEST, ABD) and `question_type` (see `normalize_question_type`).
+        and `groups`: `organ` (HEAD, CHEST, ABD) and `question_type` (see `normalize_question_type`). The converted
+        files and the Hub's copy have no groups; the latter has its row numbers for ids and only yes/no questions count
+        as closed.
 
     Raises:
         ValueError: If `split` is unknown, the file or an image is missing, or a row is not of the form above.
     """
-    if split not in EXPECTED_COUNTS:
-        raise ValueError(f"`split` must be one of {', '.join(EXPECTED_COUNTS)}, got {split!r}.")
-    folder = Path(data_folder).resolve()
-    path = folder / f"{split}set.json"
-    if not path.is_file():
-        raise ValueError(f"`data_folder` holds no {path.name}: {folder}. It must be the folder of the VQA-RAD files.")
-    records = json.loads(path.read_text(encoding="utf-8"))
-    questions = [_question_row(record, folder, f"{path}, row {number}") for number, record in enumerate(records)]
-    check_ids(questions, path)
-    check_counts(questions, split)
+    check_split(split, SPLITS)
+    check_subset(subset, (), "vqa_rad")
+    folder = locate(data, "VQA-RAD", HUB_ID, (f"data/{split}-*.parquet",))
+    names = (f"{split}set.json", f"{split}_w_options_new.json")
+    path = find_file(folder, names)
+    tables = parquet_files(folder, split)
+    if path is not None:
+        questions = _read_official(path) if path.name == names[0] else read_converted_rows(path, ("images", "."))
+        check_ids(questions, path, "qid" if path.name == names[0] else "id")
+    elif tables:
+        questions = read_table_rows(tables)
+    else:
+        raise refuse_folder(folder, (*names, f"data/{split}-*.parquet"), "VQA-RAD")
+    warn_of_differences(
+        "VQA-RAD",
+        split,
+        count_differences(questions, split),
+        "Use the files of the field's split (3,064 training and 451 test rows).",
+    )
     return questions
+
+
+def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
+    """
+    What differs from `EXPECTED_COUNTS`, in words.
+
+    The copy on the Hub differs always: it has 451 test rows but no answer types, and with only yes/no questions closed
+    251 are, not 272.
+    """
+    expected = {f"{kind} questions": number for kind, number in EXPECTED_COUNTS[split].items()}
+    differences = describe_count_differences(questions, expected)
+    counts = count_rows(questions)
+    if split == "test" and (counts["questions"], counts["CLOSED questions"]) == (HUB_ROWS["test"], YES_NO_TEST_ROWS):
+        differences.append("no answer types of its own (only yes/no answers count as CLOSED)")
+    if split == "train" and counts["questions"] == HUB_ROWS["train"]:
+        differences.append("the 1,793 rows of the Hub's copy, without repeated and `frame` questions")
+    return differences
 
 
 def normalize_question_type(question_type: str) -> str:
@@ -64,49 +115,22 @@ def normalize_question_type(question_type: str) -> str:
     return QUESTION_TYPE_SPELLINGS.get(first, first)
 
 
-def check_ids(questions: list[dict], path: Path) -> None:
-    """Refuse question ids that stand in `path` more than once: answers are joined by them."""
-    repeated = [qid for qid, count in Counter(question["question_id"] for question in questions).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{path} holds the same `qid` more than once: {', '.join(repeated[:5])}.")
+def _read_official(path: Path) -> list[dict]:
+    return [_question_row(record, path.parent / "images", where) for where, record in read_records(path)]
 
 
-def check_counts(questions: list[dict], split: str) -> None:
-    """Warn if the number of questions of an answer type is not that of the field's split."""
-    counts = Counter(question["answer_type"] for question in questions)
-    differences = [
-        f"{counts[kind]} {kind} questions instead of {expected}"
-        for kind, expected in EXPECTED_COUNTS[split].items()
-        if counts[kind] != expected
-    ]
-    if differences:
-        warnings.warn(
-            f"This VQA-RAD {split} split has {' and '.join(differences)}: its figures do not compare with published "
-            "ones. Use the files of the field's split (3,064 training and 451 test rows).",
-            stacklevel=3,
-        )
-
-
-def _question_row(record: dict, folder: Path, where: str) -> dict:
-    missing = [field for field in FIELDS if record.get(field) is None]
-    if missing:
-        raise ValueError(f"{where} has no {', '.join(f'`{field}`' for field in missing)}.")
-    answer_type = record["answer_type"].strip().upper()
-    if answer_type not in ("OPEN", "CLOSED"):
-        raise ValueError(f"{where}, `answer_type`: expected OPEN or CLOSED, got {record['answer_type']!r}.")
-    image = folder / "images" / record["image_name"]
-    if Path(record["image_name"]).name != record["image_name"]:
-        raise ValueError(f"{where}, `image_name`: expected a file name without folders, got {record['image_name']!r}.")
-    if not image.is_file():
-        raise ValueError(f"{where}, `image_name`: {image} is missing.")
+def _question_row(record: dict, images: Path, where: str) -> dict:
+    image_name = read_text(record, "image_name", where)
+    if Path(image_name).name != image_name:
+        raise ValueError(f"{where}, `image_name`: expected a file name without folders, got {image_name!r}.")
     return {
-        "question_id": str(record["qid"]),
-        "image": str(image),
-        "question": str(record["question"]).strip(),
-        "answer": str(record["answer"]).strip(),
-        "answer_type": answer_type,
+        "question_id": read_text(record, "qid", where),
+        "image": find_image(images, image_name, where, "image_name"),
+        "question": read_text(record, "question", where),
+        "answer": read_text(record, "answer", where),
+        "answer_type": read_answer_type(record, where),
         "groups": {
-            "organ": record["image_organ"].strip().upper(),
-            "question_type": normalize_question_type(record["question_type"]),
+            "organ": read_text(record, "image_organ", where).upper(),
+            "question_type": normalize_question_type(read_text(record, "question_type", where)),
         },
     }

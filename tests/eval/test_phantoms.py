@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from logramed.eval.benchmarks.phantoms import GROUPS, load_questions
+from logramed.eval.benchmarks.phantoms import GROUPS, count_differences, load_questions
 from logramed.trainer.phantoms import generate_phantoms
 
 
@@ -42,7 +42,13 @@ def test_a_missing_image_is_named_with_its_row(folder):
 
 
 def test_an_unknown_split_and_an_empty_folder_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="`split` must be one of validation, test, got 'train'"):
+    with pytest.raises(ValueError, match="`split` must be one of test, validation, got 'train'"):
         load_questions(folder, split="train")
     with pytest.raises(ValueError, match=r"holds no test_questions\.json"):
         load_questions(tmp_path)
+    with pytest.raises(ValueError, match="phantoms has no subsets"):
+        load_questions(folder, subset="brain")
+
+
+def test_any_number_of_phantoms_is_right(folder):
+    assert count_differences(load_questions(folder), "test") == []

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
-from logramed.eval.benchmarks.vqa_rad import EXPECTED_COUNTS, load_questions, normalize_question_type
+from logramed.eval.benchmarks.rows import infer_answer_type
+from logramed.eval.benchmarks.vqa_rad import (
+    EXPECTED_COUNTS,
+    count_differences,
+    load_questions,
+    normalize_question_type,
+)
+from tests.eval.benchmarks.conftest import converted_row, write_image, write_json, write_parquet
 
 
 VQA_RAD = Path(__file__).parents[4] / "shared" / "data" / "vqa_rad"
@@ -54,6 +61,90 @@ def test_the_constant_answer_no_scores_the_known_floor():
 
     constant = best_constant_answer(load_questions(VQA_RAD))
     assert constant == {"answer": "no", "closed_accuracy": pytest.approx(100 * 133 / 272)}
+
+
+@needs_vqa_rad
+def test_the_copy_on_the_hub_is_known_by_its_counts():
+    """It has the same test rows without their types; here made of the official ones."""
+    test = [row | {"answer_type": infer_answer_type(row["answer"]), "groups": {}} for row in load_questions(VQA_RAD)]
+    assert count_differences(test, "test") == [
+        "251 CLOSED questions instead of 272",
+        "200 OPEN questions instead of 179",
+        "no answer types of its own (only yes/no answers count as CLOSED)",
+    ]
+    train = load_questions(VQA_RAD, "train")
+    assert "Hub's copy" in count_differences(train[:1793], "train")[-1]
+    assert count_differences(train, "train") == []
+
+
+@wrong_counts
+def test_the_copy_on_the_hub_gives_types_by_answer_and_row_numbers_for_ids(tmp_path, local_hub):
+    image = write_image(tmp_path / "a.jpg").read_bytes()
+    rows = [
+        {"image": {"bytes": image, "path": None}, "question": question, "answer": answer}
+        for question, answer in (
+            ("is there a mass? ", "Yes"),
+            ("where is it?", "left lung"),
+            ("left or right?", "left"),
+        )
+    ]
+    write_parquet(local_hub.repository("flaviagiammarino/vqa-rad") / "data" / "test-00000-of-00001-e5bc.parquet", rows)
+    questions = load_questions("flaviagiammarino/vqa-rad")
+    assert Path(questions[0]["image"]).read_bytes() == image
+    assert [row | {"image": ""} for row in questions[:2]] == [
+        {"question_id": "0", "image": "", "question": "is there a mass?", "answer": "Yes", "answer_type": "CLOSED"}
+        | {"groups": {}},
+        {"question_id": "1", "image": "", "question": "where is it?", "answer": "left lung", "answer_type": "OPEN"}
+        | {"groups": {}},
+    ]
+    assert questions[2]["answer_type"] == "OPEN"  # closed in the official file, which the copy cannot tell
+    assert local_hub.downloads == [("flaviagiammarino/vqa-rad", ("data/test-*.parquet",))]
+
+
+@wrong_counts
+def test_the_form_that_llava_med_converts_to_is_read(tmp_path):
+    write_image(tmp_path / "images" / "synpic42202.jpg")
+    question = 'Is there a mass? (Answer with either "Yes" or "No").'
+    rows = [
+        converted_row(11, "synpic42202.jpg", question, "yes", "CLOSED "),
+        converted_row(12, "synpic42202.jpg", "how many masses?", 2, "OPEN"),
+    ]
+    write_json(tmp_path / "test_w_options_new.json", rows)
+    questions = load_questions(tmp_path)
+    assert questions[0] == {
+        "question_id": "11",
+        "image": str(tmp_path / "images" / "synpic42202.jpg"),
+        "question": question,
+        "answer": "yes",
+        "answer_type": "CLOSED",
+        "groups": {},
+    }
+    assert questions[1]["answer"] == "2"
+    write_json(tmp_path / "test_w_options_new.json", [rows[0], rows[0]])
+    with pytest.raises(ValueError, match=r"test_w_options_new\.json holds the same `id` more than once: 11"):
+        load_questions(tmp_path)
+
+
+@wrong_counts
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"conversations": []}, r"row with `id` 11, `conversations`: expected two turns"),
+        (
+            {"conversations": [{"value": "a"}, {"value": ""}]},
+            r"row with `id` 11, `conversations`, turn 1, `value` is empty",
+        ),
+        ({"answer_type": "other"}, r"row with `id` 11, `answer_type`: expected OPEN or CLOSED, got 'other'"),
+        ({"image": "gone.jpg"}, r"row with `id` 11, `image`: .*gone\.jpg is missing"),
+        ({"id": None}, r"test_w_options_new\.json, row 0 has no `id`"),
+    ],
+)
+def test_bad_converted_rows_are_refused_by_file_id_and_field(tmp_path, change, words):
+    write_image(tmp_path / "images" / "a.jpg")
+    row = converted_row(11, "a.jpg", "Is there a mass?", "yes", "CLOSED") | change
+    write_json(tmp_path / "test_w_options_new.json", [row])
+    with pytest.raises(ValueError, match=words):
+        load_questions(tmp_path)
 
 
 @wrong_counts
@@ -119,13 +210,28 @@ def test_unknown_splits_and_folders_are_refused(tiny_vqa_rad, tmp_path):
         load_questions(tiny_vqa_rad, split="validation")
     with pytest.raises(ValueError, match=r"holds no testset\.json"):
         load_questions(tmp_path)
+    with pytest.raises(ValueError, match="vqa_rad has no subsets: leave `subset` out, got 'en'"):
+        load_questions(tiny_vqa_rad, subset="en")
 
 
-def test_every_registered_benchmark_loads_questions():
-    for name in BENCHMARKS:
-        assert callable(get_benchmark(name).load_questions)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_registered_benchmark_has_what_the_runner_uses(name):
+    benchmark = get_benchmark(name)
+    assert benchmark.TASK in ("vqa", "multiple_choice", "chat", "report")
+    assert benchmark.SPLITS[0] == "test"
+    assert benchmark.HUB_ID is None or "/" in benchmark.HUB_ID
+    assert callable(benchmark.load_questions)
+    assert callable(benchmark.count_differences)
 
 
 def test_an_unknown_benchmark_is_refused_with_the_list():
-    with pytest.raises(ValueError, match="must be one of vqa_rad, phantoms, got 'slake'"):
-        get_benchmark("slake")
+    with pytest.raises(ValueError, match=r"must be one of vqa_rad, slake, .*phantoms.*, got 'vqa-rad'"):
+        get_benchmark("vqa-rad")
+
+
+@pytest.mark.network
+@wrong_counts
+def test_the_real_copy_on_the_hub_has_the_451_test_questions():
+    questions = load_questions("flaviagiammarino/vqa-rad")
+    assert Counter(row["answer_type"] for row in questions) == {"CLOSED": 251, "OPEN": 200}
+    assert len({row["image"] for row in questions}) == 203

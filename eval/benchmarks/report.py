@@ -1,0 +1,225 @@
+"""
+Report generation: (image, report) pairs, from the layouts of IU X-Ray and MIMIC-CXR or from a table of one's own.
+
+Read from
+
+- `annotation.json` as R2Gen (Chen et al. 2020, arXiv:2010.16056) distributes it: `{"train": [...], "val": [...],
+  "test": [...]}` of rows with `id`, `image_path` (a list) and `report`, images in `images/`;
+- a copy of its IU X-Ray on the Hub: `test.jsonl` with `images` (a list) and `response`, images in `image.zip`;
+- LLaVA-Med's conversations: `test.json` with `id`, `image` and `conversations`;
+- a table of one's own: `test.json`, `test.jsonl` or `test.csv` with `image` and `report` and, if you like, `id`; or
+  `reports.json`, `.jsonl` or `.csv` with a column `split` as well.
+
+A model is shown one image: the first of a report that has several. Published figures on IU X-Ray are of both views.
+MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from logramed.eval.benchmarks.converted import CONVERSATION_FIELDS
+from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
+from logramed.eval.benchmarks.rows import (
+    check_split,
+    check_subset,
+    collect_image_names,
+    describe_count_differences,
+    find_image,
+    number_repeated_ids,
+    read_records,
+    read_text,
+    warn_of_differences,
+)
+
+
+TASK = "report"
+SPLITS = ("test", "train", "validation")
+HUB_ID = "dz-osamu/IU-Xray"
+QUESTION = "Write the findings of a radiology report on this image."
+SPLIT_NAMES = {"test": ("test",), "train": ("train",), "validation": ("validation", "val", "valid", "validate")}
+ENDINGS = ("json", "jsonl", "csv")
+ANNOTATION_FILES = ("annotation.json", "mimic_annotation.json", "iu_annotation.json")
+IMAGE_FOLDERS = ("images", "image", ".")
+IMAGE_ARCHIVES = ("image.zip", "images.zip")
+IMAGE_FIELDS = ("image_path", "images", "image")
+REPORT_FIELDS = ("report", "response")
+# Rows of R2Gen's files, which leave out studies without images or findings; the table of its paper counts more.
+# Source: issue 1 of github.com/zhjohnchan/R2Gen and issues 1 and 16 of github.com/cuhksz-nlp/R2Gen, with the author's
+# answers.
+EXPECTED_REPORTS = {
+    "IU X-Ray": {"test": 590, "train": 2069, "validation": 296},
+    "MIMIC-CXR": {"test": 3858, "train": 270790, "validation": 2130},
+}
+IMAGE_PATHS = {"IU X-Ray": re.compile(r"/CXR\d+_IM-"), "MIMIC-CXR": re.compile(r"/p\d{8}/s\d{8}/")}
+# The Hub's copy writes "/iu_xray/image/CXR1_IM-0001/0.png" for what its archive holds under other folders.
+PREFIX = re.compile(r"^/?iu_xray/images?/")
+
+
+def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+    """
+    Read the reports of one split.
+
+    Reports about several images, and for IU X-Ray and MIMIC-CXR row counts that differ from R2Gen's files, give a
+    warning that says so.
+
+    Args:
+        data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
+        split (`str`): "test", "train" or "validation". A file that knows no splits is taken whole.
+        subset (`None`): There are none.
+
+    Returns:
+        `list[dict]`: one row a report, in the order of the file, with `question_id` (its id, or the number of the row;
+        an id that occurs more than once is numbered), `image` (absolute path), `question` (always the same
+        instruction), `answer` (the report), `num_images` (of the report) and `groups`, which are none.
+
+    Raises:
+        ValueError: If `split` or `subset` is unknown, the file, the split or an image is missing, or a row has no
+            image or report; with file, row and field.
+    """
+    check_split(split, SPLITS)
+    check_subset(subset, (), "report")
+    path = _find(data, split)
+    records = [(where, _read_fields(record, where), record) for where, record in _read_split(path, split)]
+    names = collect_image_names((fields for _, fields, _ in records), "image")
+    images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
+    questions = [
+        {
+            "question_id": _read_id(record, number, where),
+            "image": find_image(images, fields["image"], where, fields["image_field"]),
+            "question": QUESTION,
+            "answer": fields["report"],
+            "num_images": fields["num_images"],
+            "groups": {},
+        }
+        for number, (where, fields, record) in enumerate(records)
+    ]
+    questions = number_repeated_ids(questions)
+    warn_of_differences(
+        "report", split, count_differences(questions, split), "Compare runs over the same rows and images only."
+    )
+    return questions
+
+
+def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
+    """What differs from R2Gen's files and protocol, in words; of other data how many reports have several images."""
+    differences = []
+    for name, pattern in IMAGE_PATHS.items():
+        if questions and all(pattern.search(question["image"]) for question in questions):
+            expected = {"questions": EXPECTED_REPORTS[name][split]}
+            differences += [f"{text} ({name})" for text in describe_count_differences(questions, expected)]
+    num_several = sum(question.get("num_images", 1) > 1 for question in questions)
+    if num_several:
+        differences.append(f"{num_several:,} reports about several images, of which only the first is shown")
+    return differences
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _find(data: str | Path, split: str) -> Path:
+    path = Path(data).expanduser()
+    if path.is_file():
+        return path.resolve()
+    of_split = [f"{name}.{ending}" for name in SPLIT_NAMES[split] for ending in ENDINGS]
+    files = [*ANNOTATION_FILES, *of_split, *(f"reports.{ending}" for ending in ENDINGS)]
+    folder = locate(data, "report", HUB_ID, [*of_split, IMAGE_ARCHIVES[0]])
+    found = find_file(folder, files)
+    if found is None:
+        raise refuse_folder(folder, files, "report")
+    return found
+
+
+def _read_split(path: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a split, each with its place in words."""
+    if path.suffix == ".csv":
+        records = _select_split(_read_csv(path), split, path)
+    elif path.suffix == ".json" and isinstance(content := _parse_json(path), dict):
+        records = _read_annotation(path, content, split)
+    else:
+        records = _select_split(read_records(path), split, path)
+    if not records:
+        raise ValueError(f"{path} holds no report of the {split} split.")
+    return records
+
+
+def _select_split(
+    records: list[tuple[str, dict[str, Any]]], split: str, path: Path
+) -> list[tuple[str, dict[str, Any]]]:
+    """The rows whose `split` is the asked one; all of them if no row has one."""
+    names = [str(record.get("split") or "").strip().lower() for _, record in records]
+    if not any(names):
+        return records
+    chosen = [record for record, name in zip(records, names, strict=True) if name in SPLIT_NAMES[split]]
+    if not chosen:
+        raise ValueError(f"{path} holds no row with `split` {split!r}; it has {', '.join(sorted(set(names)))}.")
+    return chosen
+
+
+def _read_annotation(path: Path, content: dict[str, Any], split: str) -> list[tuple[str, dict[str, Any]]]:
+    name = next((name for name in SPLIT_NAMES[split] if name in content), None)
+    if name is None:
+        raise ValueError(f"{path} has no {' or '.join(SPLIT_NAMES[split])}; it has {', '.join(content) or 'nothing'}.")
+    if not isinstance(content[name], list) or not all(isinstance(record, dict) for record in content[name]):
+        raise ValueError(f"{path}, {name}: expected a list of rows.")
+    return [(f"{path}, {name}, row {number}", record) for number, record in enumerate(content[name])]
+
+
+def _parse_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+
+
+def _read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            # The header is line 1; a report may run over several lines, and the number is that of its last.
+            return [(f"{path}, line {reader.line_num}", record) for record in reader]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _read_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`image` (the first), `image_field`, `num_images` and `report` of a row in any of the layouts."""
+    image_field = next((field for field in IMAGE_FIELDS if record.get(field)), None)
+    if image_field is None:
+        raise ValueError(f"{where} has no image: expected one of {', '.join(IMAGE_FIELDS)}.")
+    names = record[image_field] if isinstance(record[image_field], list) else [record[image_field]]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where}, `{image_field}`: expected a path or a list of paths, got {names!r}.")
+    return {
+        "image": PREFIX.sub("", names[0].strip()),
+        "image_field": image_field,
+        "num_images": len(names),
+        "report": _read_report(record, where),
+    }
+
+
+def _read_report(record: Mapping[str, Any], where: str) -> str:
+    for field in CONVERSATION_FIELDS:
+        if field in record:
+            turns = record[field]
+            if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
+                raise ValueError(
+                    f"{where}, `{field}`: expected two turns, an instruction and a report, got {turns!r}."
+                )
+            return read_text(turns[1], "value", f"{where}, `{field}`, turn 1")
+    field = next((field for field in REPORT_FIELDS if field in record), REPORT_FIELDS[0])
+    return read_text(record, field, where)
+
+
+def _read_id(record: Mapping[str, Any], number: int, where: str) -> str:
+    return str(number) if record.get("id") in (None, "") else read_text(record, "id", where)

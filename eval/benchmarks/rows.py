@@ -1,0 +1,235 @@
+"""What the loaders of all benchmarks share: reading fields, checking rows, and saying how many there should be."""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+
+ANSWER_TYPES = ("OPEN", "CLOSED")
+IMAGE_PLACEHOLDER = "<image>"
+
+
+def check_split(split: str, splits: Sequence[str]) -> None:
+    """Refuse a `split` that the benchmark has not."""
+    if split not in splits:
+        raise ValueError(f"`split` must be one of {', '.join(splits)}, got {split!r}.")
+
+
+def check_subset(subset: str | None, subsets: Sequence[str], benchmark: str) -> None:
+    """
+    Refuse a `subset` that is none of `subsets`; `None` (the default one) passes always.
+
+    Example:
+        >>> check_subset("fr", ("en", "zh"), "slake")
+        Traceback (most recent call last):
+        ValueError: `subset` of slake must be one of en, zh, got 'fr'.
+        >>> check_subset("en", (), "vqa_rad")
+        Traceback (most recent call last):
+        ValueError: vqa_rad has no subsets: leave `subset` out, got 'en'.
+    """
+    if subset is None or subset in subsets:
+        return
+    if not subsets:
+        raise ValueError(f"{benchmark} has no subsets: leave `subset` out, got {subset!r}.")
+    raise ValueError(f"`subset` of {benchmark} must be one of {', '.join(subsets)}, got {subset!r}.")
+
+
+def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """
+    The rows of a JSON list (or of JSON lines, if `path` ends in .jsonl), each with its place in words for errors.
+
+    Raises:
+        ValueError: If the file is not JSON, not a list, or a row is not an object; with file and row or line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+    records = []
+    for where, value in _parse_lines(path, text) if path.suffix == ".jsonl" else _parse_list(path, text):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected an object with fields, got {type(value).__name__}.")
+        records.append((where, value))
+    return records
+
+
+def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: expected a list of rows, got {type(values).__name__}.")
+    return ((f"{path}, row {number}", value) for number, value in enumerate(values))
+
+
+def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+
+
+def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
+    """
+    The text in a field, without blanks around it. Whole numbers count as text: the field's files hold both.
+
+    Raises:
+        ValueError: If the field is missing, empty, or holds something else; with `where` and `field`.
+
+    Example:
+        >>> read_text({"answer": 2}, "answer", "test.json, row 0")
+        '2'
+    """
+    value = record.get(field)
+    if value is None:
+        raise ValueError(f"{where} has no `{field}`.")
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"{where}, `{field}`: expected a text, got {value!r}.")
+    text = str(value).strip()
+    if not text:
+        raise ValueError(f"{where}, `{field}` is empty.")
+    return text
+
+
+def read_answer_type(record: Mapping[str, Any], where: str) -> str:
+    """
+    "OPEN" or "CLOSED", however the field `answer_type` spells it with blanks and small letters.
+
+    Example:
+        >>> read_answer_type({"answer_type": "Closed "}, "test.json, row 0")
+        'CLOSED'
+    """
+    answer_type = read_text(record, "answer_type", where).upper()
+    if answer_type not in ANSWER_TYPES:
+        raise ValueError(f"{where}, `answer_type`: expected OPEN or CLOSED, got {record['answer_type']!r}.")
+    return answer_type
+
+
+def infer_answer_type(answer: str) -> str:
+    """
+    The type of a question in files that give none: "CLOSED" if the answer is yes or no, otherwise "OPEN".
+
+    Example:
+        >>> infer_answer_type("Yes."), infer_answer_type("no"), infer_answer_type("left lung")
+        ('CLOSED', 'CLOSED', 'OPEN')
+    """
+    return "CLOSED" if answer.strip().rstrip(".").lower() in ("yes", "no") else "OPEN"
+
+
+def find_image(folder: Path, name: Any, where: str, field: str) -> str:
+    """
+    The absolute path of an image in `folder`, which may lie in folders below it.
+
+    Raises:
+        ValueError: If `name` is not a relative path, leads out of `folder`, or no such file is there; with `where`,
+            `field` and the path.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{where}, `{field}`: expected the path of an image below {folder}, got {name!r}.")
+    relative = PurePosixPath(_normalize_path(name))
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"{where}, `{field}`: expected a path that stays in {folder}, got {name!r}.")
+    image = folder.absolute() / relative
+    if not image.is_file():
+        raise ValueError(f"{where}, `{field}`: {image} is missing.")
+    return str(image)
+
+
+def collect_image_names(records: Iterable[Mapping[str, Any]], field: str) -> list[str]:
+    """The different texts in the field `field`, in their order, written as `find_image` looks for them."""
+    names = (record.get(field) for record in records)
+    return list(dict.fromkeys(_normalize_path(name) for name in names if isinstance(name, str)))
+
+
+def _normalize_path(name: str) -> str:
+    return str(PurePosixPath(name.strip().replace("\\", "/")))
+
+
+def remove_image_placeholder(question: str) -> str:
+    """
+    Example:
+        >>> remove_image_placeholder("Is there a mass?\\n<image>")
+        'Is there a mass?'
+    """
+    return question.replace(IMAGE_PLACEHOLDER, "").strip()
+
+
+def check_ids(questions: Sequence[dict], source: str | Path, field: str = "question_id") -> None:
+    """Refuse question ids that stand in `source`, in its field `field`, more than once: answers are joined by them."""
+    repeated = [qid for qid, count in Counter(question["question_id"] for question in questions).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{source} holds the same `{field}` more than once: {', '.join(repeated[:5])}.")
+
+
+def number_repeated_ids(questions: Sequence[dict]) -> list[dict]:
+    """
+    Questions whose ids are unique: an id that several share (of an image, say) gets "-1", "-2", ... in file order.
+
+    An id that only one question has stays as it is.
+
+    Example:
+        >>> rows = number_repeated_ids([{"question_id": "7"}, {"question_id": "7"}, {"question_id": "8"}])
+        >>> [row["question_id"] for row in rows]
+        ['7-1', '7-2', '8']
+    """
+    counts = Counter(question["question_id"] for question in questions)
+    seen: Counter = Counter()
+    numbered = []
+    for question in questions:
+        question_id = question["question_id"]
+        if counts[question_id] > 1:
+            seen[question_id] += 1
+            while f"{question_id}-{seen[question_id]}" in counts:
+                seen[question_id] += 1
+            question = question | {"question_id": f"{question_id}-{seen[question_id]}"}
+        numbered.append(question)
+    return numbered
+
+
+def count_rows(questions: Sequence[dict]) -> Counter:
+    """
+    How many "questions" and different "images" there are, and "OPEN questions" and "CLOSED questions" where typed.
+
+    Example:
+        >>> rows = [{"image": "/a.png", "answer_type": "OPEN"}, {"image": "/a.png", "answer_type": "CLOSED"}]
+        >>> sorted(count_rows(rows).items())
+        [('CLOSED questions', 1), ('OPEN questions', 1), ('images', 1), ('questions', 2)]
+    """
+    counts = Counter(f"{question['answer_type']} questions" for question in questions if "answer_type" in question)
+    counts["questions"] = len(questions)
+    counts["images"] = len({question["image"] for question in questions})
+    return counts
+
+
+def describe_count_differences(questions: Sequence[dict], expected: Mapping[str, int]) -> list[str]:
+    """
+    What differs from the known numbers, in words; `[]` if nothing does.
+
+    Args:
+        expected (`Mapping[str, int]`): Known numbers by the names of `count_rows`; what it leaves out is not compared.
+
+    Example:
+        >>> describe_count_differences([{"image": "/a.png"}], {"questions": 2000, "images": 1})
+        ['1 questions instead of 2,000']
+    """
+    counts = count_rows(questions)
+    return [
+        f"{counts[kind]:,} {kind} instead of {number:,}" for kind, number in expected.items() if counts[kind] != number
+    ]
+
+
+def warn_of_differences(benchmark: str, split: str, differences: Sequence[str], remedy: str) -> None:
+    """Warn if `differences` names any: figures over other questions are not the benchmark's. End with `remedy`."""
+    if differences:
+        warnings.warn(
+            f"This {benchmark} {split} split has {' and '.join(differences)}: its figures do not compare with "
+            f"published ones. {remedy}",
+            stacklevel=3,
+        )

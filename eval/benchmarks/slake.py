@@ -1,0 +1,135 @@
+"""
+SLAKE: questions in English and Chinese about radiology images, written by physicians.
+
+Source: Liu et al. 2021, arXiv:2102.09542. Read from the official release and its copy on the Hub (`test.json`, images
+in `imgs/` or `imgs.zip`), or from its English part as LLaVA-Med and ExGra-Med convert it. The release calls the
+validation file `validate.json`, the copy `validation.json`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from logramed.eval.benchmarks.converted import is_converted, read_converted_rows
+from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
+from logramed.eval.benchmarks.rows import (
+    check_ids,
+    check_split,
+    check_subset,
+    collect_image_names,
+    describe_count_differences,
+    find_image,
+    read_answer_type,
+    read_records,
+    read_text,
+    warn_of_differences,
+)
+
+
+TASK = "vqa"
+SPLITS = ("test", "train", "validation")
+SUBSETS = ("en", "zh", "all")
+HUB_ID = "BoKelvin/SLAKE"
+GROUPS = ("content_type", "modality", "location")
+FILES = {
+    "test": ("test.json", "test_w_options_new.json"),
+    "train": ("train.json", "train_w_options_new.json"),
+    "validation": ("validation.json", "validate.json", "val_w_options_new.json"),
+}
+IMAGE_FOLDERS = ("imgs", "images", ".")
+# English: the denominators behind the published figures of LLaVA-Med and ExGra-Med. Chinese and all: the question ids
+# of the official files, which run without gaps through train (0 to 9,834), validation (to 11,933) and test (to 14,027,
+# Chinese from 12,995 on); together the 14,028 of the paper.
+EXPECTED_COUNTS = {
+    "en": {
+        "test": {"OPEN questions": 645, "CLOSED questions": 416},
+        "train": {"questions": 4919},
+        "validation": {"questions": 1053},
+    },
+    "zh": {"test": {"questions": 1033}, "train": {"questions": 4916}, "validation": {"questions": 1046}},
+    "all": {"test": {"questions": 2094}, "train": {"questions": 9835}, "validation": {"questions": 2099}},
+}
+
+
+def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+    """
+    Read the questions of one split in one language or both.
+
+    Row counts that differ from the known ones give a warning that says what differs.
+
+    Args:
+        data (`str` or `Path`): Folder with `test.json` and `imgs/` or `imgs.zip`, or with LLaVA-Med's converted file
+            (named `test.json` or `test_w_options_new.json`); or the Hub id "BoKelvin/SLAKE".
+        split (`str`): "test", "train" or "validation".
+        subset (`str`, *optional*): "en" (the default, which the published figures are for), "zh" or "all".
+
+    Returns:
+        `list[dict]`: one row a question, in the order of the file, with `question_id`, `image` (absolute path),
+        `question`, `answer`, `answer_type` ("OPEN" or "CLOSED") and `groups`: `content_type` ("Organ", "Position"),
+        `modality`, `location` and, with "all", `language`. Converted files have no groups.
+
+    Raises:
+        ValueError: If `split` or `subset` is unknown, a converted file is asked for Chinese, the file or an image is
+            missing, or a row is not of its form.
+    """
+    check_split(split, SPLITS)
+    check_subset(subset, SUBSETS, "slake")
+    subset = subset or SUBSETS[0]
+    folder = locate(data, "SLAKE", HUB_ID, (*FILES[split], "imgs.zip"))
+    path = find_file(folder, FILES[split])
+    if path is None:
+        raise refuse_folder(folder, FILES[split], "SLAKE")
+    questions = _read_converted(path, subset) if is_converted(path) else _read_official(path, subset)
+    warn_of_differences(
+        f"SLAKE ({subset})",
+        split,
+        count_differences(questions, split, subset),
+        "Use the files of the official release, or those of BoKelvin/SLAKE.",
+    )
+    return questions
+
+
+def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
+    """What differs from `EXPECTED_COUNTS`, in words."""
+    return describe_count_differences(questions, EXPECTED_COUNTS[subset or SUBSETS[0]][split])
+
+
+def _read_converted(path: Path, subset: str) -> list[dict]:
+    if subset != "en":
+        raise ValueError(
+            f"{path} is a converted file, which holds the English questions only, got `subset` {subset!r}. Use the "
+            "official files for Chinese."
+        )
+    questions = read_converted_rows(path, IMAGE_FOLDERS)
+    check_ids(questions, path, "id")
+    return questions
+
+
+def _read_official(path: Path, subset: str) -> list[dict]:
+    records = [(where, record, _read_language(record, where)) for where, record in read_records(path)]
+    asked = [(where, record, language) for where, record, language in records if subset in (language, "all")]
+    names = collect_image_names((record for _, record, _ in asked), "img_name")
+    images = image_folder(path.parent, IMAGE_FOLDERS, names, archives=("imgs.zip",))
+    questions = [_question_row(record, images, where) for where, record, _ in asked]
+    check_ids(questions, path, "qid")
+    if subset == "all":
+        for question, (_, _, language) in zip(questions, asked, strict=True):
+            question["groups"]["language"] = language
+    return questions
+
+
+def _read_language(record: dict, where: str) -> str:
+    language = read_text(record, "q_lang", where).lower()
+    if language not in ("en", "zh"):
+        raise ValueError(f"{where}, `q_lang`: expected en or zh, got {record['q_lang']!r}.")
+    return language
+
+
+def _question_row(record: dict, images: Path, where: str) -> dict:
+    return {
+        "question_id": read_text(record, "qid", where),
+        "image": find_image(images, record.get("img_name"), where, "img_name"),
+        "question": read_text(record, "question", where),
+        "answer": read_text(record, "answer", where),
+        "answer_type": read_answer_type(record, where),
+        "groups": {name: read_text(record, name, where) for name in GROUPS},
+    }

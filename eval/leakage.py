@@ -1,0 +1,115 @@
+"""Which test images and questions of a benchmark also stand in its training split."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+
+def training_rows(benchmark: ModuleType, data: str | Path, subset: str | None = None) -> list[dict] | str:
+    """
+    The rows of the training split of a benchmark, or why there are none.
+
+    A folder with the test files alone is common, so nothing about the training files stops a run.
+
+    Args:
+        benchmark (module): One of `logramed.eval.benchmarks`.
+        data (`str` or `Path`), subset (`str`, *optional*): As given to its `load_questions`.
+
+    Returns:
+        `list[dict]`: question rows as from `load_questions`, or `str`: the reason, a sentence part without full stop.
+    """
+    name = benchmark.__name__.rpartition(".")[2]
+    if "train" not in benchmark.SPLITS:
+        return f"{name} has no training split"
+    why_none = getattr(benchmark, "why_no_training_rows", None)
+    reason = why_none(data, subset) if why_none else None
+    if reason:
+        return reason
+    with warnings.catch_warnings():
+        # The size of the training split is told in the report, and is none of the test figures.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return benchmark.load_questions(data, "train", subset)
+        except (ValueError, OSError) as error:
+            return f"the training split could not be read: {str(error).rstrip('.')}"
+
+
+def find_leakage(questions: Sequence[dict], training: Sequence[dict]) -> dict:
+    """
+    Count the test images and the (image, question, answer) triplets that also stand in training rows.
+
+    Images are the same if their files hold the same bytes: a copy under another name is found, a copy saved anew is
+    not. Texts are the same if they differ in capitals and blanks only. Of the training images only those are read
+    whose size a test image has.
+
+    Args:
+        questions, training (sequences of `dict`): Question rows; `image`, `question` and `answer` are read, and
+            `question_id` of the test ones.
+
+    Returns:
+        `dict`: `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them`,
+        `num_triplets_in_training` (test questions whose triplet stands in training), `triplet_question_ids` (theirs,
+        in the order of `questions`) and `compared_with`.
+
+    Raises:
+        ValueError: If there are no test questions or no training rows: then nothing can be said.
+    """
+    if not questions or not training:
+        raise ValueError(
+            f"Leakage needs test and training rows, got {len(questions)} test and {len(training)} training rows."
+        )
+    test_hashes, training_hashes = _hash_where_sizes_meet(questions, training)
+    hashes = set(training_hashes.values())
+    leaked_images = {image for image, digest in test_hashes.items() if digest in hashes}
+    triplets = {_triplet(row, training_hashes[row["image"]]) for row in training if row["image"] in training_hashes}
+    leaked = [
+        row["question_id"]
+        for row in questions
+        if row["image"] in leaked_images and _triplet(row, test_hashes[row["image"]]) in triplets
+    ]
+    return {
+        "num_test_images": len({row["image"] for row in questions}),
+        "num_test_images_in_training": len(leaked_images),
+        "num_questions_on_them": sum(row["image"] in leaked_images for row in questions),
+        "num_triplets_in_training": len(leaked),
+        "triplet_question_ids": leaked,
+        "compared_with": f"train split, {len(training):,} rows",
+    }
+
+
+def without_leaked_triplets(questions: Sequence[dict], leakage: dict) -> list[dict]:
+    """The `questions` whose triplet does not stand in training, by the report of `find_leakage`; in their order."""
+    leaked = set(leakage["triplet_question_ids"])
+    return [question for question in questions if question["question_id"] not in leaked]
+
+
+def _hash_where_sizes_meet(questions: Iterable[dict], training: Iterable[dict]) -> tuple[dict, dict]:
+    """Hashes by path of the test and of the training images, leaving out those whose size the others lack."""
+    test_sizes = {image: os.path.getsize(image) for image in {row["image"] for row in questions}}
+    training_sizes = {image: os.path.getsize(image) for image in {row["image"] for row in training}}
+    shared = set(test_sizes.values()) & set(training_sizes.values())
+    digests: dict[str, bytes] = {}
+    for sizes in (test_sizes, training_sizes):
+        for image, size in sizes.items():
+            if size in shared and image not in digests:
+                digests[image] = _hash_file(image)
+    return (
+        {image: digests[image] for image in test_sizes if image in digests},
+        {image: digests[image] for image in training_sizes if image in digests},
+    )
+
+
+def _hash_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _triplet(row: dict, digest: bytes) -> tuple[bytes, str, str]:
+    return digest, _normalize(row["question"]), _normalize(row["answer"])
+
+
+def _normalize(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,212 @@
+"""Tests of the report loader on generated copies of its layouts."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from logramed.eval.benchmarks import get_benchmark
+from logramed.eval.benchmarks.report import EXPECTED_REPORTS, HUB_ID, QUESTION, count_differences, load_questions
+from tests.eval.benchmarks.conftest import write_image, write_json, write_zip
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:This report (test|validation) split has")
+IDS = ("CXR1_IM-0001", "CXR2_IM-0002-1001", "CXR3_IM-0003")
+
+
+def r2gen_row(row_id: str, split: str, num_images: int = 2) -> dict:
+    images = [f"{row_id}/{number}.png" for number in range(num_images)]
+    return {"id": row_id, "report": f"No effusion in {row_id}. ", "image_path": images, "split": split}
+
+
+@pytest.fixture
+def iu_xray(tmp_path) -> Path:
+    """R2Gen's `annotation.json`: several images per report, the validation split called "val"."""
+    folder = tmp_path / "iu_xray"
+    splits = {"train": [r2gen_row(IDS[0], "train")], "val": [r2gen_row(IDS[1], "val")]}
+    write_json(
+        folder / "annotation.json", splits | {"test": [r2gen_row(IDS[2], "test"), r2gen_row(IDS[0], "test", 1)]}
+    )
+    for seed, row_id in enumerate(IDS):
+        for number in range(2):
+            write_image(folder / "images" / row_id / f"{number}.png", seed)
+    return folder
+
+
+def test_rows_of_r2gens_file_become_question_rows_about_the_first_image(iu_xray):
+    questions = load_questions(iu_xray)
+    assert questions[0] == {
+        "question_id": "CXR3_IM-0003",
+        "image": str(iu_xray / "images" / "CXR3_IM-0003" / "0.png"),
+        "question": QUESTION,
+        "answer": "No effusion in CXR3_IM-0003.",
+        "num_images": 2,
+        "groups": {},
+    }
+    assert [row["num_images"] for row in questions] == [2, 1]
+    assert "<image>" not in QUESTION
+    assert load_questions(iu_xray / "annotation.json") == questions
+
+
+def test_the_validation_split_is_called_val_in_the_file(iu_xray):
+    assert [row["question_id"] for row in load_questions(iu_xray, "validation")] == [IDS[1]]
+
+
+def test_hidden_images_and_other_counts_are_named(iu_xray):
+    words = "has 2 questions instead of 590 (IU X-Ray) and 1 reports about several images, of which only the first is"
+    with pytest.warns(UserWarning, match=re.escape(words)):
+        load_questions(iu_xray)
+
+
+def test_known_sizes_are_told_by_the_images_paths():
+    def rows(image: str, number: int) -> list[dict]:
+        return [{"image": image, "num_images": 1}] * number
+
+    mimic = "/data/images/p10/p10000032/s50414267/02aa804e.jpg"
+    assert count_differences(rows("/data/CXR1_IM-0001/0.png", 590), "test") == []
+    assert count_differences(rows(mimic, 3858), "test") == []
+    assert count_differences(rows(mimic, 3857), "test") == ["3,857 questions instead of 3,858 (MIMIC-CXR)"]
+    assert count_differences(rows("/data/own.png", 7), "test") == []
+    assert EXPECTED_REPORTS["IU X-Ray"]["validation"] == 296
+
+
+def test_a_study_with_two_rows_in_mimic_cxr_is_two_reports(tmp_path):
+    study = "p10/p10000032/s50414267"
+    rows = [
+        {
+            "id": name,
+            "study_id": 50414267,
+            "subject_id": 10000032,
+            "image_path": [f"{study}/{name}.jpg"],
+            "split": "test",
+        }
+        | {"report": "FINAL REPORT\n EXAMINATION: chest.\n No\n effusion."}
+        for name in ("02aa804e", "174413ec")
+    ]
+    write_json(tmp_path / "annotation.json", {"train": [], "val": [], "test": rows})
+    for name in ("02aa804e", "174413ec"):
+        write_image(tmp_path / "images" / study / f"{name}.jpg")
+    assert [row["question_id"] for row in load_questions(tmp_path)] == ["02aa804e", "174413ec"]
+
+
+def test_the_copy_on_the_hub_is_read_with_its_archive(local_hub, cache, tmp_path):
+    """Rows name images under another folder than the archive holds them."""
+    repository = local_hub.repository(HUB_ID)
+    image = write_image(tmp_path / "0.png").read_bytes()
+    rows = [
+        {
+            "query": "<image><image>Describe.",
+            "response": f"Report {row_id}.",
+            "images": [f"/iu_xray/image/{row_id}/0.png"] * 2,
+        }
+        for row_id in IDS
+    ]
+    for name in ("train", "val", "test"):
+        (repository / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_zip(repository / "image.zip", {f"home/x/iu_xray/images/{row_id}/0.png": image for row_id in IDS})
+    questions = load_questions(HUB_ID, "validation")
+    assert [row["answer"] for row in questions] == [f"Report {row_id}." for row_id in IDS]
+    assert [row["question_id"] for row in questions] == ["0", "1", "2"]  # the rows have no ids
+    assert Path(questions[0]["image"]).read_bytes() == image
+    assert Path(questions[0]["image"]).is_relative_to(cache)
+    assert not (tmp_path / "hub" / "snapshots" / HUB_ID / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize("field", ["conversations", "conversatons"])
+def test_llava_meds_conversations_are_read(tmp_path, field):
+    turns = [{"from": "human", "value": "Describe it.\n<image>"}, {"from": "gpt", "value": "No effusion."}]
+    write_json(tmp_path / "test.json", [{"id": 7, "image": "a.png", field: turns}])
+    write_image(tmp_path / "images" / "a.png")
+    (question,) = load_questions(tmp_path)
+    assert (question["question_id"], question["question"], question["answer"]) == ("7", QUESTION, "No effusion.")
+
+
+@pytest.mark.filterwarnings("error")
+def test_tables_of_ones_own_are_read_in_three_forms(tmp_path):
+    rows = [{"image": "a.png", "report": "No effusion, no mass.\nClear."}, {"image": "a.png", "report": "Edema."}]
+    text = 'image,report\na.png,"No effusion, no mass.\nClear."\na.png,Edema.\n'
+    write_json(tmp_path / "json" / "test.json", rows)
+    for name in ("json", "jsonl", "csv"):
+        write_image(tmp_path / name / "images" / "a.png")
+    (tmp_path / "jsonl" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "csv" / "test.csv").write_text("\ufeff" + text, encoding="utf-8")
+    for name in ("json", "jsonl", "csv"):
+        questions = load_questions(tmp_path / name)
+        assert [row["answer"] for row in questions] == ["No effusion, no mass.\nClear.", "Edema."], name
+        assert [row["question_id"] for row in questions] == ["0", "1"]
+
+
+def test_a_table_with_a_split_column_gives_the_rows_of_the_split(tmp_path):
+    (tmp_path / "reports.csv").write_text(
+        "id,image,report,split\n1,a.png,Edema.,train\n2,a.png,Mass.,Test \n3,a.png,Clear.,val\n"
+    )
+    write_image(tmp_path / "a.png")
+    assert [row["question_id"] for row in load_questions(tmp_path)] == ["2"]
+    assert [row["question_id"] for row in load_questions(tmp_path, "validation")] == ["3"]
+    (tmp_path / "reports.csv").write_text("image,report,split\na.png,Edema.,dev\n")
+    with pytest.raises(ValueError, match=r"reports\.csv holds no row with `split` 'test'; it has dev"):
+        load_questions(tmp_path)
+
+
+def test_ids_that_occur_more_than_once_are_numbered(tmp_path):
+    write_json(tmp_path / "test.json", [{"id": 1, "image": "a.png", "report": "Edema."}] * 2)
+    write_image(tmp_path / "a.png")
+    assert [row["question_id"] for row in load_questions(tmp_path)] == ["1-1", "1-2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"image": "a.png"}, r"test\.json, row 1 has no `report`"),
+        ({"image": "a.png", "report": " \n"}, r"row 1, `report` is empty"),
+        ({"report": "Edema."}, r"row 1 has no image: expected one of image_path, images, image"),
+        ({"image_path": [], "report": "Edema."}, r"row 1 has no image"),
+        (
+            {"image_path": [1], "report": "Edema."},
+            r"row 1, `image_path`: expected a path or a list of paths, got \[1\]",
+        ),
+        ({"image": "gone.png", "report": "Edema."}, r"row 1, `image`: .*gone\.png is missing"),
+        ({"image": "../a.png", "report": "Edema."}, r"row 1, `image`: expected a path that stays in"),
+        ({"image": "a.png", "conversations": []}, r"row 1, `conversations`: expected two turns"),
+        ({"id": [1], "image": "a.png", "report": "Edema."}, r"row 1, `id`: expected a text, got \[1\]"),
+    ],
+)
+def test_bad_rows_are_refused_by_file_row_and_field(tmp_path, row, words):
+    write_json(tmp_path / "test.json", [{"image": "a.png", "report": "Clear."}, row])
+    write_image(tmp_path / "images" / "a.png")
+    with pytest.raises(ValueError, match=words):
+        load_questions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("annotation.json", "{", r"annotation\.json is not JSON"),
+        ("annotation.json", '{"train": []}', r"annotation\.json has no test; it has train"),
+        ("annotation.json", '{"test": [1]}', r"annotation\.json, test: expected a list of rows"),
+        ("annotation.json", '{"test": []}', r"annotation\.json holds no report of the test split"),
+        ("test.csv", "image,report\n", r"test\.csv holds no report of the test split"),
+        ("test.jsonl", "{", r"test\.jsonl, line 1 is not JSON"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_questions(tmp_path)
+
+
+def test_unknown_splits_subsets_and_folders_are_refused(tmp_path, iu_xray):
+    with pytest.raises(ValueError, match="must be one of test, train, validation, got 'val'"):
+        load_questions(iu_xray, "val")
+    with pytest.raises(ValueError, match="report has no subsets: leave `subset` out, got 'iu_xray'"):
+        load_questions(iu_xray, subset="iu_xray")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"`data` holds no annotation\.json \(nor"):
+        load_questions(tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"the folder with the files of report, or a Hub id such as dz-osamu/IU-Xray"):
+        load_questions("nowhere")
+
+
+def test_the_register_knows_the_benchmark():
+    assert get_benchmark("report").TASK == "report"
