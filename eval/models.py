@@ -1,0 +1,87 @@
+"""The model to evaluate: loading it, adapters included, and telling it apart from others."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
+
+
+# Of each weight file this much is read from its start and from its end: enough to tell any two trained models apart
+# without reading a whole 7B.
+FINGERPRINT_BYTES = 1 << 20
+MODEL_FILES = ("*config.json", "tokenizer*", "*.jinja", "*.safetensors", "pytorch_model*.bin")
+ADAPTER_CONFIG = "adapter_config.json"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def load_model(model: str, adapter: str | None = None, trust_remote_code: bool = False) -> tuple[torch.nn.Module, Any]:
+    """
+    A model in its own dtype, in evaluation mode, on the GPU if there is one, and its processor.
+
+    Args:
+        model (`str`): Folder or Hub id of any image-text-to-text model of transformers, or of a PEFT adapter, whose
+            configuration names its base model.
+        adapter (`str`, *optional*): Folder or Hub id of a PEFT adapter to put on `model`.
+        trust_remote_code (`bool`): Run model code that comes with the model.
+
+    Raises:
+        ValueError: If both name an adapter.
+    """
+    base, adapter = resolve_adapter(model, adapter)
+    loaded = AutoModelForImageTextToText.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        from peft import PeftModel
+
+        loaded = PeftModel.from_pretrained(loaded, adapter)
+    has_processor = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
+    processor = AutoProcessor.from_pretrained(adapter if has_processor else base, trust_remote_code=trust_remote_code)
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+
+
+def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | None]:
+    """The base model and the adapter on it, where `model` may be an adapter itself."""
+    if not (Path(model) / ADAPTER_CONFIG).is_file():
+        return model, adapter
+    if adapter is not None:
+        raise ValueError(f"`model` {model} is an adapter itself, so `adapter` {adapter} has no base model. Name that.")
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{model}/{ADAPTER_CONFIG} names no base model (`base_model_name_or_path`). Pass the base as `model` and "
+            "this folder as `adapter`."
+        )
+    return base, model
+
+
+def fingerprint_model(model: str, adapter: str | None = None) -> str:
+    """
+    A hash of a model's configuration, tokenizer and weight files (name, size, first and last MiB), or its Hub id.
+
+    Two trainings of one configuration differ in it; a copy of a folder does not. With an adapter, both count.
+    """
+    base, adapter = resolve_adapter(model, adapter)
+    if adapter is None:
+        return _fingerprint_folder(base)
+    return f"{_fingerprint_folder(base)}+{_fingerprint_folder(adapter)}"
+
+
+def _fingerprint_folder(model: str) -> str:
+    folder = Path(model)
+    if not folder.is_dir():
+        return model
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{path.name} {size}".encode())
+            for start in (0, max(0, size - FINGERPRINT_BYTES)):
+                file.seek(start)
+                digest.update(file.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()
