@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from logramed.eval.files import to_json_line, write_json_lines, write_whole
+
 
 class PredictionFile:
     """
@@ -45,17 +47,24 @@ class PredictionFile:
         # Bytes: the cut may go through a character.
         whole_lines = written[: written.rfind(b"\n") + 1].decode()
         if len(whole_lines.encode()) < len(written):
-            self._replace(whole_lines)
+            write_whole(self.path, whole_lines)
         answered = self._read(whole_lines)
         return [question for question in self.questions if question["question_id"] not in answered]
 
     @contextmanager
-    def open_for_append(self) -> Iterator[Callable[[dict, str], None]]:
-        """Gives a function of a question row and its answer that appends them to the file at once."""
+    def open_for_append(self) -> Iterator[Callable[..., None]]:
+        """
+        Gives a function of a question row and its answer that appends them to the file at once.
+
+        The row is told by its id, and may ask otherwise than the benchmark's, which is the one written. Further fields
+        of the answer are passed by name.
+        """
+        rows = {question["question_id"]: question for question in self.questions}
         with self.path.open("a", encoding="utf-8") as file:
 
-            def write_answer(question: dict, answer: str) -> None:
-                file.write(_to_line(question, answer))
+            def write_answer(question: dict, answer: str, **fields) -> None:
+                row = rows[question["question_id"]]
+                file.write(to_json_line(row | {"image": Path(row["image"]).name, "prediction": answer} | fields))
                 file.flush()
 
             yield write_answer
@@ -72,7 +81,7 @@ class PredictionFile:
         if missing:
             raise ValueError(f"{self.path} lacks answers to {len(missing)} questions, among them {missing[:5]}.")
         rows = [answered[question["question_id"]] for question in self.questions]
-        self._replace("".join(_dump(row) for row in rows))
+        write_json_lines(self.path, rows)
         return rows
 
     def _read(self, text: str) -> dict[str, dict]:
@@ -92,16 +101,3 @@ class PredictionFile:
                 raise ValueError(f"{where} answers question {question_id!r} a second time. Delete one of the lines.")
             answered[question_id] = row
         return answered
-
-    def _replace(self, text: str) -> None:
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self.path)
-
-
-def _to_line(question: dict, answer: str) -> str:
-    return _dump(question | {"image": Path(question["image"]).name, "prediction": answer})
-
-
-def _dump(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,6 +1,6 @@
 """What a model is shown: the prompt of a question, and its image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,21 @@ def build_prompt(processor: Any, question: str) -> str:
     content = [{"type": "image"}, {"type": "text", "text": question}]
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def list_options(question: str, options: Sequence[str]) -> str:
+    """
+    A question with its options, lettered.
+
+    Example:
+        >>> print(list_options("Which modality is this?", ["CT", "MRI"]))
+        Which modality is this?
+        A. CT
+        B. MRI
+        Answer with one of these.
+    """
+    lines = [f"{chr(ord('A') + place)}. {option}" for place, option in enumerate(options)]
+    return "\n".join([question, *lines, "Answer with one of these."])
 
 
 def template_begins(processor: Any, prompt: str) -> bool:

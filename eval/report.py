@@ -1,41 +1,71 @@
-"""From answers to figures: the content of `metrics.json` and the table that `eval/run.py` prints."""
+"""The figures of a run, and a text table of them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers, yes_or_no
+from logramed.eval.leakage import without_leaked_triplets
+from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
+from logramed.eval.run_folder import MAIN_FIGURES, count_of
+from logramed.eval.scoring import has_release_protocol, score_rows
 
 
-TABLE_FIGURES = {"open_recall": ("open recall", "num_open"), "closed_accuracy": ("closed accuracy", "num_closed")}
+TITLES = {
+    "open_recall": "open recall",
+    "closed_accuracy": "closed accuracy",
+    "accuracy": "accuracy",
+    "relative_score": "relative score",
+    "rouge_l": "ROUGE-L",
+    "clinical_f1": "clinical F1",
+}
+KIND_OF_FIGURES = {
+    "vqa": "Percent (95% bootstrap interval) of so many questions; strict protocol where not said otherwise.",
+    "multiple_choice": "Percent (95% bootstrap interval) of so many questions.",
+    "chat": "Percent of the reference answer's score (95% bootstrap interval) over so many questions.",
+    "report": "Percent (95% bootstrap interval) over so many reports.",
+}
 
 
-def compute_metrics(rows: Sequence[dict], settings: dict) -> dict:
+def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> dict:
     """
-    The figures of a run.
+    The figures of answered questions.
 
     Args:
         rows: Question rows with the model's `prediction`; at least one.
-        settings (`dict`): What the run was, kept under `run`.
+        task (`str`): "vqa", "multiple_choice" or "report".
+        candidates (*optional*): Answers to choose from, for `open_accuracy`.
 
     Returns:
-        `dict`: `run`; `overall`, the figures of `medical_vqa` under its strict protocol; `groups`, the same for each
-        value of each group; `release_protocol`, those of all rows under the protocol of the research release; and
-        `constant_answer`, the best closed accuracy that one answer to all closed questions can have.
+        `dict`: `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each
+        value of each group; where there is such a protocol `release_protocol`, those of all rows as the scripts behind
+        published figures compute them; and for closed questions `constant_answer`, the best closed accuracy that one
+        answer to all of them can have.
     """
-    groups = {}
-    for name in rows[0]["groups"]:
-        values = sorted({row["groups"][name] for row in rows})
-        groups[name] = {value: _score([row for row in rows if row["groups"][name] == value]) for value in values}
-    metrics = {"run": settings, "protocol": "strict", "overall": _score(rows), "groups": groups}
-    metrics["release_protocol"] = _score(rows, protocol="release")
-    if metrics["overall"]["num_closed"]:
+    metrics = {
+        "overall": score_rows(rows, task, candidates=candidates),
+        "groups": score_groups(rows, task, candidates),
+    }
+    if has_release_protocol(rows, task):
+        metrics["release_protocol"] = score_rows(rows, task, "release", candidates)
+    if metrics["overall"].get("num_closed"):
         metrics["constant_answer"] = best_constant_answer(rows)
     return metrics
 
 
-def _score(rows: Sequence[dict], protocol: str = "strict") -> dict:
-    columns = ([row[name] for row in rows] for name in ("prediction", "answer", "answer_type"))
-    return evaluate_answers(*columns, protocol=protocol)
+def score_groups(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> dict:
+    """The figures of the rows of each value of each group, by group and value."""
+    groups = {}
+    for name in rows[0]["groups"]:
+        by_value: dict[str, list[dict]] = {}
+        for row in rows:
+            by_value.setdefault(row["groups"][name], []).append(row)
+        groups[name] = {value: score_rows(by_value[value], task, candidates=candidates) for value in sorted(by_value)}
+    return groups
+
+
+def figures_without_leakage(rows: Sequence[dict], task: str, leakage: dict) -> dict | None:
+    """The figures of the rows whose triplet does not stand in training; `None` if that is all of them or none."""
+    clean = without_leaked_triplets(rows, leakage)
+    return score_rows(clean, task) if 0 < len(clean) < len(rows) else None
 
 
 def best_constant_answer(rows: Sequence[dict]) -> dict:
@@ -53,66 +83,87 @@ def best_constant_answer(rows: Sequence[dict]) -> dict:
     return {"answer": answer, "closed_accuracy": 100 * count / len(answers)}
 
 
-def format_table(metrics: dict, counterpart: dict | None = None) -> str:
+def format_table(metrics: dict) -> str:
     """
-    A text table of open recall and closed accuracy, each with its 95% interval and number of questions.
+    A text table of the main figures, each with its 95% interval and number of questions, those without sight beside.
 
     Args:
-        metrics (`dict`): From `compute_metrics`.
-        counterpart (`dict`, *optional*): Of the same model and questions with sight if `metrics` are without, or the
-            other way round. Its figures stand beside.
+        metrics (`dict`): As `eval/run.py` writes them.
     """
-    blank = metrics["run"]["blank_images"]
-    columns = ["", *(title for title, _ in TABLE_FIGURES.values())]
-    if counterpart is not None:
-        sight = "sighted" if blank else "blank"
-        columns += [f"{title}, {sight}" for title, _ in TABLE_FIGURES.values()]
+    names = [name for name in MAIN_FIGURES[metrics["task"]] if name in metrics["overall"]]
+    blank = metrics["blank_images"]
+    columns = ["", *(TITLES[name] for name in names)]
+    if "overall" in blank:
+        columns += [f"{TITLES[name]}, blank" for name in names]
     lines = []
-    for label, figures, beside in _table_rows(metrics, counterpart):
-        cells = [_format_figure(figures, name) for name in TABLE_FIGURES]
-        if counterpart is not None:
-            cells += [f"{beside[name]:.1f}" if name in beside else "-" for name in TABLE_FIGURES]
+    for label, figures, beside in _table_rows(metrics):
+        cells = [_format_figure(figures, name) for name in names]
+        if "overall" in blank:
+            cells += [f"{beside[name]:.1f}" if name in beside else "-" for name in names]
         lines.append([label, *cells])
     return "\n".join([*_headline(metrics), "", *_align([columns, *lines]), "", *_footnotes(metrics)])
 
 
-def _table_rows(metrics: dict, counterpart: dict | None) -> Iterator[tuple[str, dict, dict]]:
-    beside = counterpart or {"overall": {}, "groups": {}, "release_protocol": {}}
-    yield "all", metrics["overall"], beside["overall"]
+def _table_rows(metrics: dict) -> Iterator[tuple[str, dict, dict]]:
+    blank = metrics["blank_images"]
+    yield "all", metrics["overall"], blank.get("overall", {})
     for name, values in metrics["groups"].items():
         for value, figures in values.items():
-            yield f"{name.replace('_', ' ')}: {value}", figures, beside["groups"].get(name, {}).get(value, {})
-    yield "all, release protocol", metrics["release_protocol"], beside["release_protocol"]
+            beside = blank.get("groups", {}).get(name, {}).get(value, {})
+            yield f"{name.replace('_', ' ')}: {value}", figures, beside
+    clean = metrics["leakage"].get("overall_without_triplets")
+    if clean:
+        yield "all, not in training", clean, {}
+    if "release_protocol" in metrics:
+        yield "all, release protocol", metrics["release_protocol"], {}
 
 
 def _format_figure(figures: dict, name: str) -> str:
     if name not in figures:
         return "-"
     low, high = figures["intervals"][name]
-    return f"{figures[name]:5.1f} ({low:.1f} to {high:.1f}) of {figures[TABLE_FIGURES[name][1]]}"
+    return f"{figures[name]:5.1f} ({low:.1f} to {high:.1f}) of {count_of(figures, name)}"
 
 
 def _headline(metrics: dict) -> list[str]:
     run = metrics["run"]
-    lines = [f"{run['benchmark']}, {run['split']} split, {run['num_questions']} questions, model {run['model']}"]
+    subset = f" ({run['subset']})" if run["subset"] else ""
+    asked = f"model {run['model']}" if run["model"] else f"answers of {run['predictions']}"
+    lines = [f"{run['benchmark']}{subset}, {run['split']} split, {run['num_questions']} questions, {asked}"]
     if run["limit"] is not None:
         lines.append(
             f"Only the first {run['limit']} questions were asked (`limit`): these are not the benchmark's figures."
         )
-    if run["blank_images"]:
-        lines.append("WITHOUT SIGHT (`blank_images`): the model saw an evenly grey image in place of each image.")
+    lines += [f"The questions differ from the known split: {difference}." for difference in metrics["differences"]]
     return lines
 
 
 def _footnotes(metrics: dict) -> list[str]:
-    lines = ["Percent (95% bootstrap interval) of so many questions; strict protocol where not said otherwise."]
+    lines = [KIND_OF_FIGURES[metrics["task"]]]
+    blank, leakage = metrics["blank_images"], metrics["leakage"]
+    if "overall" in blank:
+        lines.append('"blank": the same model shown an evenly grey image in place of each.')
+    else:
+        lines.append(f"No figures without sight: {blank['missing']}.")
+    if "chance" in metrics["overall"]:
+        lines.append(f"Choosing at random is right in {metrics['overall']['chance']:.1f} percent.")
     if "constant_answer" in metrics:
         constant = metrics["constant_answer"]
         lines.append(
             f"The constant answer {constant['answer']!r} to every question has a closed accuracy of "
             f"{constant['closed_accuracy']:.1f}."
         )
-    return lines
+    if "missing" in leakage:
+        lines.append(f"Leakage was not looked for: {leakage['missing']}.")
+    else:
+        lines.append(
+            f"{leakage['num_test_images_in_training']} of {leakage['num_test_images']} test images and "
+            f"{leakage['num_triplets_in_training']} of {metrics['run']['num_questions']} triplets of image, question "
+            f"and answer also stand in training ({leakage['compared_with']})."
+        )
+    for problem in metrics.get("not_judged", []):
+        lines.append(f"Not judged: question {problem['question_id']}, {problem['order']}: {problem['reason']}")
+    return lines + list(metrics["run"].get("notes", []))
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,5 +1,5 @@
 """
-Ask a model the questions of a benchmark and score its answers:
+Ask a model the questions of a benchmark, with and without sight, and score its answers:
 
     python eval/run.py --model DIR --benchmark vqa_rad --data FOLDER --output DIR
 
@@ -8,108 +8,250 @@ Ask a model the questions of a benchmark and score its answers:
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
-import logramed  # also registers LoGra-Med with the Auto classes
+import logramed
 from logramed.eval.answering import answer_questions
-from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
+from logramed.eval.arguments import EvaluationArguments
+from logramed.eval.benchmarks import get_benchmark
+from logramed.eval.files import write_json, write_json_lines
+from logramed.eval.foreign_predictions import read_predictions
+from logramed.eval.html_report import write_run_report
+from logramed.eval.judge_client import JudgeSettings
+from logramed.eval.judging import judge_answers
+from logramed.eval.leakage import find_leakage, training_rows
+from logramed.eval.likelihood import score_options
+from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
+from logramed.eval.models import fingerprint_model, load_model
 from logramed.eval.predictions import PredictionFile
-from logramed.eval.report import compute_metrics, format_table
+from logramed.eval.prompts import list_options
+from logramed.eval.report import compute_metrics, figures_without_leakage, format_table
+from logramed.eval.scoring import score_items
 
 
-# Of each weight file this much is read from its start and from its end: enough to tell any two trained models apart
-# without reading a whole 7B.
-FINGERPRINT_BYTES = 1 << 20
-MODEL_FILES = ("*config.json", "tokenizer*", "*.jinja", "*.safetensors", "pytorch_model*.bin")
-
-
-@dataclass
-class EvaluationArguments:
-    """What `eval/run.py` can be told."""
-
-    model: str = field(metadata={"help": "Folder or Hub id of the model: LoGra-Med or any image-text-to-text model."})
-    benchmark: str = field(metadata={"help": f"Which questions: {', '.join(BENCHMARKS)}."})
-    data: str = field(metadata={"help": "Folder with the files of the benchmark."})
-    output: str = field(metadata={"help": "Folder for predictions.jsonl and metrics.json."})
-    split: str = field(default="test", metadata={"help": "Split of the benchmark."})
-    batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
-    max_new_tokens: int = field(default=32, metadata={"help": "Tokens of an answer at most."})
-    blank_images: bool = field(
-        default=False,
-        metadata={"help": "Show evenly grey images instead. Written beside the sighted run, which it never replaces."},
-    )
-    limit: int | None = field(default=None, metadata={"help": "Ask the first so many questions only."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the model."})
-
-    def __post_init__(self) -> None:
-        if self.benchmark not in BENCHMARKS:
-            raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
-        for name in ("batch_size", "max_new_tokens", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+# Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
+MAX_NEW_TOKENS = {"vqa": 32, "multiple_choice": 64, "chat": 512, "report": 512}
+# Arguments on which no answer depends: where files lie, how much is asked at once, how answers are scored and shown.
+NOT_OF_AN_ANSWER = (
+    "output",
+    "data",
+    "batch_size",
+    "trust_remote_code",
+    "blank_images",
+    "blank_predictions",
+    "candidates",
+    "system",
+    "training_data_share",
+    "judge_url",
+    "judge_model",
+    "judge_concurrency",
+)
+UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: of this process), print the table and return 0."""
     (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(args=argv)
     metrics = evaluate_benchmark(arguments)
-    print(format_table(metrics, load_counterpart(arguments, metrics)))
+    if metrics is None:
+        print(UNJUDGED)
+        return 0
+    print(format_table(metrics))
+    print(f"Report: {Path(arguments.output) / 'report.html'}")
     return 0
 
 
-def evaluate_benchmark(arguments: EvaluationArguments) -> dict:
+def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
     """
-    Ask what is not yet answered in `arguments.output`, write `predictions.jsonl` and `metrics.json` there.
-
-    With `blank_images` the files are `predictions.blank_images.jsonl` and so on.
+    Ask what is not yet answered in `arguments.output`, and write answers, figures and a report there.
 
     Returns:
-        `dict`: the metrics as written (see `report.compute_metrics`).
+        `dict`: the content of `metrics.json`; `None` if chat answers were written but no judge was named.
 
     Raises:
         ValueError: If the output folder holds answers of a run with other settings.
     """
-    output = Path(arguments.output)
-    output.mkdir(parents=True, exist_ok=True)
-    questions = get_benchmark(arguments.benchmark).load_questions(arguments.data, arguments.split)[: arguments.limit]
-    settings = describe_run(arguments, questions)
-    predictions = PredictionFile(output / output_name("predictions", "jsonl", arguments.blank_images), questions)
-    check_settings(output / output_name("run", "json", arguments.blank_images), settings, predictions.path)
-    unanswered = predictions.resume()
-    if unanswered:
-        with predictions.open_for_append() as write_answer:
-            for question, answer in ask(arguments, unanswered):
-                write_answer(question, answer)
-    rows = predictions.finish()
-    metrics = compute_metrics(rows, settings)
-    write_json(output / output_name("metrics", "json", arguments.blank_images), metrics)
+    run = Run(arguments)
+    run.output.mkdir(parents=True, exist_ok=True)
+    check_settings(run.output / "run.json", run.settings, [run.path("predictions", blank) for blank in (False, True)])
+    write_json(
+        run.output / "local_paths.json", {"images": {row["question_id"]: row["image"] for row in run.questions}}
+    )
+    answered = {blank: run.collect_answers(blank) for blank in (False, True) if run.has_answers(blank)}
+    if run.task == "chat" and arguments.judge_model is None:
+        return None
+    figures = {blank: run.score(rows, blank) for blank, rows in answered.items()}
+    metrics = {
+        "run": run.settings | {name: value for name, value in run.further_settings().items() if value is not None},
+        "task": run.task,
+        "protocol": "strict",
+        **figures[False],
+        "blank_images": figures.get(True, {"missing": run.why_no_blank()}),
+        "leakage": run.find_leakage(answered[False]),
+        "differences": run.benchmark.count_differences(run.all_questions, run.split, arguments.subset),
+    }
+    write_json(run.output / "metrics.json", metrics)
+    write_run_report(run.output)
     return metrics
 
 
-def ask(arguments: EvaluationArguments, questions: Sequence[dict]) -> Iterator[tuple[dict, str]]:
-    """Load the model and let it answer `questions`."""
-    processor = AutoProcessor.from_pretrained(arguments.model, trust_remote_code=arguments.trust_remote_code)
-    model = AutoModelForImageTextToText.from_pretrained(
-        arguments.model, dtype="auto", trust_remote_code=arguments.trust_remote_code
-    )
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return answer_questions(
-        model.eval(),
-        processor,
-        questions,
-        batch_size=arguments.batch_size,
-        max_new_tokens=arguments.max_new_tokens,
-        blank_images=arguments.blank_images,
-    )
+class Run:
+    """
+    One system's answers to the questions of one benchmark, with or without sight.
+
+    Args:
+        arguments (`EvaluationArguments`): What to ask and whom.
+    """
+
+    def __init__(self, arguments: EvaluationArguments):
+        self.arguments = arguments
+        self.output = Path(arguments.output)
+        self.benchmark = get_benchmark(arguments.benchmark)
+        self.task = self.benchmark.TASK
+        self.split = arguments.split or self.benchmark.SPLITS[0]
+        self.all_questions = self.benchmark.load_questions(arguments.data, self.split, arguments.subset)
+        self.questions = self.all_questions[: arguments.limit]
+        self.settings = describe_run(arguments, self.task, self.split, self.questions)
+
+    def path(self, stem: str, blank: bool, suffix: str = "jsonl") -> Path:
+        """A file of the output folder; runs without sight have their own."""
+        return self.output / output_name(stem, suffix, blank)
+
+    def has_answers(self, blank: bool) -> bool:
+        """Whether there is something to score."""
+        if self.arguments.model is not None:
+            return self.arguments.blank_images or not blank
+        return (self.arguments.blank_predictions if blank else self.arguments.predictions) is not None
+
+    def why_no_blank(self) -> str:
+        """Why there are no figures without sight."""
+        if self.arguments.model is None:
+            return "another system answered; pass what it answers to blank images as `blank_predictions`"
+        return "they were turned off (`no_blank_images`)"
+
+    @cached_property
+    def model(self) -> tuple[torch.nn.Module, Any]:
+        """Model and processor, loaded when the first question has to be asked."""
+        return load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
+
+    def collect_answers(self, blank: bool) -> list[dict]:
+        """The question rows with `prediction`: those in the file, and what is missing there, asked or read now."""
+        file = PredictionFile(self.path("predictions", blank), self.questions)
+        unanswered = file.resume()
+        if unanswered:
+            with file.open_for_append() as write_answer:
+                for question, answer, fields in self.ask(unanswered, blank):
+                    write_answer(question, answer, **fields)
+        return file.finish()
+
+    def ask(self, questions: Sequence[dict], blank: bool) -> Iterator[tuple[dict, str, dict]]:
+        """Question rows, their answers and, where options were scored, `option_scores`."""
+        if self.arguments.model is None:
+            answers, _ = self.foreign_answers["blank_predictions" if blank else "predictions"]
+            yield from ((question, answers[question["question_id"]], {}) for question in questions)
+            return
+        shown = [show_question(question, self.settings["yes_no_hint"]) for question in questions]
+        options = {"batch_size": self.arguments.batch_size, "blank_images": blank}
+        if self.task == "multiple_choice" and self.settings["multiple_choice"] == "likelihood":
+            for question, scores in score_options(*self.model, shown, **options):
+                yield question, likeliest(question["options"], scores), {"option_scores": scores}
+            return
+        stop_strings = [self.settings["stop_string"]] if self.settings["stop_string"] else []
+        options |= {"max_new_tokens": self.settings["max_new_tokens"], "stop_strings": stop_strings}
+        yield from ((question, answer, {}) for question, answer in answer_questions(*self.model, shown, **options))
+
+    @cached_property
+    def foreign_answers(self) -> dict[str, tuple[dict, dict]]:
+        """What other systems answered, and how their files were read, by the argument that names the file."""
+        files = {name: getattr(self.arguments, name) for name in ("predictions", "blank_predictions")}
+        return {
+            name: read_predictions(
+                path, self.all_questions, self.task, missing_as_empty=self.arguments.missing_as_empty
+            )
+            for name, path in files.items()
+            if path is not None
+        }
+
+    def score(self, rows: Sequence[dict], blank: bool) -> dict:
+        """The figures of answered questions; those of each question are written to `scores.jsonl`."""
+        if self.task == "chat":
+            figures = self._judge(rows, blank)
+            items = [figures["scores"].get(row["question_id"], {}) for row in rows]
+            del figures["scores"]
+        else:
+            candidates = read_candidates(self.arguments.candidates)
+            figures = compute_metrics(rows, self.task, candidates)
+            items = score_items(rows, self.task, candidates)
+        write_json_lines(self.path("scores", blank), describe_items(rows, items))
+        return figures
+
+    def _judge(self, rows: Sequence[dict], blank: bool) -> dict:
+        arguments = self.arguments
+        settings = JudgeSettings(arguments.judge_url, arguments.judge_model, concurrency=arguments.judge_concurrency)
+        predictions = {row["question_id"]: row["prediction"] for row in rows}
+        return judge_answers(self.questions, predictions, settings, self.path("judgements", blank))
+
+    def find_leakage(self, rows: Sequence[dict]) -> dict:
+        """Which of the questions stand in training, and the figures without them; or why that is not known."""
+        training = training_rows(self.benchmark, self.arguments.data, self.arguments.subset)
+        if isinstance(training, str):
+            return {"missing": training}
+        leakage = find_leakage(self.questions, training)
+        clean = None if self.task == "chat" else figures_without_leakage(rows, self.task, leakage)
+        return leakage | ({} if clean is None else {"overall_without_triplets": clean})
+
+    def further_settings(self) -> dict:
+        """What a reader of the figures has to know, though no answer depends on it."""
+        read = {name: description for name, (_, description) in self.foreign_answers.items()}
+        notes = [note for description in read.values() for note in description["notes"]]
+        return {
+            "system": self.arguments.system,
+            "training_data_share": self.arguments.training_data_share,
+            "read": read or None,
+            "notes": notes or None,
+        }
+
+
+def show_question(question: dict, yes_no_hint: str = "") -> dict:
+    """
+    A question row as it is asked: with its options, or with a hint if it is a yes/no question.
+
+    Example:
+        >>> show_question({"question": "Mass?", "answer": "no", "answer_type": "CLOSED"}, " Yes or no?")["question"]
+        'Mass? Yes or no?'
+    """
+    if "options" in question:
+        return question | {"question": list_options(question["question"], question["options"])}
+    if question.get("answer_type") == "CLOSED" and yes_or_no(question["answer"]) is not None:
+        return question | {"question": question["question"] + yes_no_hint}
+    return question
+
+
+def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
+    """
+    The option with the highest score, the first of several.
+
+    Example:
+        >>> likeliest(["CT", "MRI"], [-2.0, -0.5])
+        'MRI'
+    """
+    return options[max(range(len(scores)), key=scores.__getitem__)]
+
+
+def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict]:
+    """Lines of `scores.jsonl`."""
+    for row, scores in zip(rows, items, strict=True):
+        kind = {"answer_type": row["answer_type"]} if "answer_type" in row else {}
+        yield {"question_id": row["question_id"], "groups": row["groups"], **kind, "scores": scores}
 
 
 def output_name(stem: str, suffix: str, blank_images: bool) -> str:
@@ -117,34 +259,38 @@ def output_name(stem: str, suffix: str, blank_images: bool) -> str:
     The name of an output file; runs without sight have their own.
 
     Example:
-        >>> output_name("metrics", "json", blank_images=True)
-        'metrics.blank_images.json'
+        >>> output_name("predictions", "jsonl", blank_images=True)
+        'predictions.blank_images.jsonl'
     """
     return f"{stem}.blank_images.{suffix}" if blank_images else f"{stem}.{suffix}"
 
 
-def describe_run(arguments: EvaluationArguments, questions: Sequence[dict]) -> dict:
+def describe_run(arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict]) -> dict:
     """Everything that answers depend on, and what made them."""
-    settings = asdict(arguments)
-    # Where files lie and how many questions are asked at once do not change an answer.
-    for name in ("output", "data", "batch_size", "trust_remote_code"):
-        settings.pop(name)
+    settings = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_AN_ANSWER}
+    settings["split"] = split
+    settings["max_new_tokens"] = arguments.max_new_tokens or MAX_NEW_TOKENS[task]
+    if arguments.model is not None:
+        settings["model_fingerprint"] = fingerprint_model(arguments.model, arguments.adapter)
+    else:
+        settings["predictions"] = Path(arguments.predictions).name
+        settings["predictions_fingerprint"] = _fingerprint_file(arguments.predictions)
     return settings | {
-        "model_fingerprint": fingerprint_model(arguments.model),
         "data_fingerprint": fingerprint_questions(questions),
         "num_questions": len(questions),
         "versions": {"logramed": logramed.__version__} | {name: version(name) for name in ("transformers", "torch")},
     }
 
 
-def check_settings(path: Path, settings: dict, predictions_path: Path) -> None:
+def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]) -> None:
     """Write `settings` to `path`, or refuse if answers of other settings lie beside it. Versions may differ."""
-    if not predictions_path.is_file():
+    written = [predictions for predictions in predictions_paths if predictions.is_file()]
+    if not written:
         write_json(path, settings)
         return
     if not path.is_file():
         raise ValueError(
-            f"{predictions_path} is there, but not {path.name}, which says what was asked. Choose another `--output`."
+            f"{written[0]} is there, but not {path.name}, which says what was asked. Choose another `--output`."
         )
     former = json.loads(path.read_text(encoding="utf-8"))
     differences = [
@@ -154,29 +300,9 @@ def check_settings(path: Path, settings: dict, predictions_path: Path) -> None:
     ]
     if differences:
         raise ValueError(
-            f"{predictions_path} holds answers of another run: {'; '.join(differences)}. Choose another `--output`, "
+            f"{written[0]} holds answers of another run: {'; '.join(differences)}. Choose another `--output`, "
             "or delete that file to start over."
         )
-
-
-def fingerprint_model(model: str) -> str:
-    """
-    A hash of a folder's configuration, tokenizer and weight files (name, size, first and last MiB), or the Hub id.
-
-    Two trainings of one configuration differ in it; a copy of a folder does not.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return model
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.name} {size}".encode())
-            for start in (0, max(0, size - FINGERPRINT_BYTES)):
-                file.seek(start)
-                digest.update(file.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()
 
 
 def fingerprint_questions(questions: Sequence[dict]) -> str:
@@ -187,28 +313,18 @@ def fingerprint_questions(questions: Sequence[dict]) -> str:
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     for image in sorted({question["image"] for question in questions}, key=lambda image: (Path(image).name, image)):
         digest.update(Path(image).name.encode())
-        with open(image, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(_fingerprint_file(image)))
     return digest.hexdigest()
 
 
-def load_counterpart(arguments: EvaluationArguments, metrics: dict) -> dict | None:
-    """The metrics of the same model and questions with (without) sight, if the output folder holds them."""
-    path = Path(arguments.output) / output_name("metrics", "json", not arguments.blank_images)
-    if not path.is_file():
-        return None
-    counterpart = json.loads(path.read_text(encoding="utf-8"))
-    same = ("model_fingerprint", "data_fingerprint", "max_new_tokens")
-    if any(counterpart["run"][name] != metrics["run"][name] for name in same):
-        return None
-    return counterpart
+def _fingerprint_file(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write `content` to `path`, whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+def read_candidates(path: str | None) -> list | dict | None:
+    """The answers to choose from, or `None` without a file."""
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

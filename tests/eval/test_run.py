@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from logramed.eval import run
 from logramed.eval.benchmarks.vqa_rad import load_questions
+from logramed.eval.models import fingerprint_model
 from logramed.trainer.phantoms import generate_phantoms
 
 
@@ -31,13 +32,14 @@ def build_command(model, data, output, *options, batch_size=5):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The ids of the questions that the model is asked, in that order."""
+    """The ids of the questions that the model is asked with sight, in that order."""
     ids = []
     answer_questions = run.answer_questions
 
     def spy(model, processor, questions, **options):
         for question, answer in answer_questions(model, processor, questions, **options):
-            ids.append(question["question_id"])
+            if not options["blank_images"]:
+                ids.append(question["question_id"])
             yield question, answer
 
     monkeypatch.setattr(run, "answer_questions", spy)
@@ -74,7 +76,8 @@ def test_run_writes_predictions_in_question_order_and_metrics_of_them(finished, 
     assert set(metrics["groups"]["organ"]) == {"CHEST", "ABD", "HEAD"}
     assert metrics["run"]["benchmark"] == "vqa_rad"
     assert metrics["run"]["num_questions"] == NUM_QUESTIONS
-    assert metrics["run"] == json.loads((finished / "run.json").read_text())
+    settings = json.loads((finished / "run.json").read_text())
+    assert settings.items() <= metrics["run"].items()
 
 
 def test_killed_in_the_middle_and_started_again_gives_the_same_files(
@@ -103,7 +106,9 @@ def test_killed_in_the_middle_and_started_again_gives_the_same_files(
     uninterrupted = tmp_path / "uninterrupted"
     run.main(build_command(tiny_model, tiny_vqa_rad, uninterrupted, *options, batch_size=8))
     assert len(asked) == NUM_QUESTIONS
-    for name in ("predictions.jsonl", "metrics.json", "run.json"):
+    names = sorted(path.name for path in uninterrupted.iterdir())
+    assert names == sorted(path.name for path in output.iterdir())
+    for name in names:
         assert (output / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
@@ -117,7 +122,7 @@ def test_resuming_asks_only_what_is_missing_also_after_a_line_cut_in_half(
 
 
 def test_a_finished_run_asks_nothing_and_loads_no_model(output, tiny_model, tiny_vqa_rad, asked, monkeypatch):
-    monkeypatch.setattr(run, "AutoModelForImageTextToText", None)
+    monkeypatch.setattr(run, "load_model", None)
     (output / "metrics.json").unlink()
     run.main(build_command(tiny_model, tiny_vqa_rad, output))
     assert not asked
@@ -154,7 +159,7 @@ def test_phantoms_are_evaluated_like_any_benchmark(tiny_model, tmp_path):
 
 def test_other_weights_in_the_same_folder_are_refused(output, tiny_model, tiny_vqa_rad, tmp_path, monkeypatch):
     retrained = Path(shutil.copytree(tiny_model, tmp_path / "retrained"))
-    assert run.fingerprint_model(str(retrained)) == run.fingerprint_model(str(tiny_model))
+    assert fingerprint_model(str(retrained)) == fingerprint_model(str(tiny_model))
     weights = load_file(retrained / "model.safetensors")
     name = sorted(weights)[-1]
     weights[name] = weights[name] + torch.ones_like(weights[name])
@@ -176,28 +181,82 @@ def test_moved_data_are_the_same_data(output, tiny_model, tiny_vqa_rad, tmp_path
     assert not asked
 
 
-def test_blind_run_stands_beside_the_sighted_one_and_does_not_touch_it(
-    output, finished, tiny_model, tiny_vqa_rad, capsys
-):
-    run.main(build_command(tiny_model, tiny_vqa_rad, output, "--blank_images"))
-    table = capsys.readouterr().out
-    assert "WITHOUT SIGHT" in table
-    assert "closed accuracy, sighted" in table
-    for name in ("predictions.jsonl", "metrics.json", "run.json"):
-        assert (output / name).read_bytes() == (finished / name).read_bytes()
-    blind = (output / "predictions.blank_images.jsonl").read_text()
-    assert blind != (finished / "predictions.jsonl").read_text()
-    assert json.loads((output / "metrics.blank_images.json").read_text())["run"]["blank_images"] is True
+def test_each_run_also_asks_without_sight_and_says_so(finished, tiny_model, tiny_vqa_rad, output, capsys):
+    sighted, blind = (
+        (finished / name).read_text() for name in ("predictions.jsonl", "predictions.blank_images.jsonl")
+    )
+    assert blind.count("\n") == sighted.count("\n") == NUM_QUESTIONS
+    assert blind != sighted
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["blank_images"]["overall"]["num_closed"] == metrics["overall"]["num_closed"]
     run.main(build_command(tiny_model, tiny_vqa_rad, output))
     assert "closed accuracy, blank" in capsys.readouterr().out
 
 
-def test_figures_of_another_model_are_not_shown_beside(output, tiny_model, tiny_vqa_rad, capsys):
-    metrics = json.loads((output / "metrics.json").read_text())
-    metrics["run"]["model_fingerprint"] = "another"
-    (output / "metrics.json").write_text(json.dumps(metrics))
-    run.main(build_command(tiny_model, tiny_vqa_rad, output, "--blank_images"))
-    assert "sighted" not in capsys.readouterr().out
+def test_without_blank_images_the_table_says_what_is_missing(tiny_model, tiny_vqa_rad, tmp_path, capsys):
+    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--no_blank_images"))
+    assert "No figures without sight: they were turned off" in capsys.readouterr().out
+    assert not (tmp_path / "predictions.blank_images.jsonl").exists()
+    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path))  # and may be asked for later
+    assert "closed accuracy, blank" in capsys.readouterr().out
+
+
+def test_scores_of_each_question_add_up_to_the_figures(finished):
+    items = [json.loads(line) for line in (finished / "scores.jsonl").read_text().splitlines()]
+    overall = json.loads((finished / "metrics.json").read_text())["overall"]
+    for figure in ("open_recall", "open_bleu_1", "closed_accuracy"):
+        scores = [item["scores"][figure] for item in items if figure in item["scores"]]
+        assert sum(scores) / len(scores) == pytest.approx(overall[figure])
+        assert len(scores) == overall["counts"][figure]
+
+
+def test_leakage_is_part_of_a_run_with_or_without_training_files(
+    finished, output, tiny_model, tiny_vqa_rad, tmp_path, capsys
+):
+    missing = json.loads((finished / "metrics.json").read_text())["leakage"]["missing"]
+    assert "trainset.json" in missing
+    data = Path(shutil.copytree(tiny_vqa_rad, tmp_path / "data"))
+    records = json.loads((data / "testset.json").read_text())
+    (data / "trainset.json").write_text(json.dumps(records[:2] + [records[5] | {"answer": "never"}]))
+    run.main(build_command(tiny_model, data, output))
+    leakage = json.loads((output / "metrics.json").read_text())["leakage"]
+    assert leakage["num_triplets_in_training"] == len(leakage["triplet_question_ids"])
+    assert {"100", "99"} <= set(leakage["triplet_question_ids"])
+    assert leakage["num_test_images_in_training"] == 2
+    assert "2 of 5 test images" in capsys.readouterr().out
+    clean = leakage["overall_without_triplets"]
+    assert clean["num_open"] + clean["num_closed"] == NUM_QUESTIONS - leakage["num_triplets_in_training"]
+
+
+def test_the_report_is_one_file_that_shows_the_figures(finished):
+    page = (finished / "report.html").read_text()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert f"{metrics['overall']['closed_accuracy']:.1f}" in page
+    assert "data:image/jpeg;base64," in page
+
+
+def test_a_hint_is_added_to_yes_no_questions_only(tiny_model, tiny_vqa_rad, tmp_path, monkeypatch):
+    shown = {}
+    answer_questions = run.answer_questions
+
+    def spy(model, processor, questions, **options):
+        shown.update({question["question_id"]: question["question"] for question in questions})
+        return answer_questions(model, processor, questions, **options)
+
+    monkeypatch.setattr(run, "answer_questions", spy)
+    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--yes_no_hint", " yes or no", "--no_blank_images"))
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for row in rows:
+        hint = " yes or no" if row["answer"].lower() in ("yes", "no") else ""
+        assert shown[row["question_id"]] == row["question"] + hint
+    assert sum(text.endswith(" yes or no") for text in shown.values()) == NUM_QUESTIONS / 2
+
+
+def test_candidates_give_open_accuracy(tiny_model, tiny_vqa_rad, tmp_path):
+    (tmp_path / "candidate.json").write_text(json.dumps({"0": ["left lung", 2, "liver"]}))
+    options = ("--candidates", tmp_path / "candidate.json", "--no_blank_images")
+    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, *options))
+    assert "open_accuracy" in json.loads((tmp_path / "metrics.json").read_text())["overall"]
 
 
 def test_table_is_printed_with_the_number_of_questions_behind_each_figure(output, tiny_model, tiny_vqa_rad, capsys):
@@ -217,10 +276,17 @@ def test_limit_asks_the_first_questions_only(tiny_model, tiny_vqa_rad, tmp_path,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--benchmark", "slake"), "must be one of vqa_rad, phantoms, got 'slake'"),
+        (("--benchmark", "vqa"), "must be one of vqa_rad, .*, got 'vqa'"),
         (("--batch_size", "0"), "`batch_size` must be at least 1, got 0"),
         (("--limit", "0"), "`limit` must be at least 1, got 0"),
         (("--split", "validation"), "must be one of test, train, got 'validation'"),
+        (("--subset", "en"), "vqa_rad has no subsets: leave `subset` out, got 'en'"),
+        (("--multiple_choice", "guess"), "must be one of likelihood, text, got 'guess'"),
+        (("--predictions", "a.csv"), "Name either a `model` to ask or a file of `predictions` to score"),
+        (("--blank_predictions", "a.csv"), "`blank_predictions` needs `predictions`"),
+        (("--judge_url", "http://localhost"), "`judge_url` needs `judge_model`"),
+        (("--missing_as_empty",), "`missing_as_empty` needs `predictions`"),
+        (("--training_data_share", "0"), "above 0 and at most 100 percent, got 0"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_refused(tiny_model, tiny_vqa_rad, tmp_path, options, words):

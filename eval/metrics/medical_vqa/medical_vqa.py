@@ -3,8 +3,15 @@
 import datasets
 import evaluate
 
+from .chinese_answers import polarities
+from .release_protocol import normalize_release
 from .vqa_scoring import answer_text, answer_type, evaluate_answers
+from .word_overlap import bleu_scores
 
+
+# `evaluate` copies the siblings imported above, but not those that they import in turn: so each is imported here. It
+# would take a comment at the end of such a line for the address of a file.
+__all__ = ["MedicalVQA", "bleu_scores", "normalize_release", "polarities"]
 
 _DESCRIPTION = """\
 Answers to open and closed questions about medical images, scored under a strict protocol (default) or as the research
@@ -22,8 +29,8 @@ Args:
     num_resamples (int), seed (int): of the bootstrap.
 Returns:
     open_recall, open_precision, open_f1, open_exact_match, open_accuracy (with candidates), open_bleu_1 to
-    open_bleu_4, closed_accuracy, num_open, num_closed, intervals, items (on request). A kind without questions has no
-    figures.
+    open_bleu_4, closed_accuracy, average, num_open, num_closed, counts, intervals, items (on request). A kind without
+    questions has no figures, and `average` needs both kinds.
 Example:
     >>> metric = evaluate.load("eval/metrics/medical_vqa")
     >>> result = metric.compute(predictions=["Yes"], references=["yes"], answer_types=["CLOSED"])

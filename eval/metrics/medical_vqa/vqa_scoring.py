@@ -9,10 +9,8 @@ scripts, faults included, so that published figures can be compared with. The ca
 
 from __future__ import annotations
 
-import math
 import numbers
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -20,90 +18,29 @@ from functools import lru_cache
 
 import numpy as np
 
+from .chinese_answers import HAN, polarities, polarity_of_reference, score_option
+from .release_protocol import score_closed_release, score_open_release
+from .word_overlap import ARTICLES, HAN_NUMBERS, NUMBER_WORDS, bleu_scores, precision_recall_f1
+
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
 PROTOCOLS = ("strict", "release")
-ARTICLES = ("a", "an", "the")
-_ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ZERO_TO_TEN)} | {"none": "0"}
 
 
 # Every item is compared with every candidate answer, so the same few thousand texts are normalized again and again.
 _cache = lru_cache(maxsize=100_000)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Normalization, release protocol: the public VQA-v2 evaluator's, as the release applies it
-# ---------------------------------------------------------------------------------------------------------------------
-
-RELEASE_MARKS = ';/[]"{}()=+\\_-><@`,?!'
-
-_DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
-_STOP = re.compile(r"\.(?!\d)")
-# The release passes `re.UNICODE` where `re.sub` takes the number of replacements, and 32 is its value.
-_RELEASE_MAX_STOPS = 32
-
-_CONTRACTED = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll
-how's isn't it'd it'll ma'am might've mightn't must've mustn't needn't not've o'clock oughtn't shan't should've
-shouldn't somebody'll somebody's someone'd someone's something'd something'll that's there'd there're there's they'd
-they'll they're they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's where've who'd
-who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've"""
-_TWICE_CONTRACTED = """couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've
-someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'd've y'all'll you'd've"""
-_IRREGULAR = {"someonell": "someone'll", "somebody'd": "somebodyd", "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at"}
-
-
-def _contraction_table() -> dict[str, str]:
-    """
-    The VQA-v2 evaluator's list of words that lost one apostrophe, by the word they are restored to.
-
-    Left out are its entries that map to themselves and those with a capital, which never match lowered words.
-    """
-    table = {}
-    for word in (_CONTRACTED + " " + _TWICE_CONTRACTED).split():
-        for position, letter in enumerate(word):
-            if letter == "'":
-                table[word[:position] + word[position + 1 :]] = word
-    return table | _IRREGULAR
-
-
-CONTRACTIONS = _contraction_table()
-
-
-@_cache
-def normalize_release(text: str) -> str:
-    """
-    Normalize an answer as the release's `normalize_word` does. Not idempotent: its scores apply it once or twice.
-
-    A mark of `RELEASE_MARKS` is deleted if it touches a space anywhere in `text`, or if `text` holds a comma between
-    digits; it becomes a space otherwise. Then up to 32 full stops that no digit follows go, number words become
-    digits, articles go, contractions are restored, and commas go.
-
-    Example:
-        >>> normalize_release("The X-ray shows two nodules.")
-        'x ray shows 2 nodules'
-        >>> normalize_release("1,000 left-lung nodules")  # the comma switches every mark to deletion
-        '1000 leftlung nodules'
-    """
-    delete_all = _DIGIT_COMMA_DIGIT.search(text) is not None
-    unmarked = text
-    for mark in RELEASE_MARKS:
-        touches_space = f"{mark} " in text or f" {mark}" in text
-        unmarked = unmarked.replace(mark, "" if touches_space or delete_all else " ")
-    unmarked = _STOP.sub("", unmarked, count=_RELEASE_MAX_STOPS)
-    words = [NUMBER_WORDS.get(word, word) for word in unmarked.lower().split()]
-    words = [CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES]
-    return " ".join(words).replace(",", "")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Normalization, strict protocol
 # ---------------------------------------------------------------------------------------------------------------------
 
-_ROLE = re.compile(r"^[\s#*]*(?:assistant|answer|gpt|bot|ai)[ *]*[:\n][\s*]*", re.IGNORECASE)
+_ROLE = re.compile(r"^[\s#*]*(?:assistant|answer|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\n][\s*]*", re.IGNORECASE)
 _NEXT_TURN = re.compile(r"#{2,}\s*(?:human|user|assistant)\b.*", re.IGNORECASE | re.DOTALL)
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
-_WORD = re.compile(r"\d+(?:\.\d+)*|[^\W\d_][^\W_]*")
+_DIGITS = NUMBER_WORDS | HAN_NUMBERS
+_HAN = re.compile(f"[{HAN}]")
+_WORD = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*")
 
 
 def strip_role_words(text: str) -> str:
@@ -120,121 +57,39 @@ def strip_role_words(text: str) -> str:
     return _NEXT_TURN.sub("", text).strip()
 
 
+def clean(text: str) -> str:
+    """
+    The text of an answer alone: Unicode folded (NFKC, lower case), role words stripped.
+
+    Example:
+        >>> clean("Assistant: Left lung ")
+        'left lung'
+    """
+    return strip_role_words(unicodedata.normalize("NFKC", text)).casefold()
+
+
 @_cache
 def normalize_strict(text: str) -> tuple[str, ...]:
     """
     The words of an answer: role words stripped, Unicode folded (NFKC, lower case), marks out, number words as digits.
 
     A number and the unit glued to it are two words ("3.5cm" is "3.5 cm"), apostrophes go ("Crohn's" is "crohns"), and
-    articles go except as the last word, where "A" is a name ("hepatitis A").
+    articles go except as the last word, where "A" is a name ("hepatitis A"). Each Han character is a word of its own.
 
     Example:
         >>> normalize_strict("Assistant: The X-ray shows two nodules (3.5cm).")
         ('x', 'ray', 'shows', '2', 'nodules', '3.5', 'cm')
+        >>> normalize_strict("CT扫描,两个结节")
+        ('ct', '扫', '描', '2', '个', '结', '节')
     """
-    text = strip_role_words(unicodedata.normalize("NFKC", text)).casefold()
-    text = _THOUSANDS_COMMA.sub("", _APOSTROPHES.sub("", text))
-    words = [NUMBER_WORDS.get(word, word) for word in _WORD.findall(text)]
+    text = _THOUSANDS_COMMA.sub("", _APOSTROPHES.sub("", clean(text)))
+    words = [_DIGITS.get(word, word) for word in _WORD.findall(text)]
     return tuple([word for word in words[:-1] if word not in ARTICLES] + words[-1:])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One open question
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def bleu(prediction: Sequence[str], reference: Sequence[str], weights: Sequence[float]) -> float:
-    """
-    Sentence BLEU of words against one reference, unsmoothed, in 0..1: what nltk 3.10's `sentence_bleu` gives.
-
-    `weights` belong to the 1-, 2-, 3-, ... grams. As there, an order without a match counts as the smallest float
-    rather than zero, and no common word at all gives 0.0.
-
-    Source: Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation".
-
-    Example:
-        >>> bleu(["left", "lung"], ["left", "lung"], weights=(0, 1, 0, 0))
-        1.0
-    """
-    log_score = 0.0
-    for order, weight in enumerate(weights, start=1):
-        predicted, expected = _ngrams(prediction, order), _ngrams(reference, order)
-        num_matches = (predicted & expected).total()
-        if order == 1 and num_matches == 0:
-            return 0.0
-        precision = num_matches / max(1, predicted.total()) or sys.float_info.min
-        log_score += weight * math.log(precision)
-    brevity_penalty = min(1.0, math.exp(1 - len(reference) / len(prediction)))
-    return brevity_penalty * math.exp(log_score)
-
-
-def _ngrams(words: Sequence[str], order: int) -> Counter:
-    return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
-
-
-def bleu_scores(prediction: Sequence[str], reference: Sequence[str]) -> dict[str, float]:
-    """
-    The release's four BLEU figures: orders 1, 2 and 3 each alone, and the usual BLEU-4 over orders 1 to 4.
-
-    Example:
-        >>> bleu_scores(["left", "lung"], ["left", "lung"])["open_bleu_2"]
-        1.0
-    """
-    weights = {1: (1, 0, 0, 0), 2: (0, 1, 0, 0), 3: (0, 0, 1, 0), 4: (0.25, 0.25, 0.25, 0.25)}
-    return {f"open_bleu_{order}": bleu(prediction, reference, weights[order]) for order in weights}
-
-
-def precision_recall_f1(num_matches: int, num_predicted: int, num_expected: int) -> tuple[float, float, float]:
-    """All three are 0.0 if nothing matches, also for an answer without words: it counts, as a wrong one."""
-    if num_matches == 0:
-        return 0.0, 0.0, 0.0
-    precision, recall = num_matches / num_predicted, num_matches / num_expected
-    return precision, recall, 2 * precision * recall / (precision + recall)
-
-
-def score_open_release(prediction: str, reference: str, candidates: Sequence | None = None) -> dict[str, float]:
-    """
-    Scores of one open answer, each in 0..1, as the release's `run_eval` computes them.
-
-    "Exact match" is there the share of the prediction's words that the reference has (a precision, blind to order),
-    and recall counts the *prediction's* copies of a common word: "left lobe" recalls all of "left left lobe".
-
-    Example:
-        >>> scores = score_open_release("left lung, clear", "left lung")
-        >>> scores["open_recall"], round(scores["open_precision"], 3)
-        (1.0, 0.667)
-    """
-    prediction, reference = normalize_release(prediction.lower()), normalize_release(reference.lower())
-    scores = bleu_scores(prediction.split(), reference.split())
-    prediction, reference = normalize_release(prediction), normalize_release(reference)
-    predicted, expected = Counter(prediction.split()), Counter(reference.split())
-    num_common = len(predicted.keys() & expected.keys())
-    num_matches = sum(count for word, count in predicted.items() if word in expected)
-    num_missed = sum(count for word, count in expected.items() if word not in predicted)
-    precision, recall, f1 = precision_recall_f1(num_matches, predicted.total(), num_matches + num_missed)
-    scores |= {"open_precision": precision, "open_recall": recall, "open_f1": f1}
-    scores["open_exact_match"] = num_common / predicted.total() if predicted else 0.0
-    if candidates is not None:
-        scores["open_accuracy"] = float(most_similar_candidate_release(predicted.keys(), candidates) == reference)
-    return scores
-
-
-def most_similar_candidate_release(predicted_words: Set[str], candidates: Sequence) -> str:
-    """
-    The candidate, normalized, with the largest share of its words predicted; the first of several, also at share 0.
-
-    Example:
-        >>> most_similar_candidate_release({"in", "right", "lung"}, ["Left lung", "Right lung"])
-        'right lung'
-    """
-    best, best_share = None, -1.0
-    for candidate in candidates:
-        normalized = normalize_release(str(candidate))
-        words = set(normalized.split())
-        share = len(words & predicted_words) / len(words) if words else 0.0
-        if share > best_share:
-            best, best_share = normalized, share
-    return best
 
 
 def score_open_strict(prediction: str, reference: str, candidates: Sequence | None = None) -> dict[str, float]:
@@ -269,8 +124,11 @@ def most_similar_candidates_strict(predicted: Sequence[str], candidates: Sequenc
         True
     """
     best, best_f1 = set(), 0.0
+    predicted_counts = Counter(predicted)
     for words in {normalize_strict(str(candidate)) for candidate in candidates}:
-        num_matches = (Counter(predicted) & Counter(words)).total()
+        if predicted_counts.keys().isdisjoint(words):  # nearly all are: spares the slow count
+            continue
+        num_matches = (predicted_counts & Counter(words)).total()
         f1 = precision_recall_f1(num_matches, len(predicted), len(words))[2]
         if f1 > best_f1:
             best, best_f1 = {words}, f1
@@ -325,22 +183,26 @@ OPTION_FAMILIES = tuple(
 OPTION_FILLERS = frozenset(
     ("side", "sides", "in", "on", "of", "at", "to", "with", "just", "view", "image", "plane", "scan", "weighted")
 )
-NEGATIONS = frozenset(("no", "not", "non", "without", "isnt", "arent"))
+NEGATIONS = frozenset(("no", "not", "non", "without", "isnt", "arent", "不", "非", "没", "无"))
+_CHINESE_COPULAS = frozenset(("是", "有"))
 
 
 def yes_or_no(reference: str) -> str | None:
     """
     The answer to a yes/no question, or `None` where `reference` answers a question between other options.
 
-    "No" needs an end or a mark after it: "No, it is clear" says no, "no contrast" is an option.
+    "No" needs an end or a mark after it: "No, it is clear" says no, "no contrast" is an option. What says yes
+    and no in Chinese stands in `chinese_answers`.
 
     Example:
         >>> yes_or_no("Yes."), yes_or_no("No, it is clear"), yes_or_no("no contrast"), yes_or_no("normal")
         ('yes', 'no', None, None)
+        >>> yes_or_no("包含"), yes_or_no("不是"), yes_or_no("左侧")
+        ('yes', 'no', None)
     """
-    text = strip_role_words(unicodedata.normalize("NFKC", reference)).casefold()
+    text = clean(reference)
     found = re.match(r"yes\b|no\b(?=\W*$|\s*[,.;:!])", text)
-    return found.group() if found else None
+    return found.group() if found else polarity_of_reference(text)
 
 
 def named_options(words: Sequence[str]) -> set[str]:
@@ -355,7 +217,7 @@ def named_options(words: Sequence[str]) -> set[str]:
     for word in words:
         if word in NEGATIONS:
             negated = True
-        else:
+        elif not (negated and word in _CHINESE_COPULAS):
             named.add(f"not {word}" if negated else word)
             negated = False
     return named
@@ -390,24 +252,15 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     """
     words, expected = normalize_strict(prediction), yes_or_no(reference)
     if expected is not None:
-        return float({"yes", "no"} & set(words) == {expected})
+        return float(({"yes", "no"} & set(words)) | polarities(clean(prediction)) == {expected})
+    if _HAN.search(reference):
+        return score_option(clean(prediction), clean(reference), OPTION_FAMILIES)
     reference_options = named_options(normalize_strict(reference))
     reference_options = (reference_options - OPTION_FILLERS) or reference_options
     named = named_options(words)
     rivals = rival_options(reference_options)
     undecided = "or" in named and "or" not in reference_options
     return float(reference_options <= named and not named & rivals and not undecided)
-
-
-def score_closed_release(prediction: str, reference: str) -> float:
-    """
-    1.0 if the normalized reference is a substring of the normalized prediction, "no" in "abnormal" included.
-
-    Example:
-        >>> score_closed_release("The heart is abnormal", "no")
-        1.0
-    """
-    return float(normalize_release(reference.lower()) in normalize_release(prediction.lower()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -476,18 +329,18 @@ def score_item(prediction: str, reference: str, kind: str, protocol: str, candid
     return score_open(prediction, reference, candidates)
 
 
-def bootstrap_intervals(scores: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+def bootstrap_means(scores: np.ndarray, num_resamples: int, seed: int | list[int]) -> np.ndarray:
     """
-    95% percentile bootstrap intervals of the column means of `scores`, items drawn with replacement.
+    Column means of `scores` over items drawn with replacement.
 
     Args:
         scores (`np.ndarray` of shape `(num_items, num_figures)`): At least one item.
 
     Returns:
-        `np.ndarray` of shape `(2, num_figures)`: lower and upper ends, in the unit of `scores`.
+        `np.ndarray` of shape `(num_resamples, num_figures)`, in the unit of `scores`.
 
     Example:
-        >>> bootstrap_intervals(np.array([[1.0], [1.0]]), num_resamples=100, seed=0).tolist()
+        >>> bootstrap_means(np.array([[1.0], [1.0]]), num_resamples=2, seed=0).tolist()
         [[1.0], [1.0]]
     """
     num_items = len(scores)
@@ -496,7 +349,18 @@ def bootstrap_intervals(scores: np.ndarray, num_resamples: int, seed: int) -> np
     for resample in range(num_resamples):
         counts = np.bincount(generator.integers(num_items, size=num_items), minlength=num_items)
         means[resample] = counts @ scores / num_items
-    return np.percentile(means, [2.5, 97.5], axis=0)
+    return means
+
+
+def bootstrap_intervals(scores: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """
+    95% percentile bootstrap intervals of the column means of `scores`: shape `(2, num_figures)`, lower and upper ends.
+
+    Example:
+        >>> bootstrap_intervals(np.array([[1.0], [1.0]]), num_resamples=100, seed=0).tolist()
+        [[1.0], [1.0]]
+    """
+    return np.percentile(bootstrap_means(scores, num_resamples, seed), [2.5, 97.5], axis=0)
 
 
 def evaluate_answers(
@@ -521,8 +385,9 @@ def evaluate_answers(
         num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
 
     Returns:
-        `dict`: figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones),
-        `num_open`, `num_closed`, and `intervals`, a 95% interval `[low, high]` in percent for each figure.
+        `dict`: figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones,
+        `average` only with both), `num_open`, `num_closed`, `counts`, the number of questions behind each figure, and
+        `intervals`, a 95% interval `[low, high]` in percent for each figure.
 
     Raises:
         ValueError: If the lists are empty or of different length, or hold an unknown type, or an empty reference under
@@ -553,14 +418,21 @@ def evaluate_answers(
             raise ValueError(f"`references[{position}]` has no words to compare with: {reference!r}.")
         items.append(score_item(prediction, reference, kind, protocol, candidates))
 
-    results = {"num_open": kinds.count("OPEN"), "num_closed": kinds.count("CLOSED")}
-    intervals = {}
-    for kind in ANSWER_TYPES:
-        of_kind = [item for item, item_kind in zip(items, kinds, strict=True) if item_kind == kind]
+    by_kind = {kind: [item for item, its in zip(items, kinds, strict=True) if its == kind] for kind in ANSWER_TYPES}
+    results = {"num_open": len(by_kind["OPEN"]), "num_closed": len(by_kind["CLOSED"])}
+    counts, intervals = {}, {}
+    for of_kind in by_kind.values():
         if of_kind:
             figures, figure_intervals = aggregate(of_kind, num_resamples, seed)
             results |= figures
+            counts |= dict.fromkeys(figures, len(of_kind))
             intervals |= figure_intervals
+    if all(by_kind.values()):
+        results["average"] = (results["open_recall"] + results["closed_accuracy"]) / 2
+        counts["average"] = len(items)
+        if num_resamples:
+            intervals["average"] = average_interval(*by_kind.values(), num_resamples, seed)
+    results["counts"] = counts
     if num_resamples:
         results["intervals"] = intervals
     if return_items:
@@ -586,3 +458,23 @@ def aggregate(items: Sequence[Mapping[str, float]], num_resamples: int, seed: in
     scores = np.array([[item[name] for name in names] for item in items])
     low, high = 100 * bootstrap_intervals(scores, num_resamples, seed)
     return figures, {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
+
+
+def average_interval(
+    open_items: Sequence[Mapping[str, float]],
+    closed_items: Sequence[Mapping[str, float]],
+    num_resamples: int,
+    seed: int,
+) -> list[float]:
+    """
+    95% bootstrap interval, in percent, of the mean of open recall and closed accuracy; each kind is drawn by itself.
+
+    Example:
+        >>> average_interval([{"open_recall": 1.0}], [{"closed_accuracy": 0.0}], num_resamples=9, seed=0)
+        [50.0, 50.0]
+    """
+    recalls = np.array([[item["open_recall"]] for item in open_items])
+    accuracies = np.array([[item["closed_accuracy"]] for item in closed_items])
+    # Two streams of random numbers: with one, equally many questions of both kinds would be drawn at the same places.
+    means = bootstrap_means(recalls, num_resamples, [seed, 0]) + bootstrap_means(accuracies, num_resamples, [seed, 1])
+    return [float(end) for end in 100 * np.percentile(means / 2, [2.5, 97.5])]

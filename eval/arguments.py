@@ -1,0 +1,90 @@
+"""What `eval/run.py` can be told."""
+
+from dataclasses import dataclass, field
+
+from logramed.eval.benchmarks import BENCHMARKS
+
+
+MULTIPLE_CHOICE_METHODS = ("likelihood", "text")
+
+
+@dataclass
+class EvaluationArguments:
+    """Arguments of `eval/run.py`, from the command line."""
+
+    benchmark: str = field(metadata={"help": f"Which questions: {', '.join(BENCHMARKS)}."})
+    data: str = field(metadata={"help": "Folder with the files of the benchmark, or its id on the Hub."})
+    output: str = field(metadata={"help": "Folder for the answers, figures and report."})
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of LoGra-Med, any other image-text-to-text model, or an adapter."},
+    )
+    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a PEFT adapter for `model`."})
+    predictions: str | None = field(
+        default=None, metadata={"help": "File with the answers of another system, in place of `model`."}
+    )
+    blank_predictions: str | None = field(
+        default=None, metadata={"help": "File with that system's answers about blank images."}
+    )
+    missing_as_empty: bool = field(
+        default=False, metadata={"help": "Count questions that `predictions` does not answer as answered wrong."}
+    )
+    system: str | None = field(default=None, metadata={"help": "Name of what answers, in tables and plots."})
+    training_data_share: float | None = field(
+        default=None, metadata={"help": "Share of the training data it saw, in percent, for curves over several runs."}
+    )
+    split: str | None = field(default=None, metadata={"help": "Split of the benchmark. By default the one tested on."})
+    subset: str | None = field(
+        default=None, metadata={"help": "Part of the benchmark: a language of slake, a data set of omnimedvqa, ..."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Ask the first so many questions only."})
+    batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Tokens of an answer at most. By default 32, and 512 for chat and reports."}
+    )
+    stop_string: str | None = field(
+        default=None, metadata={"help": 'Text before which answers end, such as "###" for models of LLaVA-Med v1.0.'}
+    )
+    yes_no_hint: str = field(
+        default="", metadata={"help": "Text added to each yes/no question, if the model was trained with one."}
+    )
+    multiple_choice: str = field(
+        default="likelihood",
+        metadata={"help": "How an option is chosen: by its likelihood, or by the text of the answer."},
+    )
+    blank_images: bool = field(
+        default=True, metadata={"help": "Also ask with evenly grey images, to see what is known without sight."}
+    )
+    candidates: str | None = field(
+        default=None,
+        metadata={"help": 'JSON file of answers to choose from, for open accuracy: a list or {"0": [...]}.'},
+    )
+    judge_url: str | None = field(
+        default=None, metadata={"help": "OpenAI-compatible address of the judge of chat answers."}
+    )
+    judge_model: str | None = field(default=None, metadata={"help": "Name of the judge there."})
+    judge_concurrency: int = field(default=4, metadata={"help": "Requests to the judge at the same time."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the model."})
+
+    def __post_init__(self) -> None:
+        if self.benchmark not in BENCHMARKS:
+            raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
+        if (self.model is None) == (self.predictions is None):
+            raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
+        for name in ("adapter", "model"), ("blank_predictions", "predictions"), ("judge_url", "judge_model"):
+            if getattr(self, name[0]) is not None and getattr(self, name[1]) is None:
+                raise ValueError(f"`{name[0]}` needs `{name[1]}`.")
+        if self.missing_as_empty and self.predictions is None:
+            raise ValueError("`missing_as_empty` needs `predictions`.")
+        if self.multiple_choice not in MULTIPLE_CHOICE_METHODS:
+            raise ValueError(
+                f"`multiple_choice` must be one of {', '.join(MULTIPLE_CHOICE_METHODS)}, got {self.multiple_choice!r}."
+            )
+        for name in ("batch_size", "max_new_tokens", "limit", "judge_concurrency"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.training_data_share is not None and not 0 < self.training_data_share <= 100:
+            raise ValueError(
+                f"`training_data_share` must be above 0 and at most 100 percent, got {self.training_data_share}."
+            )

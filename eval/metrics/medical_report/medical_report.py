@@ -1,0 +1,83 @@
+"""`evaluate.load("eval/metrics/medical_report")`: word overlap and clinical statements of generated reports."""
+
+import datasets
+import evaluate
+
+# `evaluate` brings along only the files that this one imports. It reads a comment behind an import as its address.
+from .clinical_statements import clinical_statements
+from .clinical_terms import FINDINGS
+from .report_scoring import evaluate_reports, report_text
+
+
+__all__ = ["MedicalReport", "clinical_statements"]
+
+_DESCRIPTION = f"""\
+Generated radiology reports scored against reference reports: corpus BLEU-1 to BLEU-4, ROUGE-L, CIDEr, and F1 over
+clinical statements, a statement being that one of {sum(map(len, FINDINGS.values()))} findings and devices is there, or
+is not. All figures come with their number of reports and a bootstrap 95% interval.
+"""
+
+_INPUTS_DESCRIPTION = """\
+Args:
+    predictions (list of str): generated reports.
+    references (list of str): reference reports.
+    return_items (bool): also return the scores of every report.
+    num_resamples (int), seed (int): of the bootstrap.
+Returns:
+    bleu_1 to bleu_4, rouge_l, clinical_f1, clinical_precision, clinical_recall (percent), cider (0 to 10), num_items,
+    counts, intervals, items (on request). A figure that no report has a value of is absent.
+Example:
+    >>> metric = evaluate.load("eval/metrics/medical_report")
+    >>> result = metric.compute(predictions=["No effusion."], references=["There is no pleural effusion."])
+    >>> result["clinical_f1"], result["num_items"]
+    (100.0, 1)
+"""
+
+
+class MedicalReport(evaluate.Metric):
+    """Thin `evaluate` form of `report_scoring.evaluate_reports`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS_DESCRIPTION,
+            features=datasets.Features({"predictions": text, "references": text}),
+        )
+
+    def compute(
+        self,
+        *,
+        predictions: list | None = None,
+        references: list | None = None,
+        return_items: bool = False,
+        num_resamples: int = 1000,
+        seed: int = 0,
+    ) -> dict | None:
+        """`report_scoring.evaluate_reports` of the given lists or, without them, of what `add` and `add_batch` got."""
+        options = {"return_items": return_items, "num_resamples": num_resamples, "seed": seed}
+        columns = {"predictions": predictions, "references": references}
+        missing = [name for name, column in columns.items() if column is None]
+        if len(missing) == 1:
+            raise ValueError(f"`compute` needs `{missing[0]}` too.")
+        if not missing and len(self) == 0 and self.num_process == 1:
+            # Nothing was collected before: no need for the table on disk in between.
+            return evaluate_reports(predictions, references, **options)
+        if not missing:
+            self.add_batch(**columns)
+        return super().compute(**options)
+
+    def add_batch(self, *, predictions: list, references: list) -> None:
+        """Collect reports for a later `compute()`."""
+        super().add_batch(
+            predictions=[report_text(text, i, "predictions") for i, text in enumerate(predictions)],
+            references=[report_text(text, i, "references") for i, text in enumerate(references)],
+        )
+
+    def add(self, *, prediction: str, reference: str) -> None:
+        """Collect one report for a later `compute()`."""
+        self.add_batch(predictions=[prediction], references=[reference])
+
+    def _compute(self, predictions, references, **options) -> dict:
+        return evaluate_reports(predictions, references, **options)

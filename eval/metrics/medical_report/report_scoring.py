@@ -1,0 +1,286 @@
+"""
+Scores of generated reports against reference reports: word overlap (BLEU, ROUGE-L, CIDEr) and clinical statements.
+
+Pure functions. The overlap figures come from sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), both imported where
+they are used; texts are cut into words here, the same way for all of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+
+import numpy as np
+
+from .clinical_statements import clinical_statements, split_words
+
+
+MAX_ORDER = 4
+OVERLAP_FIGURES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
+CLINICAL_FIGURES = ("clinical_f1", "clinical_precision", "clinical_recall")
+MISSING_PACKAGE = "medical_report needs the package {name}: `pip install {name}`, or `pip install logramed[report]`."
+
+
+def evaluate_reports(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    return_items: bool = False,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> dict:
+    """
+    Score generated reports.
+
+    Args:
+        predictions, references:
+            One text per report: the generated one and the right one. An empty prediction is scored as wrong.
+        return_items (`bool`): Also return the scores of every report, under `items`.
+        num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
+
+    Returns:
+        `dict`: `bleu_1` to `bleu_4`, `rouge_l`, `clinical_f1`, `clinical_precision` and `clinical_recall` in percent;
+        `cider`, 0 to 10; `num_items`; `counts`, the number of reports behind each figure; `intervals`, a 95% interval
+        `[low, high]` for each figure in its unit. A figure that no report has a value of is absent (see
+        `overlap_scores` and `clinical_scores`). Items have no BLEU: it is a figure of all reports together.
+
+    Raises:
+        ValueError: If the lists are empty or of different length, or a reference has no words.
+        TypeError: If a report is not text.
+        ImportError: If sacrebleu or pycocoevalcap is not installed.
+
+    Example:
+        >>> result = evaluate_reports(["No effusion."], ["There is no pleural effusion."])
+        >>> result["clinical_f1"], round(result["rouge_l"], 1), result["num_items"]
+        (100.0, 53.0, 1)
+    """
+    predicted_words, reference_words = check_reports(predictions, references)
+    statistics = np.array([bleu_statistics(*pair) for pair in zip(predicted_words, reference_words, strict=True)])
+    items = overlap_scores(predicted_words, reference_words)
+    for item, prediction, reference in zip(items, predictions, references, strict=True):
+        item |= clinical_scores(clinical_statements(prediction), clinical_statements(reference))
+
+    longest = max(map(len, reference_words))
+    results: dict = bleu_figures(statistics, orders=range(1, min(MAX_ORDER, longest) + 1))
+    results |= mean_figures(items)
+    counts = {
+        name: len(items) if name.startswith("bleu_") else sum(name in item for item in items) for name in results
+    }
+    results |= {"num_items": len(items), "counts": counts}
+    if num_resamples:
+        results["intervals"] = bootstrap_intervals(statistics, items, list(counts), num_resamples, seed)
+    if return_items:
+        results["items"] = items
+    return results
+
+
+def check_reports(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """The words of all predictions and references; refuses what cannot be scored, by item."""
+    if len(predictions) != len(references):
+        raise ValueError(
+            f"`predictions` and `references` must be equally long, got {len(predictions)} and {len(references)}."
+        )
+    if len(predictions) == 0:
+        raise ValueError("There is nothing to score: `predictions` is empty.")
+    columns = {"predictions": predictions, "references": references}
+    words = {
+        name: [split_words(report_text(text, i, name)) for i, text in enumerate(texts)]
+        for name, texts in columns.items()
+    }
+    for position, reference in enumerate(words["references"]):
+        if not reference:
+            raise ValueError(f"`references[{position}]` has no words to compare with: {references[position]!r}.")
+    return words["predictions"], words["references"]
+
+
+def report_text(value: str, position: int, column: str) -> str:
+    """
+    `value` if it is text; anything else is refused by name.
+
+    Example:
+        >>> report_text("No effusion.", position=0, column="references")
+        'No effusion.'
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"`{column}[{position}]` must be text, got {value!r} ({type(value).__name__}).")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Word overlap
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def bleu_statistics(prediction: Sequence[str], reference: Sequence[str]) -> list[int]:
+    """
+    What a report adds to corpus BLEU: clipped matches and totals of 1- to 4-grams, words of prediction and reference.
+
+    Example:
+        >>> bleu_statistics(["no", "effusion", "seen"], ["no", "effusion"])
+        [2, 1, 0, 0, 3, 2, 1, 0, 3, 2]
+    """
+    score = _bleu_class()(tokenize="none", smooth_method="none", max_ngram_order=MAX_ORDER, force=True).corpus_score(
+        [" ".join(prediction)], [[" ".join(reference)]]
+    )
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+
+def bleu_figures(statistics: np.ndarray, orders: Sequence[int]) -> dict[str, float]:
+    """
+    Corpus BLEU-1 to BLEU-4 in percent, each the geometric mean over all its orders, unsmoothed, of summed statistics.
+
+    Args:
+        statistics (`np.ndarray` of shape `(num_reports, 10)`): From `bleu_statistics`.
+        orders: Which of 1 to 4. An order that no reference is long enough for cannot be above 0 and is to be left out.
+
+    Source: Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation".
+    """
+    sums = statistics.sum(axis=0).tolist()
+    matches, totals, (predicted_length, reference_length) = sums[:MAX_ORDER], sums[MAX_ORDER:-2], sums[-2:]
+    figures = {}
+    for order in orders:
+        score = _bleu_class().compute_bleu(
+            matches[:order],
+            totals[:order],
+            predicted_length,
+            reference_length,
+            smooth_method="none",
+            effective_order=False,
+            max_ngram_order=order,
+        )
+        figures[f"bleu_{order}"] = float(score.score)
+    return figures
+
+
+def overlap_scores(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> list[dict[str, float]]:
+    """
+    `rouge_l` in percent and `cider` (0 to 10) of every report, given as words.
+
+    ROUGE-L is the F-measure of the longest common subsequence with beta 1.2, CIDEr is CIDEr-D over 1- to 4-grams: both
+    as the COCO caption evaluation has them, which published figures of report generation come from. CIDEr weighs
+    n-grams by how few of all given references hold them. Without two different references every weight is 0, and there
+    is no `cider`.
+
+    Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"; Vedantam et al. 2015, arXiv:1411.5726.
+    """
+    texts = [(" ".join(p), " ".join(r)) for p, r in zip(predictions, references, strict=True)]
+    rouge = _rouge_class()()
+    items = [{"rouge_l": 100 * float(rouge.calc_score([prediction], [reference]))} for prediction, reference in texts]
+    if len({reference for _, reference in texts}) > 1:
+        _, scores = _cider_class()().compute_score(
+            {i: [reference] for i, (_, reference) in enumerate(texts)},
+            {i: [prediction] for i, (prediction, _) in enumerate(texts)},
+        )
+        for item, score in zip(items, scores, strict=True):
+            item["cider"] = float(score)
+    return items
+
+
+def _bleu_class() -> type:
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError as error:
+        raise ImportError(MISSING_PACKAGE.format(name="sacrebleu")) from error
+    return BLEU
+
+
+def _rouge_class() -> type:
+    try:
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise ImportError(MISSING_PACKAGE.format(name="pycocoevalcap")) from error
+    return Rouge
+
+
+def _cider_class() -> type:
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ImportError as error:
+        raise ImportError(MISSING_PACKAGE.format(name="pycocoevalcap")) from error
+    return Cider
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clinical statements
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def clinical_scores(prediction: Set[tuple[str, str]], reference: Set[tuple[str, str]]) -> dict[str, float]:
+    """
+    F1, precision and recall, in percent, of the statements of one report.
+
+    A statement is right if the reference makes the same one of the same concept. A report in which neither text makes
+    one has no scores. Where only the reference does, silence scores 0 in all three. Where only the prediction does, F1
+    and precision are 0 and there is no recall, as there is nothing to recall.
+
+    Example:
+        >>> clinical_scores({("mass", "absent"), ("edema", "present")}, {("mass", "absent"), ("edema", "absent")})
+        {'clinical_f1': 50.0, 'clinical_precision': 50.0, 'clinical_recall': 50.0}
+        >>> clinical_scores({("mass", "absent")}, set())
+        {'clinical_f1': 0.0, 'clinical_precision': 0.0}
+        >>> clinical_scores(set(), set())
+        {}
+    """
+    if not prediction and not reference:
+        return {}
+    common = len(prediction & reference)
+    scores = {
+        "clinical_f1": 200 * common / (len(prediction) + len(reference)),
+        "clinical_precision": 100 * common / len(prediction) if prediction else 0.0,
+    }
+    if reference:
+        scores["clinical_recall"] = 100 * common / len(reference)
+    return scores
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All reports
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mean_figures(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """
+    The mean of each figure over the items that have it.
+
+    Example:
+        >>> mean_figures([{"rouge_l": 20.0, "clinical_f1": 50.0}, {"rouge_l": 40.0}])
+        {'rouge_l': 30.0, 'clinical_f1': 50.0}
+    """
+    values = {name: [item[name] for item in items if name in item] for name in (*OVERLAP_FIGURES, *CLINICAL_FIGURES)}
+    return {name: sum(scores) / len(scores) for name, scores in values.items() if scores}
+
+
+def bootstrap_intervals(
+    statistics: np.ndarray,
+    items: Sequence[Mapping[str, float]],
+    names: Sequence[str],
+    num_resamples: int,
+    seed: int,
+) -> dict[str, list[float]]:
+    """
+    95% percentile bootstrap intervals of the figures `names`, reports drawn with replacement.
+
+    BLEU is computed anew from the drawn reports' summed statistics. Other figures are means over the reports that have
+    a value, drawn among those; CIDEr keeps the weights that it has from all references.
+    """
+    bleu_names = [name for name in names if name.startswith("bleu_")]
+    orders = [int(name.removeprefix("bleu_")) for name in bleu_names]
+    bounds = _interval(statistics, lambda drawn: list(bleu_figures(drawn, orders).values()), num_resamples, seed)
+    intervals = dict(zip(bleu_names, bounds, strict=True))
+    for name in names:
+        if name not in intervals:
+            scores = np.array([item[name] for item in items if name in item])
+            (intervals[name],) = _interval(scores, lambda drawn: [drawn.mean()], num_resamples, seed)
+    return intervals
+
+
+def _interval(
+    values: np.ndarray, compute: Callable[[np.ndarray], list[float]], num_resamples: int, seed: int
+) -> list[list[float]]:
+    """The interval of each figure that `compute` gives for rows of `values`."""
+    figures = np.array([compute(values[drawn]) for drawn in _draws(len(values), num_resamples, seed)])
+    return np.percentile(figures, [2.5, 97.5], axis=0).T.tolist()
+
+
+def _draws(num_items: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    for _ in range(num_resamples):
+        yield generator.integers(num_items, size=num_items)

@@ -1,0 +1,70 @@
+"""The figures of answered questions, by the metric of their benchmark's task."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from logramed.eval.metrics.medical_multiple_choice.choice_scoring import evaluate_choices
+from logramed.eval.metrics.medical_report.report_scoring import evaluate_reports
+from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
+
+
+def score_vqa(rows: Sequence[dict], protocol: str, candidates: Sequence | Mapping | None = None, **options) -> dict:
+    """`medical_vqa` of question rows with `prediction`."""
+    columns = ([row[name] for row in rows] for name in ("prediction", "answer", "answer_type"))
+    return evaluate_answers(*columns, protocol=protocol, candidates=candidates, **options)
+
+
+def score_multiple_choice(rows: Sequence[dict], protocol: str, candidates: None = None, **options) -> dict:
+    """`medical_multiple_choice` of question rows, by their `option_scores` where they have them."""
+    predictions = [row.get("option_scores", row["prediction"]) for row in rows]
+    references, choices = ([row[name] for row in rows] for name in ("answer", "options"))
+    return evaluate_choices(predictions, references, choices, protocol=protocol, **options)
+
+
+def score_reports(rows: Sequence[dict], protocol: str, candidates: None = None, **options) -> dict:
+    """`medical_report` of question rows with `prediction`; it has one protocol."""
+    return evaluate_reports([row["prediction"] for row in rows], [row["answer"] for row in rows], **options)
+
+
+SCORERS: dict[str, Callable[..., dict]] = {
+    "vqa": score_vqa,
+    "multiple_choice": score_multiple_choice,
+    "report": score_reports,
+}
+
+
+def score_rows(
+    rows: Sequence[dict], task: str, protocol: str = "strict", candidates: Sequence | Mapping | None = None
+) -> dict:
+    """
+    The figures of answered questions.
+
+    Args:
+        rows: Question rows with `prediction`; at least one.
+        task (`str`): "vqa", "multiple_choice" or "report". Chat answers are scored by a judge (see `judging`).
+        protocol (`str`): "strict", or "release" where the task has it.
+        candidates (*optional*): Answers to choose from, for `open_accuracy`.
+
+    Example:
+        >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
+        >>> score_rows([row], "vqa")["closed_accuracy"]
+        100.0
+    """
+    return SCORERS[task](rows, protocol, candidates)
+
+
+def score_items(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> list[dict]:
+    """
+    The figures of each question by itself, in percent, under the strict protocol; those that do not apply are absent.
+
+    Example:
+        >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
+        >>> score_items([row], "vqa")
+        [{'closed_accuracy': 100.0}]
+    """
+    items = SCORERS[task](rows, "strict", candidates, return_items=True, num_resamples=0)["items"]
+    return [{name: value for name, value in item.items() if isinstance(value, float)} for item in items]
+
+
+def has_release_protocol(rows: Sequence[dict], task: str) -> bool:
+    """Whether the scripts behind published figures scored such answers: not likelihoods, and no reports."""
+    return task == "vqa" or (task == "multiple_choice" and "option_scores" not in rows[0])

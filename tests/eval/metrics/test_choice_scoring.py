@@ -1,0 +1,242 @@
+"""Tests of the scoring functions behind the `medical_multiple_choice` metric."""
+
+import itertools
+import math
+from difflib import SequenceMatcher
+
+import numpy as np
+import pytest
+
+from tests.eval.metrics.loading import load_metric_module
+
+
+choice_scoring = load_metric_module("medical_multiple_choice", "choice_scoring")
+choose_by_text = load_metric_module("medical_multiple_choice", "option_matching").choose_by_text
+evaluate_choices = choice_scoring.evaluate_choices
+score_choice = choice_scoring.score_choice
+
+MODALITIES = ["CT scan", "MRI scan", "X-ray", "Ultrasound"]
+
+
+# Release protocol
+
+
+def test_release_protocol_gives_the_recorded_choices(parity):
+    assert len(parity["multiple_choice"]) == 8
+    for case in parity["multiple_choice"]:
+        scored = score_choice(case["model_pred"], case["gt_answer"], case["options"], "release")
+        assert scored["ratios"] == case["ratios"], case["id"]
+        assert scored["index"] == case["index"], case["id"]
+        assert scored["accuracy"] == float(case["is_correct"] == "yes"), case["id"]
+
+
+def test_release_protocol_keeps_what_it_cannot_map_in_the_denominator(parity):
+    cases = parity["multiple_choice"]
+    columns = [[case[name] for case in cases] for name in ("model_pred", "gt_answer", "options")]
+    result = evaluate_choices(*columns, protocol="release")
+    assert (result["num_items"], result["num_undecided"]) == (8, 2)
+    assert result["accuracy"] == 100 * 6 / 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_release_ratios_equal_a_new_matcher_for_each_option(seed):
+    generator = np.random.default_rng(seed)
+    for _ in range(50):
+        prediction, *options = ("".join(generator.choice(list("aAbB -"), size=size)) for size in (300, 5, 9, 1))
+        if len(set(options)) < 3:
+            continue
+        expected = [SequenceMatcher(None, option, prediction).ratio() for option in options]
+        _, ratios = choice_scoring.choose_by_release(prediction, options)
+        assert ratios == expected
+
+
+def test_release_protocol_counts_a_reference_that_is_no_option_as_wrong():
+    assert score_choice("CT", "ct", ["CT", "MRI"], "release")["accuracy"] == 0.0
+
+
+# Strict protocol, generated text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MRI scan",
+        "an MRI scan",
+        "This is an mri scan.",
+        "Assistant: MRI scan ### Human: Why?",
+        "B",
+        "b",
+        "(B)",
+        "B.",
+        "b)",
+        "**B**",
+        "B: MRI scan",
+        "B. MRI scan",
+        "B) MRI scan",
+        "B.MRI scan",
+        "(B) MRI scan",
+        "B - MRI scan",
+        "B MRI scan",
+        "B, because fat is bright",
+        "The answer is B",
+        "The answer is (B).",
+        "The correct answer is: B",
+        "Answer: B",
+        "**Answer:** B. MRI scan",
+        "Option B is correct",
+        "I choose B.",
+        "It is B.",
+        "MRI scan, not CT scan",
+        "This is not a CT scan but an MRI scan",
+        "MRI scan rather than CT scan",
+    ],
+)
+def test_strict_text_chooses_the_option_it_gives(text):
+    assert choose_by_text(text, MODALITIES) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "...",
+        "MRI",
+        "ultrasounds",
+        "E",
+        "A or B",
+        "A and B",
+        "The answer is A or B",
+        "The answer is not B",
+        "not option B",
+        "B: CT scan",
+        "CT scan or MRI scan",
+        "not an MRI scan",
+        "MRI scan. Not an MRI scan.",
+        "Both",
+    ],
+)
+def test_strict_text_without_one_choice_is_undecided_and_wrong(text):
+    assert choose_by_text(text, MODALITIES) is None
+    assert score_choice(text, "MRI scan", MODALITIES) == {"accuracy": 0.0, "index": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "index"),
+    [
+        ("The answer is a CT scan", MODALITIES, 0),
+        ("A CT scan", MODALITIES, 0),
+        ("Option A is correct", MODALITIES, 0),
+        ("Abnormal", ["Normal", "Abnormal"], 1),
+        ("abnormality", ["Normal", "Abnormal"], None),
+        ("not normal", ["Normal", "Abnormal"], None),
+        ("a CT angiography of the head", ["CT", "CT angiography"], 1),
+        ("CT", ["CT", "CT angiography"], 0),
+        ("CT and CT angiography", ["CT", "CT angiography"], None),
+        ("No, it is not.", ["Yes", "No", None, None], 1),
+        ("Yes, there is no effusion", ["Yes", "No"], None),
+        ("No finding", ["No finding", "Pneumonia"], 0),
+        ("no evidence of pneumonia", ["Pneumonia", "Normal"], None),
+        ("E. coli infection", ["E. coli", "virus", "fungus", "worm", "none"], 0),
+        ("Hepatitis B", ["Hepatitis A", "Hepatitis B"], 1),
+        ("hepatitis A is likely", ["Hepatitis B", "Hepatitis A"], 1),
+        ("B", ["B", "A"], 0),
+        ("Grade 1-", ["Grade 1+", "Grade 1-"], 1),
+        ("it is grade 1", ["Grade 1+", "Grade 1-"], None),
+        ("two", ["2", "3"], 0),
+        ("12", ["2", "12"], 1),
+        ("不健康", ["健康", "不健康"], 1),
+        ("在左侧", ["左侧", "右侧"], 0),
+        ("C", ["CT", "MRI", None, None], None),
+        ("D", ["CT", "MRI", "", "PET"], 3),
+    ],
+)
+def test_strict_text_is_matched_word_by_word(text, options, index):
+    assert score_choice(text, next(filter(None, options)), options)["index"] == index
+
+
+@pytest.mark.parametrize(
+    "form", ["{letter}", "({letter})", "{letter}: {option}", "{option}", "The answer is {letter}."]
+)
+def test_the_order_of_the_options_changes_no_score(form):
+    for order in itertools.permutations(["Normal", "Abnormal", "Pneumonia", "No finding"]):
+        for place, option in enumerate(order):
+            answer = form.format(letter="ABCD"[place], option=option)
+            assert score_choice(answer, option, order) == {"accuracy": 1.0, "index": place}
+
+
+def test_equal_options_are_one_option():
+    options = ["CT", "ct ", "MRI"]
+    assert score_choice("B", "CT", options) == {"accuracy": 1.0, "index": 0}
+    assert score_choice([-1.0, -1.0, -2.0], "ct", options)["accuracy"] == 1.0
+    assert evaluate_choices(["B"], ["CT"], [options])["chance"] == 50.0
+
+
+# Likelihood
+
+
+def test_likelihood_chooses_the_highest_score_whatever_is_added_to_all():
+    for shift in (0.0, -100.0, 3.5):
+        scores = [-2.0 + shift, -0.5 + shift, -3.0 + shift]
+        assert score_choice(scores, "MRI", ["CT", "MRI", None, "PET"]) == {"accuracy": 1.0, "index": 1}
+    assert score_choice(np.array([-1.0, -2.0]), "MRI", ["CT", "MRI"])["accuracy"] == 0.0
+    assert score_choice([-math.inf, -9.0], "MRI", ["CT", "MRI"])["accuracy"] == 1.0
+
+
+def test_a_tie_of_scores_is_undecided_and_wrong():
+    result = evaluate_choices([[-1.0, -1.0], [-1.0, -2.0]], ["CT", "CT"], [["CT", "MRI"]] * 2)
+    assert (result["accuracy"], result["num_undecided"], result["num_items"]) == (50.0, 1, 2)
+
+
+# All questions
+
+
+def test_chance_is_the_mean_over_the_options_that_are_there():
+    options = [["CT", "MRI", None, ""], ["CT", "MRI", "PET", "X-ray"]]
+    assert evaluate_choices(["CT", "CT"], ["CT", "CT"], options)["chance"] == pytest.approx(100 * (1 / 2 + 1 / 4) / 2)
+
+
+def test_interval_is_that_of_a_share():
+    result = evaluate_choices(["A", "B"] * 50, ["CT"] * 100, [["CT", "MRI"]] * 100, num_resamples=4000)
+    low, high = result["intervals"]["accuracy"]
+    # Normal approximation: 50 +- 1.96 * 50 / sqrt(100) = 40.2 .. 59.8
+    assert low == pytest.approx(40.2, abs=1.5)
+    assert high == pytest.approx(59.8, abs=1.5)
+    assert "intervals" not in evaluate_choices(["A"], ["CT"], [["CT", "MRI"]], num_resamples=0)
+
+
+def test_groups_add_up_to_the_whole():
+    result = evaluate_choices(
+        ["A", "B", "A"], ["CT"] * 3, [["CT", "MRI"]] * 3, groups=["head", "chest", "head"], return_items=True
+    )
+    head, chest = result["groups"]["head"], result["groups"]["chest"]
+    assert (head["accuracy"], head["num_items"], chest["accuracy"], chest["counts"]) == (
+        100.0,
+        2,
+        0.0,
+        {"accuracy": 1},
+    )
+    assert result["accuracy"] == pytest.approx(200 / 3)
+    assert [item["accuracy"] for item in result["items"]] == [100.0, 0.0, 100.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ((["A"], ["PET"], [["CT", "MRI"]]), ValueError, r"Item 0: .*'PET' is none of the options \['CT', 'MRI'\]"),
+        ((["A", "A"], ["CT"] * 2, [["CT", "MRI"], ["CT", None]]), ValueError, r"Item 1: .*two different options"),
+        ((["A"], ["CT"], [["CT", "ct"]]), ValueError, r"Item 0: .*two different options"),
+        ((["A"], ["CT"], ["CT MRI"]), TypeError, r"Item 0: The options must be a list.*'CT MRI'"),
+        (([[-1.0]], ["CT"], [["CT", "MRI"]]), ValueError, r"Item 0: There are 2 options, but 1 scores"),
+        (([[-1.0, math.nan]], ["CT"], [["CT", "MRI"]]), ValueError, r"Item 0: A score is not a number"),
+        (([None], ["CT"], [["CT", "MRI"]]), TypeError, r"Item 0: A prediction must be a text or a list.*None"),
+        ((["A"], [1], [["CT", "MRI"]]), TypeError, r"Item 0: The reference must be the text of an option, got 1"),
+        (([[-1.0, 0.0]], ["CT"], [["CT", "MRI"]], "release"), TypeError, r"Item 0: .*takes generated texts"),
+        ((["A"], ["CT"], [["CT", "MRI"]], "lenient"), ValueError, r"Item 0: `protocol`.*got 'lenient'"),
+        ((["A"], ["CT", "CT"], [["CT", "MRI"]]), ValueError, r"equally long, got 1, 2 and 1"),
+        (([], [], []), ValueError, r"nothing to score"),
+        ((["A"], ["CT"], [["CT", "MRI"]], "strict", ["a", "b"]), ValueError, r"one value for each of 1 items, got 2"),
+    ],
+)
+def test_refusals_name_the_item(arguments, error, words):
+    with pytest.raises(error, match=words):
+        evaluate_choices(*arguments)

@@ -1,0 +1,41 @@
+"""Tests of `medical_multiple_choice` as `evaluate` loads it."""
+
+import evaluate
+import pytest
+
+from tests.eval.metrics.loading import METRICS_FOLDER
+
+
+@pytest.fixture
+def metric(tmp_path):
+    return evaluate.load(str(METRICS_FOLDER / "medical_multiple_choice"), cache_dir=str(tmp_path))
+
+
+def test_compute_takes_texts_and_scores_side_by_side(metric):
+    result = metric.compute(
+        predictions=["B", [-0.5, -2.0, -3.0]],
+        references=["MRI", "CT"],
+        options=[["CT", "MRI", None, None], ["CT", "MRI", "PET"]],
+        groups=["head", "chest"],
+        return_items=True,
+    )
+    assert result["accuracy"] == 100.0
+    assert result["counts"] == {"accuracy": 2}
+    assert set(result["groups"]) == {"head", "chest"}
+    assert [item["index"] for item in result["items"]] == [1, 0]
+
+
+@pytest.mark.parametrize("predictions", [["B", "CT or MRI"], [[-0.5, -2.0], [-2.0, -0.5]]])
+def test_compute_after_add_and_add_batch_equals_compute_at_once(metric, predictions):
+    references, options = ["MRI", "CT"], [["CT", "MRI"]] * 2
+    at_once = metric.compute(predictions=predictions, references=references, options=options)
+    metric.add(prediction=predictions[0], reference="MRI", options=["CT", "MRI"])
+    metric.add_batch(predictions=predictions[1:], references=["CT"], options=[["CT", "MRI"]])
+    assert metric.compute() == at_once
+
+
+def test_metric_refuses_missing_columns_and_unknown_arguments(metric):
+    with pytest.raises(ValueError, match="needs `options` too"):
+        metric.compute(predictions=["A"], references=["CT"])
+    with pytest.raises(TypeError, match="protocoll"):
+        metric.compute(predictions=["A"], references=["CT"], options=[["CT", "MRI"]], protocoll="release")

@@ -1,0 +1,270 @@
+"""Tests of the scoring functions behind the `medical_report` metric."""
+
+import math
+import random
+import subprocess
+import sys
+from collections import Counter
+
+import nltk.translate.bleu_score
+import numpy as np
+import pytest
+
+from tests.eval.metrics.loading import METRICS_FOLDER, load_metric_module
+
+
+scoring = load_metric_module("medical_report", "report_scoring")
+SENTENCES = [
+    "The heart is normal in size.",
+    "No effusion.",
+    "There is a small left pneumothorax.",
+    "The lungs are clear.",
+    "Degenerative changes of the spine are noted.",
+    "Stable cardiomegaly with mild edema.",
+]
+
+
+def write_reports(num_reports: int, seed: int) -> list[str]:
+    generator = random.Random(seed)
+    return [" ".join(generator.sample(SENTENCES, generator.randint(2, 5))) for _ in range(num_reports)]
+
+
+def score(predictions, references, **options):
+    return scoring.evaluate_reports(predictions, references, **{"num_resamples": 0} | options)
+
+
+# Word overlap
+
+
+def test_corpus_bleu_equals_another_implementation():
+    predictions, references = write_reports(40, seed=0), write_reports(40, seed=1)
+    result = score(predictions, references)
+    words = [[[scoring.split_words(text)] for text in references], [scoring.split_words(text) for text in predictions]]
+    for order in range(1, 5):
+        expected = nltk.translate.bleu_score.corpus_bleu(*words, weights=[1 / order] * order)
+        assert result[f"bleu_{order}"] == pytest.approx(100 * expected)
+
+
+def test_bleu_of_a_hand_worked_corpus():
+    # Words: 5 of 6 and 2 of 2 match, pairs: 3 of 5 and 1 of 1; 8 words against 9: brevity penalty e^(1 - 9/8).
+    references = ["the heart is small and fine", "no mass seen"]
+    result = score(["the heart is big and fine", "no mass"], references)
+    penalty = math.exp(1 - 9 / 8)
+    assert result["bleu_1"] == pytest.approx(100 * penalty * 7 / 8)
+    assert result["bleu_2"] == pytest.approx(100 * penalty * math.sqrt(7 / 8 * 4 / 6))
+
+
+def test_bleu_of_the_corpus_is_not_the_mean_of_its_reports():
+    result = score(["a b c d e", "x y"], ["a b c d e", "a b"], return_items=True)
+    assert result["bleu_1"] == pytest.approx(100 * 5 / 7)
+    assert not [name for item in result["items"] for name in item if name.startswith("bleu")]
+
+
+def test_orders_that_no_reference_is_long_enough_for_are_absent():
+    result = score(["no effusion"], ["no effusion"])
+    assert result["bleu_2"] == pytest.approx(100)
+    assert not {"bleu_3", "bleu_4"} & (result.keys() | result["counts"].keys())
+
+
+def test_rouge_l_of_a_hand_worked_pair():
+    # Longest common subsequence "no pleural effusion": 3 of 4 predicted and 3 of 5 right words.
+    precision, recall = 3 / 4, 3 / 5
+    expected = (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
+    result = score(["no large pleural effusion"], ["there is no pleural effusion"])
+    assert result["rouge_l"] == pytest.approx(100 * expected)
+
+
+def longest_common_subsequence(first, second) -> int:
+    if not first or not second:
+        return 0
+    if first[0] == second[0]:
+        return 1 + longest_common_subsequence(first[1:], second[1:])
+    return max(longest_common_subsequence(first[1:], second), longest_common_subsequence(first, second[1:]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rouge_l_equals_brute_force(seed):
+    generator = random.Random(seed)
+    prediction, reference = (generator.choices("abc", k=generator.randint(1, 7)) for _ in range(2))
+    length = longest_common_subsequence(prediction, reference)
+    expected = 0.0
+    if length:
+        precision, recall = length / len(prediction), length / len(reference)
+        expected = (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
+    assert score([" ".join(prediction)], [" ".join(reference)])["rouge_l"] == pytest.approx(100 * expected)
+
+
+def cider_d(predictions: list[list[str]], references: list[list[str]]) -> list[float]:
+    """CIDEr-D of each report, from the formula of arXiv:1411.5726 instead of the library."""
+
+    def grams(words, order):
+        return Counter(tuple(words[i : i + order]) for i in range(len(words) - order + 1))
+
+    scores = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        total = 0.0
+        for order in range(1, 5):
+            documents = Counter(gram for words in references for gram in grams(words, order))
+            weight = {gram: math.log(len(references) / max(1, documents[gram])) for gram in grams(prediction, order)}
+            weight |= {gram: math.log(len(references) / documents[gram]) for gram in grams(reference, order)}
+            predicted = {gram: count * weight[gram] for gram, count in grams(prediction, order).items()}
+            right = {gram: count * weight[gram] for gram, count in grams(reference, order).items()}
+            norms = math.hypot(*predicted.values()) * math.hypot(*right.values())
+            if norms:
+                total += sum(min(predicted.get(gram, 0), right[gram]) * right[gram] for gram in right) / norms
+        penalty = math.exp(-((len(prediction) - len(reference)) ** 2) / (2 * 6**2))
+        scores.append(10 * penalty * total / 4)
+    return scores
+
+
+def test_cider_equals_the_formula():
+    predictions, references = write_reports(30, seed=2), write_reports(30, seed=3)
+    result = score(predictions, references, return_items=True)
+    expected = cider_d(*([scoring.split_words(text) for text in texts] for texts in (predictions, references)))
+    assert [item["cider"] for item in result["items"]] == pytest.approx(expected)
+    assert result["cider"] == pytest.approx(np.mean(expected))
+
+
+def test_cider_runs_from_0_to_10():
+    references = ["the heart is very large", "both lungs look quite clear"]
+    assert score(references, references)["cider"] == pytest.approx(10)
+    assert score(references[::-1], references)["cider"] == 0
+
+
+@pytest.mark.parametrize("references", [["no effusion seen"], ["no effusion seen"] * 3])
+def test_cider_is_absent_without_two_different_references(references):
+    result = score(references, references, num_resamples=10)
+    assert "cider" not in result.keys() | result["counts"].keys() | result["intervals"].keys()
+    assert result["rouge_l"] == pytest.approx(100)
+
+
+def test_words_are_compared_without_case_punctuation_and_hyphens():
+    result = score(["GROUND-GLASS opacity, left: 1.5 cm."], ["ground glass opacity (left) 1.5 cm"])
+    assert result["bleu_4"] == pytest.approx(100)
+    assert scoring.split_words("Crohn\u2019s ___ XXXX/left") == ["crohn's", "xxxx", "left"]
+
+
+# Clinical statements
+
+
+def test_clinical_figures_of_hand_worked_reports():
+    predictions = ["The heart is enlarged. No effusion.", "Mass.", "Fine.", "Fine."]
+    references = ["Cardiomegaly. Small effusion. No mass.", "Nothing to see.", "Edema.", "Nothing to see."]
+    result = score(predictions, references, return_items=True)
+    # 1: one common statement of 2 and 3; 2: only the prediction states; 3: only the reference does; 4: neither.
+    f1 = (2 * 1 / 5, 0, 0)
+    assert result["clinical_f1"] == pytest.approx(100 * sum(f1) / 3)
+    assert result["clinical_precision"] == pytest.approx(100 * (1 / 2 + 0 + 0) / 3)
+    assert result["clinical_recall"] == pytest.approx(100 * (1 / 3 + 0) / 2)
+    assert [result["counts"][f"clinical_{name}"] for name in ("f1", "precision", "recall")] == [3, 3, 2]
+    assert "clinical_recall" not in result["items"][1]
+    assert not [name for name in result["items"][3] if name.startswith("clinical")]
+
+
+def test_present_against_absent_is_wrong():
+    assert score(["Small effusion."], ["No effusion."])["clinical_f1"] == 0.0
+    assert score(["Effusion is absent."], ["No effusion."])["clinical_f1"] == 100.0
+
+
+def test_clinical_figures_are_absent_where_no_report_states_anything():
+    result = score(["Fine."], ["All good."], num_resamples=10)
+    named = result.keys() | result["counts"].keys() | result["intervals"].keys()
+    assert not [name for name in named if name.startswith("clinical")]
+
+
+# All reports
+
+
+def test_an_empty_prediction_is_wrong_and_not_dropped():
+    references = ["Small effusion.", "Large mass is seen."]
+    result = score(["", "Large mass is seen."], references, return_items=True)
+    assert result["items"][0] == {
+        "rouge_l": 0.0,
+        "cider": 0.0,
+        "clinical_f1": 0.0,
+        "clinical_precision": 0.0,
+        "clinical_recall": 0.0,
+    }
+    assert result["rouge_l"] == result["clinical_f1"] == pytest.approx(50)
+    assert result["num_items"] == 2
+    assert set(result["counts"].values()) == {2}
+    # 4 of 4 words match, but 6 were expected.
+    assert result["bleu_1"] == pytest.approx(100 * math.exp(1 - 6 / 4))
+    assert score(["", ""], references)["bleu_1"] == 0.0
+
+
+def test_figures_without_bleu_are_the_means_of_the_items():
+    result = score(write_reports(20, seed=4), write_reports(20, seed=5), return_items=True)
+    for name in ("rouge_l", "cider", "clinical_f1", "clinical_precision", "clinical_recall"):
+        assert result[name] == pytest.approx(np.mean([item[name] for item in result["items"]]))
+
+
+def test_order_of_the_reports_changes_no_figure():
+    predictions, references = write_reports(20, seed=6), write_reports(20, seed=7)
+    forward, backward = score(predictions, references), score(predictions[::-1], references[::-1])
+    assert {name: pytest.approx(value) for name, value in forward.items() if name != "counts"} == {
+        name: value for name, value in backward.items() if name != "counts"
+    }
+
+
+def test_every_figure_has_an_interval_around_it_that_the_seed_decides():
+    predictions, references = write_reports(40, seed=8), write_reports(40, seed=9)
+    result = score(predictions, references, num_resamples=200)
+    assert result["intervals"].keys() == result["counts"].keys()
+    for name, (low, high) in result["intervals"].items():
+        assert low < result[name] < high
+    assert score(predictions, references, num_resamples=200) == result
+    assert score(predictions, references, num_resamples=200, seed=1)["intervals"] != result["intervals"]
+
+
+def test_interval_of_a_mean_agrees_with_the_normal_approximation():
+    reports = (["Small effusion."] * 60, ["Small effusion.", "No effusion."] * 30)
+    low, high = score(*reports, num_resamples=1000)["intervals"]["clinical_f1"]
+    # 50 +- 1.96 * 50 / sqrt(60) = 37.3 .. 62.7
+    assert low == pytest.approx(37.3, abs=2)
+    assert high == pytest.approx(62.7, abs=2)
+
+
+def test_bleu_intervals_resample_reports_and_not_their_scores():
+    # Of two reports, a draw holds the first twice, the second twice, or both: 100, 0, or 1 of 2 words.
+    result = score(["mass", "edema"], ["mass", "nodule"], num_resamples=1000)
+    assert result["bleu_1"] == pytest.approx(50)
+    assert result["intervals"]["bleu_1"] == pytest.approx([0, 100])
+    long = score(["mass " * 98, "edema"], ["mass " * 98, "nodule"], num_resamples=1000)
+    assert long["bleu_1"] == pytest.approx(100 * 98 / 99)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (([], []), ValueError, r"nothing to score"),
+        ((["a"], ["a", "b"]), ValueError, r"equally long, got 1 and 2"),
+        ((["a", "b"], ["a", " . "]), ValueError, r"references\[1\].*no words.*' \. '"),
+        (([None], ["a"]), TypeError, r"predictions\[0\].*got None"),
+        ((["a"], [3]), TypeError, r"references\[0\].*got 3 \(int\)"),
+    ],
+)
+def test_refusals_name_what_came(arguments, error, words):
+    with pytest.raises(error, match=words):
+        score(*arguments)
+
+
+@pytest.mark.parametrize("package", ["sacrebleu", "pycocoevalcap"])
+def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch, package):
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs the package {package}: `pip install {package}`"):
+        score(["a"], ["a"])
+
+
+def test_scoring_imports_neither_torch_nor_anything_of_ours():
+    program = (
+        "import sys; sys.path.insert(0, 'tests/eval/metrics'); from loading import load_metric_module; "
+        "load_metric_module('medical_report', 'report_scoring').evaluate_reports(['a', 'b'], ['a', 'c']); "
+        "print([name for name in ('torch', 'transformers', 'evaluate', 'logramed') if name in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=METRICS_FOLDER.parents[1], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
