@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import HfArgumentParser
 
-from logramed.eval.run import EvaluationArguments
+from logramed.eval import compare
+from logramed.eval.arguments import EvaluationArguments
 from logramed.trainer import build_model, phantoms, train
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
@@ -18,8 +19,8 @@ from tests.tiny_models import tiny_model
 ROOT = Path(__file__).parents[1]
 READMES = sorted(
     path
-    for folder in (".", "modeling_logramed", "trainer", "trainer/alignment", "eval", "eval/metrics/medical_vqa")
-    for path in (ROOT / folder).glob("README.md")
+    for folder in (".", "modeling_logramed", "trainer", "trainer/alignment", "eval", "eval/metrics/*")
+    for path in ROOT.glob(f"{folder}/README.md")
 )
 
 
@@ -55,6 +56,12 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         train.parse_arguments([*arguments, "--use_cpu", "true"])
     elif program in ("eval/run.py", "logramed-eval"):
         HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(arguments)
+    elif program == "eval/compare.py":
+        called = []
+        monkeypatch.setattr(compare, "write_comparison", lambda *args, **kwargs: called.append(1) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
+            compare.main(arguments)
+        assert called
     elif program in ("trainer/build_model.py", "trainer/phantoms.py"):
         called = []
         monkeypatch.setattr(build_model, "join_models", lambda *args, **kwargs: called.append(1) or 1 / 0)

@@ -16,15 +16,15 @@ CONSTANT_NO = 48.9  # percent of VQA-RAD's closed test questions that "no" answe
 pytestmark = pytest.mark.slow
 
 
-def overall(folder, name="metrics.json"):
-    return json.loads((folder / name).read_text())["overall"]
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_quickstart_answers_with_sight_and_only_with_sight(tmp_path):
     quickstart.main(["--output", str(tmp_path)])
-    evaluation = tmp_path / "evaluation"
-    assert overall(evaluation)["closed_accuracy"] >= 90
-    assert overall(evaluation, "metrics.blank_images.json")["closed_accuracy"] <= 60
+    metrics = metrics_of(tmp_path / "evaluation")
+    assert metrics["overall"]["closed_accuracy"] >= 90
+    assert metrics["blank_images"]["overall"]["closed_accuracy"] <= 60
 
 
 @pytest.mark.skipif(not VQA_RAD.is_dir(), reason=f"needs VQA-RAD in {VQA_RAD}")
@@ -37,5 +37,6 @@ def test_vqa_rad_recipe_beats_a_constant_answer(tmp_path):
         "output": tmp_path / "evaluation",
     }
     evaluate([text for name, value in options.items() for text in (f"--{name}", str(value))])
-    assert overall(tmp_path / "evaluation")["num_closed"] == 272
-    assert overall(tmp_path / "evaluation")["closed_accuracy"] > CONSTANT_NO
+    overall = metrics_of(tmp_path / "evaluation")["overall"]
+    assert overall["num_closed"] == 272
+    assert overall["closed_accuracy"] > CONSTANT_NO

@@ -28,9 +28,10 @@ def test_wheel_holds_every_module_recipe_and_card(wheel):
     folders = {"modeling_logramed": "logramed", "trainer": "logramed/trainer", "eval": "logramed/eval"}
     for folder, package in folders.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml") or path.name == "requirements.txt":
+            if path.suffix in (".py", ".yaml", ".json", ".jinja", ".css") or path.name == "requirements.txt":
                 assert f"{package}/{path.relative_to(ROOT / folder)}" in names
-    assert "logramed/eval/metrics/medical_vqa/README.md" in names
+    for path in (ROOT / "eval" / "metrics").glob("*/README.md"):
+        assert f"logramed/eval/metrics/{path.parent.name}/README.md" in names
     assert not any(name.startswith("tests") for name in names)
 
 
@@ -41,7 +42,7 @@ def test_wheel_works_from_an_empty_folder(wheel, tmp_path):
 import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
-import logramed, logramed.trainer.train, logramed.eval.run
+import logramed, logramed.trainer.train, logramed.eval.run, logramed.eval.compare
 assert logramed.__file__.startswith({str(tmp_path)!r}), logramed.__file__
 model, data, training = logramed.trainer.train.parse_arguments(["quickstart.yaml", "--output_dir", "here"])
 print(training.output_dir, data.train_data)
@@ -58,7 +59,7 @@ print(evaluate.load(folder).compute(predictions=["yes"], references=["Yes"], ans
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
 
 
-@pytest.mark.parametrize("command", ["logramed-train", "logramed-eval"])
+@pytest.mark.parametrize("command", ["logramed-train", "logramed-eval", "logramed-compare"])
 def test_console_commands_show_their_arguments(command):
     path = Path(sys.executable).with_name(command)
     done = subprocess.run([str(path), "--help"], capture_output=True, text=True, check=False, timeout=300)

@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("2/4  Training with the alignment loss", flush=True)
     train(training_command(arguments, data, model))
     print("3/4  Answering held-out questions, with the images and with blank ones", flush=True)
-    for blank in ((), ("--blank_images",)):
-        evaluate(evaluation_command(model, data, evaluation, *blank))
+    evaluate(evaluation_command(model, data, evaluation))
     print("4/4  One question about one image", flush=True)
     question, answer = answer_one(model, data)
     print(closing_table(arguments.output, question, answer, (time.monotonic() - start) / 60))
@@ -61,9 +60,9 @@ def training_command(arguments: argparse.Namespace, data: Path, model: Path) -> 
     return [RECIPE, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
 
 
-def evaluation_command(model: Path, data: Path, output: Path, *further: str) -> list[str]:
+def evaluation_command(model: Path, data: Path, output: Path) -> list[str]:
     options = {"model": model, "benchmark": "phantoms", "data": data, "output": output, "batch_size": 64}
-    return [*(text for name, value in options.items() for text in (f"--{name}", str(value))), *further]
+    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
 def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
@@ -79,10 +78,8 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
     """What came out, from the files that the run wrote, and what to do next."""
     data = output / "data"
     training = json.loads((output / "model" / "train_metrics.json").read_text(encoding="utf-8"))
-    sighted, blank = (
-        json.loads((output / "evaluation" / name).read_text(encoding="utf-8"))["overall"]
-        for name in ("metrics.json", "metrics.blank_images.json")
-    )
+    metrics = json.loads((output / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    sighted, blank = metrics["overall"], metrics["blank_images"]["overall"]
     validation = training["metrics"]
     recall = validation.get("eval_recall_at_1_image_to_answer")
     rows = [
@@ -105,7 +102,8 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
             f"  Question  {question['question']}",
             f"  Answer    {answer}   (expected: {question['answer']})",
             "",
-            f"Model: {output / 'model'}   Curves: {output / 'model' / 'curves.png'}",
+            f"Model: {output / 'model'}   Curves: {output / 'model' / 'curves.png'}   "
+            f"Report: {output / 'evaluation' / 'report.html'}",
             "Next, the same without the alignment loss, to see what it is worth (recall@1 at each evaluation):",
             f"  {sys.executable} {Path(__file__).with_name('train.py')} {RECIPE} --alignment_weight 0 "
             f"--first_stage_data {data / 'train_descriptions.json'} --train_data {data / 'train.json'} "

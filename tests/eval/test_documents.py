@@ -1,56 +1,95 @@
-"""The commands of `eval/README.md` run, and the examples of docstrings and of the metric's card hold."""
+"""The commands of `eval/README.md` run, and the examples of docstrings and of the metrics' cards hold."""
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
-from logramed.eval import run
+from logramed.eval import compare, run
+from tests.eval.benchmarks.conftest import write_image
+from tests.eval.benchmarks.test_chat import FILE, official_row, write_rows
+from tests.eval.foreign_files import release_rows, write_lines
+from tests.eval.judge_server import JudgeServer
 
 
 REPOSITORY = Path(__file__).parents[2]
 README = REPOSITORY / "eval" / "README.md"
-CARD = REPOSITORY / "eval" / "metrics" / "medical_vqa" / "README.md"
-ENTRY_POINTS = ("python eval/run.py ", "logramed-eval ")
-MODULES_WITH_EXAMPLES = [
-    "logramed.eval.benchmarks",
-    "logramed.eval.benchmarks.vqa_rad",
-    "logramed.eval.metrics.medical_vqa.vqa_scoring",
-    "logramed.eval.predictions",
-    "logramed.eval.report",
-    "logramed.eval.run",
-]
+CARDS = sorted((REPOSITORY / "eval" / "metrics").glob("*/README.md"))
+PROGRAMS = {
+    "python eval/run.py ": run.main,
+    "logramed-eval ": run.main,
+    "python eval/compare.py ": compare.main,
+}
+EVALUATION = REPOSITORY / "eval"
+MODULES_WITH_EXAMPLES = sorted(
+    ".".join(("logramed", "eval", *path.relative_to(EVALUATION).with_suffix("").parts))
+    for path in EVALUATION.rglob("*.py")
+    # The thin `evaluate` forms of the metrics show theirs to `evaluate`; `test_spaces.py` runs them.
+    if "Example:" in path.read_text(encoding="utf-8") and path.stem not in ("app", "__init__", path.parent.name)
+)
 
 
 def code_blocks(document, language):
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.filterwarnings("ignore:This VQA-RAD test split has")
-def test_every_command_of_the_readme_runs(tiny_model, tiny_vqa_rad, tmp_path, capsys):
-    folders = {"MODEL_FOLDER": tiny_model, "VQA_RAD_FOLDER": tiny_vqa_rad, "OUTPUT_FOLDER": tmp_path}
+@pytest.fixture
+def chat_folder(tmp_path):
+    """One question of the chat benchmark, in words by which the judge of the tests knows it."""
+    row = official_row(0, "0.jpg", "What does item q0 show?\n<image>", ["mri"])
+    write_rows(tmp_path / "chat_data" / FILE, [row | {"gpt4_answer": "REFERENCE answer 0."}])
+    write_image(tmp_path / "chat_data" / "images" / "0.jpg")
+    return tmp_path / "chat_data"
+
+
+@pytest.mark.filterwarnings("ignore:This .* split has")
+def test_every_command_of_the_readme_runs(tiny_model, tiny_vqa_rad, chat_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # The judge of the tests looks for these words in the model's answer.
+    monkeypatch.setattr(
+        "logramed.eval.answering.clean_answers", lambda tokenizer, rows, stop=None: ["MODEL answer 0." for _ in rows]
+    )
+    questions = run.get_benchmark("vqa_rad").load_questions(tiny_vqa_rad)
+    answers = write_lines(tmp_path / "answers.jsonl", release_rows(questions, ["yes"] * len(questions)))
+    output = tmp_path / "output"
     commands = [line for block in code_blocks(README, "bash") for line in block.splitlines()]
-    assert len(commands) == 3
-    for command in commands:
-        for name, folder in folders.items():
-            command = command.replace(name, str(folder))
-        (arguments,) = [command.removeprefix(entry) for entry in ENTRY_POINTS if command.startswith(entry)]
-        assert run.main(shlex.split(arguments)) == 0
-        assert "closed accuracy" in capsys.readouterr().out
-    assert (tmp_path / "metrics.blank_images.json").is_file()
-    assert (tmp_path / "first" / "metrics.json").is_file()
+    assert len(commands) == 6
+    with JudgeServer() as server:
+        words = {
+            "MODEL_FOLDER": tiny_model,
+            "VQA_RAD_FOLDER": tiny_vqa_rad,
+            "OUTPUT_FOLDER": output,
+            "CHAT_FOLDER": chat_folder,
+            "JUDGE_URL": server.url,
+            "JUDGE_NAME": "judge",
+            "ANSWERS_FILE": answers,
+        }
+        for command in commands:
+            for word, value in words.items():
+                command = command.replace(word, str(value))
+            ((program, main),) = [entry for entry in PROGRAMS.items() if command.startswith(entry[0])]
+            assert main(shlex.split(command.removeprefix(program))) == 0
+            assert capsys.readouterr().out
+    for folder in (output, *(output / name for name in ("first", "hint", "chat", "llava_med"))):
+        assert json.loads((folder / "metrics.json").read_text())["overall"]
+        assert (folder / "report.html").is_file()
+    assert (output / "comparison" / "comparison.html").is_file()
 
 
-@pytest.mark.parametrize("document", [README, CARD], ids=["README", "card"])
+@pytest.mark.parametrize("document", [README, *CARDS], ids=lambda path: path.parent.name)
 def test_python_blocks_of_the_documents_run(document, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
-    (block,) = code_blocks(document, "python")
-    exec(compile(block, str(document), "exec"), {})
-    said = re.search(r"print\(.*\)  # (.*)", block)
-    assert said is None or capsys.readouterr().out.strip() == said.group(1)
+    blocks = code_blocks(document, "python")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, str(document), "exec"), {})
+        said = re.search(r"print\(.*\)  # (.*)", block)
+        assert said is None or capsys.readouterr().out.strip() == said.group(1)
 
 
 @pytest.mark.parametrize("name", MODULES_WITH_EXAMPLES)
@@ -63,7 +102,7 @@ def test_docstring_examples_hold(name):
 def test_card_names_every_figure_and_option_of_the_metric():
     from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
 
-    card = CARD.read_text(encoding="utf-8")
+    card = (EVALUATION / "metrics" / "medical_vqa" / "README.md").read_text(encoding="utf-8")
     result = evaluate_answers(["a b", "no"], ["a b", "no"], ["OPEN", "CLOSED"], candidates=["a b"], return_items=True)
     shorthand = {"open_bleu_2": "`_2`", "open_bleu_3": "`_3`"}
     for name in (*result, "protocol", "candidates", "return_items", "num_resamples", "seed"):
