@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from logramed.eval.foreign_keys import OPTION_HINTS
+
 
 def training_rows(benchmark: ModuleType, data: str | Path, subset: str | None = None) -> list[dict] | str:
     """
@@ -42,8 +44,9 @@ def find_leakage(questions: Sequence[dict], training: Sequence[dict]) -> dict:
     Count the test images and the (image, question, answer) triplets that also stand in training rows.
 
     Images are the same if their files hold the same bytes: a copy under another name is found, a copy saved anew is
-    not. Texts are the same if they differ in capitals and blanks only. Of the training images only those are read
-    whose size a test image has.
+    not. Texts are the same if they differ in capitals and blanks only, or in the options that conversions of the files
+    write behind a question: the test and the training file may be of two forms. Of the training images only those are
+    read whose size a test image has.
 
     Args:
         questions, training (sequences of `dict`): Question rows; `image`, `question` and `answer` are read, and
@@ -108,7 +111,7 @@ def _hash_file(path: str) -> bytes:
 
 
 def _triplet(row: dict, digest: bytes) -> tuple[bytes, str, str]:
-    return digest, _normalize(row["question"]), _normalize(row["answer"])
+    return digest, _normalize(OPTION_HINTS.sub("", row["question"])), _normalize(row["answer"])
 
 
 def _normalize(text: str) -> str:

@@ -19,9 +19,9 @@ from logramed.eval.benchmarks.rows import (
     collect_image_names,
     describe_count_differences,
     find_image,
+    read_question,
     read_records,
     read_text,
-    remove_image_placeholder,
     warn_of_differences,
 )
 
@@ -108,14 +108,11 @@ def _find(data: str | Path) -> Path:
 
 
 def _question_row(record: Mapping[str, Any], images: Path, where: str) -> dict:
-    question = remove_image_placeholder(read_text(record, "text", where))
-    if not question:
-        raise ValueError(f"{where}, `text` holds no question, only the image placeholder.")
     domains = read_domains(record, where)
     return {
         "question_id": read_text(record, "question_id", where),
         "image": find_image(images, record.get("image"), where, "image"),
-        "question": question,
+        "question": read_question(record, "text", where),
         "answer": read_text(record, "gpt4_answer", where),
         "context": read_context(record, where),
         "domains": domains,

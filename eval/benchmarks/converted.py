@@ -17,9 +17,9 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     infer_answer_type,
     read_answer_type,
+    read_question,
     read_records,
     read_text,
-    remove_image_placeholder,
 )
 
 
@@ -108,5 +108,5 @@ def _read_turns(record: dict, where: str) -> tuple[str, str]:
     turns = record.get(field)
     if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"{where}, `{field}`: expected two turns, a question and its answer, got {turns!r}.")
-    question, answer = (read_text(turn, "value", f"{where}, `{field}`, turn {n}") for n, turn in enumerate(turns))
-    return remove_image_placeholder(question), answer
+    where = f"{where}, `{field}`"
+    return read_question(turns[0], "value", f"{where}, turn 0"), read_text(turns[1], "value", f"{where}, turn 1")

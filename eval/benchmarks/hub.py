@@ -88,7 +88,7 @@ def image_folder(
     """
     safe = [name for name in names if _stays_inside(name)]
     for candidate in candidates:
-        if any((folder / candidate / name).is_file() for name in safe):
+        if any(os.path.isfile(folder / candidate / name) for name in safe):
             return folder / candidate
     archive = find_file(folder, archives)
     if archive is not None:
@@ -179,7 +179,7 @@ def unpack(archive: Path, names: Collection[str]) -> Path:
         ValueError: If the file is no zip archive, is damaged, or holds two different files for a name.
     """
     folder = _unpacked_folder(archive)
-    missing = {name for name in names if _stays_inside(name) and not (folder / name).is_file()}
+    missing = {name for name in names if _stays_inside(name) and not os.path.isfile(folder / name)}
     if missing:
         with _open_zip(archive) as opened:
             for name, info in _match_members(opened, missing, archive).items():

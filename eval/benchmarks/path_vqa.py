@@ -2,7 +2,8 @@
 PathVQA: questions generated from the captions of pathology images.
 
 Source: He et al. 2020, arXiv:2003.10286. Read from the official release (pickled rows in `qas/`, `images/`), from its
-conversion by LLaVA-Med (`test_w_options_new.json`), or from the copy on the Hub, which leaves out repeated triplets.
+conversations (ExGra-Med's `test_w_options_new.json`, LLaVA-Med's `test.json`), or from the copy on the Hub, which
+leaves out repeated triplets.
 """
 
 import pickle
@@ -17,7 +18,6 @@ from logramed.eval.benchmarks.rows import (
     check_subset,
     describe_count_differences,
     find_image,
-    infer_answer_type,
     number_repeated_ids,
     read_answer_type,
     read_text,
@@ -45,13 +45,15 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     """
     Read the questions of one split.
 
-    The answer type is "CLOSED" where the answer is yes or no. Official rows are read without running any code that a
-    pickle may hold. Row counts that differ from the known ones give a warning that says what differs.
+    Official files call a question "yes/no", "number" or "other": the first counts as "CLOSED", as ExGra-Med converts
+    it. The Hub's copy has no types: there a question whose answer is yes or no is "CLOSED". Official rows are read
+    without running any code that a pickle may hold. Row counts that differ from the known ones give a warning that
+    says what differs.
 
     Args:
         data (`str` or `Path`): Folder with `qas/test_vqa.pkl` and `images/test/` (or a folder `pvqa` with these), or
-            with LLaVA-Med's `test_w_options_new.json` and `images/`; or the Hub id "flaviagiammarino/path-vqa", or a
-            folder with its files.
+            with `test_w_options_new.json` or `test.json` and `images/`; or the Hub id "flaviagiammarino/path-vqa", or
+            a folder with its files.
         split (`str`): "test", "train" or "validation" (`val` in the names of files).
         subset (`None`): There are none.
 
@@ -68,7 +70,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     check_split(split, SPLITS)
     check_subset(subset, (), "path_vqa")
     stem = FILE_STEMS[split]
-    names = (f"qas/{stem}_vqa.pkl", f"pvqa/qas/{stem}_vqa.pkl", f"{stem}_w_options_new.json")
+    names = (f"qas/{stem}_vqa.pkl", f"pvqa/qas/{stem}_vqa.pkl", f"{stem}_w_options_new.json", f"{stem}.json")
     folder = locate(data, "PathVQA", HUB_ID, (f"data/{split}-*.parquet",))
     path = find_file(folder, names)
     tables = parquet_files(folder, split)
@@ -130,7 +132,7 @@ def _question_row(record: dict, images: Path, where: str) -> dict:
         "image": find_image(images, f"{read_text(record, 'img_id', where)}.jpg", where, "img_id"),
         "question": read_text(record, "sent", where),
         "answer": answer,
-        "answer_type": infer_answer_type(answer),
+        "answer_type": _read_type(record, where),
         "groups": {"question_type": read_text(record, "question_type", where).lower()},
     }
 
@@ -140,7 +142,7 @@ def _read_converted(path: Path, stem: str) -> list[dict]:
 
 
 def _read_type(record: Mapping[str, Any], where: str) -> str:
-    """The official spellings ("yes/no", "number", "other") stand in some converted files."""
+    """The spellings of the official files, which stand in some converted ones too, or OPEN and CLOSED."""
     spelling = read_text(record, "answer_type", where).lower()
     if spelling in ("number", "other"):
         return "OPEN"

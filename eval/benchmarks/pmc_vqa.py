@@ -38,7 +38,7 @@ FILES = {
     ("train", "v1"): ("train.csv",),
     ("train", "v2"): ("train_2.csv", "train2.csv"),
 }
-FIRST_VERSION_IMAGES = (("images",), ("images.zip",))
+FIRST_VERSION_IMAGES = (("images", "images/images"), ("images.zip",))
 SECOND_VERSION_IMAGES = (("images_2", "images_2/figures", "figures", "images2"), ("images_2.zip", "images2.zip"))
 # Train of v1 and clean test: the rows of OctoMed/PMC-VQA, a copy of them, by its card; the paper counts 227k pairs and
 # 2,000 checked by hand. Train of v2: a public script that reads the file. The other test files (50,000 and 33,430 rows
@@ -56,7 +56,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     Read the questions of one file.
 
     Choices lose their letter ("A:Focal uptake" becomes "Focal uptake"), empty and repeated ones are left out. The
-    right one is that of `Answer_label`, in files without it that of `Answer`, which holds a letter or the choice
+    right one is that of `Answer_label` or, where that is missing or no letter, of `Answer`: a letter or the choice
     itself, blanks and capitals aside. A row count that differs from the known one gives a warning.
 
     Args:
@@ -142,11 +142,9 @@ def _read_choice(record: dict[str, str], letter: str) -> str:
 
 
 def _find_answer(record: dict[str, str], choices: dict[str, str], options: list[str], where: str) -> str:
-    field = "Answer_label" if (record.get("Answer_label") or "").strip() else "Answer"
-    answer = read_text(record, field, where)
-    letter = answer.rstrip(".:").strip().upper()
-    if letter in choices:
-        return match_option(choices[letter], options, where, field)
-    if field == "Answer_label":
-        raise ValueError(f"{where}, `Answer_label`: expected one of {', '.join(LETTERS)}, got {answer!r}.")
-    return match_option(re.sub(r"^[ABCD]\s*:\s*", "", answer), options, where, field)
+    for field in ("Answer_label", "Answer"):
+        letter = (record.get(field) or "").strip().rstrip(".:").strip().upper()
+        if letter in choices:
+            return match_option(choices[letter], options, where, field)
+    answer = read_text(record, "Answer", where)
+    return match_option(re.sub(r"^[ABCD]\s*:\s*", "", answer), options, where, "Answer")

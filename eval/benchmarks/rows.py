@@ -1,6 +1,7 @@
 """What the loaders of all benchmarks share: reading fields, checking rows, and saying how many there should be."""
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -137,7 +138,7 @@ def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{where}, `{field}`: expected a path that stays in {folder}, got {name!r}.")
     image = folder.absolute() / relative
-    if not image.is_file():
+    if not os.path.isfile(image):  # `Path.is_file` fails on names that are too long for a file
         raise ValueError(f"{where}, `{field}`: {image} is missing.")
     return str(image)
 
@@ -152,13 +153,21 @@ def _normalize_path(name: str) -> str:
     return str(PurePosixPath(name.strip().replace("\\", "/")))
 
 
-def remove_image_placeholder(question: str) -> str:
+def read_question(record: Mapping[str, Any], field: str, where: str) -> str:
     """
+    The text in a field (see `read_text`) without the image placeholder.
+
+    Raises:
+        ValueError: If nothing else is there; with `where` and `field`.
+
     Example:
-        >>> remove_image_placeholder("Is there a mass?\\n<image>")
+        >>> read_question({"value": "Is there a mass?\\n<image>"}, "value", "test.json, row 0")
         'Is there a mass?'
     """
-    return question.replace(IMAGE_PLACEHOLDER, "").strip()
+    question = read_text(record, field, where).replace(IMAGE_PLACEHOLDER, "").strip()
+    if not question:
+        raise ValueError(f"{where}, `{field}` holds no question, only the image placeholder.")
+    return question
 
 
 def check_ids(questions: Sequence[dict], source: str | Path, field: str = "question_id") -> None:

@@ -2,20 +2,22 @@
 VQA-RAD: questions that clinicians asked about radiology images.
 
 Source: Lau et al. 2018, "A dataset of clinically generated visual questions and answers about radiology images",
-Scientific Data 5, 180251. Read from `trainset.json` and `testset.json` of the split used in the field, from their
-conversion by LLaVA-Med (`test_w_options_new.json`), or from the copy on the Hub, whose rows have no ids and no answer
-types.
+Scientific Data 5, 180251. Read from `trainset.json` and `testset.json` of the split used in the field, from the
+authors' release (`VQA_RAD Dataset Public.json`), whose ids are others and which LLaVA-Med's own answers go by, from
+conversations (ExGra-Med's `test_w_options_new.json`, LLaVA-Med's `test.json`), or from the copy on the Hub, whose rows
+have no ids and no answer types.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from logramed.eval.benchmarks.converted import read_converted_rows, read_table_rows
-from logramed.eval.benchmarks.hub import find_file, locate, parquet_files, refuse_folder
+from logramed.eval.benchmarks.hub import find_file, image_folder, locate, parquet_files, refuse_folder
 from logramed.eval.benchmarks.rows import (
     check_ids,
     check_split,
     check_subset,
+    collect_image_names,
     count_rows,
     describe_count_differences,
     find_image,
@@ -32,9 +34,16 @@ HUB_ID = "flaviagiammarino/vqa-rad"
 # Rows by answer type. Source: the files of the field's split; 272 and 179 are the denominators behind the published
 # figures of LLaVA-Med and ExGra-Med.
 EXPECTED_COUNTS = {"test": {"CLOSED": 272, "OPEN": 179}, "train": {"CLOSED": 1823, "OPEN": 1241}}
-# Rows of the copy on the Hub. Source: its card (read in a stored copy of July 2023), which leaves the 1,267 `frame`
-# rows and four repeated triplets out of the training split.
-HUB_ROWS = {"test": 451, "train": 1793}
+# The release holds both splits in one file, in the order of the field's files.
+RELEASE_FILE = "VQA_RAD Dataset Public.json"
+RELEASE_PHRASE_TYPES = {"test": ("test_freeform", "test_para"), "train": ("freeform", "para")}
+IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder", ".")
+# Training rows of other copies, none of which has the 1,267 `frame` rows. Source: the release; for the Hub its card
+# (read in a stored copy of July 2023), which leaves four repeated triplets out as well.
+OTHER_TRAINING_SPLITS = {
+    1797: "the 1,797 rows of the authors' release, without `frame` questions",
+    1793: "the 1,793 rows of the Hub's copy, without repeated and `frame` questions",
+}
 YES_NO_TEST_ROWS = 251
 QUESTION_TYPE_SPELLINGS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
 
@@ -46,8 +55,9 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     Row counts that differ from the field's split give a warning that says what differs.
 
     Args:
-        data (`str` or `Path`): Folder with `images/` and `testset.json` (`trainset.json`) or
-            `test_w_options_new.json`; or the Hub id "flaviagiammarino/vqa-rad", or a folder with its files.
+        data (`str` or `Path`): Folder with `images/` and `testset.json` (`trainset.json`), with the release's
+            `VQA_RAD Dataset Public.json` and `VQA_RAD Image Folder/`, or with `images/` and `test_w_options_new.json`
+            or `test.json`; or the Hub id "flaviagiammarino/vqa-rad", or a folder with its files.
         split (`str`): "test" or "train".
         subset (`None`): There are none.
 
@@ -64,12 +74,16 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     check_split(split, SPLITS)
     check_subset(subset, (), "vqa_rad")
     folder = locate(data, "VQA-RAD", HUB_ID, (f"data/{split}-*.parquet",))
-    names = (f"{split}set.json", f"{split}_w_options_new.json")
+    official = (f"{split}set.json", RELEASE_FILE)
+    names = (*official, f"{split}_w_options_new.json", f"{split}.json")
     path = find_file(folder, names)
     tables = parquet_files(folder, split)
-    if path is not None:
-        questions = _read_official(path) if path.name == names[0] else read_converted_rows(path, ("images", "."))
-        check_ids(questions, path, "qid" if path.name == names[0] else "id")
+    if path is not None and path.name in official:
+        questions = _read_official(path, split)
+        check_ids(questions, path, "qid")
+    elif path is not None:
+        questions = read_converted_rows(path, IMAGE_FOLDERS)
+        check_ids(questions, path, "id")
     elif tables:
         questions = read_table_rows(tables)
     else:
@@ -93,10 +107,11 @@ def count_differences(questions: Sequence[dict], split: str, subset: str | None 
     expected = {f"{kind} questions": number for kind, number in EXPECTED_COUNTS[split].items()}
     differences = describe_count_differences(questions, expected)
     counts = count_rows(questions)
-    if split == "test" and (counts["questions"], counts["CLOSED questions"]) == (HUB_ROWS["test"], YES_NO_TEST_ROWS):
+    complete = counts["questions"] == sum(EXPECTED_COUNTS[split].values())
+    if split == "test" and complete and counts["CLOSED questions"] == YES_NO_TEST_ROWS:
         differences.append("no answer types of its own (only yes/no answers count as CLOSED)")
-    if split == "train" and counts["questions"] == HUB_ROWS["train"]:
-        differences.append("the 1,793 rows of the Hub's copy, without repeated and `frame` questions")
+    if split == "train" and counts["questions"] in OTHER_TRAINING_SPLITS:
+        differences.append(OTHER_TRAINING_SPLITS[counts["questions"]])
     return differences
 
 
@@ -115,8 +130,14 @@ def normalize_question_type(question_type: str) -> str:
     return QUESTION_TYPE_SPELLINGS.get(first, first)
 
 
-def _read_official(path: Path) -> list[dict]:
-    return [_question_row(record, path.parent / "images", where) for where, record in read_records(path)]
+def _read_official(path: Path, split: str) -> list[dict]:
+    records = read_records(path)
+    if path.name == RELEASE_FILE:
+        kinds = RELEASE_PHRASE_TYPES[split]
+        records = [(where, record) for where, record in records if read_text(record, "phrase_type", where) in kinds]
+    names = collect_image_names((record for _, record in records), "image_name")
+    images = image_folder(path.parent, IMAGE_FOLDERS, names)
+    return [_question_row(record, images, where) for where, record in records]
 
 
 def _question_row(record: dict, images: Path, where: str) -> dict:

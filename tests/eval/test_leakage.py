@@ -91,6 +91,18 @@ def test_images_are_compared_by_content_and_texts_without_capitals_and_blanks(im
     }
 
 
+@pytest.mark.parametrize(
+    "hint", [' (Answer with either "Yes" or "No").', " Please choose from the following two options: [yes, no]"]
+)
+def test_options_that_a_conversion_wrote_behind_a_question_do_not_hide_a_triplet(images, hint):
+    one, other = (
+        row(images["a"], "Is there a mass?", "Yes", "1"),
+        row(images["a"], f"Is there a mass?{hint}", "Yes", "1"),
+    )
+    assert find_leakage([one], [other])["triplet_question_ids"] == ["1"]
+    assert find_leakage([other], [one])["triplet_question_ids"] == ["1"]
+
+
 def test_rows_of_any_task_are_compared(images):
     questions = [row(images["a"], "Which?", "CT", "1", options=["CT", "MRI"])]
     assert find_leakage(questions, [row(images["a"], "Which?", "CT")])["triplet_question_ids"] == ["1"]

@@ -62,6 +62,15 @@ def test_the_official_pickles_are_read(folder):
     assert load_questions(folder.parent) == questions  # the folder that the archive is unpacked into
 
 
+def test_the_types_of_the_official_files_are_kept(folder):
+    rows = [
+        official_row(0, "test_0001", "is it benign or malignant?", {"benign": 1}, "yes/no"),
+        official_row(1, "test_0001", "what says the caption?", {"no": 1}, "other"),
+    ]
+    write_rows(folder, rows)
+    assert [row["answer_type"] for row in load_questions(folder)] == ["CLOSED", "OPEN"]
+
+
 def test_validation_is_called_val_in_the_files(folder):
     write_rows(folder, [official_row(0, "val_0001", "is it?", {"no": 1})], "val_vqa.pkl")
     write_image(folder / "images" / "val" / "val_0001.jpg")
@@ -97,12 +106,13 @@ def test_plain_values_of_every_protocol_are_read(tmp_path, protocol):
     assert read_plain_pickle(tmp_path / "a.pkl") == value
 
 
+@pytest.mark.parametrize("name", ["test_w_options_new.json", "test.json"])
 @pytest.mark.parametrize("images", ["images", "images/test", "."])
-def test_repeated_image_ids_of_the_converted_form_become_unique(tmp_path, images):
+def test_repeated_image_ids_of_the_converted_form_become_unique(tmp_path, images, name):
     for number in (1, 2):
         write_image(tmp_path / images / f"test_000{number}.jpg", seed=number)
     write_json(
-        tmp_path / "test_w_options_new.json",
+        tmp_path / name,
         [
             converted_row("test_0001", "test_0001.jpg", "where is it?", "liver", "OPEN"),
             converted_row("test_0001", "test_0001.jpg", "is it a liver?", "yes", "CLOSED"),
@@ -164,6 +174,7 @@ def test_other_sizes_are_named(folder):
         ({"label": {}}, r"test_vqa\.pkl, row 1, `label`: expected the answers and their scores, got \{\}"),
         ({"label": {" ": 1}}, r"row 1, `label` is empty"),
         ({"sent": None}, r"row 1 has no `sent`"),
+        ({"answer_type": "maybe"}, r"row 1, `answer_type`: expected OPEN or CLOSED, got 'maybe'"),
         ({"img_id": "test_0003"}, r"row 1, `img_id`: .*test_0003\.jpg is missing"),
         ({"img_id": "../../secret"}, r"row 1, `img_id`: expected a path that stays in"),
     ],

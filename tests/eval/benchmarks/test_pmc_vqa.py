@@ -77,8 +77,9 @@ def test_letters_before_the_choices_are_taken_off(folder):
     "answer",
     ["Focal uptake pattern", " focal  uptake PATTERN ", "B:Focal uptake pattern", " B: Focal uptake pattern."],
 )
-def test_without_a_label_the_text_of_the_answer_finds_its_choice(folder, answer):
-    assert load_one(folder, Answer=answer, Answer_label="")["answer"] == "Focal uptake pattern"
+@pytest.mark.parametrize("label", ["", " ", "E", "Focal"])
+def test_without_a_label_the_text_of_the_answer_finds_its_choice(folder, answer, label):
+    assert load_one(folder, Answer=answer, Answer_label=label)["answer"] == "Focal uptake pattern"
 
 
 @pytest.mark.parametrize("answer", ["C", " c ", "C:", "C."])
@@ -110,7 +111,7 @@ def test_empty_and_repeated_choices_are_left_out(folder):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"Answer_label": "E"}, r"test_clean\.csv, row 0, `Answer_label`: expected one of A, B, C, D, got 'E'"),
+        ({"Answer_label": "E", "Answer": "Bone"}, r"test_clean\.csv, row 0, `Answer`: 'Bone' is none of \["),
         ({"Answer_label": "A", "Choice A": " "}, r"row 0, `Answer_label`: '' is none of \["),
         ({"Answer_label": "", "Answer": "Bone"}, r"row 0, `Answer`: 'Bone' is none of \["),
         ({"Answer_label": "", "Answer": ""}, r"row 0, `Answer` is empty"),
@@ -182,6 +183,11 @@ def test_packed_training_images_are_not_unpacked_to_look_for_leakage(folder, tmp
     assert why_no_training_rows(folder) is None
     assert "unpack images_2.zip" in why_no_training_rows(folder, "v2")
     assert "unpack images.zip" in why_no_training_rows("RadGenome/PMC-VQA")
+
+
+def test_an_archive_unpacked_into_a_folder_of_its_name_is_found(folder):
+    write_image(folder / "images" / "images" / "PMC2_F1.jpg")
+    assert load_one(folder, Figure_path="PMC2_F1.jpg")["image"].endswith("images/images/PMC2_F1.jpg")
 
 
 def test_unknown_splits_subsets_and_folders_are_refused(folder, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from logramed.eval.benchmarks.hub import image_folder
 from logramed.eval.benchmarks.rows import (
     check_ids,
     collect_image_names,
@@ -12,6 +13,7 @@ from logramed.eval.benchmarks.rows import (
     infer_answer_type,
     number_repeated_ids,
     read_answer_type,
+    read_question,
     read_records,
     read_text,
     warn_of_differences,
@@ -117,6 +119,19 @@ def test_images_outside_their_folder_are_refused(tmp_path, name):
 def test_missing_image_names_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="here, `image`: expected the path of an image below"):
         find_image(tmp_path, name, "here", "image")
+
+
+def test_names_that_are_too_long_for_a_file_are_refused_like_missing_ones(tmp_path):
+    """A quote that a csv file never closes makes one cell of the rest of it."""
+    with pytest.raises(ValueError, match=r"row 3, `image`: .*aaa is missing"):
+        find_image(tmp_path, "a" * 5000, "test.csv, row 3", "image")
+    assert image_folder(tmp_path, ("images", "."), ["a" * 5000]) == tmp_path / "."
+
+
+def test_questions_lose_the_image_placeholder_and_must_say_something():
+    assert read_question({"text": "<image>\nmass? "}, "text", "here") == "mass?"
+    with pytest.raises(ValueError, match="here, `text` holds no question, only the image placeholder"):
+        read_question({"text": "\n<image>"}, "text", "here")
 
 
 def test_image_names_are_collected_once_and_in_order():

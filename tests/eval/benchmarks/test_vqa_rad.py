@@ -10,6 +10,7 @@ from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
 from logramed.eval.benchmarks.rows import infer_answer_type
 from logramed.eval.benchmarks.vqa_rad import (
     EXPECTED_COUNTS,
+    RELEASE_FILE,
     count_differences,
     load_questions,
     normalize_question_type,
@@ -53,6 +54,22 @@ def test_the_real_training_split_loads_with_its_traps():
     assert len(questions) == 3064
     assert all(isinstance(row["answer"], str) and row["answer"] for row in questions)
     assert not {"PRSE", "ATRIB", "Other"} & {row["groups"]["question_type"] for row in questions}
+
+
+@needs_vqa_rad
+@pytest.mark.filterwarnings("error")
+def test_the_real_release_holds_the_same_test_questions_under_other_ids(tmp_path):
+    (tmp_path / RELEASE_FILE).symlink_to(VQA_RAD / "vqa_rad_public.json")
+    (tmp_path / "VQA_RAD Image Folder").symlink_to(VQA_RAD / "images")
+    field, release = load_questions(VQA_RAD), load_questions(tmp_path)
+    for one, other in zip(field, release, strict=True):
+        assert other["question_id"] != one["question_id"]
+        assert Path(other["image"]).name == Path(one["image"]).name
+        same = ("question", "answer", "answer_type", "groups")
+        assert [other[key] for key in same] == [one[key] for key in same]
+    assert [row["question_id"] for row in release[:3]] == ["10", "12", "13"]  # as in LLaVA-Med's answers
+    with pytest.warns(UserWarning, match="the 1,797 rows of the authors' release"):
+        assert len(load_questions(tmp_path, "train")) == 1797
 
 
 @needs_vqa_rad
@@ -102,14 +119,31 @@ def test_the_copy_on_the_hub_gives_types_by_answer_and_row_numbers_for_ids(tmp_p
 
 
 @wrong_counts
-def test_the_form_that_llava_med_converts_to_is_read(tmp_path):
+@pytest.mark.filterwarnings("ignore:This VQA-RAD train split has")
+def test_the_release_holds_both_splits_in_one_file(tmp_path):
+    write_image(tmp_path / "VQA_RAD Image Folder" / "synpic1.jpg")
+    fields = {"image_name": "synpic1.jpg", "image_organ": "CHEST", "question": "mass?", "answer": "no"}
+    fields |= {"answer_type": "CLOSED", "question_type": "PRES"}
+    kinds = ("freeform", "test_freeform", "para", "test_para")
+    rows = [fields | {"qid": str(number), "phrase_type": kind} for number, kind in enumerate(kinds)]
+    write_json(tmp_path / RELEASE_FILE, rows)
+    assert [row["question_id"] for row in load_questions(tmp_path)] == ["1", "3"]
+    assert [row["question_id"] for row in load_questions(tmp_path, "train")] == ["0", "2"]
+    write_json(tmp_path / RELEASE_FILE, [*rows, fields | {"qid": "4"}])
+    with pytest.raises(ValueError, match=r"Public\.json, row 4 has no `phrase_type`"):
+        load_questions(tmp_path)
+
+
+@wrong_counts
+@pytest.mark.parametrize("name", ["test_w_options_new.json", "test.json"])
+def test_the_form_that_llava_med_converts_to_is_read(tmp_path, name):
     write_image(tmp_path / "images" / "synpic42202.jpg")
     question = 'Is there a mass? (Answer with either "Yes" or "No").'
     rows = [
         converted_row(11, "synpic42202.jpg", question, "yes", "CLOSED "),
         converted_row(12, "synpic42202.jpg", "how many masses?", 2, "OPEN"),
     ]
-    write_json(tmp_path / "test_w_options_new.json", rows)
+    write_json(tmp_path / name, rows)
     questions = load_questions(tmp_path)
     assert questions[0] == {
         "question_id": "11",
@@ -120,8 +154,8 @@ def test_the_form_that_llava_med_converts_to_is_read(tmp_path):
         "groups": {},
     }
     assert questions[1]["answer"] == "2"
-    write_json(tmp_path / "test_w_options_new.json", [rows[0], rows[0]])
-    with pytest.raises(ValueError, match=r"test_w_options_new\.json holds the same `id` more than once: 11"):
+    write_json(tmp_path / name, [rows[0], rows[0]])
+    with pytest.raises(ValueError, match=r"test.*\.json holds the same `id` more than once: 11"):
         load_questions(tmp_path)
 
 
@@ -133,6 +167,10 @@ def test_the_form_that_llava_med_converts_to_is_read(tmp_path):
         (
             {"conversations": [{"value": "a"}, {"value": ""}]},
             r"row with `id` 11, `conversations`, turn 1, `value` is empty",
+        ),
+        (
+            {"conversations": [{"value": "<image>"}, {"value": "a"}]},
+            r"row with `id` 11, `conversations`, turn 0, `value` holds no question",
         ),
         ({"answer_type": "other"}, r"row with `id` 11, `answer_type`: expected OPEN or CLOSED, got 'other'"),
         ({"image": "gone.jpg"}, r"row with `id` 11, `image`: .*gone\.jpg is missing"),
