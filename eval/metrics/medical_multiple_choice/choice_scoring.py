@@ -73,7 +73,7 @@ def score_choice(
     Args:
         prediction: The generated text, or one score for each option that is not missing.
         reference (`str`): The text of the right option.
-        options: Two texts or more. Missing ones are `None` or empty and keep their letter.
+        options: Two texts or more. Missing ones are `None`, NaN or empty and keep their letter.
         protocol (`str`): "strict" or "release" (generated text only).
 
     Returns:
@@ -113,26 +113,24 @@ def score_choice(
 
 def checked_options(options: Sequence[str | None]) -> list[str | None]:
     """
-    The options with `None` for each missing one. Numbers are written out.
+    The options with `None` for each missing one, also for NaN, as tables have it. Numbers are written out.
 
     Example:
-        >>> checked_options(["CT", 2, "", None])
-        ['CT', '2', None, None]
+        >>> checked_options(["CT", 2, "", None, float("nan")])
+        ['CT', '2', None, None, None]
     """
     if isinstance(options, str) or not isinstance(options, Sequence | np.ndarray):
         raise TypeError(f"The options must be a list of texts, got {options!r}.")
     checked = []
     for option in options:
-        if option is None or (isinstance(option, str) and not option.strip()):
+        is_blank = not option.strip() if isinstance(option, str) else isinstance(option, float) and math.isnan(option)
+        if option is None or is_blank:
             checked.append(None)
         elif isinstance(option, str) or (isinstance(option, numbers.Real) and not isinstance(option, bool)):
             checked.append(str(option))
         else:
             raise TypeError(f"An option must be a text or `None`, got {option!r} ({type(option).__name__}).")
-    if (
-        len({index for index, option in zip(option_identities(checked), checked, strict=True) if option is not None})
-        < 2
-    ):
+    if num_different_options(checked) < 2:
         raise ValueError(f"There must be two different options at least, got {list(options)}.")
     return checked
 
@@ -189,7 +187,7 @@ def evaluate_choices(
     Args:
         predictions, references, options: One entry per question, see `score_choice`.
         protocol (`str`): "strict" (ours) or "release" (the ExGra-Med zero-shot script).
-        groups: One value per question, such as its modality, to break the figures down by.
+        groups: One text per question, such as its modality, to break the figures down by.
         return_items (`bool`): Also return what `score_choice` says of every question, under `items`, in percent.
         num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
 
@@ -199,7 +197,7 @@ def evaluate_choices(
 
     Raises:
         ValueError, TypeError: See `score_choice`, with the number of the item; also if the lists are empty or of
-            different length.
+            different length, a group is no text, or `num_resamples` is negative.
 
     Example:
         >>> result = evaluate_choices(["B", "CT or MRI"], ["MRI", "CT"], [["CT", "MRI"]] * 2)
@@ -213,8 +211,10 @@ def evaluate_choices(
         )
     if len(predictions) == 0:
         raise ValueError("There is nothing to score: `predictions` is empty.")
-    if groups is not None and len(groups) != len(predictions):
-        raise ValueError(f"`groups` must have one value for each of {len(predictions)} items, got {len(groups)}.")
+    if num_resamples < 0:
+        raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
+    if groups is not None:
+        check_groups(groups, len(predictions))
     items = list(_scored(predictions, references, options, protocol))
     chances = [1 / num_different_options(checked_options(of_item)) for of_item in options]
     results = aggregate(items, chances, num_resamples, seed)
@@ -227,6 +227,16 @@ def evaluate_choices(
     if return_items:
         results["items"] = [item | {"accuracy": 100 * item["accuracy"]} for item in items]
     return results
+
+
+def check_groups(groups: Sequence[str], num_items: int) -> None:
+    """Refuses what is not one text per item."""
+    if isinstance(groups, str) or len(groups) != num_items:
+        got = repr(groups) if isinstance(groups, str) else len(groups)
+        raise ValueError(f"`groups` must be a list of one text for each of {num_items} items, got {got}.")
+    for position, group in enumerate(groups):
+        if not isinstance(group, str):
+            raise TypeError(f"`groups[{position}]` must be text, got {group!r} ({type(group).__name__}).")
 
 
 def _scored(predictions: Sequence, references: Sequence, options: Sequence, protocol: str) -> Iterator[dict]:

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from .choice_scoring import evaluate_choices
+from .choice_scoring import checked_options, evaluate_choices
 from .option_matching import choose_by_text
 
 
@@ -84,6 +84,7 @@ class MedicalMultipleChoice(evaluate.Metric):
 
     def add_batch(self, *, predictions: list, references: list, options: list) -> None:
         """Collect answers for a later `compute()`: all of them texts, or all of them scores."""
+        options = [checked_options(of_item) for of_item in options]
         super().add_batch(predictions=predictions, references=references, options=options)
 
     def add(self, *, prediction: str | list, reference: str, options: list) -> None:

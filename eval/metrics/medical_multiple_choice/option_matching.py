@@ -12,19 +12,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 
-_ROLE = re.compile(r"^[\s#*]*(?:assistant|answer|gpt|bot|ai)[ *]*[:\n][\s*]*", re.IGNORECASE)
-_NEXT_TURN = re.compile(r"#{2,}\s*(?:human|user|assistant)\b.*", re.IGNORECASE | re.DOTALL)
+# What chat templates leave before an answer, and what begins the next turn or follows the end of the text.
+_ROLE = re.compile(
+    r"^[\s#*]*(?:<\|\w+\|>|<s>|\[/inst\]"
+    r"|(?:assistant|(?:final )?answer|response|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\n][\s*]*)",
+    re.IGNORECASE,
+)
+_NEXT_TURN = re.compile(
+    r"(?:#{2,}\s*(?:human|user|assistant)\b|\s(?:human|user)\s*:|</s>|<\|\w+\|>).*",
+    re.IGNORECASE | re.DOTALL,
+)
 
-# A letter stands for its option alone ("B", "(b)."), before the text ("B: MRI", "(B) MRI") or after a word such as
-# "answer". "The answer is a CT" must not choose A: there it has to be a capital.
+# A letter stands for its option alone ("B", "(b)."), before the text ("B: MRI", "(B) MRI", "B is right") or after a
+# word such as "answer". "The answer is a CT" must not choose A: there it has to be a capital or to end the clause.
 _LETTERS = r"\(?[A-Z]\b\)?(?:\s*(?:,|/|&|\band\b|\bor\b)\s*\(?[A-Z]\b\)?)*"
 _LETTERS_ALONE = re.compile(rf"\W*(?:option\s+)?({_LETTERS})\W*", re.IGNORECASE)
 _LETTER_BEFORE_TEXT = re.compile(
-    r"\W*(?:\(([A-Za-z])\)|([A-Za-z])\s*(?:[):]|\.\s)|([A-Z])\s*(?:,\s|\n|\s[-\u2013]\s))"
+    r"\W*(?:\(([A-Za-z])\)|([A-Za-z])\s*(?:[):]|\.\s)|([A-Z])\s*(?:,\s|\n|\s[-\u2013]\s|\sis\s(?:the\s)?(?:correct|right|best|answer)\b))"
 )
 _LETTER_AFTER_WORD = re.compile(
     r"(?<!\bnot )(?<!n't )\b(?i:answer|options?|choice)\b(?:\s+(?:is|are|would be|should be|must be))?(?:\s+option)?"
-    rf"\s*[:=]?\s*\**({_LETTERS})(?!['\u2019\w])"
+    rf"\s*[:=]?\s*\**({_LETTERS}|\(?[a-z]\)?(?=\W*$|[.;:]|,(?!\s*\(?[a-z]\b)))(?!['\u2019\w])"
     rf"|\b(?i:choose|select|pick|it is|it's)\s+({_LETTERS})(?=\W*$|[.,;:])"
 )
 
@@ -91,8 +99,8 @@ def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None
     The index of the one option that a generated text chooses, `None` if it is undecided.
 
     In this order: the whole text is an option; it gives a letter (and names no other option beside it); it names one
-    option in whole words. Of options within each other the longest counts ("CT angiography" is not "CT"). What stands
-    after a negation, up to the next mark or "but", is ruled out.
+    option in whole words, the words "a" and "I" only at the end of a clause. Of options within each other the longest
+    counts ("CT angiography" is not "CT"). What stands after a negation, up to the next mark or "but", is ruled out.
 
     Args:
         options: The texts, `None` for a missing one, which keeps its letter. Of equal texts the first is the option.
@@ -142,13 +150,14 @@ def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
     """
     alone = _LETTERS_ALONE.fullmatch(text)
     if alone:
-        return _places(alone[1].upper().replace("AND", " ").replace("OR", " "), len(options))
+        return _places(alone[1], len(options))
     before = _LETTER_BEFORE_TEXT.match(text)
     if before:
         letter = before[1] or before[2] or before[3]
         if not any(words[:1] == (letter.casefold(),) for words in _options_at_start(text, options)):
-            return _places(letter.upper(), len(options))
-    return {place for match in _LETTER_AFTER_WORD.finditer(text) for place in _places(match[0], len(options))}
+            return _places(letter, len(options))
+    after = (match[1] or match[2] for match in _LETTER_AFTER_WORD.finditer(text))
+    return {place for letters in after for place in _places(letters, len(options))}
 
 
 def _options_at_start(text: str, options: Sequence[str | None]) -> Iterator[tuple[str, ...]]:
@@ -160,12 +169,13 @@ def _options_at_start(text: str, options: Sequence[str | None]) -> Iterator[tupl
 
 
 def _places(letters: str, num_options: int) -> set[int]:
-    """The places of single capitals; none at all if one of them is no option's letter."""
-    places = {ord(letter) - ord("A") for letter in re.findall(r"\b[A-Z]\b", letters)}
+    """The places of single letters; none at all if one of them is no option's letter."""
+    places = {ord(letter) - ord("A") for letter in re.findall(r"\b[A-Z]\b", letters.upper())}
     return places if all(place < num_options for place in places) else set()
 
 
 def _answer_alone(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text)
     shorter = _ROLE.sub("", text)
     while shorter != text:
         text, shorter = shorter, _ROLE.sub("", shorter)
@@ -183,20 +193,25 @@ def named_options(text: str, options: Sequence[str | None], identities: Sequence
         {2}
     """
     words, clauses = words_and_clauses(text)
-    mentions = list(_longest(_mentions(words, options)))
+    mentions = list(_longest(_mentions(words, clauses, options)))
     ruled_out_places = _ruled_out_places(words, clauses, mentions)
     named = {identities[index] for start, _, index in mentions if start not in ruled_out_places}
     ruled_out = {identities[index] for start, _, index in mentions if start in ruled_out_places}
     return named | {-1} if named & ruled_out else named
 
 
-def _mentions(words: Sequence[str], options: Sequence[str | None]) -> Iterator[tuple[int, int, int]]:
+def _mentions(
+    words: Sequence[str], clauses: Sequence[int], options: Sequence[str | None]
+) -> Iterator[tuple[int, int, int]]:
     """Where options stand in `words`: start, end, index of the option."""
     for index, option in enumerate(options):
         wanted = () if option is None else option_words(option)
         for start in range(len(words) - len(wanted) + 1 if wanted else 0):
-            if words[start : start + len(wanted)] == wanted:
-                yield start, start + len(wanted), index
+            end = start + len(wanted)
+            # "a mass" does not name the blood group A, nor "I think" the grade I: there the clause goes on.
+            is_word = wanted in (("a",), ("i",)) and clauses[end : end + 1] == clauses[start : start + 1]
+            if words[start:end] == wanted and not is_word:
+                yield start, end, index
 
 
 def _longest(mentions: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:

@@ -20,15 +20,16 @@ PRESENT, ABSENT = "present", "absent"
 # "1.5" and "patient's" are one word each; hyphens, slashes and the "___" of de-identified reports separate words.
 WORD = r"\d+(?:\.\d+)+|[^\W_]+(?:'[^\W_]+)*"
 # Line breaks end a sentence before an empty line or a list item only: reports are often wrapped by hand.
-SENTENCE_END = re.compile(r"(?<!\d)\.|\.(?!\d)|[;:!?()\[\]]|\n\s*\n|\n\s*[-*•]")
+SENTENCE_END = re.compile(r"(?<!\d)\.|\.(?!\d)|[;!?()\[\]]|\n\s*\n|\n\s*[-*•]")
 
-# Negations of what follows. "not", "no longer" and "resolved" can also negate what stands before: `cue_directions`.
+# Negations of what follows. "not", "no longer", "resolved" and a last "no" can also negate what stands before:
+# `cue_directions`.
 FORWARD_CUES = (
     ("no",), ("without",), ("neither",), ("nor",), ("never",), ("negative", "for"), ("free", "of"), ("free", "from"),
     ("clear", "of"), ("absence", "of"), ("lack", "of"), ("resolution", "of"), ("removal", "of"),
 )  # fmt: skip
-# Negations of what stands before: "the effusion has cleared", "the tube was removed".
-BACKWARD_CUES = (("absent",), ("cleared",), ("removed",), ("excluded",), ("ruled", "out"))
+# Negations of what stands before: "the effusion has cleared", "the tube was removed", "effusion: none".
+BACKWARD_CUES = (("absent",), ("none",), ("cleared",), ("removed",), ("excluded",), ("ruled", "out"))
 # "not seen", "not clearly identified": negates what stands before it.
 SEEN = frozenset({
     "seen", "identified", "present", "visualized", "visualised", "visible", "evident", "apparent", "demonstrated",
@@ -59,6 +60,7 @@ PREDICATE_ADVERBS = frozenset({
 # within normal limits"; "normal appearance of the heart".
 MAX_WORDS_TO_PREDICATE = 8
 MAX_WORDS_FROM_PREDICATE = 3
+MAX_WORDS_AFTER_COLON = 2  # "heart: mildly enlarged", but not "lungs: a large nodule, normal heart"
 
 
 def clinical_statements(text: str) -> set[tuple[str, str]]:
@@ -92,19 +94,19 @@ def split_words(text: str) -> list[str]:
 
 def split_sentences(text: str) -> list[tuple[str, ...]]:
     """
-    Words and commas of each sentence; a colon, a semicolon and a bracket also end one.
+    Words, commas and colons of each sentence; a semicolon and a bracket also end one.
 
     Example:
-        >>> split_sentences("Impression: no mass, no nodule.")
-        [('impression',), ('no', 'mass', ',', 'no', 'nodule')]
+        >>> split_sentences("Impression: no mass (no nodule).")
+        [('impression', ':', 'no', 'mass'), ('no', 'nodule')]
     """
-    sentences = [tuple(re.findall(rf"{WORD}|,", part)) for part in SENTENCE_END.split(normalize_text(text))]
+    sentences = [tuple(re.findall(rf"{WORD}|[,:]", part)) for part in SENTENCE_END.split(normalize_text(text))]
     return [sentence for sentence in sentences if sentence]
 
 
 @functools.lru_cache(maxsize=1 << 16)  # reports repeat their sentences
 def sentence_statements(words: tuple[str, ...]) -> frozenset[tuple[str, str]]:
-    """The statements of one sentence, given as words and commas."""
+    """The statements of one sentence, given as words, commas and colons."""
     terms = list(find_phrases(words, SPELLINGS))
     taken = {position for start, end, _ in terms for position in range(start, end)}
     negated = find_negated(words, taken)
@@ -184,7 +186,7 @@ def find_negated(words: Sequence[str], taken: Set[int]) -> set[int]:
     Positions of a sentence that a negation reaches.
 
     Args:
-        words: Words and commas of the sentence.
+        words: Words, commas and colons of the sentence.
         taken: Positions that belong to terms; they are no negations ("free air").
 
     Example:
@@ -218,6 +220,8 @@ def cue_directions(words: Sequence[str], position: int, taken: Set[int]) -> tupl
             return False, False
         is_seen = _is_followed(words, position, SEEN, taken)
         return not is_seen, is_seen
+    if word == "no" and following is None:  # "effusion: no"
+        return False, True
     if word == "no" and following == "longer":
         is_seen = _is_followed(words, position + 1, SEEN, taken)
         return not is_seen, is_seen
@@ -231,7 +235,7 @@ def cue_directions(words: Sequence[str], position: int, taken: Set[int]) -> tupl
 
 def scope_end(words: Sequence[str], cue: int) -> int:
     """
-    Where the scope of a negation at `cue` ends to the right: at the sentence's end, a "but", or a new statement.
+    Where the scope of a negation at `cue` ends to the right: at the sentence's end, a colon, a "but", a new statement.
 
     Example:
         >>> words = "no effusion , stable cardiomegaly".split()
@@ -251,12 +255,16 @@ def scope_start(words: Sequence[str], cue: int) -> int:
     """
     Where the scope of a negation at `cue` begins to the left: its subject, with the list that it may be.
 
+    Right after a colon ("effusion, pneumothorax: none") it is all that stands before.
+
     Example:
         >>> words = "stable cardiomegaly , effusion has resolved".split()
         >>> words[scope_start(words, 5) :]
         ['effusion', 'has', 'resolved']
     """
     position = cue - 1
+    if position >= 0 and words[position] == ":":
+        return 0
     while position >= 0 and words[position] in VERBS | PREDICATE_ADVERBS:
         position -= 1
     in_list = False
@@ -272,7 +280,7 @@ def scope_start(words: Sequence[str], cue: int) -> int:
 
 
 def _breaks(words: Sequence[str], position: int) -> bool:
-    return words[position] in BREAKERS or tuple(words[position : position + 2]) == ("other", "than")
+    return words[position] in (":", *BREAKERS) or tuple(words[position : position + 2]) == ("other", "than")
 
 
 def _starts(words: Sequence[str], position: int, cues: Sequence[tuple[str, ...]]) -> bool:
@@ -311,10 +319,14 @@ def structure_status(
     )
     before = _nearest_predicate(words, range(start - 1, -1, -1), taken, abnormal_words)
     candidates = []
-    if after is not None and (gap := sum(word != "," for word in words[end:after])) <= MAX_WORDS_TO_PREDICATE:
-        candidates.append((gap, after))
-    if before is not None and start - before - 1 <= MAX_WORDS_FROM_PREDICATE and "," not in words[before:start]:
-        candidates.append((start - before - 1, before))
+    if after is not None:
+        gap = sum(word not in ",:" for word in words[end:after])
+        if gap <= MAX_WORDS_TO_PREDICATE and ":" not in words[end : max(end, after - MAX_WORDS_AFTER_COLON - 1)]:
+            candidates.append((gap, after))
+    if before is not None and {",", ":"}.isdisjoint(words[before:start]):
+        gap = start - before - 1
+        if gap <= MAX_WORDS_FROM_PREDICATE:
+            candidates.append((gap, before))
     if not candidates:
         return None
     _, predicate = min(candidates, key=lambda candidate: candidate[0])

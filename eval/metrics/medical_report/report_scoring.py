@@ -41,7 +41,8 @@ def evaluate_reports(
         `overlap_scores` and `clinical_scores`). Items have no BLEU: it is a figure of all reports together.
 
     Raises:
-        ValueError: If the lists are empty or of different length, or a reference has no words.
+        ValueError: If the lists are empty or of different length, a reference has no words, or `num_resamples` is
+            negative.
         TypeError: If a report is not text.
         ImportError: If sacrebleu or pycocoevalcap is not installed.
 
@@ -50,6 +51,8 @@ def evaluate_reports(
         >>> result["clinical_f1"], round(result["rouge_l"], 1), result["num_items"]
         (100.0, 53.0, 1)
     """
+    if num_resamples < 0:
+        raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
     predicted_words, reference_words = check_reports(predictions, references)
     statistics = np.array([bleu_statistics(*pair) for pair in zip(predicted_words, reference_words, strict=True)])
     items = overlap_scores(predicted_words, reference_words)

@@ -9,6 +9,7 @@ scripts, faults included, so that published figures can be compared with. The ca
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
 import unicodedata
@@ -34,8 +35,16 @@ _cache = lru_cache(maxsize=100_000)
 # Normalization, strict protocol
 # ---------------------------------------------------------------------------------------------------------------------
 
-_ROLE = re.compile(r"^[\s#*]*(?:assistant|answer|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\n][\s*]*", re.IGNORECASE)
-_NEXT_TURN = re.compile(r"#{2,}\s*(?:human|user|assistant)\b.*", re.IGNORECASE | re.DOTALL)
+# What chat templates leave before an answer, and what begins the next turn or follows the end of the text.
+_ROLE = re.compile(
+    r"^[\s#*]*(?:<\|\w+\|>|<s>|\[/inst\]"
+    r"|(?:assistant|(?:final )?answer|response|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\n][\s*]*)",
+    re.IGNORECASE,
+)
+_NEXT_TURN = re.compile(
+    r"(?:#{2,}\s*(?:human|user|assistant)\b|\s(?:human|user)\s*:|</s>|<\|\w+\|>).*",
+    re.IGNORECASE | re.DOTALL,
+)
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
 _DIGITS = NUMBER_WORDS | HAN_NUMBERS
@@ -45,11 +54,11 @@ _WORD = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*")
 
 def strip_role_words(text: str) -> str:
     """
-    The answer alone: no "Assistant:" or "Answer:" before it, no further "### Human:" turn after it.
+    The answer alone: no "Assistant:", "Answer:" or `<|assistant|>` before it, no "### Human:" or `</s>` after it.
 
     Example:
-        >>> strip_role_words("### Assistant: Yes ### Human: Why?")
-        'Yes'
+        >>> strip_role_words("### Assistant: Yes ### Human: Why?"), strip_role_words("<|assistant|> Yes</s>")
+        ('Yes', 'Yes')
     """
     shorter = _ROLE.sub("", text)
     while shorter != text:
@@ -177,14 +186,25 @@ OPTION_FAMILIES = tuple(
         "grey white",
         "apex base",
         "radiolucent radioopaque",
+        "increased decreased",
+        "high low",
+        "dark bright",
+        "medial lateral",
+        "proximal distal",
+        "superficial deep",
+        "arterial venous",
     )
 )
 # Words around an option that an answer may leave out: "Right side" is named by "right", "with contrast" by "contrast".
 OPTION_FILLERS = frozenset(
     ("side", "sides", "in", "on", "of", "at", "to", "with", "just", "view", "image", "plane", "scan", "weighted")
 )
-NEGATIONS = frozenset(("no", "not", "non", "without", "isnt", "arent", "不", "非", "没", "无"))
-_CHINESE_COPULAS = frozenset(("是", "有"))
+NEGATIONS = frozenset(("no", "not", "non", "without", "never", "neither", "nor", "isnt", "arent", "wasnt", "werent"))
+NEGATIONS |= {"不", "非", "没", "无"}
+# A negation reaches past these: "not on the left", "not really left", "without IV contrast".
+_NEGATED_THROUGH = OPTION_FILLERS | {"really", "likely", "clearly", "definitely", "located", "any", "iv", "是", "有"}
+_NEGATED_YES_OR_NO = re.compile(r"(?:\bnot|n['\u2019]t|\bcannot|\bneither|\bnor|\bnever)\s+(?:say\s+)?\W?(?:yes|no)\b")
+_OR = frozenset(("or", "vs", "versus"))
 
 
 def yes_or_no(reference: str) -> str | None:
@@ -210,14 +230,16 @@ def named_options(words: Sequence[str]) -> set[str]:
     The words of an answer, each negation joined to the word it negates.
 
     Example:
-        >>> sorted(named_options(["left", "not", "right"]))
-        ['left', 'not right']
+        >>> sorted(named_options(["left", "not", "on", "right"]))
+        ['left', 'not right', 'on']
     """
     named, negated = set(), False
     for word in words:
         if word in NEGATIONS:
             negated = True
-        elif not (negated and word in _CHINESE_COPULAS):
+        elif negated and word in _NEGATED_THROUGH:
+            named.add(word)
+        else:
             named.add(f"not {word}" if negated else word)
             negated = False
     return named
@@ -240,9 +262,10 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     """
     1.0 for a right answer to a closed question, else 0.0.
 
-    Yes/no questions: exactly one of the whole words "yes" and "no" must stand in the prediction, and be the right one.
-    Other closed questions ("left or right?"): the prediction must name the reference's option in whole words, must not
-    name another of its family (`OPTION_FAMILIES`), and must not leave the choice open with an "or".
+    Yes/no questions: exactly one of the whole words "yes" and "no" must stand in the prediction, be the right one, and
+    not be denied ("not yes"). Other closed questions ("left or right?"): the prediction must name the reference's
+    option in whole words, must not name another of its family (`OPTION_FAMILIES`), and must not leave the choice open
+    with an "or" or "vs".
 
     Example:
         >>> score_closed_strict("Yes, there is no effusion", "no")
@@ -252,14 +275,15 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     """
     words, expected = normalize_strict(prediction), yes_or_no(reference)
     if expected is not None:
-        return float(({"yes", "no"} & set(words)) | polarities(clean(prediction)) == {expected})
+        said = ({"yes", "no"} & set(words)) | polarities(clean(prediction))
+        return float(said == {expected} and not _NEGATED_YES_OR_NO.search(clean(prediction)))
     if _HAN.search(reference):
         return score_option(clean(prediction), clean(reference), OPTION_FAMILIES)
     reference_options = named_options(normalize_strict(reference))
     reference_options = (reference_options - OPTION_FILLERS) or reference_options
     named = named_options(words)
     rivals = rival_options(reference_options)
-    undecided = "or" in named and "or" not in reference_options
+    undecided = bool(_OR & named) and not _OR & reference_options
     return float(reference_options <= named and not named & rivals and not undecided)
 
 
@@ -270,7 +294,7 @@ def score_closed_strict(prediction: str, reference: str) -> float:
 
 def answer_text(value: str | int | float, position: int, column: str) -> str:
     """
-    `value` as text; numbers are written out, anything else but text is refused by name.
+    `value` as text; numbers are written out, anything else but text is refused by name, a missing value (NaN) too.
 
     Example:
         >>> answer_text(2, position=0, column="references")
@@ -278,7 +302,7 @@ def answer_text(value: str | int | float, position: int, column: str) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value):
         return str(value)
     raise TypeError(f"`{column}[{position}]` must be text or a number, got {value!r} ({type(value).__name__}).")
 
@@ -297,21 +321,23 @@ def answer_type(value: str, position: int) -> str:
     return spelled
 
 
-def candidate_list(candidates: Sequence | Mapping | None) -> Sequence | None:
+def candidate_list(candidates: Sequence | Mapping | None) -> list[str] | None:
     """
-    The candidate answers of a list, or of the release's `candidate.json` form `{"0": [...]}`.
+    The candidate answers of a list, or of the release's `candidate.json` form `{"0": [...]}`, as texts.
 
     Example:
         >>> candidate_list({"0": ["left lung", 5]})
-        ['left lung', 5]
+        ['left lung', '5']
     """
     if isinstance(candidates, Mapping):
         if list(candidates) != ["0"]:
             raise ValueError(f'`candidates` as a mapping must have the one key "0", got {list(candidates)}.')
         candidates = candidates["0"]
-    if isinstance(candidates, str) or (candidates is not None and len(candidates) == 0):
+    if candidates is None:
+        return None
+    if isinstance(candidates, str | Set) or len(candidates) == 0:  # a set has no first of equal candidates
         raise ValueError(f"`candidates` must be a list of at least one answer or `None`, got {candidates!r}.")
-    return candidates
+    return [answer_text(value, position, "candidates") for position, value in enumerate(candidates)]
 
 
 def score_item(prediction: str, reference: str, kind: str, protocol: str, candidates: Sequence | None) -> dict:
@@ -391,8 +417,8 @@ def evaluate_answers(
 
     Raises:
         ValueError: If the lists are empty or of different length, or hold an unknown type, or an empty reference under
-            "strict".
-        TypeError: If an answer is neither text nor a number.
+            "strict"; if `num_resamples` is negative.
+        TypeError: If an answer is neither text nor a number, or missing (NaN).
 
     Example:
         >>> result = evaluate_answers(["Yes", "left lung"], ["yes", "lung"], ["CLOSED", "OPEN"])
@@ -401,6 +427,8 @@ def evaluate_answers(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"`protocol` must be one of {list(PROTOCOLS)}, got {protocol!r}.")
+    if num_resamples < 0:
+        raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
     if not len(predictions) == len(references) == len(answer_types):
         raise ValueError(
             "`predictions`, `references` and `answer_types` must be equally long, got "

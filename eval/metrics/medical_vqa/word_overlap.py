@@ -16,7 +16,7 @@ HAN_NUMBERS = {character: str(value) for value, character in enumerate("零一�
 
 def bleu(prediction: Sequence[str], reference: Sequence[str], weights: Sequence[float]) -> float:
     """
-    Sentence BLEU of words against one reference, unsmoothed, in 0..1: what nltk 3.10's `sentence_bleu` gives.
+    Sentence BLEU of words against one reference, unsmoothed, in 0..1, exactly what nltk 3.10's `sentence_bleu` gives.
 
     `weights` belong to the 1-, 2-, 3-, ... grams. As there, an order without a match counts as the smallest float
     rather than zero, and no common word at all gives 0.0.
@@ -27,16 +27,16 @@ def bleu(prediction: Sequence[str], reference: Sequence[str], weights: Sequence[
         >>> bleu(["left", "lung"], ["left", "lung"], weights=(0, 1, 0, 0))
         1.0
     """
-    log_score = 0.0
+    log_precisions = []
     for order, weight in enumerate(weights, start=1):
         predicted, expected = _ngrams(prediction, order), _ngrams(reference, order)
         num_matches = (predicted & expected).total()
         if order == 1 and num_matches == 0:
             return 0.0
         precision = num_matches / max(1, predicted.total()) or sys.float_info.min
-        log_score += weight * math.log(precision)
+        log_precisions.append(weight * math.log(precision))
     brevity_penalty = min(1.0, math.exp(1 - len(reference) / len(prediction)))
-    return brevity_penalty * math.exp(log_score)
+    return brevity_penalty * math.exp(math.fsum(log_precisions))
 
 
 def _ngrams(words: Sequence[str], order: int) -> Counter:

@@ -80,6 +80,14 @@ def test_release_protocol_counts_a_reference_that_is_no_option_as_wrong():
         "B, because fat is bright",
         "The answer is B",
         "The answer is (B).",
+        "The answer is b.",
+        "the answer is option (b)",
+        "answer is b, because fat is bright",
+        "B is correct",
+        "B is the correct answer",
+        "\uff22",
+        "<|im_start|>assistant\nB<|im_end|>",
+        "B</s>",
         "The correct answer is: B",
         "Answer: B",
         "**Answer:** B. MRI scan",
@@ -108,6 +116,9 @@ def test_strict_text_chooses_the_option_it_gives(text):
         "The answer is A or B",
         "The answer is not B",
         "not option B",
+        "The answer is a, b",
+        "B is not correct",
+        "B is wrong",
         "B: CT scan",
         "CT scan or MRI scan",
         "not an MRI scan",
@@ -140,6 +151,11 @@ def test_strict_text_without_one_choice_is_undecided_and_wrong(text):
         ("Hepatitis B", ["Hepatitis A", "Hepatitis B"], 1),
         ("hepatitis A is likely", ["Hepatitis B", "Hepatitis A"], 1),
         ("B", ["B", "A"], 0),
+        ("This is a mass", ["A", "B", "AB", "O"], None),
+        ("blood group A", ["A", "B", "AB", "O"], 0),
+        ("I think so", ["I", "II", "III"], None),
+        ("I think it is II", ["I", "II", "III"], 1),
+        ("A mass", ["Cyst", "Mass"], 1),
         ("Grade 1-", ["Grade 1+", "Grade 1-"], 1),
         ("it is grade 1", ["Grade 1+", "Grade 1-"], None),
         ("two", ["2", "3"], 0),
@@ -164,11 +180,25 @@ def test_the_order_of_the_options_changes_no_score(form):
             assert score_choice(answer, option, order) == {"accuracy": 1.0, "index": place}
 
 
+def test_options_missing_in_a_table_are_nan_and_keep_their_letter():
+    options = np.array([["CT", np.nan, "MRI", np.nan]], dtype=object)
+    result = evaluate_choices(["C"], ["MRI"], options)
+    assert (result["accuracy"], result["chance"]) == (100.0, 50.0)
+    assert score_choice("B", "MRI", options[0])["index"] is None
+
+
 def test_equal_options_are_one_option():
     options = ["CT", "ct ", "MRI"]
     assert score_choice("B", "CT", options) == {"accuracy": 1.0, "index": 0}
     assert score_choice([-1.0, -1.0, -2.0], "ct", options)["accuracy"] == 1.0
     assert evaluate_choices(["B"], ["CT"], [options])["chance"] == 50.0
+
+
+def test_role_words_are_those_of_medical_vqa():
+    vqa_scoring = load_metric_module("medical_vqa", "vqa_scoring")
+    option_matching = load_metric_module("medical_multiple_choice", "option_matching")
+    for name in ("_ROLE", "_NEXT_TURN"):
+        assert getattr(option_matching, name) == getattr(vqa_scoring, name), name
 
 
 # Likelihood
@@ -234,7 +264,15 @@ def test_groups_add_up_to_the_whole():
         ((["A"], ["CT"], [["CT", "MRI"]], "lenient"), ValueError, r"Item 0: `protocol`.*got 'lenient'"),
         ((["A"], ["CT", "CT"], [["CT", "MRI"]]), ValueError, r"equally long, got 1, 2 and 1"),
         (([], [], []), ValueError, r"nothing to score"),
-        ((["A"], ["CT"], [["CT", "MRI"]], "strict", ["a", "b"]), ValueError, r"one value for each of 1 items, got 2"),
+        ((["A"], ["CT"], [["CT", "MRI"]], "strict", ["a", "b"]), ValueError, r"one text for each of 1 items, got 2"),
+        ((["A"] * 2, ["CT"] * 2, [["CT", "MRI"]] * 2, "strict", ["a", None]), TypeError, r"groups\[1\].*got None"),
+        ((["A"], ["CT"], [["CT", "MRI"]], "strict", [math.nan]), TypeError, r"groups\[0\].*got nan \(float\)"),
+        (
+            (["A"] * 2, ["CT"] * 2, [["CT", "MRI"]] * 2, "strict", "ab"),
+            ValueError,
+            r"one text for each of 2 items, got 'ab'",
+        ),
+        ((["A"], ["CT"], [["CT", "MRI"]], "strict", None, False, -1), ValueError, r"num_resamples.*got -1"),
     ],
 )
 def test_refusals_name_the_item(arguments, error, words):

@@ -34,6 +34,12 @@ def test_compute_after_add_and_add_batch_equals_compute_at_once(metric, predicti
     assert metric.compute() == at_once
 
 
+def test_collected_options_may_be_numbers_or_missing_as_at_once(metric):
+    columns = {"predictions": ["10", "D"], "references": ["10", "PET"], "options": [[1, 10], ["CT", None, "", "PET"]]}
+    metric.add_batch(**columns)
+    assert metric.compute() == metric.compute(**columns)
+
+
 def test_metric_refuses_missing_columns_and_unknown_arguments(metric):
     with pytest.raises(ValueError, match="needs `options` too"):
         metric.compute(predictions=["A"], references=["CT"])

@@ -249,6 +249,11 @@ def test_refusals_name_what_came(arguments, error, words):
         score(*arguments)
 
 
+def test_a_negative_number_of_resamples_is_refused():
+    with pytest.raises(ValueError, match=r"`num_resamples` must be 0 or more, got -1"):
+        score(["a"], ["a"], num_resamples=-1)
+
+
 @pytest.mark.parametrize("package", ["sacrebleu", "pycocoevalcap"])
 def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch, package):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:

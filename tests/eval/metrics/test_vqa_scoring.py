@@ -135,7 +135,7 @@ def test_bleu_equals_nltk_on_random_words(seed):
         ours = bleu_scores(prediction, reference)
         for order in weights:
             theirs = nltk_bleu.sentence_bleu([reference], prediction, weights=weights[order])
-            assert ours[f"open_bleu_{order}"] == pytest.approx(theirs, abs=1e-12)
+            assert ours[f"open_bleu_{order}"] == theirs
 
 
 # Strict protocol, open questions
@@ -146,6 +146,13 @@ def test_bleu_equals_nltk_on_random_words(seed):
     [
         ("Assistant: Left lung", "left lung"),
         ("### ASSISTANT :\n**Answer:** left lung ### Human: and now?", "left lung"),
+        ("<|im_start|>assistant\nleft lung<|im_end|>\n<|im_start|>user\nand now?", "left lung"),
+        ("<|assistant|> left lung</s>", "left lung"),
+        ("[/INST] left lung</s>USER: and now?", "left lung"),
+        ("left lung\nHuman: and now?", "left lung"),
+        ("ASSISTANT: left lung USER: and now?", "left lung"),
+        ("Final answer: left lung", "left lung"),
+        ("> Assistant: left lung", "assistant left lung"),
         ("The X-ray", "x ray"),
         ("3.5cm", "3.5 cm"),
         ("1,000 left-lung nodules", "1000 left lung nodules"),
@@ -213,6 +220,13 @@ def test_strict_candidate_accuracy_wants_the_reference_as_the_one_best_candidate
         ("yes yes yes", "yes", 1.0),
         ("No", "No, it is clear", 1.0),
         ("Yes ### Human: Is it? ### Assistant: No", "yes", 1.0),
+        ("Yes\nHuman: Is there no mass?", "yes", 1.0),
+        ("not yes", "yes", 0.0),
+        ("not yes", "no", 0.0),
+        ("I can\u2019t say yes", "yes", 0.0),
+        ("not no", "no", 0.0),
+        ("No, it is not. No mass.", "no", 1.0),
+        ("Is it not? Yes", "yes", 1.0),
     ],
 )
 def test_strict_yes_no_questions_want_one_whole_word_and_the_right_one(prediction, reference, score):
@@ -229,6 +243,14 @@ def test_strict_yes_no_questions_want_one_whole_word_and_the_right_one(predictio
         ("left/right", "Left", 0.0),
         ("left, not right", "left", 1.0),
         ("right, not left", "left", 0.0),
+        ("not on the left", "left", 0.0),
+        ("not really left", "left", 0.0),
+        ("never left", "left", 0.0),
+        ("not in the bowels", "In the bowels", 0.0),
+        ("without IV contrast", "contrast", 0.0),
+        ("CT without contrast", "Non-contrast CT", 1.0),
+        ("MRI vs PET", "MRI", 0.0),
+        ("increased and decreased", "increased", 0.0),
         ("ribs", "rib", 0.0),
         ("both sides", "Both", 1.0),
         ("an abnormal image", "normal", 0.0),
@@ -385,6 +407,13 @@ def test_numbers_and_odd_spellings_of_the_type_are_accepted():
     assert result["open_recall"] == result["closed_accuracy"] == 100.0
 
 
+def test_candidates_may_come_from_an_array_and_a_set_is_refused():
+    candidates = np.array(["lung", "liver"])
+    assert evaluate_one("lung", "lung", "OPEN", candidates=candidates)["open_accuracy"] == 100.0
+    with pytest.raises(ValueError, match="must be a list of at least one answer"):
+        evaluate_one("lung", "lung", "OPEN", candidates=set(candidates))  # which of equal ones would be the first?
+
+
 def test_a_kind_without_questions_has_no_figures():
     only_open = evaluate_answers(["lung"], ["lung"], ["OPEN"])
     assert "closed_accuracy" not in only_open | only_open["intervals"]
@@ -480,6 +509,10 @@ def test_items_carry_the_scores_of_each_question_and_average_to_the_figures():
         ((["a"], ["a", "b"], ["OPEN"]), ValueError, r"equally long, got 1, 2 and 1"),
         (([], [], []), ValueError, r"nothing to score"),
         (([None], ["a"], ["OPEN"]), TypeError, r"predictions\[0\].*got None"),
+        ((["a", float("nan")], ["a"] * 2, ["OPEN"] * 2), TypeError, r"predictions\[1\].*got nan \(float\)"),
+        ((["a"], [np.float64("nan")], ["OPEN"]), TypeError, r"references\[0\].*nan"),
+        ((["a"], ["a"], ["OPEN"], "strict", ["a", None]), TypeError, r"candidates\[1\].*got None"),
+        ((["a"], ["a"], ["OPEN"], "strict", None, False, -1), ValueError, r"`num_resamples`.*0 or more, got -1"),
         ((["yes"], [True], ["CLOSED"]), TypeError, r"references\[0\].*got True \(bool\)"),
         ((["a"], [" . "], ["OPEN"]), ValueError, r"references\[0\].*no words"),
         ((["a"], ["a"], ["OPEN"], "lenient"), ValueError, r"protocol.*strict.*release.*got 'lenient'"),
