@@ -104,6 +104,8 @@ def answer_with_shared_prefixes(
     rows = [
         reader.encode(question["image"], build_prompt(reader.processor, question["question"])) for question in batch
     ]
+    if not all(row.suffix for row in rows):  # prompts that end with their image leave nothing to go on from
+        return answer_with_generate(model, reader.processor, batch, max_new_tokens, stop, reader.blank_images)
     distinct = list(dict.fromkeys(rows))
     sequences = decode_greedily(
         reader.model,
@@ -143,6 +145,7 @@ def answer_with_generate(
             padding=True,
             add_special_tokens=not template_begins(processor, prompts[0]),
         )
+        pad_token_id = tokenizer.pad_token_id
     inputs = inputs.to(model.device, model.dtype)
     num_prompt_tokens = inputs["input_ids"].shape[1]
     sequences = model.generate(
@@ -154,9 +157,12 @@ def answer_with_generate(
         temperature=None,
         top_p=None,
         top_k=None,
+        # A limit of time would make answers depend on the machine.
+        max_time=None,
+        return_dict_in_generate=False,
         # Training with gradient checkpointing turns the cache off in the model's config.
         use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=pad_token_id,
         tokenizer=tokenizer,
         stopping_criteria=[StopEachRow(stop, num_prompt_tokens)] if stop else None,
     )

@@ -17,7 +17,9 @@ class EvaluationArguments:
     output: str = field(metadata={"help": "Folder for the answers, figures and report."})
     model: str | None = field(
         default=None,
-        metadata={"help": "Folder or Hub id of LoGra-Med, any other image-text-to-text model, or an adapter."},
+        metadata={
+            "help": "Folder or Hub id of LoGra-Med or another image-text-to-text model, or folder of an adapter."
+        },
     )
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a PEFT adapter for `model`."})
     predictions: str | None = field(

@@ -1,8 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one process at a time writes to."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -36,3 +43,32 @@ def to_json_line(row: dict) -> str:
         '{"answer": "lung"}\\n'
     """
     return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def only_one_writer(folder: Path) -> Iterator[None]:
+    """
+    Refuse to go on while another process is in here with the same folder; one that was killed is in no one's way.
+
+    On Windows and on file systems without locks (some network drives) nobody is refused.
+
+    Raises:
+        ValueError: If another process has the folder.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / "run.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"Another run is writing to {folder}. Wait until it has ended, or choose another `--output`."
+            ) from error
+        except OSError:  # no locks here
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

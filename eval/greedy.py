@@ -86,8 +86,8 @@ class StopStrings:
             raise ValueError("A stop string must have at least one character.")
         self.tokenizer = tokenizer
         self.texts = tuple(texts)
-        # A text of n characters lies within n tokens; two more for a token that is only part of a character.
-        self.num_tokens = max(len(text) for text in texts) + 2
+        # A text of n bytes lies within n tokens, as a token may be a byte; two more for what begins within a token.
+        self.num_tokens = max(len(text.encode()) for text in texts) + 2
 
     def __call__(self, token_ids: Sequence[int]) -> bool:
         last = self.tokenizer.decode(token_ids[-self.num_tokens :], skip_special_tokens=False)

@@ -18,6 +18,10 @@ from logramed.eval.prompts import (
 from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes, pad_on_the_left, positions
 
 
+# Stands for an answer where a chat template is asked how it writes one: no template holds or changes these words.
+ANSWER_MARK = "AnswerMarkOfLoGraMed"
+
+
 def score_options(
     model: torch.nn.Module,
     processor: Any,
@@ -62,33 +66,37 @@ def score_options(
                 bar.update()
 
 
-def build_answered_prompt(processor: Any, question: str, answer: str) -> str:
+def build_answer_context(processor: Any, question: str) -> tuple[str, str]:
     """
-    The prompt of a question followed by an answer, as the chat template writes one, up to the answer's last character.
+    What the chat template writes before an answer to a question: the context, and the blank after it, if there is one.
 
-    So the blank between the two, or its absence, is the one that the model was trained with.
+    So the blank, or its absence, is the one that the model was trained with. It is told apart as many tokenizers join
+    it to the word that follows. What a template writes before each answer (a name, say) is context, not answer.
     """
     prompt = build_prompt(processor, question)
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    assistant = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    assistant = {"role": "assistant", "content": [{"type": "text", "text": ANSWER_MARK}]}
     written = processor.apply_chat_template([user, assistant], add_generation_prompt=False, tokenize=False)
-    end = written.find(answer, len(prompt)) + len(answer)
-    if written.startswith(prompt) and end >= len(prompt) + len(answer):
-        return written[:end]
-    # A template that writes an answered turn otherwise than one to be answered (with room for thoughts, say).
-    return prompt + answer
+    start = written.find(ANSWER_MARK)
+    if not written.startswith(prompt) or start < len(prompt):
+        return prompt, ""  # a template that writes an answered turn otherwise than one to be answered
+    end = max(len(prompt), len(written[:start].rstrip(" ")))
+    return written[:end], written[end:start]
 
 
 def score_with_shared_prefixes(reader: PrefixReader, batch: Sequence[dict]) -> list[list[float]]:
     """The scores of the options of each question of `batch`, in its order."""
     rows, num_option_tokens = [], []
     for question in batch:
-        prompt = reader.encode(question["image"], build_prompt(reader.processor, question["question"]))
+        context, blank = build_answer_context(reader.processor, question["question"])
+        context_ids = reader.encode(question["image"], context).input_ids
         for option in question["options"]:
-            text = build_answered_prompt(reader.processor, question["question"], option)
-            row = reader.encode(question["image"], text)
+            row = reader.encode(question["image"], context + blank + option)
             rows.append(row)
-            num_option_tokens.append(count_option_tokens(row.input_ids, prompt.input_ids, question, option))
+            num_option_tokens.append(count_option_tokens(row.input_ids, context_ids, question, option))
+    if any(count >= len(row.suffix) for row, count in zip(rows, num_option_tokens, strict=True)):
+        # Options that come right after the image: the image's last token tells how likely they begin so.
+        return score_whole_prompts(reader.model, reader.processor, batch, reader.blank_images)
     prefixes = reader.read(rows)
     input_ids, suffix_mask = pad_on_the_left(prefixes.suffixes, reader.model.device)
     attention_mask = torch.cat([prefixes.attention_mask, suffix_mask], dim=1)
@@ -110,9 +118,9 @@ def score_whole_prompts(
     tokenizer = get_tokenizer(processor)
     images = {path: load_question_image(path, processor, blank_images) for path in {row["image"] for row in batch}}
     pairs = [(question, option) for question in batch for option in question["options"]]
-    prompts = [build_prompt(processor, question["question"]) for question, _ in pairs]
-    texts = [build_answered_prompt(processor, question["question"], option) for question, option in pairs]
-    options = {"add_special_tokens": not template_begins(processor, prompts[0])}
+    contexts = [build_answer_context(processor, question["question"]) for question, _ in pairs]
+    texts = [context + blank + option for (context, blank), (_, option) in zip(contexts, pairs, strict=True)]
+    options = {"add_special_tokens": not template_begins(processor, texts[0])}
     with padding_on_the_left(tokenizer):
         inputs = processor(
             text=texts,
@@ -123,23 +131,23 @@ def score_whole_prompts(
         ).to(model.device, model.dtype)
     # Placeholders of images are one token here and as many as in the inputs there, in both texts alike.
     num_option_tokens = [
-        count_option_tokens(tokenizer(text, **options)["input_ids"], tokenizer(prompt, **options)["input_ids"], *pair)
-        for text, prompt, pair in zip(texts, prompts, pairs, strict=True)
+        count_option_tokens(tokenizer(text, **options)["input_ids"], tokenizer(context, **options)["input_ids"], *pair)
+        for text, (context, _), pair in zip(texts, contexts, pairs, strict=True)
     ]
     logits = model(**inputs, use_cache=False, logits_to_keep=max(num_option_tokens) + 1).logits
     return split_by_question(mean_log_probabilities(logits, inputs["input_ids"], num_option_tokens), batch)
 
 
-def count_option_tokens(answered: Sequence[int], prompt: Sequence[int], question: dict, option: str) -> int:
+def count_option_tokens(answered: Sequence[int], context: Sequence[int], question: dict, option: str) -> int:
     """
-    How many tokens at the end of an answered prompt are not those of the prompt alone.
+    How many tokens at the end of an answered prompt are not those of what stands before the answer.
 
     Example:
-        >>> count_option_tokens([5, 6, 8, 9], [5, 6, 7], {}, "left lung")  # the prompt's last token reads on
+        >>> count_option_tokens([5, 6, 8, 9], [5, 6, 7], {}, "left lung")  # the context's last token reads on
         2
     """
     shared = 0
-    while shared < min(len(answered), len(prompt)) and answered[shared] == prompt[shared]:
+    while shared < min(len(answered), len(context)) and answered[shared] == context[shared]:
         shared += 1
     if shared == len(answered):
         raise ValueError(

@@ -11,10 +11,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
 
 
-# Of each weight file this much is read from its start and from its end: enough to tell any two trained models apart
-# without reading a whole 7B.
-FINGERPRINT_BYTES = 1 << 20
-MODEL_FILES = ("*config.json", "tokenizer*", "*.jinja", "*.safetensors", "pytorch_model*.bin")
+# Files up to this size are read whole, and of larger ones 16 KiB out of each MiB, so as not to read a whole 7B. Not
+# the start and the end alone: training of the projector, in the middle, leaves both as they are.
+WHOLE_FILE_BYTES = 1 << 30
+SAMPLE_BYTES, SAMPLE_STEP = 1 << 14, 1 << 20
+MODEL_FILES = (
+    "*config.json",
+    "tokenizer*",
+    "*.jinja",
+    "chat_template.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model.bin",
+)
 ADAPTER_CONFIG = "adapter_config.json"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
@@ -62,7 +71,7 @@ def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | 
 
 def fingerprint_model(model: str, adapter: str | None = None) -> str:
     """
-    A hash of a model's configuration, tokenizer and weight files (name, size, first and last MiB), or its Hub id.
+    A hash of a model's configuration, tokenizer and weight files (of large ones a sample), or its Hub id.
 
     Two trainings of one configuration differ in it; a copy of a folder does not. With an adapter, both count.
     """
@@ -81,7 +90,8 @@ def _fingerprint_folder(model: str) -> str:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             digest.update(f"{path.name} {size}".encode())
-            for start in (0, max(0, size - FINGERPRINT_BYTES)):
+            num_bytes = SAMPLE_STEP if size <= WHOLE_FILE_BYTES else SAMPLE_BYTES
+            for start in range(0, size, SAMPLE_STEP):
                 file.seek(start)
-                digest.update(file.read(FINGERPRINT_BYTES))
+                digest.update(file.read(num_bytes))
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """The file of a model's answers, written as they come and completed by a later run if this one is stopped."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,11 +63,16 @@ class PredictionFile:
         with self.path.open("a", encoding="utf-8") as file:
 
             def write_answer(question: dict, answer: str, **fields) -> None:
-                row = rows[question["question_id"]]
-                file.write(to_json_line(row | {"image": Path(row["image"]).name, "prediction": answer} | fields))
+                file.write(to_json_line(_answered(rows[question["question_id"]], answer) | fields))
                 file.flush()
 
             yield write_answer
+
+    def replace(self, answers: Mapping[str, str]) -> list[dict]:
+        """Write the answers, by question id, in place of what the file holds, and return the lines."""
+        rows = [_answered(question, answers[question["question_id"]]) for question in self.questions]
+        write_json_lines(self.path, rows)
+        return rows
 
     def finish(self) -> list[dict]:
         """
@@ -101,3 +106,7 @@ class PredictionFile:
                 raise ValueError(f"{where} answers question {question_id!r} a second time. Delete one of the lines.")
             answered[question_id] = row
         return answered
+
+
+def _answered(question: dict, answer: str) -> dict:
+    return question | {"image": Path(question["image"]).name, "prediction": answer}

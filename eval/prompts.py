@@ -84,10 +84,18 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def padding_on_the_left(tokenizer: Any) -> Iterator[None]:
-    """`tokenizer` pads on the left inside: a decoder continues the last token of each row."""
-    side = tokenizer.padding_side
+    """
+    `tokenizer` pads on the left inside: a decoder continues the last token of each row.
+
+    One without a padding token pads with its end token: padding is masked, so any token will do.
+    """
+    side, pad_token = tokenizer.padding_side, tokenizer.pad_token
     tokenizer.padding_side = "left"
+    if pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     try:
         yield
     finally:
         tokenizer.padding_side = side
+        if pad_token is None:
+            tokenizer.pad_token = None

@@ -23,7 +23,7 @@ import logramed
 from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
-from logramed.eval.files import write_json, write_json_lines
+from logramed.eval.files import only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign_predictions import read_predictions
 from logramed.eval.html_report import write_run_report
 from logramed.eval.judge_client import JudgeSettings
@@ -55,6 +55,10 @@ NOT_OF_AN_ANSWER = (
     "judge_model",
     "judge_concurrency",
 )
+# Settings with a fingerprint beside them: the same files may lie elsewhere by now.
+FINGERPRINTED = {"model", "adapter", "predictions"}
+# What is made of the answers, so that nothing of other answers is left beside new ones.
+RESULTS = ("metrics.json", "report.html", "scores.jsonl", "scores.blank_images.jsonl")
 UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
 
 
@@ -78,17 +82,25 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
         `dict`: the content of `metrics.json`; `None` if chat answers were written but no judge was named.
 
     Raises:
-        ValueError: If the output folder holds answers of a run with other settings.
+        ValueError: If the output folder holds answers of a run with other settings, or another run is writing there.
     """
     run = Run(arguments)
     run.output.mkdir(parents=True, exist_ok=True)
+    with only_one_writer(run.output):
+        return answer_and_score(run)
+
+
+def answer_and_score(run: "Run") -> dict | None:
+    """As `evaluate_benchmark`, in an output folder that no other run writes to."""
     check_settings(run.output / "run.json", run.settings, [run.path("predictions", blank) for blank in (False, True)])
     write_json(
         run.output / "local_paths.json", {"images": {row["question_id"]: row["image"] for row in run.questions}}
     )
     answered = {blank: run.collect_answers(blank) for blank in (False, True) if run.has_answers(blank)}
-    if run.task == "chat" and arguments.judge_model is None:
+    if run.task == "chat" and run.arguments.judge_model is None:
         return None
+    if True not in answered:  # of a run that had them
+        run.path("scores", blank=True).unlink(missing_ok=True)
     figures = {blank: run.score(rows, blank) for blank, rows in answered.items()}
     metrics = {
         "run": run.settings | {name: value for name, value in run.further_settings().items() if value is not None},
@@ -97,7 +109,7 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
         **figures[False],
         "blank_images": figures.get(True, {"missing": run.why_no_blank()}),
         "leakage": run.find_leakage(answered[False]),
-        "differences": run.benchmark.count_differences(run.all_questions, run.split, arguments.subset),
+        "differences": run.benchmark.count_differences(run.all_questions, run.split, run.arguments.subset),
     }
     write_json(run.output / "metrics.json", metrics)
     write_run_report(run.output)
@@ -119,12 +131,16 @@ class Run:
         self.task = self.benchmark.TASK
         self.split = arguments.split or self.benchmark.SPLITS[0]
         self.all_questions = self.benchmark.load_questions(arguments.data, self.split, arguments.subset)
+        if not self.all_questions:
+            raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.")
         self.questions = self.all_questions[: arguments.limit]
         self.settings = describe_run(arguments, self.task, self.split, self.questions)
+        if len(self.questions) == len(self.all_questions):
+            self.settings["limit"] = None  # it left nothing out
 
-    def path(self, stem: str, blank: bool, suffix: str = "jsonl") -> Path:
-        """A file of the output folder; runs without sight have their own."""
-        return self.output / output_name(stem, suffix, blank)
+    def path(self, stem: str, blank: bool) -> Path:
+        """A file of lines in the output folder; runs without sight have their own."""
+        return self.output / (f"{stem}.blank_images.jsonl" if blank else f"{stem}.jsonl")
 
     def has_answers(self, blank: bool) -> bool:
         """Whether there is something to score."""
@@ -144,8 +160,11 @@ class Run:
         return load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
 
     def collect_answers(self, blank: bool) -> list[dict]:
-        """The question rows with `prediction`: those in the file, and what is missing there, asked or read now."""
+        """The question rows with `prediction`: those in the file, and what is missing there, asked now."""
         file = PredictionFile(self.path("predictions", blank), self.questions)
+        if self.arguments.model is None:  # reading costs nothing, and the file of blank answers may be another now
+            answers, _ = self.foreign_answers["blank_predictions" if blank else "predictions"]
+            return file.replace(answers)
         unanswered = file.resume()
         if unanswered:
             with file.open_for_append() as write_answer:
@@ -155,10 +174,6 @@ class Run:
 
     def ask(self, questions: Sequence[dict], blank: bool) -> Iterator[tuple[dict, str, dict]]:
         """Question rows, their answers and, where options were scored, `option_scores`."""
-        if self.arguments.model is None:
-            answers, _ = self.foreign_answers["blank_predictions" if blank else "predictions"]
-            yield from ((question, answers[question["question_id"]], {}) for question in questions)
-            return
         shown = [show_question(question, self.settings["yes_no_hint"]) for question in questions]
         options = {"batch_size": self.arguments.batch_size, "blank_images": blank}
         if self.task == "multiple_choice" and self.settings["multiple_choice"] == "likelihood":
@@ -254,17 +269,6 @@ def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict
         yield {"question_id": row["question_id"], "groups": row["groups"], **kind, "scores": scores}
 
 
-def output_name(stem: str, suffix: str, blank_images: bool) -> str:
-    """
-    The name of an output file; runs without sight have their own.
-
-    Example:
-        >>> output_name("predictions", "jsonl", blank_images=True)
-        'predictions.blank_images.jsonl'
-    """
-    return f"{stem}.blank_images.{suffix}" if blank_images else f"{stem}.{suffix}"
-
-
 def describe_run(arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict]) -> dict:
     """Everything that answers depend on, and what made them."""
     settings = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_AN_ANSWER}
@@ -283,9 +287,16 @@ def describe_run(arguments: EvaluationArguments, task: str, split: str, question
 
 
 def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]) -> None:
-    """Write `settings` to `path`, or refuse if answers of other settings lie beside it. Versions may differ."""
-    written = [predictions for predictions in predictions_paths if predictions.is_file()]
+    """
+    Write `settings` to `path`, or refuse if answers of other settings lie beside it. Versions may differ.
+
+    Where there are no answers any more, what a former run made of its own is deleted.
+    """
+    written = [answers for answers in predictions_paths if answers.is_file() and answers.stat().st_size]
     if not written:
+        if path.is_file():
+            for name in RESULTS:
+                path.with_name(name).unlink(missing_ok=True)
         write_json(path, settings)
         return
     if not path.is_file():
@@ -293,15 +304,15 @@ def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]
             f"{written[0]} is there, but not {path.name}, which says what was asked. Choose another `--output`."
         )
     former = json.loads(path.read_text(encoding="utf-8"))
-    differences = [
-        f"`{name}` was {former.get(name)!r} and now is {value!r}"
+    differences = {
+        name: f"`{name}` was {former.get(name)!r} and now is {value!r}"
         for name, value in settings.items()
         if name != "versions" and former.get(name) != value
-    ]
-    if differences:
+    }
+    if differences.keys() - FINGERPRINTED:
         raise ValueError(
-            f"{written[0]} holds answers of another run: {'; '.join(differences)}. Choose another `--output`, "
-            "or delete that file to start over."
+            f"{written[0]} holds answers of another run: {'; '.join(differences.values())}. Choose another "
+            "`--output`, or delete that file to start over."
         )
 
 

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from logramed.eval.prompts import get_tokenizer, load_question_image, template_begins
 
 
-# Settings of a generation config that change which token is the most likely one: `generate` has to see to them.
+# Settings of a generation config that change greedy answers: `generate` has to see to them.
 SETTINGS_BEYOND_GREEDY = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
@@ -26,6 +26,8 @@ SETTINGS_BEYOND_GREEDY = {
     "encoder_no_repeat_ngram_size": 0,
     "min_length": 0,
     "min_new_tokens": 0,
+    "stop_strings": None,
+    "remove_invalid_values": False,
     "guidance_scale": 1.0,
     "bad_words_ids": None,
     "sequence_bias": None,
@@ -36,6 +38,8 @@ SETTINGS_BEYOND_GREEDY = {
     "exponential_decay_length_penalty": None,
     "watermarking_config": None,
 }
+# Rotary positions that turn further in longer texts: a beginning read by itself would be read as that of a short one.
+ROPE_TYPES_BY_LENGTH = ("dynamic", "longrope")
 # Projected features of so many images are kept, for questions about an image that fall into two batches.
 NUM_KEPT_IMAGES = 64
 # Tokens that a cache layer has room for beyond those it holds. More costs memory, fewer more copies of the whole.
@@ -44,10 +48,20 @@ ROOM = 64
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """A prompt as token ids with the tokens of its image, and a key of the pixels these stand for."""
+    """
+    A prompt as token ids: `prefix` up to the last token of its image, and `suffix`, what comes after, if anything.
 
-    input_ids: tuple[int, ...]
+    `pixel_key` tells the pixels that the tokens of the image stand for.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
     pixel_key: bytes
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """The whole prompt."""
+        return self.prefix + self.suffix
 
 
 @dataclass(frozen=True)
@@ -114,9 +128,12 @@ def can_share_prefixes(model: torch.nn.Module) -> bool:
     """
     Whether a model reads strictly from left to right and decodes greedily as `PrefixReader` and `decode_greedily` do.
 
-    Not so for models other than LLaVA's, for language models that look back over a window only (padding between a
-    prefix and what follows would count in its reach), and where the model's own settings change greedy answers.
+    Not so for models other than LLaVA's, for adapters that put tokens of their own before a prompt, for language
+    models that look back over a window only (padding between a prefix and what follows would count in its reach) or
+    whose positions depend on the length of the text, and where the model's own settings change greedy answers.
     """
+    if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
+        return False
     model = base_model(model)
     if not isinstance(model, LlavaForConditionalGeneration):
         return False
@@ -125,6 +142,8 @@ def can_share_prefixes(model: torch.nn.Module) -> bool:
     text_config = model.config.get_text_config()
     layer_types = getattr(text_config, "layer_types", None) or ()
     if getattr(text_config, "sliding_window", None) or any(kind != "full_attention" for kind in layer_types):
+        return False
+    if (getattr(text_config, "rope_parameters", None) or {}).get("rope_type") in ROPE_TYPES_BY_LENGTH:
         return False
     settings = model.generation_config
     return all(getattr(settings, name, None) in (None, plain) for name, plain in SETTINGS_BEYOND_GREEDY.items())
@@ -159,10 +178,15 @@ class PrefixReader:
         add_special_tokens = not template_begins(self.processor, prompt)
         written = self.tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
         opened = self._open_image
-        if opened is None or opened.path != image or opened.tokens is None:
+        is_open = opened is not None and opened.path == image and self._holds(opened.pixel_key)
+        # A question that holds a placeholder itself is the processor's to refuse.
+        if not is_open or opened.tokens is None or written.count(self.image_token_id) != 1:
             return self._encode_with_image(image, prompt, written, add_special_tokens)
         before, after = self._split_at_image(written)
-        return EncodedRow((*before, *opened.tokens, *after), opened.pixel_key)
+        return self._split_row([*before, *opened.tokens, *after], opened.pixel_key)
+
+    def _holds(self, pixel_key: bytes) -> bool:
+        return pixel_key in self._image_features or pixel_key in self._pixel_values
 
     def _encode_with_image(self, path, prompt, written, add_special_tokens) -> EncodedRow:
         image = load_question_image(path, self.processor, self.blank_images)
@@ -179,16 +203,15 @@ class PrefixReader:
         if [*before, *tokens, *after] != input_ids:
             tokens = None  # this processor rewrites the text around an image: it must do so for each prompt
         self._open_image = _OpenImage(path, pixel_key, tokens)
-        return EncodedRow(tuple(input_ids), pixel_key)
+        return self._split_row(input_ids, pixel_key)
 
     def _split_at_image(self, input_ids: list[int]) -> tuple[list[int], list[int]]:
         place = input_ids.index(self.image_token_id)
         return input_ids[:place], input_ids[place + 1 :]
 
     def read(self, rows: Sequence[EncodedRow]) -> ReadPrefixes:
-        """Let the model read each distinct prefix of `rows`, up to the last token of its image, once."""
-        split_rows = [self._split_row(row) for row in rows]
-        keys = [(row.pixel_key, prefix) for row, (prefix, _) in zip(rows, split_rows, strict=True)]
+        """Let the model read each distinct prefix of `rows` once."""
+        keys = [(row.pixel_key, row.prefix) for row in rows]
         prefixes = list(dict.fromkeys(keys))
         input_ids, attention_mask = pad_on_the_left([prefix for _, prefix in prefixes], self.model.device)
         inputs_embeds = self.model.get_input_embeddings()(input_ids)
@@ -205,11 +228,11 @@ class PrefixReader:
         place = {prefix: i for i, prefix in enumerate(prefixes)}
         chosen = torch.tensor([place[key] for key in keys], device=self.model.device)
         cache.batch_select_indices(chosen)
-        return ReadPrefixes(cache, attention_mask[chosen], [suffix for _, suffix in split_rows])
+        return ReadPrefixes(cache, attention_mask[chosen], [row.suffix for row in rows])
 
-    def _split_row(self, row: EncodedRow) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        end = len(row.input_ids) - row.input_ids[::-1].index(self.image_token_id)
-        return row.input_ids[:end], row.input_ids[end:]
+    def _split_row(self, input_ids: Sequence[int], pixel_key: bytes) -> EncodedRow:
+        end = len(input_ids) - input_ids[::-1].index(self.image_token_id)
+        return EncodedRow(tuple(input_ids[:end]), tuple(input_ids[end:]), pixel_key)
 
     def _features(self, pixel_keys: list[bytes]) -> torch.Tensor:
         """Projected features `(num_all_image_tokens, hidden_size)` of the images, one after the other."""

@@ -19,6 +19,14 @@ def test_the_throughput_benchmark_prints_both_ways_their_ratio_and_how_many_answ
         assert equal == f"{num_questions} of {num_questions}"
 
 
+def test_every_model_that_is_named_is_measured(capsys, monkeypatch):
+    draw = benchmark.draw_questions
+    monkeypatch.setattr(benchmark, "draw_questions", lambda folder: draw(folder, num_images=2, num_questions=2))
+    options = "--models tiny tiny --num_images 1 --max_new_tokens 1 --end_share 0 --num_repeats 1"
+    benchmark.main(options.split())
+    assert len(capsys.readouterr().out.splitlines()[2:]) == 2
+
+
 def test_the_larger_model_has_the_size_that_is_told():
     questions = [{"question": "is there a mass"}]
     model, _ = benchmark.build_model("100M", questions)

@@ -71,9 +71,18 @@ def test_answers_are_those_of_generate_on_one_prompt(model, processor, questions
 @both_paths
 def test_sampling_settings_of_the_model_are_overruled(model, processor, questions, monkeypatch):
     expected = ask(model, processor, questions)
-    for name, value in {"do_sample": True, "temperature": 50.0, "top_k": 7}.items():
+    settings = {"do_sample": True, "temperature": 50.0, "top_k": 7, "max_time": 1e-6, "return_dict_in_generate": True}
+    for name, value in settings.items():
         monkeypatch.setattr(model.generation_config, name, value)
     assert ask(model, processor, questions) == expected
+
+
+@both_paths
+def test_a_tokenizer_without_a_padding_token_will_do(model, tiny_model, processor, questions):
+    other = AutoProcessor.from_pretrained(tiny_model)
+    other.tokenizer.pad_token = None
+    assert ask(model, other, questions) == ask(model, processor, questions)
+    assert other.tokenizer.pad_token is None
 
 
 @both_paths

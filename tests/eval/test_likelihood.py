@@ -6,7 +6,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from logramed.eval import likelihood
 from logramed.eval.benchmarks.vqa_rad import load_questions
-from logramed.eval.likelihood import build_answered_prompt, score_options
+from logramed.eval.likelihood import build_answer_context, score_options
 from logramed.eval.prompts import build_prompt, load_question_image
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model as tiny_logramed
@@ -101,15 +101,36 @@ def test_without_sight_the_image_does_not_matter(model, processor, questions):
 def test_the_blank_before_an_answer_is_that_of_the_chat_template():
     processor = tiny_processor()
     prompt = build_prompt(processor, "Is there a mass?")
-    answered = build_answered_prompt(processor, "Is there a mass?", "yes")
-    assert answered.startswith(prompt)
-    assert answered.endswith("yes")
+    assert prompt.endswith("ASSISTANT:")
+    assert build_answer_context(processor, "Is there a mass?") == (prompt, " ")
 
 
 def test_a_template_with_other_answered_turns_gives_the_prompt_and_the_answer(processor, monkeypatch):
     template = "{% if add_generation_prompt %}<image> ask{% else %}<image> told yes{% endif %}"
     monkeypatch.setattr(processor, "chat_template", template)
-    assert build_answered_prompt(processor, "?", "yes") == "<image> askyes"
+    assert build_answer_context(processor, "?") == ("<image> ask", "")
+
+
+@pytest.mark.usefixtures("_path")
+def test_what_a_template_writes_before_each_answer_is_no_part_of_an_option(model, processor, questions, monkeypatch):
+    # "no" and "lung" stand in the template too, and an answer is followed by words.
+    written = "{% if not add_generation_prompt %} no lung {{ messages[1]['content'][0]['text'] }} more lung{% endif %}"
+    monkeypatch.setattr(processor, "chat_template", "user <image> assistant" + written)
+    rows = [questions[0] | {"options": ["no", "lung", "left liver"]}]
+    [scores] = score(model, processor, rows).values()
+    monkeypatch.setattr(processor, "chat_template", "user <image> assistant no lung")
+    expected = [log_probability_token_by_token(model, processor, rows[0], text) for text in rows[0]["options"]]
+    assert scores == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.usefixtures("_path")
+def test_options_right_after_the_image_are_scored_whole(model, processor, questions, monkeypatch):
+    template = "user <image>{% if not add_generation_prompt %} {{ messages[1]['content'][0]['text'] }}{% endif %}"
+    monkeypatch.setattr(processor, "chat_template", template)
+    rows = [questions[0] | {"options": ["no", "left liver"]}]
+    [scores] = score(model, processor, rows).values()
+    expected = [log_probability_token_by_token(model, processor, rows[0], text) for text in rows[0]["options"]]
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_option_without_tokens_is_refused_by_question(model, processor, questions):

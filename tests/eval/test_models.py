@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
 from logramed.eval.answering import answer_questions
@@ -81,6 +82,26 @@ def test_the_fingerprint_of_an_adapter_tells_base_and_adapter_apart(adapter, tin
     assert both.startswith(base + "+")
     assert fingerprint_model(str(tiny_model), str(adapter)) == both
     assert fingerprint_model("org/model-on-the-hub") == "org/model-on-the-hub"
+
+
+@pytest.mark.parametrize("whole_file_bytes", [1 << 30, 0])
+def test_the_fingerprint_tells_projectors_apart_though_they_stand_in_the_middle_of_the_file(
+    tmp_path, monkeypatch, whole_file_bytes
+):
+    monkeypatch.setattr("logramed.eval.models.WHOLE_FILE_BYTES", whole_file_bytes)
+    weights = {"lm_head": torch.zeros(1 << 20), "projector": torch.zeros(1 << 20), "tower": torch.zeros(1 << 20)}
+    save_file(weights, tmp_path / "model.safetensors")
+    former = fingerprint_model(str(tmp_path))
+    save_file(weights | {"projector": torch.ones(1 << 20)}, tmp_path / "model.safetensors")
+    assert fingerprint_model(str(tmp_path)) != former
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "chat_template.json", "chat_template.jinja", "tokenizer.json"])
+def test_the_fingerprint_covers_all_that_an_answer_depends_on(tmp_path, name):
+    (tmp_path / name).write_text("one")
+    former = fingerprint_model(str(tmp_path))
+    (tmp_path / name).write_text("two")
+    assert fingerprint_model(str(tmp_path)) != former
 
 
 @pytest.fixture(scope="module", params=["LLaVA-NeXT", "Qwen2-VL"])

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from logramed.eval import run
 from logramed.eval.benchmarks.vqa_rad import load_questions
+from logramed.eval.files import only_one_writer
 from logramed.eval.models import fingerprint_model
+from logramed.eval.run_folder import read_run_folder
 from logramed.trainer.phantoms import generate_phantoms
 
 
@@ -181,6 +183,42 @@ def test_moved_data_are_the_same_data(output, tiny_model, tiny_vqa_rad, tmp_path
     assert not asked
 
 
+def test_a_moved_model_is_the_same_model(output, tiny_model, tiny_vqa_rad, tmp_path, asked):
+    moved = Path(shutil.copytree(tiny_model, tmp_path / "moved"))
+    run.main(build_command(moved, tiny_vqa_rad, output))
+    assert not asked
+
+
+def test_a_model_that_could_not_be_loaded_is_in_no_ones_way(tiny_model, tiny_vqa_rad, tmp_path, asked):
+    with pytest.raises(OSError, match="nowhere"):
+        run.main(build_command(tmp_path / "nowhere", tiny_vqa_rad, tmp_path / "output"))
+    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path / "output"))
+    assert len(asked) == NUM_QUESTIONS
+
+
+def test_nothing_of_a_former_run_is_left_beside_new_answers(output, tiny_model, tiny_vqa_rad, monkeypatch):
+    for name in ("predictions.jsonl", "predictions.blank_images.jsonl"):
+        (output / name).unlink()
+
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "answer_questions", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(build_command(tiny_model, tiny_vqa_rad, output, "--max_new_tokens", "7"))
+    assert sorted(path.name for path in output.iterdir()) == ["local_paths.json", "predictions.jsonl", "run.json"]
+
+
+def test_a_second_run_into_the_same_folder_at_the_same_time_is_refused(output, tiny_model, tiny_vqa_rad):
+    former = {path.name: path.read_bytes() for path in output.iterdir()}
+    with only_one_writer(output), pytest.raises(ValueError, match=r"Another run is writing to .*Wait until"):
+        run.main(build_command(tiny_model, tiny_vqa_rad, output))
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == former
+    (output / "run.lock").touch()  # as a killed run leaves it
+    run.main(build_command(tiny_model, tiny_vqa_rad, output))
+    assert {path.name for path in output.iterdir()} == set(former)
+
+
 def test_each_run_also_asks_without_sight_and_says_so(finished, tiny_model, tiny_vqa_rad, output, capsys):
     sighted, blind = (
         (finished / name).read_text() for name in ("predictions.jsonl", "predictions.blank_images.jsonl")
@@ -199,6 +237,11 @@ def test_without_blank_images_the_table_says_what_is_missing(tiny_model, tiny_vq
     assert not (tmp_path / "predictions.blank_images.jsonl").exists()
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path))  # and may be asked for later
     assert "closed accuracy, blank" in capsys.readouterr().out
+    assert read_run_folder(tmp_path).blank_scores is not None
+    answers = (tmp_path / "predictions.blank_images.jsonl").read_bytes()
+    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--no_blank_images"))
+    assert read_run_folder(tmp_path).blank_scores is None  # no figures beside a report that says there are none
+    assert (tmp_path / "predictions.blank_images.jsonl").read_bytes() == answers
 
 
 def test_scores_of_each_question_add_up_to_the_figures(finished):
@@ -217,7 +260,7 @@ def test_leakage_is_part_of_a_run_with_or_without_training_files(
     assert "trainset.json" in missing
     data = Path(shutil.copytree(tiny_vqa_rad, tmp_path / "data"))
     records = json.loads((data / "testset.json").read_text())
-    (data / "trainset.json").write_text(json.dumps(records[:2] + [records[5] | {"answer": "never"}]))
+    (data / "trainset.json").write_text(json.dumps([*records[:2], records[5] | {"answer": "never"}]))
     run.main(build_command(tiny_model, data, output))
     leakage = json.loads((output / "metrics.json").read_text())["leakage"]
     assert leakage["num_triplets_in_training"] == len(leakage["triplet_question_ids"])
@@ -267,10 +310,24 @@ def test_table_is_printed_with_the_number_of_questions_behind_each_figure(output
     assert "of 12" in table
 
 
+def test_data_without_questions_are_refused(tiny_model, tiny_vqa_rad, tmp_path):
+    data = Path(shutil.copytree(tiny_vqa_rad, tmp_path / "data"))
+    (data / "testset.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds no questions of the test split"):
+        run.main(build_command(tiny_model, data, tmp_path / "output"))
+    assert not (tmp_path / "output").exists()
+
+
 def test_limit_asks_the_first_questions_only(tiny_model, tiny_vqa_rad, tmp_path, asked, capsys):
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--limit", "3"))
     assert sorted(asked) == ["100", "98", "99"]
     assert "first 3 questions" in capsys.readouterr().out
+
+
+def test_a_limit_that_leaves_nothing_out_is_none(output, tiny_model, tiny_vqa_rad, asked, capsys):
+    run.main(build_command(tiny_model, tiny_vqa_rad, output, "--limit", "99"))
+    assert not asked
+    assert "not the benchmark's figures" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

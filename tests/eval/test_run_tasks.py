@@ -200,3 +200,13 @@ def test_a_changed_file_of_answers_is_refused(tiny_vqa_rad, tmp_path):
     write_lines(path, release_rows(questions, ["no"] * 24))
     with pytest.raises(ValueError, match="`predictions_fingerprint` was"):
         evaluate(tmp_path / "o", predictions=path, **options)
+
+
+def test_a_changed_file_of_blank_answers_is_read_anew(tiny_vqa_rad, tmp_path):
+    questions = load_questions(tiny_vqa_rad)
+    options = {"benchmark": "vqa_rad", "data": tiny_vqa_rad}
+    options["predictions"] = write_lines(tmp_path / "a.jsonl", release_rows(questions, ["yes"] * 24))
+    for answer, accuracy in (("yes", 50.0), ("maybe", 0.0)):
+        blind = write_lines(tmp_path / "b.jsonl", release_rows(questions, [answer] * 24))
+        metrics = evaluate(tmp_path / "o", blank_predictions=blind, **options)
+        assert metrics["blank_images"]["overall"]["closed_accuracy"] == accuracy

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 from transformers.cache_utils import Cache, DynamicLayer
 
 from logramed.eval import greedy
@@ -86,6 +89,34 @@ def test_a_question_before_its_image_gives_the_same_answers_as_generate(model, p
     assert len(set(shared.values())) > 5
 
 
+def test_a_prompt_that_ends_with_its_image_gives_the_same_answers_as_generate(
+    model, processor, questions, monkeypatch
+):
+    template = "{{ messages[0]['content'][1]['text'] }} <image>"
+    monkeypatch.setattr(processor, "chat_template", template)
+    shared = ask(model, processor, questions, batch_size=1)
+    monkeypatch.setattr("logramed.eval.answering.can_share_prefixes", lambda model: False)
+    assert shared == ask(model, processor, questions, batch_size=1)
+
+
+def test_a_question_that_holds_a_placeholder_is_refused_wherever_it_stands(model, processor, questions):
+    rows = [questions[0], questions[0] | {"question_id": "x", "question": "where is <image>"}]
+    for given in (rows, rows[::-1]):
+        with pytest.raises(ValueError, match="Found total 2 <image> tokens and 1 images"):
+            ask(model, processor, given)
+
+
+def test_an_image_that_is_not_kept_any_more_is_read_again(model, processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("logramed.eval.shared_prefix.NUM_KEPT_IMAGES", 2)
+    rows = []
+    for number in range(6):  # the last image is the first one under another name, and asked about in two batches
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), (40 * (number % 5), 0, 0)).save(path)
+        rows.append({"question_id": str(number), "image": str(path), "question": "more " * (9 - number)})
+    rows.append(rows[-1] | {"question_id": "6", "question": "more"})
+    assert ask(model, processor, rows, batch_size=6) == ask(model, processor, rows, batch_size=1)
+
+
 def test_start_and_end_tokens_around_an_image_are_repeated(questions):
     processor = tiny_processor(image_start_token="chest", image_end_token="abdomen")
     reader = PrefixReader(tiny_logramed(), processor)
@@ -149,6 +180,28 @@ def test_models_that_do_not_read_strictly_forward_or_greedily_go_through_generat
     assert not can_share_prefixes(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("stop_strings", ["###"]), ("remove_invalid_values", True), ("forced_eos_token_id", 2)]
+)
+def test_other_settings_that_change_greedy_answers_are_left_to_generate(model, name, value):
+    setattr(model.generation_config, name, value)
+    assert not can_share_prefixes(model)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_length_of_the_text_are_left_to_generate(rope_type):
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 2.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 8}
+    assert not can_share_prefixes(tiny_logramed(text_sizes={"rope_parameters": rope}))
+
+
+def test_adapters_that_put_tokens_before_the_prompt_are_left_to_generate(model):
+    assert can_share_prefixes(get_peft_model(model, LoraConfig(target_modules=["q_proj"])))
+    sizes = {"token_dim": 32, "num_layers": 2, "num_attention_heads": 2}
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **sizes)
+    assert not can_share_prefixes(get_peft_model(tiny_logramed(), config))
+
+
 def test_a_penalty_of_the_model_is_kept(model, processor, questions):
     plain = ask(model, processor, questions)
     model.generation_config.repetition_penalty = 50.0
@@ -161,5 +214,12 @@ def test_stop_strings_are_found_across_tokens_and_cut(processor):
     assert [stop(ids[:end]) for end in (1, len(ids) - 1, len(ids))] == [False, False, True]
     assert stop.cut("yes in the lung liver no") == "yes in the "
     assert stop.cut("yes") == "yes"
+    byte = Tokenizer(
+        models.BPE({letter: number for number, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}, [])
+    )
+    byte.pre_tokenizer, byte.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    chinese = StopStrings(PreTrainedTokenizerFast(tokenizer_object=byte), ["\u7ed3\u675f"])  # three tokens a character
+    assert chinese(byte.encode("yes\u7ed3\u675f").ids)
+    assert not chinese(byte.encode("yes\u7ed3").ids)
     with pytest.raises(ValueError, match="at least one character"):
         StopStrings(processor.tokenizer, [""])
