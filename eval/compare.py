@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from logramed.eval.comparison import Comparison, compare_runs
-from logramed.eval.comparison_plots import draw_plots
+from logramed.eval.comparison.html_report import render_html
+from logramed.eval.comparison.markdown_report import render_markdown
+from logramed.eval.comparison.plots import save_png
+from logramed.eval.comparison.report_plots import draw_plots
+from logramed.eval.comparison.run_folder import read_run_folder
+from logramed.eval.comparison.runs import Comparison, compare_runs
+from logramed.eval.comparison.summary import headlines, remarks, summary_sentences
 from logramed.eval.files import write_json, write_whole
-from logramed.eval.html_report import render_html
-from logramed.eval.markdown_report import render_markdown
-from logramed.eval.plots import save_png
-from logramed.eval.run_folder import read_run_folder
-from logramed.eval.summary import headlines, remarks, summary_sentences
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,16 +8,15 @@ and started again, it asks only for what the file lacks.
 import hashlib
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 
-from logramed.eval.files import to_json_line, write_json, write_json_lines, write_whole
-from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings, Reply
+from logramed.eval.files import write_json
+from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
+from logramed.eval.resumable_file import ResumableFile
 
 
 logger = logging.getLogger(__name__)
@@ -91,92 +90,24 @@ def fingerprint(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
-class JudgementFile:
+def judgement_file(path: Path, question_ids: Sequence[str]) -> ResumableFile:
     """
-    One JSON object a line: `question_id`, `order`, the judge's `reply`, `judge_model` and `attempts`.
+    The file of a judge's replies: `question_id`, `order`, `reply`, `judge_model` and `attempts` in each line.
 
-    Lines are appended as replies come; `finish` puts them into the order of the questions, "reference_first" before
-    "model_first", so that the finished file is the same whether or not the run was stopped in between.
-
-    Args:
-        path (`Path`): The file; it need not exist.
-        question_ids: Of all questions.
+    Its keys are pairs of question and order, "reference_first" before "model_first".
 
     Example:
-        >>> import tempfile
-        >>> judgements = JudgementFile(Path(tempfile.mkdtemp()) / "judgements.jsonl", ["1"])
-        >>> judgements.resume()
+        >>> judgement_file(Path("judgements.jsonl"), ["1"]).keys
         [('1', 'reference_first'), ('1', 'model_first')]
-        >>> with judgements.open_for_append() as write_reply:
-        ...     write_reply(("1", "model_first"), Reply("7 8", model="judge", attempts=1))
-        >>> judgements.resume(), judgements.finish()["1", "model_first"]["reply"]
-        ([('1', 'reference_first')], '7 8')
     """
+    keys = [(question_id, order) for question_id in question_ids for order in ORDERS]
+    return ResumableFile(path, keys, _judgement_key, kind="judgement")
 
-    def __init__(self, path: Path, question_ids: Sequence[str]):
-        self.path = path
-        self.asked = [(question_id, order) for question_id in question_ids for order in ORDERS]
 
-    def resume(self) -> list[tuple[str, str]]:
-        """
-        The questions and orders without a reply in the file. A last line that was cut off is removed.
-
-        Raises:
-            ValueError: If another line is no judgement, or one that was not asked for or is there already.
-        """
-        written = self.path.read_bytes() if self.path.is_file() else b""
-        # Bytes: the cut may go through a character.
-        whole_lines = written[: written.rfind(b"\n") + 1].decode()
-        if len(whole_lines.encode()) < len(written):
-            write_whole(self.path, whole_lines)
-        judged = self._read(whole_lines)
-        return [key for key in self.asked if key not in judged]
-
-    @contextmanager
-    def open_for_append(self) -> Iterator[Callable[[tuple[str, str], Reply], None]]:
-        """Gives a function that appends a reply to the file at once; threads may share it."""
-        lock = threading.Lock()
-        with self.path.open("a", encoding="utf-8") as file:
-
-            def write_reply(key: tuple[str, str], reply: Reply) -> None:
-                row = {"question_id": key[0], "order": key[1], "reply": reply.text}
-                row |= {"judge_model": reply.model, "attempts": reply.attempts}
-                with lock:
-                    file.write(to_json_line(row))
-                    file.flush()
-
-            yield write_reply
-
-    def finish(self) -> dict[tuple[str, str], dict]:
-        """Put the lines that are there into their final order and return them by question and order."""
-        judged = self._read(self.path.read_text(encoding="utf-8") if self.path.is_file() else "")
-        rows = {key: judged[key] for key in self.asked if key in judged}
-        write_json_lines(self.path, rows.values())
-        return rows
-
-    def _read(self, text: str) -> dict[tuple[str, str], dict]:
-        asked, judged = set(self.asked), {}
-        # Not `splitlines`: replies may hold other line separators than "\n".
-        for number, line in enumerate(text.split("\n")[:-1], start=1):
-            where = f"{self.path}, line {number}"
-            try:
-                row = json.loads(line)
-                key = row["question_id"], row["order"]
-                replied = isinstance(row["reply"], str) and isinstance(row["judge_model"], str)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                replied = False
-            if not replied:
-                raise ValueError(f"{where} is no judgement: {line[:80]!r}. Delete the line to ask again.")
-            if key not in asked:
-                raise ValueError(
-                    f"{where} judges question {key[0]!r}, {key[1]!r}, which was not asked. Delete the line."
-                )
-            if key in judged:
-                raise ValueError(
-                    f"{where} judges question {key[0]!r}, {key[1]!r} a second time. Delete one of the lines."
-                )
-            judged[key] = row
-        return judged
+def _judgement_key(row: dict) -> tuple[str, str]:
+    if not (isinstance(row["reply"], str) and isinstance(row["judge_model"], str)):
+        raise TypeError("no reply")
+    return row["question_id"], row["order"]
 
 
 def judge_answers(
@@ -210,7 +141,7 @@ def judge_answers(
     check_answers(questions, predictions)
     judge = describe_judge(questions, predictions, settings)
     check_judge(path.with_suffix(".settings.json"), judge, path)
-    judgements = JudgementFile(path, [question["question_id"] for question in questions])
+    judgements = judgement_file(path, [question["question_id"] for question in questions])
     faults = ask_for(judgements, questions, predictions, settings)
     rows = judgements.finish()
     return score_judgements(questions, rows, faults) | {
@@ -250,7 +181,7 @@ def describe_judge(questions: Sequence[dict], predictions: Mapping[str, str], se
 
 def check_judge(settings_path: Path, judge: dict, path: Path) -> None:
     """Write `judge` to `settings_path`, or refuse if `path` holds replies of another judge or about other answers."""
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size == 0:  # empty: the judge was never reached, by a wrong name perhaps
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(settings_path, judge)
         return
@@ -267,7 +198,7 @@ def check_judge(settings_path: Path, judge: dict, path: Path) -> None:
 
 
 def ask_for(
-    judgements: JudgementFile, questions: Sequence[dict], predictions: Mapping[str, str], settings: JudgeSettings
+    judgements: ResumableFile, questions: Sequence[dict], predictions: Mapping[str, str], settings: JudgeSettings
 ) -> dict[tuple[str, str], Fault]:
     """
     Ask for what `judgements` lacks and write the replies; why there is none, by question and order, is returned.
@@ -275,9 +206,9 @@ def ask_for(
     Whatever ends this early, replies to requests under way are still written.
     """
     by_id = {question["question_id"]: question for question in questions}
-    missing = judgements.resume()
+    missing = judgements.missing()
     client = JudgeClient(settings)
-    with judgements.open_for_append() as write_reply, ThreadPoolExecutor(settings.concurrency) as pool:
+    with judgements.open_for_append() as write_line, ThreadPoolExecutor(settings.concurrency) as pool:
 
         def judge(key: tuple[str, str]) -> Fault | None:
             question_id, order = key
@@ -286,7 +217,8 @@ def ask_for(
             if isinstance(outcome, Fault):
                 logger.warning("Not judged: question %s, %s: %s", question_id, order, outcome.reason)
                 return outcome
-            write_reply(key, outcome)
+            row = {"question_id": question_id, "order": order, "reply": outcome.text}
+            write_line(row | {"judge_model": outcome.model, "attempts": outcome.attempts})
             return None
 
         futures = {pool.submit(judge, key): key for key in missing}

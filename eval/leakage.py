@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from logramed.eval.foreign_keys import OPTION_HINTS
+from logramed.eval.foreign.keys import OPTION_HINTS
 
 
 def training_rows(benchmark: ModuleType, data: str | Path, subset: str | None = None) -> list[dict] | str:
@@ -36,7 +36,10 @@ def training_rows(benchmark: ModuleType, data: str | Path, subset: str | None = 
         try:
             return benchmark.load_questions(data, "train", subset)
         except (ValueError, OSError) as error:
-            return f"the training split could not be read: {str(error).rstrip('.')}"
+            folder = Path(data).resolve()
+            # Figures are published, the folders of this machine are not.
+            reason = str(error).replace(str(folder), folder.name)
+            return f"the training split could not be read: {reason.rstrip('.')}"
 
 
 def find_leakage(questions: Sequence[dict], training: Sequence[dict]) -> dict:

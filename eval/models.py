@@ -49,7 +49,9 @@ def load_model(model: str, adapter: str | None = None, trust_remote_code: bool =
         loaded = PeftModel.from_pretrained(loaded, adapter)
     has_processor = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
     processor = AutoProcessor.from_pretrained(adapter if has_processor else base, trust_remote_code=trust_remote_code)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+    if not getattr(loaded, "is_quantized", False):  # a quantized model is on its device, and must stay there
+        loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.eval(), processor
 
 
 def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | None]:

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of
 from logramed.eval.leakage import without_leaked_triplets
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
-from logramed.eval.run_folder import MAIN_FIGURES, count_of
 from logramed.eval.scoring import has_release_protocol, score_rows
 
 
@@ -36,14 +36,12 @@ def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapp
 
     Returns:
         `dict`: `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each
-        value of each group; where there is such a protocol `release_protocol`, those of all rows as the scripts behind
-        published figures compute them; and for closed questions `constant_answer`, the best closed accuracy that one
-        answer to all of them can have.
+        value of each group, without `open_accuracy`; where there is such a protocol `release_protocol`, those of all
+        rows as the scripts behind published figures compute them; for closed questions `constant_answer`, the best
+        closed accuracy that one answer to all of them can have; and `items`, the figures of each question by itself.
     """
-    metrics = {
-        "overall": score_rows(rows, task, candidates=candidates),
-        "groups": score_groups(rows, task, candidates),
-    }
+    overall = score_rows(rows, task, candidates=candidates, return_items=True)
+    metrics = {"items": overall.pop("items"), "overall": overall, "groups": score_groups(rows, task)}
     if has_release_protocol(rows, task):
         metrics["release_protocol"] = score_rows(rows, task, "release", candidates)
     if metrics["overall"].get("num_closed"):
@@ -51,14 +49,14 @@ def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapp
     return metrics
 
 
-def score_groups(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> dict:
+def score_groups(rows: Sequence[dict], task: str) -> dict:
     """The figures of the rows of each value of each group, by group and value."""
     groups = {}
     for name in rows[0]["groups"]:
         by_value: dict[str, list[dict]] = {}
         for row in rows:
             by_value.setdefault(row["groups"][name], []).append(row)
-        groups[name] = {value: score_rows(by_value[value], task, candidates=candidates) for value in sorted(by_value)}
+        groups[name] = {value: score_rows(by_value[value], task) for value in sorted(by_value)}
     return groups
 
 
@@ -134,7 +132,8 @@ def _headline(metrics: dict) -> list[str]:
         lines.append(
             f"Only the first {run['limit']} questions were asked (`limit`): these are not the benchmark's figures."
         )
-    lines += [f"The questions differ from the known split: {difference}." for difference in metrics["differences"]]
+    if metrics["differences"]:
+        lines.append(f"The questions differ from the known split: {', '.join(metrics['differences'])}.")
     return lines
 
 
@@ -161,6 +160,9 @@ def _footnotes(metrics: dict) -> list[str]:
             f"{leakage['num_triplets_in_training']} of {metrics['run']['num_questions']} triplets of image, question "
             f"and answer also stand in training ({leakage['compared_with']})."
         )
+    if "position_bias" in metrics:
+        advantage = metrics["position_bias"]["first_place_advantage"]
+        lines.append(f"The judge gives the answer that stands first {advantage:+.1f} points; each stands first once.")
     for problem in metrics.get("not_judged", []):
         lines.append(f"Not judged: question {problem['question_id']}, {problem['order']}: {problem['reason']}")
     return lines + list(metrics["run"].get("notes", []))

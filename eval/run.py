@@ -23,9 +23,10 @@ import logramed
 from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
+from logramed.eval.candidates import read_candidates, training_candidates
+from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import only_one_writer, write_json, write_json_lines
-from logramed.eval.foreign_predictions import read_predictions
-from logramed.eval.html_report import write_run_report
+from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
 from logramed.eval.leakage import find_leakage, training_rows
@@ -35,7 +36,6 @@ from logramed.eval.models import fingerprint_model, load_model
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
 from logramed.eval.report import compute_metrics, figures_without_leakage, format_table
-from logramed.eval.scoring import score_items
 
 
 # Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
@@ -49,6 +49,7 @@ NOT_OF_AN_ANSWER = (
     "blank_images",
     "blank_predictions",
     "candidates",
+    "images",
     "system",
     "training_data_share",
     "judge_url",
@@ -112,7 +113,7 @@ def answer_and_score(run: "Run") -> dict | None:
         "differences": run.benchmark.count_differences(run.all_questions, run.split, run.arguments.subset),
     }
     write_json(run.output / "metrics.json", metrics)
-    write_run_report(run.output)
+    write_run_report(run.output, images=run.arguments.images)
     return metrics
 
 
@@ -134,6 +135,7 @@ class Run:
         if not self.all_questions:
             raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.")
         self.questions = self.all_questions[: arguments.limit]
+        _ = self.foreign_answers  # refused before anything is written
         self.settings = describe_run(arguments, self.task, self.split, self.questions)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
@@ -200,12 +202,11 @@ class Run:
         """The figures of answered questions; those of each question are written to `scores.jsonl`."""
         if self.task == "chat":
             figures = self._judge(rows, blank)
-            items = [figures["scores"].get(row["question_id"], {}) for row in rows]
-            del figures["scores"]
+            scores = figures.pop("scores")
+            items = [scores.get(row["question_id"], {}) for row in rows]
         else:
-            candidates = read_candidates(self.arguments.candidates)
-            figures = compute_metrics(rows, self.task, candidates)
-            items = score_items(rows, self.task, candidates)
+            figures = compute_metrics(rows, self.task, self.candidates)
+            items = figures.pop("items")
         write_json_lines(self.path("scores", blank), describe_items(rows, items))
         return figures
 
@@ -215,12 +216,25 @@ class Run:
         predictions = {row["question_id"]: row["prediction"] for row in rows}
         return judge_answers(self.questions, predictions, settings, self.path("judgements", blank))
 
+    @cached_property
+    def training(self) -> list[dict] | str:
+        """The rows of the benchmark's training split, or why there are none."""
+        return training_rows(self.benchmark, self.arguments.data, self.arguments.subset)
+
+    @cached_property
+    def candidates(self) -> list | dict | None:
+        """The answers to choose from, if there are any."""
+        if self.task != "vqa":
+            return None
+        if self.arguments.candidates != "training":
+            return read_candidates(self.arguments.candidates)
+        return None if isinstance(self.training, str) else training_candidates(self.training)
+
     def find_leakage(self, rows: Sequence[dict]) -> dict:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""
-        training = training_rows(self.benchmark, self.arguments.data, self.arguments.subset)
-        if isinstance(training, str):
-            return {"missing": training}
-        leakage = find_leakage(self.questions, training)
+        if isinstance(self.training, str):
+            return {"missing": self.training}
+        leakage = find_leakage(self.questions, self.training)
         clean = None if self.task == "chat" else figures_without_leakage(rows, self.task, leakage)
         return leakage | ({} if clean is None else {"overall_without_triplets": clean})
 
@@ -331,11 +345,6 @@ def fingerprint_questions(questions: Sequence[dict]) -> str:
 def _fingerprint_file(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_candidates(path: str | None) -> list | dict | None:
-    """The answers to choose from, or `None` without a file."""
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ SCORERS: dict[str, Callable[..., dict]] = {
 
 
 def score_rows(
-    rows: Sequence[dict], task: str, protocol: str = "strict", candidates: Sequence | Mapping | None = None
+    rows: Sequence[dict],
+    task: str,
+    protocol: str = "strict",
+    candidates: Sequence | Mapping | None = None,
+    return_items: bool = False,
 ) -> dict:
     """
     The figures of answered questions.
@@ -43,26 +47,21 @@ def score_rows(
         task (`str`): "vqa", "multiple_choice" or "report". Chat answers are scored by a judge (see `judging`).
         protocol (`str`): "strict", or "release" where the task has it.
         candidates (*optional*): Answers to choose from, for `open_accuracy`.
+        return_items (`bool`): Also give the figures of each question by itself, in percent, under `items`; those that
+            do not apply to it are absent.
 
     Example:
         >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
-        >>> score_rows([row], "vqa")["closed_accuracy"]
-        100.0
+        >>> result = score_rows([row], "vqa", return_items=True)
+        >>> result["closed_accuracy"], result["items"]
+        (100.0, [{'closed_accuracy': 100.0}])
     """
-    return SCORERS[task](rows, protocol, candidates)
-
-
-def score_items(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> list[dict]:
-    """
-    The figures of each question by itself, in percent, under the strict protocol; those that do not apply are absent.
-
-    Example:
-        >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
-        >>> score_items([row], "vqa")
-        [{'closed_accuracy': 100.0}]
-    """
-    items = SCORERS[task](rows, "strict", candidates, return_items=True, num_resamples=0)["items"]
-    return [{name: value for name, value in item.items() if isinstance(value, float)} for item in items]
+    figures = SCORERS[task](rows, protocol, candidates, return_items=return_items)
+    if return_items:
+        figures["items"] = [
+            {name: value for name, value in item.items() if isinstance(value, float)} for item in figures["items"]
+        ]
+    return figures
 
 
 def has_release_protocol(rows: Sequence[dict], task: str) -> bool:

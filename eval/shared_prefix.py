@@ -135,7 +135,8 @@ def can_share_prefixes(model: torch.nn.Module) -> bool:
     if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
         return False
     model = base_model(model)
-    if not isinstance(model, LlavaForConditionalGeneration):
+    # A class of other code that builds on LLaVA's may read otherwise; ours is loaded from its own code, too.
+    if not isinstance(model, LlavaForConditionalGeneration) or model.config.model_type not in ("llava", "logramed"):
         return False
     if model.config.vision_config.model_type == "pixtral":  # images of many sizes, each with tokens of its own
         return False

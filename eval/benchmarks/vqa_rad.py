@@ -150,6 +150,8 @@ def _question_row(record: dict, images: Path, where: str) -> dict:
         "question": read_text(record, "question", where),
         "answer": read_text(record, "answer", where),
         "answer_type": read_answer_type(record, where),
+        # Tells questions of clinicians from those made by a pattern.
+        **({"phrase_type": record["phrase_type"]} if "phrase_type" in record else {}),
         "groups": {
             "organ": read_text(record, "image_organ", where).upper(),
             "question_type": normalize_question_type(read_text(record, "question_type", where)),

@@ -69,12 +69,23 @@ def summarize(scores: Sequence[dict[str, float]], task: str) -> dict:
         name: [max(0.0, result[name] - spread[name]), min(100.0, result[name] + spread[name])] for name in figures
     }
     result["counts"] = {name: len(values) for name, values in figures.items()}
-    if task == "vqa":
-        result["num_open"] = sum("open_recall" in row for row in scores)
-        result["num_closed"] = sum("closed_accuracy" in row for row in scores)
-    else:
-        result["num_items"] = len(scores)
-    return result
+    if task != "vqa":
+        return result | {"num_items": max(result["counts"].values(), default=0), "num_asked": len(scores)}
+    if all(name in figures for name in MAIN_FIGURES["vqa"]):
+        _add_average(result)
+    return result | {
+        "num_open": len(figures.get("open_recall", [])),
+        "num_closed": len(figures.get("closed_accuracy", [])),
+    }
+
+
+def _add_average(result: dict) -> None:
+    parts = MAIN_FIGURES["vqa"]
+    mean = sum(result[name] for name in parts) / 2
+    margin = sum((result["intervals"][name][1] - result[name]) ** 2 for name in parts) ** 0.5 / 2
+    result["average"] = mean
+    result["intervals"]["average"] = [max(0.0, mean - margin), min(100.0, mean + margin)]
+    result["counts"]["average"] = sum(result["counts"][name] for name in parts)
 
 
 def write_run_folder(
@@ -167,14 +178,34 @@ def _metrics(folder, rows, scores, task, run, blank, leaked):
             for value in values
         }
     metrics |= {"groups": groups, "differences": []}
-    if task == "vqa":
+    if task in ("vqa", "chat"):
         metrics["release_protocol"] = summarize(scores, task)
+    if task == "chat":
+        metrics |= _judged(rows, scores)
     if metrics["overall"].get("num_closed"):
         metrics["constant_answer"] = {"answer": "no", "closed_accuracy": 48.9}
     if blank is None:
         metrics["blank_images"] = {"missing": "`--no_blank_images` was given"}
     metrics["leakage"] = {"missing": "there is no training split"} if leaked is None else _leakage(rows, leaked)
     return metrics
+
+
+def _judged(rows, scores):
+    """What `judge_answers` says beside the figures; one reply is missing for each question without a score."""
+    points = {"model_score": 5.25, "reference_score": 7.5}
+    bias = {
+        "first_place_advantage": 0.75,
+        "relative_score_reference_first": 64.5,
+        "relative_score_model_first": 77.5,
+    }
+    intervals = [{name: [value - 0.25, value + 0.25] for name, value in means.items()} for means in (points, bias)]
+    unjudged = [row["question_id"] for row, figures in zip(rows, scores, strict=True) if not figures]
+    return {
+        "judge": {"model": "judge", "served_models": ["judge-7"], "prompt_fingerprint": "a" * 64},
+        "mean_scores": points | {"intervals": intervals[0]},
+        "position_bias": bias | {"intervals": intervals[1]},
+        "not_judged": [{"question_id": key, "order": "model_first", "reason": "HTTP 503: busy"} for key in unjudged],
+    }
 
 
 def _leakage(rows, leaked):

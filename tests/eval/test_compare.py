@@ -5,10 +5,9 @@ import json
 import pytest
 
 from logramed.eval import compare
-from logramed.eval.comparison_tables import Cell, Table
-from logramed.eval.markdown_report import format_table
-
-from .run_folders import change_metrics, make_questions, write_run_folder
+from logramed.eval.comparison.markdown_report import format_table
+from logramed.eval.comparison.tables import Cell, Table
+from tests.eval.run_folders import change_metrics, make_questions, write_run_folder
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from logramed.eval.judge_client import KEY_VARIABLE, JudgeRefusedError, JudgeSettings, Reply
-from logramed.eval.judging import JudgementFile, build_messages, judge_answers
+from logramed.eval.judge_client import KEY_VARIABLE, JudgeRefusedError, JudgeSettings
+from logramed.eval.judging import build_messages, judge_answers, judgement_file
 from tests.eval.judge_server import ORDERS, TEXTS, JudgeServer, make_prediction, make_question, scores_of
 
 
@@ -262,13 +262,13 @@ def test_answers_that_do_not_fit_the_questions_are_refused(path, predictions, wo
     ],
 )
 def test_lines_that_are_no_judgement_are_refused_with_their_number(path, line, words):
-    judgements = JudgementFile(path, ["q0"])
-    with judgements.open_for_append() as write_reply:
-        write_reply(("q0", "reference_first"), Reply("8 7", model="judge", attempts=1))
+    judgements = judgement_file(path, ["q0"])
+    with judgements.open_for_append() as write_line:
+        write_line({"question_id": "q0", "order": "reference_first", "reply": "8 7", "judge_model": "j"})
     with path.open("a") as file:
         file.write(line)
     with pytest.raises(ValueError, match=words):
-        judgements.resume()
+        judgements.missing()
 
 
 # Faults, seen from here: what could not be judged
@@ -345,6 +345,14 @@ def test_a_judge_at_another_url_may_go_on(path):
     with JudgeServer() as server:
         judge(server, path, num_questions=3, concurrency=1, max_attempts=1)
         assert server.count() == {Q2: 1}
+
+
+def test_a_judge_by_a_wrong_name_can_be_named_again(path):
+    faults = {("q0", order): ["404"] for order in ORDERS}
+    with JudgeServer(faults=faults) as server, pytest.raises(JudgeRefusedError, match="HTTP 404"):
+        judge_answers(QUESTIONS[:1], {"q0": PREDICTIONS["q0"]}, JudgeSettings(url=server.url, model="jugde"), path)
+    with JudgeServer() as server:
+        assert judge(server, path, num_questions=1)["judge"]["model"] == "judge"
 
 
 def test_where_the_judge_runs_stands_in_no_file(path):

@@ -84,8 +84,8 @@ def test_finish_refuses_missing_answers(predictions):
     [
         ('{"question_id": "1", "predi\n', r"line 2 is no answer: '\{\"question_id"),
         ('{"prediction": "x"}\n', "line 2 is no answer"),
-        ('{"question_id": "9", "prediction": "x"}\n', "line 2 answers question '9', which was not asked"),
-        ('{"question_id": "3", "prediction": "x"}\n', "line 2 answers question '3' a second time"),
+        ('{"question_id": "9", "prediction": "x"}\n', "line 2 is about question '9', which was not asked"),
+        ('{"question_id": "3", "prediction": "x"}\n', "line 2 is about question '3' a second time"),
     ],
 )
 def test_lines_that_are_no_answer_are_refused_with_their_number(predictions, line, words):

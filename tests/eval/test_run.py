@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from logramed.eval import run
 from logramed.eval.benchmarks.vqa_rad import load_questions
+from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.files import only_one_writer
 from logramed.eval.models import fingerprint_model
-from logramed.eval.run_folder import read_run_folder
 from logramed.trainer.phantoms import generate_phantoms
 
 
@@ -299,7 +299,32 @@ def test_candidates_give_open_accuracy(tiny_model, tiny_vqa_rad, tmp_path):
     (tmp_path / "candidate.json").write_text(json.dumps({"0": ["left lung", 2, "liver"]}))
     options = ("--candidates", tmp_path / "candidate.json", "--no_blank_images")
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, *options))
-    assert "open_accuracy" in json.loads((tmp_path / "metrics.json").read_text())["overall"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "open_accuracy" in metrics["overall"]
+    assert "open_accuracy" in metrics["release_protocol"]
+    with pytest.raises(ValueError, match=r'must be "training" or a JSON file, and gone\.json is no file'):
+        run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--candidates", "gone.json"))
+
+
+def test_the_open_answers_of_the_training_split_are_the_candidates_if_it_is_there(
+    output, finished, tiny_model, tiny_vqa_rad, tmp_path
+):
+    assert "open_accuracy" not in json.loads((finished / "metrics.json").read_text())["overall"]
+    data = Path(shutil.copytree(tiny_vqa_rad, tmp_path / "data"))
+    shutil.copy(data / "testset.json", data / "trainset.json")
+    run.main(build_command(tiny_model, data, output))
+    assert "open_accuracy" in json.loads((output / "metrics.json").read_text())["overall"]
+
+
+def test_what_is_published_names_no_folder_of_this_machine(finished, tiny_vqa_rad):
+    for name in ("metrics.json", "predictions.jsonl", "scores.jsonl", "report.html"):
+        assert str(tiny_vqa_rad) not in (finished / name).read_text(), name
+
+
+def test_images_can_be_left_out_of_the_report(output, tiny_model, tiny_vqa_rad):
+    run.main(build_command(tiny_model, tiny_vqa_rad, output, "--no_images"))
+    page = (output / "report.html").read_text()
+    assert "data:image/jpeg;base64," not in page
 
 
 def test_table_is_printed_with_the_number_of_questions_behind_each_figure(output, tiny_model, tiny_vqa_rad, capsys):

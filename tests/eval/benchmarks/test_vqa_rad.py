@@ -195,6 +195,7 @@ def test_rows_of_the_official_layout_become_question_rows(tiny_vqa_rad):
         "question": "where is the liver",
         "answer": "left lung",
         "answer_type": "OPEN",
+        "phrase_type": "freeform",
         "groups": {"organ": "CHEST", "question_type": "PRES"},
     }
     assert questions[1]["answer_type"] == "CLOSED"  # "CLOSED " in the file

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from logramed.eval.comparison import Comparison, Value
-from logramed.eval.comparison_tables import capitalize, figure_title, group_names, group_values
-from logramed.eval.plots import (
+from logramed.eval.comparison.plots import (
     MARKERS,
     Look,
     Mark,
@@ -18,11 +16,13 @@ from logramed.eval.plots import (
     draw_sight,
     make_looks,
 )
-from logramed.eval.report_tables import published_beside
-from logramed.eval.run_folder import AVERAGE, has_several_shares
+from logramed.eval.comparison.report_tables import published_beside
+from logramed.eval.comparison.run_folder import AVERAGE, has_several_shares
+from logramed.eval.comparison.runs import Comparison, Value
+from logramed.eval.comparison.tables import capitalize, figure_title, group_names, group_values
 
 
-CURVE_SOURCE = "project_page_figure"
+CURVE_SOURCE, RELEASE = "project_page_figure", "release"  # a source and a protocol of published figures
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _published_plots(comparison: Comparison, looks: list[Look]) -> list[Plot]:
     plots = []
     for figure in comparison.figures:
         published = [
-            (row.name, row.figures[figure])
+            (row.name, row.figures[figure], row.protocol == RELEASE)
             for row in published_beside(comparison)
             # The curve has its own plot; two of its points repeat the table's.
             if figure in row.figures and row.source != CURVE_SOURCE
@@ -167,6 +167,8 @@ def _published_plots(comparison: Comparison, looks: list[Look]) -> list[Plot]:
         if published and ours:
             title = f"{capitalize(figure_title(figure))} (%), release protocol\n"
             title += "filled: run here; hollow: published, not run here"
+            if not all(is_release for *_, is_release in published):
+                title += "\ncrosses: published, protocol not known"
             drawing = draw_published(title, *zip(*ours, strict=True), published)
             plots.append(Plot("published", f"published-{figure}", title, drawing))
     return plots

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from logramed.eval.comparison import Comparison, Value
-from logramed.eval.comparison_tables import capitalize, figure_title, format_p, missing_leakage, missing_sight
-from logramed.eval.run_folder import AVERAGE
+from logramed.eval.comparison.judge_tables import served_by_several
+from logramed.eval.comparison.run_folder import AVERAGE
+from logramed.eval.comparison.runs import Comparison, Value
+from logramed.eval.comparison.tables import capitalize, figure_title, format_p, missing_leakage, missing_sight
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def remarks(comparison: Comparison) -> list[str]:
         lines.append(f"The questions differ from the known split: {'; '.join(differences)}.")
     for name, other in zip(comparison.names, comparison.runs, strict=True):
         lines += [f"{name}: {note}" for note in other.run.get("notes", ())]
+    lines += served_by_several(comparison)
     lines += _unscored_lines(comparison)
     lines += _sight_lines(comparison)
     lines += _leakage_lines(comparison)

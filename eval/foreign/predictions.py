@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logramed.eval.foreign_forms import ForeignRow, read_rows
-from logramed.eval.foreign_keys import (
+from logramed.eval.foreign.forms import ForeignRow, read_rows
+from logramed.eval.foreign.keys import (
     IMAGE_PLACEHOLDERS,
     Keys,
     choose_keys,
@@ -31,7 +31,7 @@ def read_predictions(
     """
     Read another system's answers to `questions`: exactly one for each, or an error that names the rows.
 
-    Forms (see `foreign_forms`): answers of LLaVA-Med and ExGra-Med, RadFM's CSV, BiomedGPT's result JSON, our own
+    Forms (see `forms`): answers of LLaVA-Med and ExGra-Med, RadFM's CSV, BiomedGPT's result JSON, our own
     `predictions.jsonl`, and tables of `question_id` and `prediction`. Rows are joined by their ids or images, or by
     the texts of question and right answer. Where a file says what was asked, it must be what the benchmark asks:
     option hints, image placeholders, role words, blanks and case aside.

@@ -80,7 +80,7 @@ def paired_bootstrap(
         BootstrapTest(difference=0.0, low=0.0, high=0.0, p_value=1.0, num_items=5)
     """
     means = resampled_means(differences, num_resamples, seed)
-    low, high = np.percentile(means, _interval_percents())
+    low, high = np.percentile(means, ((100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2))
     tail = min(np.count_nonzero(means <= TIE), np.count_nonzero(means >= -TIE))
     return BootstrapTest(
         difference=float(np.mean([np.mean(values) for values in differences])),
@@ -89,24 +89,6 @@ def paired_bootstrap(
         p_value=float(min(1.0, 2 * (tail + 1) / (num_resamples + 1))),
         num_items=sum(len(values) for values in differences),
     )
-
-
-def bootstrap_interval(
-    strata: Sequence[np.ndarray], num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """
-    The 95% percentile interval of a mean, or of a mean of means (see `paired_bootstrap`).
-
-    Example:
-        >>> bootstrap_interval([np.array([0.0, 100.0, 0.0, 100.0]), np.array([50.0])])
-        (25.0, 75.0)
-    """
-    low, high = np.percentile(resampled_means(strata, num_resamples, seed), _interval_percents())
-    return float(low), float(high)
-
-
-def _interval_percents() -> tuple[float, float]:
-    return (100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2
 
 
 def resampled_means(strata: Sequence[np.ndarray], num_resamples: int, seed: int) -> np.ndarray:

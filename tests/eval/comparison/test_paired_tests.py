@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ks_1samp, uniform
 
-from logramed.eval import comparison_statistics
-from logramed.eval.comparison_statistics import (
-    bootstrap_interval,
+from logramed.eval.comparison import paired_tests
+from logramed.eval.comparison.paired_tests import (
     holm_correction,
     mcnemar_test,
     paired_bootstrap,
@@ -111,7 +110,7 @@ def test_same_seed_gives_the_same_and_pieces_change_nothing_but_chance(monkeypat
     differences = [np.random.default_rng(0).normal(size=500)]
     whole = paired_bootstrap(differences)
     assert paired_bootstrap(differences) == whole
-    monkeypatch.setattr(comparison_statistics, "LARGEST_DRAW", 500 * 7)
+    monkeypatch.setattr(paired_tests, "LARGEST_DRAW", 500 * 7)
     in_pieces = paired_bootstrap(differences)
     assert in_pieces.low == pytest.approx(whole.low, abs=0.01)
     assert in_pieces.high == pytest.approx(whole.high, abs=0.01)
@@ -121,12 +120,6 @@ def test_bootstrap_refuses_no_questions():
     for strata in ([], [np.zeros(0)], [np.zeros(3), np.zeros(0)]):
         with pytest.raises(ValueError, match="no questions to draw from"):
             paired_bootstrap(strata)
-
-
-def test_interval_of_an_accuracy_is_near_the_binomial_one():
-    low, high = bootstrap_interval([np.array([100.0] * 80 + [0.0] * 20)])
-    assert low == pytest.approx(80 - 1.96 * 4, abs=0.8)
-    assert high == pytest.approx(80 + 1.96 * 4, abs=0.8)
 
 
 def table_of(both, only_first, only_second, neither):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks.vqa_rad import load_questions
-from logramed.eval.foreign_keys import comparable_question
-from logramed.eval.foreign_predictions import read_predictions
+from logramed.eval.foreign.keys import comparable_question
+from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
 from tests.eval.foreign_files import (
     biomedgpt_captions,
@@ -26,7 +26,7 @@ from tests.eval.foreign_files import (
 )
 
 
-VQA_RAD = Path(__file__).parents[3] / "shared" / "data" / "vqa_rad"
+VQA_RAD = Path(__file__).parents[4] / "shared" / "data" / "vqa_rad"
 
 
 def make_question(number, question, answer, image=None, **more):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from logramed.eval.run_folder import (
+from logramed.eval.comparison.run_folder import (
     check_same_questions,
     count_of,
     has_several_shares,
@@ -13,8 +13,7 @@ from logramed.eval.run_folder import (
     read_run_folder,
     strata_of,
 )
-
-from .run_folders import change_metrics, make_questions, make_scores, write_lines, write_run_folder
+from tests.eval.run_folders import change_metrics, make_questions, make_scores, write_lines, write_run_folder
 
 
 def test_run_folder_is_read_back(tmp_path):
@@ -54,6 +53,10 @@ def test_files_of_different_runs_are_refused(tmp_path):
     (folder / "scores.jsonl").write_text((other / "scores.jsonl").read_text())
     with pytest.raises(ValueError, match=r"`open_recall` is .* in metrics.json, but the mean of scores.jsonl is"):
         read_run_folder(folder)
+    average = write_run_folder(tmp_path / "average")
+    change_metrics(average, lambda metrics: metrics["overall"].update(average=99.0))
+    with pytest.raises(ValueError, match=r"`average` is 99.0 in metrics.json, but the mean"):
+        read_run_folder(average)
     few = write_run_folder(tmp_path / "few", num_questions=39)
     (folder / "scores.jsonl").write_text((few / "scores.jsonl").read_text())
     with pytest.raises(ValueError, match=r"not about the same questions: 1 stand in one.*'q39'"):
@@ -135,6 +138,14 @@ def test_runs_of_other_tasks_questions_or_texts_are_refused(tmp_path):
     choices = read_run_folder(write_run_folder(tmp_path / "d", task="multiple_choice"))
     with pytest.raises(ValueError, match="`task` is 'multiple_choice' there and 'vqa' here"):
         check_same_questions([run, choices])
+
+
+@pytest.mark.parametrize("name", ["model", "prompt_fingerprint"])
+def test_runs_of_different_judges_are_refused(tmp_path, name):
+    folders = [write_run_folder(tmp_path / folder, task="chat", blank=None) for folder in "ab"]
+    change_metrics(folders[1], lambda metrics: metrics["judge"].update({name: "other"}))
+    with pytest.raises(ValueError, match=rf"`judge.{name}` is 'other' there"):
+        check_same_questions([read_run_folder(folder) for folder in folders])
 
 
 @pytest.mark.parametrize(

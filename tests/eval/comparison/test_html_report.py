@@ -4,12 +4,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from logramed.eval.comparison import compare_runs
-from logramed.eval.comparison_plots import draw_plots
-from logramed.eval.html_report import render_html, write_run_report
-from logramed.eval.run_folder import read_run_folder
-
-from .run_folders import change_metrics, make_questions, make_scores, write_run_folder
+from logramed.eval.comparison.html_report import render_html, write_run_report
+from logramed.eval.comparison.report_plots import draw_plots
+from logramed.eval.comparison.run_folder import read_run_folder
+from logramed.eval.comparison.runs import compare_runs
+from tests.eval.run_folders import change_metrics, make_questions, make_scores, write_run_folder
 
 
 VOID_TAGS = {"meta", "img", "br", "hr", "link", "input"}
@@ -207,4 +206,5 @@ def test_remarks_tell_what_to_mind(tmp_path):
     text = Page(make_page([bare])).text
     assert "No figures without sight of b: `" not in text
     assert "No figures without sight of b:" in text
+    assert "blank images" not in text.split("With and without sight, and leakage")[1].split("Groups")[0]
     assert "No leakage report of b: there is no training split." in text

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from logramed.eval.comparison import Comparison
-from logramed.eval.comparison_plots import Plot
-from logramed.eval.comparison_tables import Cell, Table, constant_lines, protocol_lines
-from logramed.eval.html_report import report_title
-from logramed.eval.report_tables import report_tables
-from logramed.eval.summary import headlines, remarks, summary_sentences
+from logramed.eval.comparison.html_report import report_title
+from logramed.eval.comparison.report_plots import Plot
+from logramed.eval.comparison.report_tables import report_tables
+from logramed.eval.comparison.runs import Comparison
+from logramed.eval.comparison.summary import headlines, remarks, summary_sentences
+from logramed.eval.comparison.tables import Cell, Table, constant_lines, protocol_lines
 
 
 def render_markdown(comparison: Comparison, plots: Sequence[Plot]) -> str:

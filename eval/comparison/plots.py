@@ -47,7 +47,7 @@ TITLE_HEIGHT, SUBTITLE_HEIGHT = 0.38, 0.2
 LABEL_HEIGHT, BAR_HEIGHT, DOT_HEIGHT, LINE_HEIGHT, GAP = 0.22, 0.2, 0.13, 0.2, 0.12
 CURVE_HEIGHT = 2.9
 LONGEST_LABEL = 46  # characters that fit a line
-NAME_SHARE, LONGEST_NAME = 0.45, 22  # of the width, and characters, of names at the left
+NAME_SHARE, LONGEST_NAME, LONGEST_BOLD_NAME = 0.48, 22, 19  # of the width, and characters, of names at the left
 FEW = 20  # a group of fewer questions is marked
 MOST_GROUPS = 30
 LOGARITHMIC_FROM = 20  # largest share of training data over the smallest from which the axis is logarithmic
@@ -191,18 +191,21 @@ def draw_sight(
 
 
 @matplotlib.rc_context(STYLE)
-def draw_published(title: str, looks: Sequence[Look], marks: Sequence[Mark], published: Sequence[tuple]) -> Figure:
+def draw_published(
+    title: str, looks: Sequence[Look], marks: Sequence[Mark], published: Sequence[tuple[str, float, bool]]
+) -> Figure:
     """
-    Our runs (filled) above published figures (hollow, grey), each on its line.
+    Our runs (filled) above published figures (grey; hollow circles, or crosses where the protocol is not known).
 
     Args:
         title (`str`): The figure's name, with its unit and protocol.
         looks, marks: Of our runs.
-        published (`Sequence[tuple[str, float]]`): Name and figure of each, drawn highest first.
+        published (`Sequence[tuple[str, float, bool]]`): Name and figure of each, and whether its protocol is known to
+            be that of our runs; drawn highest first.
     """
     rows = list(zip(looks, marks, strict=True))
-    for name, value in sorted(published, key=lambda entry: -entry[1]):
-        rows.append((Look(name, PUBLISHED_COLOR, "o"), Mark(value)))
+    for name, value, is_same_protocol in sorted(published, key=lambda entry: -entry[1]):
+        rows.append((Look(name, PUBLISHED_COLOR, "o" if is_same_protocol else "x"), Mark(value)))
     figure, axis = _new_sheet(title, len(rows) * LINE_HEIGHT, [mark for _, mark in rows])
     left, bottom, width, height = axis.get_position().bounds
     axis.set_position((left + NAME_SHARE * width, bottom, (1 - NAME_SHARE) * width - 0.12, height))
@@ -210,7 +213,8 @@ def draw_published(title: str, looks: Sequence[Look], marks: Sequence[Mark], pub
         middle, is_ours = (place + 0.5) * LINE_HEIGHT, place < len(looks)
         text = {"va": "center_baseline", "weight": "bold" if is_ours else "normal"}
         where = blended_transform_factory(figure.transFigure, axis.transData)
-        axis.text(left, middle, _shorten(look.name, LONGEST_NAME), transform=where, **text)
+        name = _shorten(look.name, LONGEST_BOLD_NAME if is_ours else LONGEST_NAME)
+        axis.text(left, middle, name, transform=where, **text)
         axis.text(left + width, middle, f"{mark.value:.1f}", ha="right", transform=where, **text)
         _draw_dot(axis, middle, mark, look, hollow=not is_ours)
     return figure

@@ -12,22 +12,24 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from logramed.eval.comparison import Comparison, compare_runs
-from logramed.eval.comparison_plots import Plot, draw_plots
-from logramed.eval.comparison_tables import (
+from logramed.eval.comparison.plots import MARKERS, make_looks, to_svg
+from logramed.eval.comparison.report_plots import Plot, draw_plots
+from logramed.eval.comparison.report_tables import report_tables, why_no_published
+from logramed.eval.comparison.run_folder import read_run_folder
+from logramed.eval.comparison.runs import Comparison, compare_runs
+from logramed.eval.comparison.summary import headlines, remarks
+from logramed.eval.comparison.tables import (
     capitalize,
     constant_lines,
     format_p,
     leakage_table,
     missing_leakage,
+    missing_sight,
     protocol_lines,
+    sight_table,
 )
+from logramed.eval.comparison.worst_questions import question_sections
 from logramed.eval.files import write_whole
-from logramed.eval.plots import MARKERS, make_looks, to_svg
-from logramed.eval.report_tables import report_tables, why_no_published
-from logramed.eval.run_folder import read_run_folder
-from logramed.eval.summary import headlines, remarks
-from logramed.eval.worst_questions import question_sections
 
 
 SECTIONS_WITH_PLOTS = ("figures", "sight", "groups", "curves", "published")
@@ -126,7 +128,7 @@ def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
         "remarks": remarks(comparison),
         "tables": report_tables(comparison),
         "plots": {section: _svgs(plots, section) for section in SECTIONS_WITH_PLOTS},
-        "sight_lines": [*constant_lines(comparison), *_leakage_lines(comparison)],
+        "sight_lines": _sight_lines(comparison),
         "why_no_published": why_no_published(comparison),
         "questions": questions,
         "embeds_images": any(card["image"] for section in questions for card in section["cards"]),
@@ -136,8 +138,14 @@ def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
     }
 
 
-def _leakage_lines(comparison: Comparison) -> list[str]:
-    return [] if leakage_table(comparison) else missing_leakage(comparison)
+def _sight_lines(comparison: Comparison) -> list[str]:
+    """What one answer to all would score, and why tables that are not there are missing."""
+    lines = constant_lines(comparison)
+    if sight_table(comparison) is None:
+        lines += missing_sight(comparison)
+    if leakage_table(comparison) is None:
+        lines += missing_leakage(comparison)
+    return lines
 
 
 def _svgs(plots: Sequence[Plot], section: str) -> list[Markup]:

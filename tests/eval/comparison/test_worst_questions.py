@@ -6,8 +6,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from logramed.eval.run_folder import read_run_folder
-from logramed.eval.worst_questions import (
+from logramed.eval.comparison.run_folder import read_run_folder
+from logramed.eval.comparison.worst_questions import (
     choose_all_wrong,
     choose_divided,
     find_image,
@@ -15,8 +15,7 @@ from logramed.eval.worst_questions import (
     question_sections,
     read_thumbnail,
 )
-
-from .run_folders import make_questions, write_run_folder
+from tests.eval.run_folders import make_questions, write_run_folder
 
 
 def make_runs(tmp_path, columns, rows=None):

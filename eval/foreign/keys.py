@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from logramed.eval.foreign_forms import ForeignRow
+from logramed.eval.foreign.forms import ForeignRow
 
 
 IMAGE_PLACEHOLDERS = re.compile(r"</?image\d*>|<im_(?:start|end|patch)>", re.IGNORECASE)

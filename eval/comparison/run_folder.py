@@ -20,6 +20,7 @@ MAIN_FIGURES = {
 AVERAGE = "average"  # of open recall and closed accuracy, as the papers' tables have it
 BINARY_FIGURES = ("closed_accuracy", "open_exact_match", "accuracy")  # 0 or 100 for each question
 SAME_SETTINGS = ("benchmark", "split", "subset", "limit", "data_fingerprint")  # in all runs of one comparison
+SAME_JUDGE = ("model", "prompt_fingerprint")  # scores of another judge do not compare
 SAME_TEXTS = ("question", "answer", "image")
 # Figures in metrics.json and their means over scores.jsonl may differ by rounding only.
 TOLERANCE = 1e-6
@@ -68,6 +69,12 @@ class RunFolder:
         if model:
             return " + ".join(last_part(name) for name in (model, self.run.get("adapter")) if name)
         return PurePath(last_part(predictions)).stem if predictions else self.path.resolve().name
+
+    @property
+    def release_protocol(self) -> dict | None:
+        """The figures under the research release's protocol, in the form of `overall`; `None` if there are none."""
+        figures = self.metrics.get("release_protocol", {"missing": ""})
+        return None if "missing" in figures else figures
 
     @property
     def training_data_share(self) -> float | None:
@@ -139,26 +146,11 @@ def count_of(figures: dict, figure: str) -> int:
     counts = figures.get("counts", {})
     if figure in counts:
         return counts[figure]
-    if figure == AVERAGE:
-        return sum(count_of(figures, part) for part in parts_of(figure))
     kind = figure.split("_")[0]
     name = f"num_{kind}" if kind in ("open", "closed") else "num_items"
     if name not in figures:
         raise ValueError(f"The figure {figure!r} has no count: neither `counts` nor `{name}`.")
     return figures[name]
-
-
-def with_average(figures: dict) -> dict:
-    """
-    `figures`, with the average of open recall and closed accuracy where both are there and it is not.
-
-    Example:
-        >>> with_average({"open_recall": 40.0, "closed_accuracy": 80.0})["average"]
-        60.0
-    """
-    if AVERAGE in figures or any(part not in figures for part in parts_of(AVERAGE)):
-        return figures
-    return figures | {AVERAGE: sum(figures[part] for part in parts_of(AVERAGE)) / 2}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,12 +267,12 @@ def _read_images(path: Path) -> dict[str, str]:
 
 def _check_means(run: RunFolder) -> None:
     """The main figures of metrics.json are the means of the scores, or the files are not of one run."""
-    for figure in MAIN_FIGURES[run.task]:
-        scores = run.scores_of(figure)
+    for figure in dict.fromkeys((*MAIN_FIGURES[run.task], *run.main_figures)):
+        has_scores = figure in run.main_figures
         stated = run.metrics["overall"].get(figure)
-        if not scores and stated is None:
+        if not has_scores and stated is None:
             continue
-        mean = math.fsum(scores.values()) / len(scores) if scores else None
+        mean = float(np.mean([values.mean() for values in strata_of(run.scores, figure)])) if has_scores else None
         if stated is None or mean is None or abs(stated - mean) > TOLERANCE:
             raise ValueError(
                 f"{run.path}: `{figure}` is {stated} in metrics.json, but the mean of scores.jsonl is {mean}. The "
@@ -298,8 +290,8 @@ def check_same_questions(runs: Sequence[RunFolder]) -> None:
     Refuse runs that cannot be compared.
 
     Raises:
-        ValueError: If a folder is given twice, or two runs differ in task, protocol, benchmark, split, subset, limit
-            or data, or in a question, its reference or its image.
+        ValueError: If a folder is given twice, or two runs differ in task, protocol, benchmark, split, subset, limit,
+            data or judge, or in a question, its reference or its image.
     """
     first = runs[0]
     for number, run in enumerate(runs):
@@ -307,11 +299,13 @@ def check_same_questions(runs: Sequence[RunFolder]) -> None:
             raise ValueError(f"{run.path} is given twice.")
         pairs = [(name, first.metrics.get(name), run.metrics.get(name)) for name in ("task", "protocol")]
         pairs += [(name, first.run.get(name), run.run.get(name)) for name in SAME_SETTINGS]
+        judges = [one.metrics.get("judge", {}) for one in (first, run)]
+        pairs += [(f"judge.{name}", *(judge.get(name) for judge in judges)) for name in SAME_JUDGE]
         for name, expected, found in pairs:
             if expected != found:
                 raise ValueError(
                     f"{run.path} cannot be compared with {first.path}: `{name}` is {found!r} there and {expected!r} "
-                    "here. Compare runs over the same questions only."
+                    "here. Compare runs over the same questions, scored in the same way."
                 )
         _check_texts(first, run)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from logramed.eval.run_folder import MAIN_FIGURES, RunFolder
+from logramed.eval.comparison.run_folder import MAIN_FIGURES, RunFolder
 
 
 NUM_SHOWN = 12  # questions of each kind

@@ -6,15 +6,14 @@ from itertools import combinations
 
 import numpy as np
 
-from logramed.eval.comparison_statistics import (
+from logramed.eval.comparison.paired_tests import (
     BootstrapTest,
     McNemarTest,
-    bootstrap_interval,
     holm_correction,
     mcnemar_test,
     paired_bootstrap,
 )
-from logramed.eval.run_folder import (
+from logramed.eval.comparison.run_folder import (
     AVERAGE,
     BINARY_FIGURES,
     RunFolder,
@@ -22,8 +21,6 @@ from logramed.eval.run_folder import (
     count_of,
     name_runs,
     parts_of,
-    strata_of,
-    with_average,
 )
 
 
@@ -91,17 +88,17 @@ class Comparison:
     def value(self, place: int, figure: str) -> Value | None:
         """A main figure of a run under the strict protocol; `None` if the run has no such questions."""
         run = self.runs[place]
-        return figure_value(run.metrics["overall"], figure, run.scores) if figure in run.main_figures else None
+        return figure_value(run.metrics["overall"], figure) if figure in run.main_figures else None
 
     def blank_value(self, place: int, figure: str) -> Value | None:
         """The same without sight; `None` if there was no such run."""
         run = self.runs[place]
         overall = run.metrics.get("blank_images", {}).get("overall")
-        return None if overall is None else figure_value(overall, figure, run.blank_scores)
+        return None if overall is None else figure_value(overall, figure)
 
     def release_value(self, place: int, figure: str) -> Value | None:
         """The same under the protocol of the research release; `None` if the run has none."""
-        figures = self.runs[place].metrics.get("release_protocol")
+        figures = self.runs[place].release_protocol
         return None if figures is None else figure_value(figures, figure)
 
     def find_test(self, figure: str, first: int, second: int) -> tuple[PairTest, int] | None:
@@ -121,21 +118,17 @@ class Comparison:
         return sorted(places, key=lambda place: -values[place].value)
 
 
-def figure_value(figures: dict, figure: str, scores: dict[str, dict[str, float]] | None = None) -> Value | None:
+def figure_value(figures: dict, figure: str) -> Value | None:
     """
     A figure of `metrics.json`, or `None` if it is not there.
 
     Args:
         figures (`dict`): `overall` or the same form of a group, of blank images or of the release protocol.
         figure (`str`): Its name.
-        scores (`dict`, *optional*): Of the questions, for the interval of an average that has none.
     """
-    figures = with_average(figures)
     if figure not in figures:
         return None
     interval = figures.get("intervals", {}).get(figure)
-    if interval is None and figure == AVERAGE and scores is not None:
-        interval = bootstrap_interval(strata_of(scores, figure))
     return Value(figures[figure], tuple(interval) if interval else None, count_of(figures, figure))
 
 

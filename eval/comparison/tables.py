@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from logramed.eval.comparison import SIGNIFICANCE, Comparison, PairTest, Value, figure_value
-from logramed.eval.comparison_statistics import NUM_RESAMPLES
-from logramed.eval.published_figures import PublishedFigures
-from logramed.eval.run_folder import AVERAGE, BINARY_FIGURES, RunFolder, last_part, strata_of
+from logramed.eval.comparison.paired_tests import NUM_RESAMPLES
+from logramed.eval.comparison.published_figures import PublishedFigures
+from logramed.eval.comparison.run_folder import AVERAGE, BINARY_FIGURES, RunFolder, last_part, strata_of
+from logramed.eval.comparison.runs import SIGNIFICANCE, Comparison, PairTest, Value, figure_value
 
 
 NOT_THERE = "-"
@@ -118,7 +118,8 @@ def figures_table(comparison: Comparison) -> Table:
             for figure in comparison.figures
         ]
         rows.append([_name_cell(comparison, place), *cells])
-    notes = ["Percent (95% bootstrap interval) of so many questions, strict protocol."]
+    unit = "Percent of the reference's score" if comparison.runs[0].task == "chat" else "Percent"
+    notes = [f"{unit} (95% bootstrap interval) of so many questions, strict protocol."]
     if AVERAGE in comparison.figures:
         notes.append("Average: the mean of open recall and closed accuracy, as the papers' tables have it.")
     if len(comparison.runs) > 1:
@@ -276,8 +277,10 @@ def mcnemar_table(comparison: Comparison) -> Table | None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def sight_table(comparison: Comparison) -> Table:
-    """Each run's figures with the images and with blank ones, and what the images add."""
+def sight_table(comparison: Comparison) -> Table | None:
+    """Each run's figures with the images and with blank ones, and what the images add; `None` if no run has both."""
+    if not any("overall" in run.metrics.get("blank_images", {}) for run in comparison.runs):
+        return None
     rows = []
     for figure in comparison.figures:
         tests = {pair.first: pair for pair in comparison.sight_tests if pair.figure == figure}
@@ -428,9 +431,13 @@ def protocol_lines(comparison: Comparison) -> list[str]:
         f"({', '.join(figure_title(figure) for figure in BINARY_FIGURES)}).",
         "Figures of questions that one system has no score for are compared over the questions that both have.",
     ]
-    if any(run.metrics.get("release_protocol") for run in comparison.runs):
+    if any(run.release_protocol for run in comparison.runs):
         lines.append(
             "Figures of the release protocol repeat the scripts behind published figures, faults included; only they "
             "stand beside published ones."
         )
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        reason = run.metrics.get("release_protocol", {}).get("missing")
+        if reason:
+            lines.append(f"{name} has no figures of the release protocol: {reason.rstrip('.')}.")
     return lines

@@ -1,7 +1,15 @@
 """Which tables a report has, by section."""
 
-from logramed.eval.comparison import Comparison
-from logramed.eval.comparison_tables import (
+from logramed.eval.comparison.judge_tables import judge_table, not_judged_table
+from logramed.eval.comparison.published_figures import (
+    PublishedFigures,
+    oddities_of,
+    provenance_lines,
+    published_for,
+    why_not_beside,
+)
+from logramed.eval.comparison.runs import Comparison
+from logramed.eval.comparison.tables import (
     Table,
     all_figures_table,
     bootstrap_table,
@@ -14,19 +22,13 @@ from logramed.eval.comparison_tables import (
     settings_table,
     sight_table,
 )
-from logramed.eval.published_figures import (
-    PublishedFigures,
-    oddities_of,
-    provenance_lines,
-    published_for,
-    why_not_beside,
-)
 
 
 def report_tables(comparison: Comparison) -> dict[str, list[Table]]:
     """The tables of each section, in the order of the report; sections without have an empty list."""
     tables = {
         "figures": [figures_table(comparison)],
+        "judge": [judge_table(comparison), not_judged_table(comparison)],
         "tests": [bootstrap_table(comparison), mcnemar_table(comparison)],
         "sight": [sight_table(comparison), leakage_table(comparison)],
         "groups": [table for group in group_names(comparison) for table in group_tables(comparison, group)],
@@ -39,7 +41,7 @@ def report_tables(comparison: Comparison) -> dict[str, list[Table]]:
 
 def release_table(comparison: Comparison) -> Table | None:
     """Figures under the release's protocol, beside published ones where there are any; `None` if no run has them."""
-    if not _has_release_protocol(comparison):
+    if not any(run.release_protocol for run in comparison.runs):
         return None
     published = published_beside(comparison)
     return published_table(comparison, published, _published_notes(comparison) if published else [])
@@ -56,13 +58,9 @@ def why_no_published(comparison: Comparison) -> str | None:
     differences = comparison.runs[0].metrics.get("differences")
     if reason is None and differences:
         reason = f"Published figures are over the known split; here it has {', '.join(differences)}."
-    if reason is None and not _has_release_protocol(comparison):
+    if reason is None and not any(run.release_protocol for run in comparison.runs):
         reason = "No run has figures under the release's protocol, the only ones that may stand beside published ones."
     return reason
-
-
-def _has_release_protocol(comparison: Comparison) -> bool:
-    return any(run.metrics.get("release_protocol") for run in comparison.runs)
 
 
 def _published_notes(comparison: Comparison) -> list[str]:

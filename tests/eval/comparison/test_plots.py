@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from logramed.eval.plots import (
+from logramed.eval.comparison.plots import (
     COLORS,
     Look,
     Mark,
@@ -34,7 +34,9 @@ def all_plots():
         "bars": draw_bars("Open recall (%)\n179 questions", LOOKS, MARKS),
         "groups": draw_groups("Open recall (%) by organ", LOOKS, groups),
         "sight": draw_sight("Closed accuracy (%)", LOOKS, MARKS, [Mark(50.0), Mark(0.0), None], Mark(48.9)),
-        "published": draw_published("Average (%)", LOOKS[:2], MARKS[:2], [("LLaVA-Med", 72.64), (LONG, 3.1)]),
+        "published": draw_published(
+            "Average (%)", LOOKS[:2], MARKS[:2], [("LLaVA-Med", 72.64, True), (LONG, 3.1, False)]
+        ),
         "curves": draw_curves(
             "Average (%)",
             dict(zip(NAMES, LOOKS, strict=True)),
@@ -45,6 +47,18 @@ def all_plots():
 
 
 PLOTS = list(all_plots())
+
+
+def test_names_beside_published_figures_end_before_the_axis():
+    names = ['constant "no" (LLaVA-Med file)', LONG]
+    published = [("LLaVA-Med (LLaMA-7B), 100% of the data", 72.64, True)]
+    figure = draw_published("Average (%)", make_looks(names, names), MARKS[:2], published)
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    names = [text for text in axis.texts if text.get_ha() == "left"]
+    assert len(names) == 3
+    for text in names:
+        assert text.get_window_extent().x1 <= axis.get_window_extent().x0
 
 
 @pytest.mark.parametrize("kind", PLOTS)

@@ -1,0 +1,94 @@
+"""A file of JSON lines that is written as they come, and completed by a later run if this one is stopped."""
+
+import json
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from logramed.eval.files import to_json_line, write_json_lines, write_whole
+
+
+class ResumableFile:
+    """
+    One JSON object a line, each with a key of its own.
+
+    Lines are appended in any order; `finish` puts them into that of the keys, so that the finished file is the same
+    whether or not the run was stopped in between.
+
+    Args:
+        path (`Path`): The file; it need not exist.
+        keys (`Sequence[Hashable]`): Of all lines to come, unique, in their final order.
+        key_of: Function of a line's object that gives its key; `KeyError` or `TypeError` if it is no such object.
+        kind (`str`): What a line is, for errors: "answer".
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "answers.jsonl"
+        >>> file = ResumableFile(path, ["1", "2"], key_of=lambda row: row["id"], kind="answer")
+        >>> with file.open_for_append() as write_line:
+        ...     write_line({"id": "2", "answer": "left"})
+        >>> file.missing(), list(file.finish())
+        (['1'], ['2'])
+    """
+
+    def __init__(self, path: Path, keys: Sequence[Hashable], key_of: Callable[[dict], Hashable], kind: str):
+        self.path = path
+        self.keys = keys
+        self._key_of = key_of
+        self._kind = kind
+
+    def missing(self) -> list:
+        """
+        The keys without a line in the file. A last line that was cut off while being written is removed.
+
+        Raises:
+            ValueError: If another line is not of its kind, or its key was not asked for or is there already.
+        """
+        written = self.path.read_bytes() if self.path.is_file() else b""
+        # Bytes: the cut may go through a character.
+        whole_lines = written[: written.rfind(b"\n") + 1].decode()
+        if len(whole_lines.encode()) < len(written):
+            write_whole(self.path, whole_lines)
+        there = self._read(whole_lines)
+        return [key for key in self.keys if key not in there]
+
+    @contextmanager
+    def open_for_append(self) -> Iterator[Callable[[dict], None]]:
+        """Gives a function that appends a line to the file at once; threads may share it."""
+        lock = threading.Lock()
+        with self.path.open("a", encoding="utf-8") as file:
+
+            def write_line(row: dict) -> None:
+                with lock:
+                    file.write(to_json_line(row))
+                    file.flush()
+
+            yield write_line
+
+    def finish(self) -> dict:
+        """Put the lines that are there into the order of the keys, and return their objects by key."""
+        there = self._read(self.path.read_text(encoding="utf-8") if self.path.is_file() else "")
+        rows = {key: there[key] for key in self.keys if key in there}
+        write_json_lines(self.path, rows.values())
+        return rows
+
+    def _read(self, text: str) -> dict:
+        asked, there = set(self.keys), {}
+        # Not `splitlines`: answers may hold other line separators than "\n".
+        for number, line in enumerate(text.split("\n")[:-1], start=1):
+            where = f"{self.path}, line {number}"
+            try:
+                row = json.loads(line)
+                key = self._key_of(row)
+                was_asked = key in asked
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{where} is no {self._kind}: {line[:80]!r}. Delete the line to ask again."
+                ) from error
+            if not was_asked:
+                raise ValueError(f"{where} is about question {key!r}, which was not asked. Delete the line.")
+            if key in there:
+                raise ValueError(f"{where} is about question {key!r} a second time. Delete one of the lines.")
+            there[key] = row
+        return there
