@@ -1,12 +1,13 @@
 """Ask a model questions about images, in batches."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from logramed.eval.greedy import StopEachRow, StopStrings, decode_greedily
+from logramed.eval.greedy import EndOfAnswer, GreedyRows, StopEachRow, StopStrings
 from logramed.eval.prompts import (
     build_prompt,
     evaluation_mode,
@@ -33,10 +34,11 @@ def answer_questions(
     Answer each question about its image by greedy decoding.
 
     A batch holds prompts of like length, padded on the left, and the questions about one image one after the other.
-    LLaVA models, ours included, read each image and the beginning that prompts share once, and a row leaves the batch
-    when its answer ends (see `shared_prefix`); other models go through `generate`. Either way the answers equal those
-    of asking one by one with `generate`, up to the rounding of the model's dtype. Between batches the model is in the
-    state (training or evaluation, module by module) it was given in, and so is the tokenizer's padding side.
+    LLaVA models, ours included, read each image and the beginning that prompts share once, and the next question takes
+    the place of one whose answer has ended (see `SharedPrefixAnswerer`); other models go through `generate`. Either
+    way the answers equal those of asking one by one with `generate`, up to the rounding of the model's dtype. Between
+    batches the model is in the state (training or evaluation, module by module) it was given in, and so is the
+    tokenizer's padding side.
 
     Args:
         model: Any image-text-to-text model of transformers, on the device to run on. Runs without gradients.
@@ -60,17 +62,15 @@ def answer_questions(
             f"`batch_size` and `max_new_tokens` must be at least 1, got {batch_size} and {max_new_tokens}."
         )
     stop = StopStrings(get_tokenizer(processor), stop_strings) if stop_strings else None
-    reader = PrefixReader(model, processor, blank_images) if can_share_prefixes(model) else None
-    ordered = order_questions(questions, by_image=reader is not None)
+    if can_share_prefixes(model):
+        answerer = SharedPrefixAnswerer(model, processor, questions, batch_size, max_new_tokens, stop, blank_images)
+    else:
+        answerer = GenerateAnswerer(model, processor, questions, batch_size, max_new_tokens, stop, blank_images)
     with tqdm(total=len(questions), desc="Answering", unit="question", disable=not progress) as bar:
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+        while answerer.is_busy():
             with torch.no_grad(), evaluation_mode(model):
-                if reader is not None:
-                    answers = answer_with_shared_prefixes(model, reader, batch, max_new_tokens, stop)
-                else:
-                    answers = answer_with_generate(model, processor, batch, max_new_tokens, stop, blank_images)
-            for question, answer in zip(batch, answers, strict=True):
+                answered = answerer.advance()
+            for question, answer in answered:
                 yield question, answer
                 bar.update()
 
@@ -93,29 +93,84 @@ def order_questions(questions: Sequence[dict], by_image: bool) -> list[dict]:
     return [question for group in groups.values() for question in group]
 
 
-def answer_with_shared_prefixes(
-    model: torch.nn.Module,
-    reader: PrefixReader,
-    batch: Sequence[dict],
-    max_new_tokens: int,
-    stop: StopStrings | None = None,
-) -> list[str]:
-    """The answers to `batch`, in its order; prompts that are the same in text and pixels are answered once."""
-    rows = [
-        reader.encode(question["image"], build_prompt(reader.processor, question["question"])) for question in batch
-    ]
-    if not all(row.suffix for row in rows):  # prompts that end with their image leave nothing to go on from
-        return answer_with_generate(model, reader.processor, batch, max_new_tokens, stop, reader.blank_images)
-    distinct = list(dict.fromkeys(rows))
-    sequences = decode_greedily(
-        reader.model,
-        reader.read(distinct),
-        max_new_tokens=max_new_tokens,
-        end_token_ids=end_token_ids(model),
-        has_ended=stop,
-    )
-    answers = dict(zip(distinct, clean_answers(reader.tokenizer, sequences, stop), strict=True))
-    return [answers[row] for row in rows]
+class GenerateAnswerer:
+    """Answers questions by the model's own `generate`, batch by batch (see `answer_questions`)."""
+
+    def __init__(self, model, processor, questions, batch_size, max_new_tokens, stop, blank_images):
+        self.waiting = order_questions(questions, by_image=False)
+        self.batch_size = batch_size
+        self.options = (max_new_tokens, stop, blank_images)
+        self.model, self.processor = model, processor
+
+    def is_busy(self) -> bool:
+        return bool(self.waiting)
+
+    def advance(self) -> list[tuple[dict, str]]:
+        """The next questions and their answers."""
+        batch, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
+        answers = answer_with_generate(self.model, self.processor, batch, *self.options)
+        return list(zip(batch, answers, strict=True))
+
+
+class SharedPrefixAnswerer:
+    """
+    Answers questions for a LLaVA model (see `answer_questions`).
+
+    A place in the batch that an ended answer leaves is taken by the next question, so that short answers do not wait
+    for long ones. Prompts that are the same in text and pixels are answered once.
+    """
+
+    def __init__(self, model, processor, questions, batch_size, max_new_tokens, stop, blank_images):
+        self.waiting = deque(order_questions(questions, by_image=True))
+        self.batch_size = batch_size
+        self.options = (max_new_tokens, stop, blank_images)
+        self.model, self.processor = model, processor
+        self.reader = PrefixReader(model, processor, blank_images)
+        self.end = EndOfAnswer(max_new_tokens, end_token_ids(model), stop)
+        self.rows: GreedyRows | None = None
+        self.asked: dict[bytes, list[dict]] = {}  # the questions that each row answers
+        self.answers: dict[bytes, str] = {}  # of all rows so far
+
+    def is_busy(self) -> bool:
+        return bool(self.waiting or self.rows)
+
+    def advance(self) -> list[tuple[dict, str]]:
+        """Take in questions while there is room, and go on until some are answered: these, with their answers."""
+        answered = self._take_in()
+        if not self.rows:
+            return answered
+        sequences = self.rows.decode(self.end)
+        answers = clean_answers(self.reader.tokenizer, list(sequences.values()), self.options[1])
+        for key, answer in zip(sequences, answers, strict=True):
+            self.answers[key] = answer
+            answered += [(question, answer) for question in self.asked.pop(key)]
+        return answered
+
+    def _take_in(self) -> list[tuple[dict, str]]:
+        """Begin to answer questions; those that need no row of their own are returned with their answers."""
+        answered, without_suffix, new = [], [], {}
+        num_rows = len(self.rows) if self.rows else 0
+        while self.waiting and num_rows + len(new) + len(without_suffix) < self.batch_size:
+            question = self.waiting.popleft()
+            row = self.reader.encode(question["image"], build_prompt(self.processor, question["question"]))
+            if not row.suffix:
+                without_suffix.append(question)
+            elif row.key in self.answers:
+                answered.append((question, self.answers[row.key]))
+            else:
+                if row.key not in self.asked:
+                    new[row.key] = row
+                self.asked.setdefault(row.key, []).append(question)
+        if new:
+            rows = GreedyRows(self.reader.model, list(new), self.reader.read(list(new.values())))
+            if self.rows:
+                self.rows.join(rows)
+            else:
+                self.rows = rows
+        if without_suffix:  # prompts that end with their image leave nothing to go on from
+            answers = answer_with_generate(self.model, self.processor, without_suffix, *self.options)
+            answered += zip(without_suffix, answers, strict=True)
+        return answered
 
 
 def end_token_ids(model: torch.nn.Module) -> frozenset[int]:

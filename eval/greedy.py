@@ -1,72 +1,124 @@
-"""Greedy decoding after shared prefixes, each row until its own end."""
+"""Greedy decoding after shared prefixes: rows leave the batch at their own end, and others take their place."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
-from logramed.eval.shared_prefix import ReadPrefixes, pad_on_the_left, positions
+from logramed.eval.shared_prefix import ReadPrefixes, join_caches, keep_rows, pad_on_the_left, positions
 
 
-# Finished rows leave the batch when this share of its rows is finished: leaving copies what the others remember.
+# Rows that have ended leave when they are this share of the batch: leaving copies what the others remember.
 LEAVING_SHARE = 0.5
 
 
-@torch.no_grad()
-def decode_greedily(
-    model: torch.nn.Module,
-    prefixes: ReadPrefixes,
-    *,
-    max_new_tokens: int,
-    end_token_ids: Collection[int],
-    has_ended: "StopStrings | None" = None,
-) -> list[list[int]]:
+class GreedyRows:
     """
-    The most likely next tokens of each row, until it ends.
+    Rows that go on with the most likely token, each until its own end. The first token of each is there at once.
 
     Args:
-        model: A LLaVA model (see `shared_prefix.can_share_prefixes`).
-        prefixes: Rows to continue; their cache is used up.
-        max_new_tokens (`int`): Tokens of an answer at most.
-        end_token_ids: Tokens that end an answer; they stand at its end.
-        has_ended (`StopStrings`, *optional*): Ends an answer by what it says.
-
-    Returns:
-        `list[list[int]]`: the new tokens of each row.
+        model: A LLaVA model (see `shared_prefix.can_share_prefixes`). Called without gradients by the owner.
+        keys: What each row is called.
+        prefixes: The rows to continue; their cache is used up.
     """
-    input_ids, suffix_mask = pad_on_the_left(prefixes.suffixes, model.device)
-    attention_mask = torch.cat([prefixes.attention_mask, suffix_mask], dim=1)
-    position_ids = positions(attention_mask)[:, -input_ids.shape[1] :]
-    answers: list[list[int]] = [[] for _ in prefixes.suffixes]
-    live = list(range(len(answers)))  # the answer that each row of the tensors belongs to
-    running = set(live)
-    while True:
-        logits = model(
+
+    def __init__(self, model: torch.nn.Module, keys: Sequence[Hashable], prefixes: ReadPrefixes):
+        self.model, self.cache = model, prefixes.cache
+        self.keys = list(keys)
+        self.tokens: list[list[int]] = [[] for _ in self.keys]
+        input_ids, suffix_mask = pad_on_the_left(prefixes.suffixes, model.device)
+        self.attention_mask = torch.cat([prefixes.attention_mask, suffix_mask], dim=1)
+        self._forward(input_ids, positions(self.attention_mask)[:, -input_ids.shape[1] :])
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> None:
+        logits = self.model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=self.attention_mask,
             position_ids=position_ids,
-            past_key_values=prefixes.cache,
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        next_ids = logits[:, -1].argmax(dim=-1)
-        for row, token in zip(live, next_ids.tolist(), strict=True):
-            if row in running:
-                answers[row].append(token)
-                ended = token in end_token_ids or len(answers[row]) >= max_new_tokens
-                if ended or (has_ended is not None and has_ended(answers[row])):
-                    running.discard(row)
-        if not running:
-            return answers
-        position_ids = position_ids[:, -1:] + 1
-        if len(running) <= (1 - LEAVING_SHARE) * len(live):
-            kept = torch.tensor([place for place, row in enumerate(live) if row in running], device=model.device)
-            prefixes.cache.batch_select_indices(kept)
-            next_ids, position_ids, attention_mask = next_ids[kept], position_ids[kept], attention_mask[kept]
-            live = [row for row in live if row in running]
-        input_ids = next_ids[:, None]
-        attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(live), 1)], dim=1)
+        self.next_ids = logits[:, -1].argmax(dim=-1)
+        self.position_ids = position_ids[:, -1:]
+        for tokens, token in zip(self.tokens, self.next_ids.tolist(), strict=True):
+            tokens.append(token)
+
+    def decode(self, has_ended: Callable[[Sequence[int]], bool]) -> dict[Hashable, list[int]]:
+        """
+        Step until a share of the rows (`LEAVING_SHARE`) has ended. These leave; their new tokens are returned by key.
+
+        Args:
+            has_ended: Whether an answer of these tokens is complete. Asked after each token.
+        """
+        lengths: dict[int, int] = {}
+        self._note_ends(lengths, has_ended)
+        while len(lengths) < max(1, LEAVING_SHARE * len(self)):
+            ones = self.attention_mask.new_ones(len(self), 1)
+            self.attention_mask = torch.cat([self.attention_mask, ones], dim=1)
+            self._forward(self.next_ids[:, None], self.position_ids + 1)
+            self._note_ends(lengths, has_ended)
+        answers = {self.keys[place]: self.tokens[place][:length] for place, length in lengths.items()}
+        self._keep([place for place in range(len(self)) if place not in lengths])
+        return answers
+
+    def _note_ends(self, lengths: dict[int, int], has_ended: Callable[[Sequence[int]], bool]) -> None:
+        for place, tokens in enumerate(self.tokens):
+            if place not in lengths and has_ended(tokens):
+                lengths[place] = len(tokens)
+
+    def _keep(self, places: list[int]) -> None:
+        self.keys, self.tokens = ([column[place] for place in places] for column in (self.keys, self.tokens))
+        if places:
+            kept = torch.tensor(places, device=self.next_ids.device)
+            self.next_ids, self.position_ids = self.next_ids[kept], self.position_ids[kept]
+            self.attention_mask = self.attention_mask[kept]
+            first = int(self.attention_mask.any(dim=0).int().argmax())  # what is left of it, no row attends to
+            self.attention_mask = self.attention_mask[:, first:]
+            keep_rows(self.cache, kept, first)
+
+    def join(self, others: "GreedyRows") -> None:
+        """Take in other rows of the same model, which are used up."""
+        self.keys += others.keys
+        self.tokens += others.tokens
+        self.next_ids = torch.cat([self.next_ids, others.next_ids])
+        self.position_ids = torch.cat([self.position_ids, others.position_ids])
+        masks = (self.attention_mask, others.attention_mask)
+        longest = max(mask.shape[1] for mask in masks)
+        padded = [torch.nn.functional.pad(mask, (longest - mask.shape[1], 0)) for mask in masks]
+        self.attention_mask = torch.cat(padded)
+        join_caches(self.cache, others.cache)
+
+
+@dataclass(frozen=True)
+class EndOfAnswer:
+    """
+    Whether the tokens of an answer are all of it.
+
+    Args:
+        max_new_tokens (`int`): Tokens of an answer at most.
+        token_ids (`frozenset[int]`): Tokens that end one.
+        stop (`StopStrings`, *optional*): Ends one by what it says.
+
+    Example:
+        >>> end = EndOfAnswer(max_new_tokens=3, token_ids=frozenset([2]))
+        >>> end([7]), end([7, 2]), end([7, 8, 9])
+        (False, True, True)
+    """
+
+    max_new_tokens: int
+    token_ids: frozenset[int]
+    stop: "StopStrings | None" = None
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        if tokens[-1] in self.token_ids or len(tokens) >= self.max_new_tokens:
+            return True
+        return self.stop is not None and self.stop(tokens)
 
 
 class StopStrings:

@@ -63,6 +63,11 @@ class EncodedRow:
         """The whole prompt."""
         return self.prefix + self.suffix
 
+    @property
+    def key(self) -> bytes:
+        """The same for two rows only if they are the same, and short."""
+        return hashlib.sha256(repr((self.prefix, self.suffix, self.pixel_key)).encode()).digest()
+
 
 @dataclass(frozen=True)
 class _OpenImage:
@@ -114,9 +119,39 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows only, or several times over."""
-        end = self.get_seq_length()
-        self._room = tuple(room[indices] for room in self._room)
+        self.keep(indices, first=0)
+
+    def keep(self, rows: torch.Tensor, first: int) -> None:
+        """Keep these rows only, without the tokens before place `first`."""
+        end = self.get_seq_length() - first
+        self._room = tuple(room[rows, :, first:] for room in self._room)
         self.keys, self.values = (room[..., :end, :] for room in self._room)
+
+    def join(self, other: "RoomyLayer") -> None:
+        """Add the rows of `other` after these. Where one of the two is shorter, it gets zeros before its tokens."""
+        end = max(self.get_seq_length(), other.get_seq_length())
+        rooms = []
+        for parts in ((self.keys, other.keys), (self.values, other.values)):
+            num_rows = sum(len(part) for part in parts)
+            # Zeros: what no row attends to must still be a number.
+            room = parts[0].new_zeros(num_rows, parts[0].shape[1], end + ROOM, parts[0].shape[-1])
+            room[: len(parts[0]), :, end - parts[0].shape[-2] : end] = parts[0]
+            room[len(parts[0]) :, :, end - parts[1].shape[-2] : end] = parts[1]
+            rooms.append(room)
+        self._room = tuple(rooms)
+        self.keys, self.values = (room[..., :end, :] for room in self._room)
+
+
+def keep_rows(cache: Cache, rows: torch.Tensor, first: int) -> None:
+    """Keep these rows of a cache of `RoomyLayer`s only, without the tokens before place `first`."""
+    for layer in cache.layers:
+        layer.keep(rows, first)
+
+
+def join_caches(cache: Cache, other: Cache) -> None:
+    """Add the rows of `other` to a cache of `RoomyLayer`s, both ending at the same place."""
+    for layer, other_layer in zip(cache.layers, other.layers, strict=True):
+        layer.join(other_layer)
 
 
 def base_model(model: torch.nn.Module) -> torch.nn.Module:
@@ -126,7 +161,7 @@ def base_model(model: torch.nn.Module) -> torch.nn.Module:
 
 def can_share_prefixes(model: torch.nn.Module) -> bool:
     """
-    Whether a model reads strictly from left to right and decodes greedily as `PrefixReader` and `decode_greedily` do.
+    Whether a model reads strictly from left to right and decodes greedily as `PrefixReader` and `GreedyRows` do.
 
     Not so for models other than LLaVA's, for adapters that put tokens of their own before a prompt, for language
     models that look back over a window only (padding between a prefix and what follows would count in its reach) or

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from logramed.eval import greedy
 from logramed.eval.answering import answer_questions
 from logramed.eval.benchmarks.vqa_rad import load_questions
-from logramed.eval.greedy import StopStrings, decode_greedily
+from logramed.eval.greedy import EndOfAnswer, GreedyRows, StopStrings
 from logramed.eval.prompts import build_prompt
 from logramed.eval.shared_prefix import PrefixReader, RoomyLayer, can_share_prefixes
 from tests.tiny import tiny_processor
@@ -148,12 +148,62 @@ def test_no_step_is_made_after_the_last_row_has_ended(model, processor, question
     num_steps = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: num_steps.append(1) or forward(**inputs))
+    end = EndOfAnswer(max_new_tokens=50, token_ids=frozenset(range(len(processor.tokenizer))))
     with torch.no_grad():
-        [*answers] = decode_greedily(
-            model, reader.read(rows), max_new_tokens=50, end_token_ids=frozenset(range(len(processor.tokenizer)))
-        )
-    assert [len(answer) for answer in answers] == [1, 1, 1, 1]
+        rows = GreedyRows(model, "abcd", reader.read(rows))
+        answers = rows.decode(end)
+    assert {key: len(tokens) for key, tokens in answers.items()} == dict.fromkeys("abcd", 1)
     assert len(num_steps) == 1
+    assert len(rows) == 0
+
+
+def test_the_next_question_takes_the_place_of_one_that_is_answered(model, processor, questions, monkeypatch):
+    model.generation_config.eos_token_id = [2, *range(7, 14)]
+    one_by_one = ask(model, processor, questions, batch_size=1, max_new_tokens=20)
+    monkeypatch.setattr(greedy, "LEAVING_SHARE", 0.25)
+    num_rows, num_tokens, forward = [], [], model.forward
+
+    def spy(input_ids, **inputs):
+        num_rows.append(len(input_ids))
+        num_tokens.append(inputs["attention_mask"].shape[1])
+        return forward(input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(model, "forward", spy)
+    assert ask(model, processor, questions, batch_size=6, max_new_tokens=20) == one_by_one
+    assert max(num_rows) == 6
+    assert num_rows.count(6) > len(num_rows) / 3
+    # What no row attends to any more is dropped: a prompt and an answer of full length, and padding between the two.
+    assert max(num_tokens) <= 2 * (20 + max(len(row["question"].split()) for row in questions) + 8)
+
+
+def test_prompts_that_are_the_same_are_answered_once_however_far_apart(model, processor, questions, monkeypatch):
+    num_begun, begin = [], greedy.GreedyRows.__init__
+    monkeypatch.setattr(
+        greedy.GreedyRows, "__init__", lambda self, m, keys, prefixes: num_begun.append(len(keys))
+        or begin(self, m, keys, prefixes)
+    )  # fmt: skip
+    again = [row | {"question_id": f"again {row['question_id']}"} for row in questions]
+    answers = ask(model, processor, [*questions, *again], batch_size=3)
+    assert sum(num_begun) == len({(row["question"], row["image"]) for row in questions})
+    assert all(answers[f"again {row['question_id']}"] == answers[row["question_id"]] for row in questions)
+
+
+def test_joined_layers_hold_the_tokens_of_both_at_the_end_and_zeros_before():
+    first, second = torch.randn(2, 2, 2, 3, 4), torch.randn(2, 1, 2, 5, 4)
+    layers = [RoomyLayer(), RoomyLayer()]
+    for layer, (keys, values) in zip(layers, (first, second), strict=True):
+        layer.update(keys, values)
+    layers[0].join(layers[1])
+    for held, parts in ((layers[0].keys, (first[0], second[0])), (layers[0].values, (first[1], second[1]))):
+        assert torch.equal(held[:2, :, 2:], parts[0])
+        assert not held[:2, :, :2].any()
+        assert torch.equal(held[2:], parts[1])
+    layers[0].keep(torch.tensor([2, 0]), first=2)
+    assert torch.equal(layers[0].keys[0], second[0][0][:, 2:])
+    assert torch.equal(layers[0].keys[1], first[0][0])
+    layers[0].update(torch.ones(2, 2, 1, 4), torch.ones(2, 2, 1, 4))
+    assert layers[0].get_seq_length() == 4
+    assert layers[0].values[:, :, 3].eq(1).all()
 
 
 def test_a_roomy_layer_holds_what_a_dynamic_one_holds():
