@@ -42,7 +42,8 @@ class EvaluationArguments:
     limit: int | None = field(default=None, metadata={"help": "Ask the first so many questions only."})
     batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens of an answer at most. By default 32, and 512 for chat and reports."}
+        default=None,
+        metadata={"help": "Tokens of an answer at most. By default 32 (VQA), 64 (options), 512 (chat, reports)."},
     )
     stop_string: str | None = field(
         default=None, metadata={"help": 'Text before which answers end, such as "###" for models of LLaVA-Med v1.0.'}
