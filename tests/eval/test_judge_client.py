@@ -22,7 +22,7 @@ from logramed.eval.judge_client import (
 )
 from logramed.eval.judging import build_messages, judge_answers
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
-from tests.eval.judge_server import TEXTS, JudgeServer, make_prediction, make_question
+from tests.eval.judge_server import STALL, TEXTS, JudgeServer, make_prediction, make_question
 
 
 SECRET = "sk-judge-4f9c21aa07b3"
@@ -80,7 +80,7 @@ def test_a_reply_that_stalls_is_given_up_in_time_and_asked_again(fault):
     with JudgeServer(faults={KEY: [fault]}) as server:
         start = time.monotonic()
         assert ask(server, timeout=0.3).attempts == 2
-        assert 0.3 <= time.monotonic() - start < 2.0
+        assert 0.3 <= time.monotonic() - start < STALL
 
 
 def test_a_stall_to_the_end_says_how_long_was_waited():
@@ -222,9 +222,9 @@ def test_retry_after_that_makes_no_sense_is_none(value):
 
 def test_within_passes_on_what_a_function_raises_and_gives_up_in_time():
     assert isinstance(within(1.0, lambda: 1 / 0)[1], ZeroDivisionError)
-    start = time.monotonic()
-    assert isinstance(within(0.05, lambda: time.sleep(0.5))[1], TimeoutError)
-    assert time.monotonic() - start < 0.4
+    may_end = threading.Event()
+    assert isinstance(within(0.05, lambda: may_end.wait(STALL))[1], TimeoutError)
+    may_end.set()
 
 
 # The key
@@ -338,9 +338,7 @@ def test_an_unknown_failure_stops_rather_than_repeats(monkeypatch):
 
 def test_long_waits_end_when_the_run_is_stopped():
     with JudgeServer(faults={KEY: ["503"] * 9}) as server:
-        client = make_client(server, first_wait=30.0)
+        client = make_client(server, first_wait=1000.0)
         threading.Timer(0.2, client.stop).start()
-        start = time.monotonic()
         assert client.ask(MESSAGES, check=parse_scores, label="").reason == "the run was stopped"
-        assert time.monotonic() - start < 5.0
     assert all(later.time > earlier.time for earlier, later in pairwise(server.requests))

@@ -1,8 +1,6 @@
 """Tests of reading two scores out of a judge's reply."""
 
-import contextlib
 import random
-import time
 
 import pytest
 
@@ -178,11 +176,10 @@ def test_a_pair_with_noise_around_is_read_as_it_is_or_not_at_all():
 
 
 @pytest.mark.parametrize("piece", [" ", "8 ", "(", "a ", "<think>", "{", "Answer 1", "Answer 1: 8\n", "scores are "])
-def test_long_replies_are_read_in_no_time(piece):
-    start = time.perf_counter()
-    with contextlib.suppress(ValueError):
+def test_long_replies_of_one_piece_come_to_an_end_and_hold_no_scores(piece):
+    # A pattern that looks back again and again would take hours here.
+    with pytest.raises(ValueError, match=r"reply"):
         parse_scores(piece * 5000)
-    assert time.perf_counter() - start < 5.0
 
 
 @pytest.mark.parametrize("reply", ["8 7", "8 7\nBoth are good.", "8.5 7", "8 7\r\nGood.", "11 -2"])
