@@ -97,7 +97,7 @@ class GenerateAnswerer:
     """Answers questions by the model's own `generate`, batch by batch (see `answer_questions`)."""
 
     def __init__(self, model, processor, questions, batch_size, max_new_tokens, stop, blank_images):
-        self.waiting = order_questions(questions, by_image=False)
+        self.waiting = deque(order_questions(questions, by_image=False))
         self.batch_size = batch_size
         self.options = (max_new_tokens, stop, blank_images)
         self.model, self.processor = model, processor
@@ -107,7 +107,7 @@ class GenerateAnswerer:
 
     def advance(self) -> list[tuple[dict, str]]:
         """The next questions and their answers."""
-        batch, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
+        batch = [self.waiting.popleft() for _ in range(min(self.batch_size, len(self.waiting)))]
         answers = answer_with_generate(self.model, self.processor, batch, *self.options)
         return list(zip(batch, answers, strict=True))
 
@@ -140,7 +140,7 @@ class SharedPrefixAnswerer:
         if not self.rows:
             return answered
         sequences = self.rows.decode(self.end)
-        answers = clean_answers(self.reader.tokenizer, list(sequences.values()), self.options[1])
+        answers = clean_answers(self.reader.tokenizer, list(sequences.values()), self.end.stop)
         for key, answer in zip(sequences, answers, strict=True):
             self.answers[key] = answer
             answered += [(question, answer) for question in self.asked.pop(key)]
@@ -153,14 +153,15 @@ class SharedPrefixAnswerer:
         while self.waiting and num_rows + len(new) + len(without_suffix) < self.batch_size:
             question = self.waiting.popleft()
             row = self.reader.encode(question["image"], build_prompt(self.processor, question["question"]))
+            key = row.key
             if not row.suffix:
                 without_suffix.append(question)
-            elif row.key in self.answers:
-                answered.append((question, self.answers[row.key]))
+            elif key in self.answers:
+                answered.append((question, self.answers[key]))
             else:
-                if row.key not in self.asked:
-                    new[row.key] = row
-                self.asked.setdefault(row.key, []).append(question)
+                if key not in self.asked:
+                    new[key] = row
+                self.asked.setdefault(key, []).append(question)
         if new:
             rows = GreedyRows(self.reader.model, list(new), self.reader.read(list(new.values())))
             if self.rows:

@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, and folders that one process at a time writes to."""
+"""Files: written whole or not at all, told apart by their bytes, and folders that one process at a time writes to."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,12 @@ def write_whole(path: Path, text: str) -> Path:
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     return unfinished.replace(path)
+
+
+def hash_file(path: str | Path) -> bytes:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def write_json(path: Path, content: dict) -> Path:

@@ -1,12 +1,12 @@
 """Which test images and questions of a benchmark also stand in its training split."""
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from logramed.eval.files import hash_file
 from logramed.eval.foreign.keys import OPTION_HINTS
 
 
@@ -101,16 +101,11 @@ def _hash_where_sizes_meet(questions: Iterable[dict], training: Iterable[dict]) 
     for sizes in (test_sizes, training_sizes):
         for image, size in sizes.items():
             if size in shared and image not in digests:
-                digests[image] = _hash_file(image)
+                digests[image] = hash_file(image)
     return (
         {image: digests[image] for image in test_sizes if image in digests},
         {image: digests[image] for image in training_sizes if image in digests},
     )
-
-
-def _hash_file(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _triplet(row: dict, digest: bytes) -> tuple[bytes, str, str]:

@@ -25,7 +25,7 @@ from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.candidates import read_candidates, training_candidates
 from logramed.eval.comparison.html_report import write_run_report
-from logramed.eval.files import only_one_writer, write_json, write_json_lines
+from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
@@ -292,7 +292,7 @@ def describe_run(arguments: EvaluationArguments, task: str, split: str, question
         settings["model_fingerprint"] = fingerprint_model(arguments.model, arguments.adapter)
     else:
         settings["predictions"] = Path(arguments.predictions).name
-        settings["predictions_fingerprint"] = _fingerprint_file(arguments.predictions)
+        settings["predictions_fingerprint"] = hash_file(arguments.predictions).hex()
     return settings | {
         "data_fingerprint": fingerprint_questions(questions),
         "num_questions": len(questions),
@@ -338,13 +338,8 @@ def fingerprint_questions(questions: Sequence[dict]) -> str:
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     for image in sorted({question["image"] for question in questions}, key=lambda image: (Path(image).name, image)):
         digest.update(Path(image).name.encode())
-        digest.update(bytes.fromhex(_fingerprint_file(image)))
+        digest.update(hash_file(image))
     return digest.hexdigest()
-
-
-def _fingerprint_file(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":
