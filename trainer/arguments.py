@@ -44,6 +44,12 @@ class ModelArguments:
     dtype: str = field(
         default="float32", metadata={"help": "Weights of a loaded model: `auto`, `float32`, `bfloat16` or `float16`."}
     )
+    train: str = field(
+        default="projector,graph,language,vision",
+        metadata={
+            "help": "Parts to train, by commas: `projector`, `graph`, `language`, `vision`; the rest is frozen."
+        },
+    )
 
     def __post_init__(self):
         for name in ("vision_config", "text_config", "logramed_config"):
@@ -100,6 +106,13 @@ class DataArguments:
         metadata={
             "help": "What to do about a row that cannot be used: `raise` stops and names it, `skip` lists it.",
             "choices": ["raise", "skip"],
+        },
+    )
+    train_ids: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with the ids to train on, written by `data/subsets.py` from `train_data`; the other rows are "
+            "left out."
         },
     )
 

@@ -20,6 +20,7 @@ from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments,
 from logramed.trainer.build_model import new_model
 from logramed.trainer.curves import plot_curves
 from logramed.trainer.data import hold_out_turns, load_training_rows, questions_of_rows, shuffle_turns
+from logramed.trainer.data.subsets import select_listed
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
 from logramed.trainer.trainer import LoGraMedTrainer
 
@@ -87,7 +88,13 @@ def load_rows(data: DataArguments, training: LoGraMedTrainingArguments) -> tuple
     """Training and validation rows."""
     require_extended = training.alignment_weight > 0 and training.use_extended_answers
     rows = load_and_list_skipped(
-        data.train_data, "", data, training, extended=data.extended_data, require_extended=require_extended
+        data.train_data,
+        "",
+        data,
+        training,
+        train_ids=data.train_ids,
+        extended=data.extended_data,
+        require_extended=require_extended,
     )
     if data.validation_data is not None:
         return rows, load_and_list_skipped(
@@ -107,7 +114,12 @@ def load_first_stage(data: DataArguments, training: LoGraMedTrainingArguments) -
 
 
 def load_and_list_skipped(
-    source: str, suffix: str, data: DataArguments, training: LoGraMedTrainingArguments, **options
+    source: str,
+    suffix: str,
+    data: DataArguments,
+    training: LoGraMedTrainingArguments,
+    train_ids: str | None = None,
+    **options,
 ) -> Dataset:
     """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
     rows = load_training_rows(source, image_folder=data.image_folder, on_bad_row=data.on_bad_row, **options)
@@ -116,7 +128,7 @@ def load_and_list_skipped(
         path.parent.mkdir(parents=True, exist_ok=True)
         rows.write_skipped(path)
         print(f"Skipped {len(rows.skipped)} rows of {source}; see {path}.")
-    return rows.dataset
+    return rows.dataset if train_ids is None else select_listed(rows, train_ids)
 
 
 def train_first_stage(

@@ -1,0 +1,274 @@
+"""
+Draw shares of training data, as lists of ids to train on: seeded, stratified, and each inside every larger one.
+
+    python trainer/data/subsets.py DATA.json --share 0.1 0.4 --seed 42 --output subsets
+
+Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
+"""
+
+import argparse
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from logramed.trainer.data.records import index_by_id, read_turns
+from logramed.trainer.data.rows import BadRows, RowLocation, TrainingRows, read_records
+
+
+STRATIFICATIONS = ("domain", "answer_type", "turns", "none")
+NUM_NAMED = 5  # rows named in an error
+
+
+@dataclass(frozen=True)
+class Subset:
+    """
+    A share of training data.
+
+    Attributes:
+        source (`str`): Name of the file it was drawn from.
+        fingerprint (`str`): SHA-256 of that data's ids and turns, in any order (see `fingerprint_rows`).
+        num_rows (`int`): Rows of that data.
+        share (`float`): Share asked for; the list has `share * num_rows` ids, rounded half up.
+        seed (`int`): What the draw depends on, beside ids and strata.
+        stratified_by (`str`): One of `STRATIFICATIONS`.
+        strata (`dict[str, list[int]]`): For each stratum its rows, and how many of them were taken.
+        ids (`dict[str, str]`): Ids drawn, in the order of the draw, each with the digest of its row.
+    """
+
+    source: str
+    fingerprint: str
+    num_rows: int
+    share: float
+    seed: int
+    stratified_by: str
+    strata: dict[str, list[int]]
+    ids: dict[str, str]
+
+    def write(self, path: Path) -> None:
+        """Write to `path` as JSON; a file there that holds something else is a `FileExistsError`."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise FileExistsError(
+                f"{path} holds another list. Move it away, or choose another `--output` or `--name`."
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Subset":
+        """
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no list of ids written by this module.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"`train_ids` {path} is no list of ids written by data/subsets.py: {error}.") from error
+
+
+def draw_subsets(path: str | Path, shares: Sequence[float], seed: int, stratify: str | None = None) -> list[Subset]:
+    """
+    Draw a share of the rows of `path` for each of `shares`.
+
+    Within a stratum rows are taken in the order of the SHA-256 of seed and id; which stratum gives the next row is
+    decided by `order_strata`. So the rows of a smaller share are among those of a larger one, whichever shares are drawn
+    together, and neither the order of the rows nor the machine matters.
+
+    Args:
+        path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`).
+        shares (`Sequence[float]`): Each above 0 and up to 1.
+        seed (`int`): Of the draw.
+        stratify (`str`, *optional*): What every share holds in the data's proportions, one of `STRATIFICATIONS`: image
+            modality (field `domain`), `answer_type`, number of turns, or nothing. By default the first of these that
+            every row has.
+
+    Returns:
+        `list[Subset]`: In the order of `shares`.
+
+    Raises:
+        ValueError: If a share is out of range, or so small that it holds no row.
+        RowError: If a row has no id, the id of another row, no turns, or lacks what is stratified by.
+    """
+    path = Path(path)
+    for share in shares:
+        if not 0 < share <= 1:
+            raise ValueError(f"`share` is above 0 and at most 1; got {share}.")
+    records = list(index_by_id(read_records(path, BadRows("raise")), BadRows("raise")).values())
+    if stratify is None:
+        stratify = choose_stratification(record for _, record in records)
+    digests, strata = {}, defaultdict(list)
+    for location, record in records:
+        turns = read_turns(location, record)[1]
+        digests[location.row_id] = digest_row(location.row_id, ((turn.role, turn.parts) for turn in turns))
+        strata[find_stratum(location, record, stratify)].append(location.row_id)
+    for row_ids in strata.values():
+        row_ids.sort(key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest())
+    names = sorted(strata)
+    sizes = [len(strata[name]) for name in names]
+    counts = [int(share * len(records) + 0.5) for share in shares]
+    if min(counts) == 0:
+        raise ValueError(f"`share` {min(shares)} of {len(records)} rows is no row. Ask for a larger share.")
+    order = order_strata(sizes, max(counts))
+    subsets = []
+    for share, count in zip(shares, counts, strict=True):
+        taken = np.bincount(order[:count], minlength=len(names)).tolist()
+        subsets.append(
+            Subset(
+                source=path.name,
+                fingerprint=fingerprint_rows(digests.values()),
+                num_rows=len(records),
+                share=share,
+                seed=seed,
+                stratified_by=stratify,
+                strata={name: [size, number] for name, size, number in zip(names, sizes, taken, strict=True)},
+                ids={row_id: digests[row_id] for row_id in take_in_order(strata, names, order[:count])},
+            )
+        )
+    return subsets
+
+
+def order_strata(sizes: Sequence[int], count: int) -> np.ndarray:
+    """
+    For each of `count` rows, drawn one after another, the index of the stratum it comes from.
+
+    After any number k of rows, a stratum of n out of N has given k n / N of them, rounded down or up. (Largest remainders
+    hold that too, but there a larger k can take a row back from a stratum, and a list would not lie inside the next.)
+
+    Source: the quota method of Balinski and Young 1975, "The Quota Method of Apportionment", American Mathematical
+    Monthly 82: the next row comes from the stratum with the largest n / (given + 1) among those below their share.
+
+    Example:
+        >>> order_strata([6, 3, 1], 5).tolist()
+        [0, 0, 1, 0, 1]
+    """
+    sizes = np.asarray(sizes, dtype=np.int64)
+    given, total = np.zeros_like(sizes), int(sizes.sum())
+    order = np.empty(count, dtype=np.int64)
+    for number in range(count):
+        below_share = given * total < sizes * (number + 1)
+        order[number] = np.where(below_share, sizes / (given + 1), -1.0).argmax()
+        given[order[number]] += 1
+    return order
+
+
+def take_in_order(strata: dict[str, list[str]], names: list[str], order: Iterable[int]) -> Iterable[str]:
+    remaining = [iter(strata[name]) for name in names]
+    for stratum in order:
+        yield next(remaining[stratum])
+
+
+def choose_stratification(records: Iterable[dict[str, Any]]) -> str:
+    """The first of `domain`, `answer_type` and `turns` that every record has."""
+    candidates = ["domain", "answer_type"]
+    for record in records:
+        candidates = [name for name in candidates if record.get(name)]
+    return candidates[0] if candidates else "turns"
+
+
+def find_stratum(location: RowLocation, record: dict[str, Any], stratify: str) -> str:
+    """What a row is stratified by: names of its modalities, answer type, or number of turns."""
+    if stratify == "none":
+        return "all rows"
+    if stratify == "turns":
+        return f"{len(read_turns(location, record)[1]):03d} turns"
+    if stratify not in STRATIFICATIONS:
+        raise ValueError(f"`stratify` must be one of {', '.join(STRATIFICATIONS)}; got {stratify!r}.")
+    value = record.get(stratify)
+    if isinstance(value, dict):
+        return " and ".join(sorted(name for name, holds in value.items() if holds)) or "no modality"
+    if not isinstance(value, str) or not value:
+        raise location.error(stratify, f"missing, but rows are stratified by it: got {value!r}")
+    return value
+
+
+def digest_row(row_id: str, messages: Iterable[tuple[str, list[dict[str, Any]]]]) -> str:
+    """
+    The first 16 hexadecimal digits of the SHA-256 of a row's id and its messages, each a role and content parts.
+    Images and extended answers stay out: the list holds for the file with extended answers, too.
+    """
+    content = [row_id, [[role, [[part["type"], part.get("text")] for part in parts]] for role, parts in messages]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def fingerprint_rows(digests: Iterable[str]) -> str:
+    """SHA-256 over rows' digests, whatever their order."""
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
+    """
+    The rows of `rows` whose ids are in the list at `path`, in the order of `rows`.
+
+    A row that was listed but skipped as bad (`on_bad_row="skip"`) is left out; the skipped rows are in a file of their
+    own. The data's fingerprint is compared where no row was skipped, and each listed row's digest always.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+        ValueError: If the list was drawn from other data, or names ids that `rows` lacks.
+    """
+    subset = Subset.read(path)
+    columns = rows.dataset.select_columns(["id", "messages"])
+    digests = {
+        row["id"]: digest_row(row["id"], ((message["role"], message["content"]) for message in row["messages"]))
+        for row in columns
+    }
+    skipped = {error.row_id for error in rows.skipped}
+    missing = [row_id for row_id in subset.ids if row_id not in digests and row_id not in skipped]
+    if missing:
+        raise ValueError(
+            f"`train_ids` {path} names {len(missing)} of {len(subset.ids)} ids that the training data lacks "
+            f"({_name_some(missing)}): it was drawn from {subset.source} ({subset.num_rows} rows). Train on that file, "
+            "or draw a list from this data with data/subsets.py."
+        )
+    changed = [row_id for row_id, digest in subset.ids.items() if digests.get(row_id, digest) != digest]
+    if changed or (not rows.skipped and fingerprint_rows(digests.values()) != subset.fingerprint):
+        what = f"{len(changed)} of its {len(subset.ids)} rows have other turns here" + (
+            f" ({_name_some(changed)})" if changed else ", but other rows differ"
+        )
+        raise ValueError(
+            f"`train_ids` {path} was drawn from other data than this ({subset.source}, {subset.num_rows} rows; here "
+            f"{len(digests)}): {what}. Train on that file, or draw a list from this data with data/subsets.py."
+        )
+    return rows.dataset.select([number for number, row_id in enumerate(digests) if row_id in subset.ids])
+
+
+def _name_some(ids: list[str]) -> str:
+    more = f", and {len(ids) - NUM_NAMED} more" if len(ids) > NUM_NAMED else ""
+    return ", ".join(map(repr, ids[:NUM_NAMED])) + more
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="logramed-subsets", description="Draw stratified shares of training data, each inside every larger one."
+    )
+    parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines")
+    parser.add_argument("--share", type=float, nargs="+", required=True, help="shares to draw, such as 0.1 0.4")
+    parser.add_argument("--seed", type=int, default=42, help="of the draw (default 42)")
+    parser.add_argument(
+        "--stratify",
+        choices=STRATIFICATIONS,
+        help="what every share holds in the data's proportions (default: the first that every row has)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the lists to")
+    parser.add_argument("--name", help="files are called NAME_10percent.json and so on (default: the data's name)")
+    arguments = parser.parse_args(argv)
+    for subset in draw_subsets(arguments.data, arguments.share, arguments.seed, arguments.stratify):
+        path = arguments.output / f"{arguments.name or arguments.data.stem}_{100 * subset.share:g}percent.json"
+        subset.write(path)
+        print(
+            f"{path}: {len(subset.ids)} of {subset.num_rows} rows, by {subset.stratified_by} "
+            f"({len(subset.strata)} strata). Train with --train_ids {path}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
