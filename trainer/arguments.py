@@ -111,7 +111,7 @@ class DataArguments:
     train_ids: str | None = field(
         default=None,
         metadata={
-            "help": "File with the ids to train on, written by `data/subsets.py` from `train_data`; the other rows are "
+            "help": "File with the ids to train on, written by `data/subsets.py` from `train_data`; other rows are "
             "left out."
         },
     )

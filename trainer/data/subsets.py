@@ -79,8 +79,8 @@ def draw_subsets(path: str | Path, shares: Sequence[float], seed: int, stratify:
     Draw a share of the rows of `path` for each of `shares`.
 
     Within a stratum rows are taken in the order of the SHA-256 of seed and id; which stratum gives the next row is
-    decided by `order_strata`. So the rows of a smaller share are among those of a larger one, whichever shares are drawn
-    together, and neither the order of the rows nor the machine matters.
+    decided by `order_strata`. So the rows of a smaller share are among those of a larger one, whichever shares are
+    drawn together, and neither the order of the rows nor the machine matters.
 
     Args:
         path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`).
@@ -139,8 +139,9 @@ def order_strata(sizes: Sequence[int], count: int) -> np.ndarray:
     """
     For each of `count` rows, drawn one after another, the index of the stratum it comes from.
 
-    After any number k of rows, a stratum of n out of N has given k n / N of them, rounded down or up. (Largest remainders
-    hold that too, but there a larger k can take a row back from a stratum, and a list would not lie inside the next.)
+    After any number k of rows, a stratum of n out of N has given k n / N of them, rounded down or up. (Largest
+    remainders hold that too, but there a larger k can take a row back from a stratum, and a list would not lie inside
+    the next.)
 
     Source: the quota method of Balinski and Young 1975, "The Quota Method of Apportionment", American Mathematical
     Monthly 82: the next row comes from the stratum with the largest n / (given + 1) among those below their share.
@@ -225,8 +226,8 @@ def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
     if missing:
         raise ValueError(
             f"`train_ids` {path} names {len(missing)} of {len(subset.ids)} ids that the training data lacks "
-            f"({_name_some(missing)}): it was drawn from {subset.source} ({subset.num_rows} rows). Train on that file, "
-            "or draw a list from this data with data/subsets.py."
+            f"({_name_some(missing)}): it was drawn from {subset.source} ({subset.num_rows} rows). Train on that "
+            "file, or draw a list from this data with data/subsets.py."
         )
     changed = [row_id for row_id, digest in subset.ids.items() if digests.get(row_id, digest) != digest]
     if changed or (not rows.skipped and fingerprint_rows(digests.values()) != subset.fingerprint):

@@ -197,5 +197,5 @@ def test_a_listed_row_that_is_skipped_as_bad_is_left_out(folder):
 
 def test_a_file_that_is_no_list_is_refused(folder):
     path = write(folder / "ids.json", ["row1"])
-    with pytest.raises(ValueError, match="is no list of ids written by data/subsets.py"):
+    with pytest.raises(ValueError, match=r"is no list of ids written by data/subsets\.py"):
         Subset.read(path)

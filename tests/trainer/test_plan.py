@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from logramed.trainer import plan
+from logramed.trainer.plan import LAYER_BYTES, NF4_BYTES, Run, communication, count_weights, memory, state_bytes
+from logramed.trainer.train import RECIPE_FOLDER
+
+
+@pytest.mark.parametrize(("engine", "gigabytes"), [("zero2", 16.6), ("zero3", 1.9)])
+def test_states_of_the_zero_papers_example_are_the_papers(engine, gigabytes):
+    # arXiv:1910.02054, figure 1: 7.5 billion weights on 64 devices.
+    assert round(sum(state_bytes(engine, 7.5e9, 0, 64).values()) / 1e9, 1) == gigabytes
+
+
+def test_weights_are_those_of_llama_7b_and_clip_vit_large():
+    counts = count_weights("7b")
+    assert counts.embeddings + counts.layers + counts.head == 6_738_415_616
+    assert counts.vision == 303_179_776
+    assert counts.lora == 39_976_960  # what peft says of rank 16 on all linear layers
+
+
+@pytest.mark.parametrize("value_bytes", [2, 4])
+def test_a_llama_layer_keeps_the_bytes_that_the_plan_counts(value_bytes):
+    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_attention_heads": 4}
+    model = LlamaModel(LlamaConfig(num_hidden_layers=1, vocab_size=8, **sizes))
+    dtype = torch.float32 if value_bytes == 4 else torch.bfloat16
+    hidden = torch.randn(2, 64, 512, dtype=dtype, requires_grad=True)
+    model = model.to(dtype)
+    positions = model.rotary_emb(hidden, torch.arange(64)[None])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        copy_of_weight = tuple(sorted(tensor.shape)) in shapes and tensor.dtype != hidden.dtype
+        if storage.data_ptr() not in weights and not copy_of_weight:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=value_bytes == 4),
+    ):
+        output = model.layers[0](hidden, attention_mask=None, position_embeddings=positions)
+    assert output.shape == hidden.shape
+    assert sum(kept.values()) / hidden.numel() == pytest.approx(LAYER_BYTES[value_bytes], abs=1)
+
+
+def test_split_states_shrink_with_the_devices_and_activations_do_not():
+    few, many = memory(Run(num_devices=4)), memory(Run(num_devices=64))
+    assert few["optimizer"] == pytest.approx(16 * many["optimizer"])
+    assert few["activations"] == many["activations"]
+    assert many["total"] == pytest.approx(sum(value for name, value in many.items() if name != "total"))
+
+
+def test_hybrid_sharding_in_one_node_is_full_sharding():
+    full = Run(num_devices=8)
+    hybrid = replace(full, engine="hsdp")
+    assert memory(hybrid) == memory(full)
+    assert communication(hybrid) == pytest.approx(communication(full))
+    assert memory(replace(hybrid, num_devices=1024)) == memory(full)
+
+
+def test_full_sharding_sends_half_as_much_again_as_an_all_reduce_of_as_many_16_bit_gradients():
+    # arXiv:1910.02054, section 7: 3 against 2 for each weight, here but for the tower, which has no gradients.
+    run = Run(num_devices=8)
+    sharded, _ = communication(run)
+    all_reduced = communication(replace(run, engine="zero2"))[0]
+    assert sharded - 4 * count_weights("7b").vision * 7 / 8 == pytest.approx(1.5 * all_reduced)
+
+
+def test_alignment_costs_its_share_of_the_tokens():
+    plain = replace(Run(), workload="captions")
+    assert plan.alignment_share(plain) == 0
+    assert plan.alignment_share(Run()) == pytest.approx(500 / 1100, rel=0.02)
+
+
+def test_quantized_weights_take_a_quarter_of_16_bits():
+    lora, qlora = (memory(Run(method=method, engine="single", num_devices=1)) for method in ("lora", "qlora"))
+    layers = count_weights("7b").layers
+    assert lora["weights"] - qlora["weights"] == pytest.approx(layers * (2 - NF4_BYTES))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"engine": "single"}, "'single' is one device"),
+        ({"engine": "fsdp", "num_devices": 1}, "the others are several; got 1"),
+        ({"method": "half"}, "`method` must be one of full, lora"),
+        ({"batch_size": 0}, "start at 1; got 4 and 0"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        Run(**values)
+
+
+def test_tables_of_the_page_are_what_the_code_computes():
+    page = (Path(RECIPE_FOLDER) / "MEMORY.md").read_text()
+    for table in plan.TABLES:
+        assert table() in page, f"{table.__name__}: run `python trainer/plan.py --page`"
+
+
+def test_command_describes_one_run(capsys):
+    assert plan.main(["--devices", "8", "--engine", "zero3", "--batch_size", "4"]) == 0
+    output = capsys.readouterr().out
+    assert "7b, full, zero3, 8 x a100, batch 4" in output
+    assert "Computed, not measured" in output
+    with pytest.raises(SystemExit):
+        plan.main(["--engine", "single"])
+    assert "'single' is one device" in capsys.readouterr().err
