@@ -107,6 +107,13 @@ def test_tables_of_the_page_are_what_the_code_computes():
         assert table() in page, f"{table.__name__}: run `python trainer/plan.py --page`"
 
 
+def test_figures_named_elsewhere_are_what_the_code_computes():
+    full = memory(Run(engine="single", num_devices=1))["total"]
+    assert f"({full / 1e9:.0f} GB, computed)" in (RECIPE_FOLDER / "README.md").read_text()
+    checkpoint = 12 * count_weights("7b").total
+    assert f"has {checkpoint / 1e9:.0f} GB" in (RECIPE_FOLDER / "slurm" / "train.sbatch").read_text()
+
+
 def test_command_describes_one_run(capsys):
     assert plan.main(["--devices", "8", "--engine", "zero3", "--batch_size", "4"]) == 0
     output = capsys.readouterr().out
