@@ -42,9 +42,7 @@ def test_packed_texts_have_the_states_and_gradients_that_each_has_alone(language
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if attention == "eager" else {}  # whose softmax is in float32
     torch.testing.assert_close(packed, alone, **tolerance)
     weights = torch.randn(alone.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    gradients = [
-        torch.autograd.grad((states * weights).sum(), list(model.parameters())) for states in (packed, alone)
-    ]
+    gradients = [torch.autograd.grad((states * weights).sum(), list(model.parameters())) for states in (packed, alone)]
     torch.testing.assert_close(*gradients, **tolerance)
 
 
@@ -70,7 +68,10 @@ def test_language_model_runs_once_and_on_little_but_the_tokens_themselves():
     model = tiny_model().model.language_model
     seen = []
     model.embed_tokens.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
-    texts = [draw_texts([length % 7 + 1 for length in range(16)]), draw_texts([3 * length + 9 for length in range(16)])]
+    texts = [
+        draw_texts([length % 7 + 1 for length in range(16)]),
+        draw_texts([3 * length + 9 for length in range(16)]),
+    ]
     encode_packed(model, {"answer": padded(texts[0], "right"), "extended": padded(texts[1], "right")})
     num_tokens = sum(len(text) for part in texts for text in part)
     assert len(seen) == 1
