@@ -25,6 +25,7 @@ from .node_features_logramed import (
     pool_regions,
     pool_spans,
 )
+from .packing_logramed import encode_packed
 
 
 try:  # transformers 5 converts weight names by rules it keeps apart from the classes
@@ -285,8 +286,8 @@ class LoGraMedModel(LlavaModel):
         """
         batch_size = len(next(iter(texts.values()))[0])
         features = {"image": self._pool_images(image_hidden_states, num_images, batch_size)}
-        for name, text in texts.items():
-            features[name] = mean_over_tokens(*self._encode_text(*text))
+        for name, (hidden_states, attention_mask) in encode_packed(self.language_model, texts).items():
+            features[name] = mean_over_tokens(hidden_states, attention_mask)
         return features
 
     def get_turn_features(
@@ -327,12 +328,12 @@ class LoGraMedModel(LlavaModel):
         """
         self._check_turn_inputs(num_turns, texts, extended_span_ids, granularity)
         regions, region_mask = self._split_regions(image_hidden_states, num_images, len(num_turns))
-        questions, answers = (mean_over_tokens(*self._encode_text(*texts[name])) for name in ("question", "answer"))
+        encoded = encode_packed(self.language_model, texts)
+        questions, answers = (mean_over_tokens(*encoded[name]) for name in ("question", "answer"))
         image, region_weights = pool_regions(questions, num_turns, regions, region_mask)
         features, attention = {"image": image, "answer": answers}, {"regions": region_weights}
         if "extended" in texts:
-            hidden_states, _ = self._encode_text(*texts["extended"])
-            features["extended"], attention["spans"], spans = pool_spans(hidden_states, extended_span_ids)
+            features["extended"], attention["spans"], spans = pool_spans(encoded["extended"][0], extended_span_ids)
         if granularity == "span":
             turn_of_span = torch.repeat_interleave(count_spans(extended_span_ids))
             features = {"image": image[turn_of_span], "answer": answers[turn_of_span], "extended": spans}
@@ -349,15 +350,6 @@ class LoGraMedModel(LlavaModel):
             raise ValueError("Nodes that are spans need extended answers, whose sentences they are.")
         if "extended" in texts and extended_span_ids is None:
             raise ValueError("`extended_input_ids` need their `extended_span_ids` where the nodes are not samples.")
-
-    def _encode_text(self, input_ids, attention_mask):
-        """The language model's last hidden states of texts, and the attention mask."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        outputs = self.language_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True
-        )
-        return outputs.last_hidden_state, attention_mask
 
     def _pool_images(self, image_hidden_states, num_images, batch_size):
         counts = _count_images(image_hidden_states, num_images, batch_size)

@@ -1,0 +1,121 @@
+"""Many short texts in one pass of a language model: packed into rows without padding, kept apart by their positions."""
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+
+
+# Rows of attention that needs no mask of its own may be of any length; in the others a row is at most this many of the
+# longest text, which bounds the memory of the mask and of the scores.
+LONGEST_TEXTS_IN_A_ROW = 4
+
+
+def encode_packed(
+    language_model: torch.nn.Module, texts: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """
+    The last hidden states of all texts, each as if it had been encoded alone, from one pass of the language model.
+
+    The tokens that are no padding stand one text behind the other; positions that start at 0 again tell transformers
+    which tokens may attend to each other, in every implementation of attention, sliding windows included.
+
+    Args:
+        language_model (`torch.nn.Module`): A decoder of transformers without its head.
+        texts (`dict[str, tuple[torch.Tensor, torch.Tensor]]`): Token ids and attention mask, `(num_texts,
+            sequence_length)` each, of any lengths and with padding on any side; a mask that is None is all ones.
+
+    Returns:
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: For each key the hidden states `(num_texts, sequence_length,
+        hidden_size)`, 0 at padding, and the mask as bool.
+
+    Raises:
+        ValueError: If no text has a token.
+    """
+    masks = {
+        name: torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        for name, (ids, mask) in texts.items()
+    }
+    lengths = torch.cat([mask.sum(dim=1) for mask in masks.values()])
+    config = language_model.config
+    layout = lay_out(lengths.tolist(), config.hidden_size, single_row="flash" in (config._attn_implementation or ""))
+    tokens = torch.cat([ids[masks[name]] for name, (ids, _) in texts.items()])
+    input_ids, position_ids, places = fill_rows(tokens, lengths, *layout)
+    outputs = language_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, return_dict=True)
+    hidden_states = outputs.last_hidden_state.flatten(0, 1)[places]
+    counts = torch.stack([mask.sum() for mask in masks.values()]).tolist()
+    return {
+        name: (_spread(part, mask), mask)
+        for (name, mask), part in zip(masks.items(), hidden_states.split(counts), strict=True)
+    }
+
+
+def _spread(hidden_states, mask):
+    """Hidden states of tokens `(num_tokens, hidden_size)` at the places where the mask is true, and 0 elsewhere."""
+    spread = hidden_states.new_zeros(*mask.shape, hidden_states.shape[-1])
+    spread[mask] = hidden_states
+    return spread
+
+
+def lay_out(lengths: Sequence[int], hidden_size: int, single_row: bool = False) -> tuple[list[int], int, int]:
+    """
+    Where each text starts in rows of equal length, such that a pass over them costs least.
+
+    In units of `4 * hidden_size` operations, a token costs about `6 * hidden_size` for a layer's weights and the
+    length of its row for attention, masked or not; so few rows save padding and many save attention. Texts are dealt
+    out by falling length, each to the shortest row.
+
+    Args:
+        lengths (`Sequence[int]`): Tokens of each text; 0 is allowed.
+        hidden_size (`int`): Of the language model.
+        single_row (`bool`, *optional*, defaults to `False`): For attention that costs nothing between texts.
+
+    Returns:
+        `tuple[list[int], int, int]`: the place of each text's first token, counted through all rows, the number of
+        rows, and their length.
+
+    Raises:
+        ValueError: If no text has a token.
+    """
+    total, longest = sum(lengths), max(lengths, default=0)
+    if total == 0:
+        raise ValueError("The texts of the graph nodes have no tokens: every attention mask is all zeros.")
+    counts = range(-(-total // (LONGEST_TEXTS_IN_A_ROW * longest)), -(-total // longest) + 1)
+    layouts = [_deal_out(lengths, num_rows) for num_rows in ({1} if single_row else counts)]
+    return min(layouts, key=lambda layout: layout[1] * layout[2] * (6 * hidden_size + layout[2]))
+
+
+def _deal_out(lengths, num_rows):
+    rows = [(0, row) for row in range(num_rows)]  # a heap of (tokens, row)
+    offsets = [(0, 0)] * len(lengths)
+    for text in sorted(range(len(lengths)), key=lambda text: -lengths[text]):
+        filled, row = rows[0]
+        offsets[text] = (row, filled)
+        heapq.heapreplace(rows, (filled + lengths[text], row))
+    row_length = max(filled for filled, _ in rows)
+    return [row * row_length + offset for row, offset in offsets], num_rows, row_length
+
+
+def fill_rows(
+    tokens: torch.Tensor, lengths: torch.Tensor, starts: Sequence[int], num_rows: int, row_length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Put texts into rows.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(num_tokens,)`, int64): Of all texts, one behind the other.
+        lengths (`torch.Tensor` of shape `(num_texts,)`, int64): Their lengths.
+        starts, num_rows, row_length: As `lay_out` returns them.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: `input_ids` and `position_ids` `(num_rows, row_length)`, and
+        `(num_tokens,)` the place of each token, counted through all rows. What is left of a row holds token 0 at
+        position 0 throughout, so that each of these is a text of its own.
+    """
+    ends = lengths.cumsum(0)
+    position_in_text = torch.arange(len(tokens), device=tokens.device) - (ends - lengths).repeat_interleave(lengths)
+    starts = torch.tensor(starts, device=tokens.device)
+    places = starts.repeat_interleave(lengths) + position_in_text
+    input_ids, position_ids = (tokens.new_zeros(num_rows * row_length) for _ in range(2))
+    input_ids[places], position_ids[places] = tokens, position_in_text
+    return input_ids.view(num_rows, -1), position_ids.view(num_rows, -1), places

@@ -1,0 +1,232 @@
+"""
+What the alignment loss costs in a training step, in time and in operations, beside plain supervised fine-tuning.
+
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.alignment_overhead [--models tiny 135M] [--data ../shared/data/vqa_rad]
+
+Steps (loss, gradients, AdamW) of `LoGraMedTrainer` on the same batches with alignment, without it, and with it but
+each text modality in a padded pass of its own, in turn; the median of each counts. On a CPU time is that of the
+process, which other programs disturb less, so use one thread. Operations are those of matrix
+products and convolutions, forward and backward, as PyTorch counts them; attention scores are left out of both. The aim
+is a ratio of times of at most 1.10 times the ratio of operations. Without `--data`, on generated phantoms.
+
+`7B` is a language model of Llama's size in bfloat16 with LoRA and batches of 16; it needs a GPU.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest import mock
+
+import torch
+from datasets import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from logramed import modeling_logramed
+from logramed.trainer.arguments import LoGraMedTrainingArguments
+from logramed.trainer.build_model import new_model
+from logramed.trainer.data import load_training_rows
+from logramed.trainer.phantoms import generate_phantoms
+from logramed.trainer.train import iterate_texts
+from logramed.trainer.trainer import LoGraMedTrainer
+
+
+TOLERANCE = 1.10
+VISION_TRANSFORMER = {
+    "model_type": "clip_vision_model",
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+}
+MODELS = {
+    "tiny": {  # as in `quickstart.yaml`
+        "vision": {
+            "model_type": "clip_vision_model",
+            "image_size": 64,
+            "patch_size": 16,
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        },
+        "text": {
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+        },
+        "vocab_size": 512,
+    },
+    "135M": {  # the language model of SmolLM2-135M
+        "vision": VISION_TRANSFORMER,
+        "text": {
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+        },
+        "vocab_size": 49152,
+    },
+    "7B": {  # Vicuna 7B with CLIP ViT-L/14
+        "vision": {
+            **VISION_TRANSFORMER,
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
+        "text": {
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+        },
+        "vocab_size": 32000,
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--models", nargs="+", default=["tiny", "135M"], choices=list(MODELS))
+    parser.add_argument("--data", help="training data with extended answers, such as VQA-RAD's folder")
+    parser.add_argument("--batch_size", type=int, default=8, help="samples a step; the model 7B has 16")
+    parser.add_argument("--num_repeats", type=int, default=5)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if "7B" in arguments.models and not torch.cuda.is_available():
+        parser.error("the model 7B needs a CUDA device, and there is none: leave it out of `--models`")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = load_rows(arguments.data, Path(folder))
+        print(
+            "| model | seconds without | with | padded passes | ratio of times | of operations | time / operations |"
+        )
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for name in arguments.models:
+            print(f"| {name} | {measure(name, rows, Path(folder), arguments)} |", flush=True)
+
+
+def load_rows(data: str | None, folder: Path) -> Dataset:
+    if data is None:
+        data = generate_phantoms(folder / "phantoms", num_train=100, num_validation=2, num_test=2) / "train.json"
+    return load_training_rows(str(data)).dataset
+
+
+def measure(name: str, rows: Dataset, folder: Path, arguments: argparse.Namespace) -> str:
+    """Seconds of a step three ways, and the ratios with alignment to without, as cells of a table."""
+    model, processor = build_model(name, rows)
+    plain, aligned = (build_trainer(model, processor, rows, weight, folder) for weight in (0.0, 1.0))
+    batch_rows = [rows[number] for number in range(16 if name == "7B" else arguments.batch_size)]
+    batches = {trainer: to_device(trainer.data_collator(batch_rows), model.device) for trainer in (plain, aligned)}
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
+    ways = {
+        "without": lambda: take_step(plain, batches[plain], optimizer),
+        "with": lambda: take_step(aligned, batches[aligned], optimizer),
+        "padded": lambda: take_padded_step(aligned, batches[aligned], optimizer),
+    }
+    operations = {way: count_operations(ways[way]) for way in ("without", "with")}  # the first steps, not timed
+    seconds = {way: [] for way in ways}
+    for _ in range(arguments.num_repeats):
+        for way, take in ways.items():
+            seconds[way].append(time_of(take))
+    without, with_alignment, padded = (statistics.median(seconds[way]) for way in ways)
+    ratio, expected = with_alignment / without, operations["with"] / operations["without"]
+    return (
+        f"{without:.4f} | {with_alignment:.4f} | {padded:.4f} | {ratio:.3f} | {expected:.3f} | "
+        f"{ratio / expected:.3f} {'met' if ratio / expected <= TOLERANCE else 'missed'}"
+    )
+
+
+def build_model(name: str, rows: Dataset):
+    """A model of the shape `MODELS[name]` with random weights, in training mode, and its processor."""
+    shape = MODELS[name]
+    dtype = torch.bfloat16 if name == "7B" else torch.float32
+    torch.set_default_dtype(dtype)
+    try:
+        text_config = {"model_type": "llama", "max_position_embeddings": 4096, **shape["text"]}
+        model, processor = new_model(shape["vision"], text_config, iterate_texts(rows), min(shape["vocab_size"], 2000))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    model.resize_token_embeddings(shape["vocab_size"])
+    if name == "7B":
+        model = with_adapters(model.cuda())
+    return model.train(), processor
+
+
+def with_adapters(model: torch.nn.Module) -> torch.nn.Module:
+    """LoRA on the language model's linear layers; projector and graph network are trained in full."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=32, target_modules=layers), model)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_" in name or "projector" in name or "graph_network" in name)
+    return model
+
+
+def build_trainer(model, processor, rows: Dataset, alignment_weight: float, folder: Path) -> LoGraMedTrainer:
+    requires_grad = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    arguments = LoGraMedTrainingArguments(
+        output_dir=str(folder / "run"), alignment_weight=alignment_weight, report_to="none"
+    )
+    trainer = LoGraMedTrainer(model, arguments, train_dataset=rows, processing_class=processor)
+    if alignment_weight == 0:
+        trainer.data_collator.alignment = False
+    for name, weight in model.named_parameters():  # the trainer without alignment freezes the graph network
+        weight.requires_grad_(requires_grad[name])
+    return trainer
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def take_step(trainer: LoGraMedTrainer, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    trainer.compute_loss(trainer.model, dict(batch)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def take_padded_step(trainer, batch, optimizer) -> None:
+    """As `take_step`, but with a padded pass of the language model for each text modality."""
+    with mock.patch.object(modeling_logramed, "encode_packed", encode_padded):
+        take_step(trainer, batch, optimizer)
+
+
+def encode_padded(language_model, texts):
+    return {
+        name: (language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, mask)
+        for name, (ids, mask) in texts.items()
+    }
+
+
+def count_operations(take: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        take()
+    return counter.get_total_flops()
+
+
+def time_of(take: Callable[[], None]) -> float:
+    if not torch.cuda.is_available():
+        start = time.process_time()
+        take()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    take()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

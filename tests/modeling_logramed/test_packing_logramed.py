@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from logramed.packing_logramed import encode_packed, fill_rows, lay_out
+from tests.tiny_models import tiny_model
+
+
+def padded(texts, side):
+    """Token ids and mask of texts, padded with a token that stands for words too."""
+    longest = max(len(text) for text in texts)
+    ids, mask = torch.full((len(texts), longest), 7), torch.zeros(len(texts), longest, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        place = slice(len(text)) if side == "right" else slice(longest - len(text), None)
+        ids[row, place], mask[row, place] = torch.tensor(text), 1
+    return ids, mask
+
+
+def draw_texts(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(5, 99, (length,), generator=generator).tolist() for length in lengths]
+
+
+ANSWERS, EXTENDED = draw_texts([1, 3, 1, 2, 1]), draw_texts([9, 4, 11, 7, 1], seed=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("language_model", "sizes"),
+    [
+        ("llama", {}),
+        ("mistral", {"sliding_window": 4}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    ],
+)
+def test_packed_texts_have_the_states_and_gradients_that_each_has_alone(language_model, sizes, attention, side):
+    model = tiny_model(language_model=language_model, text_sizes=sizes).model.language_model.double()
+    model.set_attn_implementation(attention)
+    encoded = encode_packed(model, {"answer": padded(ANSWERS, side), "extended": padded(EXTENDED, side)})
+    packed = torch.cat([hidden_states[mask] for hidden_states, mask in encoded.values()])
+    alone = torch.cat([model(input_ids=torch.tensor([text])).last_hidden_state[0] for text in ANSWERS + EXTENDED])
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if attention == "eager" else {}  # whose softmax is in float32
+    torch.testing.assert_close(packed, alone, **tolerance)
+    weights = torch.randn(alone.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradients = [torch.autograd.grad((states * weights).sum(), list(model.parameters())) for states in (packed, alone)]
+    torch.testing.assert_close(*gradients, **tolerance)
+
+
+def test_padding_holds_zeros_and_a_missing_mask_means_none():
+    model = tiny_model().model.language_model
+    ids, mask = padded(EXTENDED, "left")
+    encoded = encode_packed(model, {"padded": (ids, mask), "full": (ids, None)})
+    assert not encoded["padded"][0][mask == 0].any()
+    assert encoded["full"][1].all()
+
+
+def test_another_text_changes_nothing_in_the_states_of_the_rest():
+    model = tiny_model().model.language_model
+    before = encode_packed(model, {"answer": padded(EXTENDED, "right")})["answer"][0]
+    other = [EXTENDED[0], draw_texts([6], seed=9)[0], *EXTENDED[2:]]
+    after = encode_packed(model, {"answer": padded(other, "right")})["answer"][0]
+    rest = [0, 2, 3, 4]
+    torch.testing.assert_close(after[rest], before[rest])
+    assert not torch.allclose(after[1], before[1])
+
+
+def test_language_model_runs_once_and_on_little_but_the_tokens_themselves():
+    model = tiny_model().model.language_model
+    seen = []
+    model.embed_tokens.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    texts = [
+        draw_texts([length % 7 + 1 for length in range(16)]),
+        draw_texts([3 * length + 9 for length in range(16)]),
+    ]
+    encode_packed(model, {"answer": padded(texts[0], "right"), "extended": padded(texts[1], "right")})
+    num_tokens = sum(len(text) for part in texts for text in part)
+    assert len(seen) == 1
+    assert num_tokens <= seen[0] <= 1.06 * num_tokens  # a padded pass for each text modality takes 1.8 times as many
+
+
+@pytest.mark.parametrize("hidden_size", [32, 4096])
+def test_layout_overlaps_no_texts_and_keeps_each_in_one_row(hidden_size):
+    lengths = [5, 0, 17, 3, 3, 9, 1, 12]
+    starts, num_rows, row_length = lay_out(lengths, hidden_size)
+    taken = [place for start, length in zip(starts, lengths, strict=True) for place in range(start, start + length)]
+    assert len(set(taken)) == len(taken) == sum(lengths)
+    assert max(taken) < num_rows * row_length
+    assert all(
+        start // row_length == (start + length - 1) // row_length
+        for start, length in zip(starts, lengths, strict=True)
+        if length
+    )
+
+
+def test_attention_that_costs_nothing_between_texts_gets_one_row_without_padding():
+    assert lay_out([5, 17, 3, 3, 9], 4096, single_row=True)[1:] == (1, 37)
+
+
+def test_narrow_models_get_more_rows_than_wide_ones():
+    lengths = [30, 50, 40, 30, 20, 10] * 8
+    assert lay_out(lengths, 32)[1] > lay_out(lengths, 4096)[1]
+
+
+def test_left_over_places_are_texts_of_their_own():
+    tokens, lengths = torch.tensor([11, 12, 13, 21, 31]), torch.tensor([3, 1, 1])
+    input_ids, position_ids, places = fill_rows(tokens, lengths, [0, 3, 4], 2, 3)
+    assert input_ids.tolist() == [[11, 12, 13], [21, 31, 0]]
+    assert position_ids.tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert places.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_texts_without_any_token_are_refused():
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="no tokens: every attention mask is all zeros"):
+        encode_packed(tiny_model().model.language_model, {"answer": (ids, torch.zeros_like(ids))})
