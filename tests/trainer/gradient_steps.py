@@ -3,17 +3,18 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import torch
-from accelerate import state as accelerate_state
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.data import load_training_rows
+from logramed.trainer.data import load_training_rows, questions_of_rows
 from logramed.trainer.data.turns import with_turns
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny import tiny_processor
@@ -52,7 +53,7 @@ def uneven_turns(rows):
     return rows.map(lambda row, index: row if index % 3 else with_turns(row, [0]), with_indices=True)
 
 
-def take_steps(folder, rows, model=None, dealt=None, prepare=None, **values):
+def take_steps(folder, rows, model=None, dealt=None, prepare=None, resume=None, further=None, **values):
     """Train on `rows` in the order of the indices `dealt`; returns the trainer, the gradients and what was logged."""
     defaults = {
         "output_dir": str(folder),
@@ -77,48 +78,75 @@ def take_steps(folder, rows, model=None, dealt=None, prepare=None, **values):
         processing_class=tiny_processor(),
         train_dataset=rows if dealt is None else rows.select(dealt),
         callbacks=[keep],
+        **(further or {}),
     )
     if prepare is not None:
         prepare(trainer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     logged = {name: [entry[name] for entry in trainer.state.log_history if name in entry] for name in LOGGED}
     return trainer, keep, logged
 
 
-def allow_fsdp_on_cpu():
-    """accelerate takes FSDP for several CPU processes to mean DDP; this makes it mean FSDP, until stopped."""
-    start = accelerate_state.AcceleratorState.__init__
+@contextmanager
+def fsdp_on_cpu():
+    """accelerate takes FSDP for several CPU processes to mean DDP; in this context it means FSDP."""
+    start = AcceleratorState.__init__
 
     def begin(self, *args, fsdp_plugin=None, **kwargs):
         start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None:
-            self.distributed_type = DistributedType.FSDP
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
 
-    return mock.patch.object(accelerate_state.AcceleratorState, "__init__", begin)
+    with mock.patch.object(AcceleratorState, "__init__", begin), mock.patch.dict(os.environ):
+        yield  # what FSDP leaves behind, in variables too, goes with the context
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    AcceleratorState._reset_state()
 
 
 def main(data_file, folder, plan_file):
-    """Take each step of a plan, `{name: {"values", "dealt", "fsdp", "uneven", "tied"}}`, and write what came out."""
+    """
+    Take each step of a plan, a JSON object of `{name: {"values", "dealt", ...}}`, and write `NAME.pt` of what came out:
+    gradients, whether parameters were sharded, what was logged, and for `"evaluate"` the metrics and weights.
+    """
     rows, folder = load_training_rows(data_file).dataset, Path(folder)
     for name, step in json.loads(Path(plan_file).read_text()).items():
-        values = dict(step["values"])
-        if step.get("fsdp"):
-            values |= {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": UNITS}}
-            values["fsdp_config"] |= {"state_dict_type": "FULL_STATE_DICT"}
-        with allow_fsdp_on_cpu(), mock.patch.dict(os.environ):  # FSDP leaves variables behind
-            trainer, keep, logged = take_steps(
-                folder / name,
-                uneven_turns(rows) if step.get("uneven") else rows,
-                model=small_model(tied=step.get("tied", False)),
-                dealt=step["dealt"],
-                **values,
-            )
-        if trainer.is_world_process_zero():
-            torch.save((keep.gradients, keep.are_sharded, logged), folder / f"{name}.pt")
-        trainer.accelerator.wait_for_everyone()
-        accelerate_state.AcceleratorState._reset_state()
+        with fsdp_on_cpu():
+            run_step(rows, folder, name, **step)
+
+
+def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, tied=False, evaluate=False, resume=None):
+    values = dict(values)
+    if fsdp:
+        config = {"version": 2, "transformer_layer_cls_to_wrap": UNITS if fsdp is True else fsdp}
+        values |= {"fsdp": True, "fsdp_config": {**config, "state_dict_type": "FULL_STATE_DICT"}}
+    further = {}
+    if evaluate:
+        further = {"eval_dataset": rows, "validation_questions": questions_of_rows(rows)}
+    trainer, keep, logged = take_steps(
+        folder / name,
+        uneven_turns(rows) if uneven else rows,
+        model=small_model(tied=tied),
+        dealt=dealt,
+        resume=None if resume is None else str(folder / resume),
+        further=further,
+        **values,
+    )
+    result = {"gradients": keep.gradients, "are_sharded": keep.are_sharded, "logged": logged}
+    if evaluate:
+        result["metrics"] = trainer.evaluate()
+        result["weights"] = full_weights(trainer)
+    if trainer.is_world_process_zero():
+        torch.save(result, folder / f"{name}.pt")
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+
+
+def full_weights(trainer):
+    return {
+        name.removeprefix("module."): (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in trainer.model.named_parameters()
+    }
 
 
 if __name__ == "__main__":
