@@ -18,6 +18,7 @@ from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
+from logramed.trainer.unused_weights import freeze_unused_weights
 from logramed.trainer.validation import score_answers
 
 
@@ -86,10 +87,8 @@ class LoGraMedTrainer(SFTTrainer):
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.model.register_forward_pre_hook(gather_language_head)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
-        if self.objectives["train"] is None or not self.objectives["train"].uses_graph_network:
-            for name, parameter in self.model.named_parameters():
-                if "graph_network." in name:  # it would get no gradient, which DDP and optimizers may stumble over
-                    parameter.requires_grad_(False)
+        trained = self.objectives["train"]
+        freeze_unused_weights(self.model, trained is not None and trained.uses_graph_network)
         self._step_graph: StepGraph | None = None
         if args.alignment_memory > 0 and args.alignment_weight > 0:
             self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
@@ -205,8 +204,11 @@ class LoGraMedTrainer(SFTTrainer):
             metrics |= retrieval_metrics(nodes, groups, answer_keys)
             self._kept_nodes.clear()
         if self.validation_questions:
+            model = self.accelerator.unwrap_model(self.model)
+            if isinstance(model, FSDPModule):
+                model.unshard()  # its parts are called one by one, which gathers theirs but not what is the whole's own
             metrics |= score_answers(
-                self.accelerator.unwrap_model(self.model),
+                model,
                 self.processing_class,
                 self.validation_questions,
                 batch_size=self.args.per_device_eval_batch_size,
