@@ -75,7 +75,7 @@ class StepGraph:
         gradients = {}
         for name, values in leaves.items():
             gradient = torch.zeros_like(values) if values.grad is None else values.grad
-            gradients[name] = gradient.float() / self._upstream
+            gradients[name] = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / self._upstream
         return gradients
 
     def replay(self):

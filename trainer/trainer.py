@@ -206,7 +206,7 @@ class LoGraMedTrainer(SFTTrainer):
         if self.validation_questions:
             model = self.accelerator.unwrap_model(self.model)
             if isinstance(model, FSDPModule):
-                model.unshard()  # its parts are called one by one, which gathers theirs but not what is the whole's own
+                model.unshard()  # its parts are called one by one, which gathers no weights but their own
             metrics |= score_answers(
                 model,
                 self.processing_class,

@@ -106,8 +106,8 @@ def fsdp_on_cpu():
 
 def main(data_file, folder, plan_file):
     """
-    Take each step of a plan, a JSON object of `{name: {"values", "dealt", ...}}`, and write `NAME.pt` of what came out:
-    gradients, whether parameters were sharded, what was logged, and for `"evaluate"` the metrics and weights.
+    Take each step of a plan, a JSON object of `{name: {"values", "dealt", ...}}`, and write `NAME.pt` of what came
+    out: gradients, whether parameters were sharded, what was logged, and for `"evaluate"` the metrics and weights.
     """
     rows, folder = load_training_rows(data_file).dataset, Path(folder)
     for name, step in json.loads(Path(plan_file).read_text()).items():
