@@ -113,10 +113,11 @@ def main(data_file, folder, plan_file):
     for name, step in json.loads(Path(plan_file).read_text()).items():
         with fsdp_on_cpu():
             run_step(rows, folder, name, **step)
+    torch.distributed.destroy_process_group()  # by us: a group that is closed and begun anew for each step may hang
 
 
-def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, tied=False, evaluate=False, resume=None):
-    values = dict(values)
+def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, evaluate=False, resume=None, **model_values):
+    rows, values = uneven_turns(rows) if uneven else rows, dict(values)
     if fsdp:
         config = {"version": 2, "transformer_layer_cls_to_wrap": UNITS if fsdp is True else fsdp}
         values |= {"fsdp": True, "fsdp_config": {**config, "state_dict_type": "FULL_STATE_DICT"}}
@@ -125,8 +126,8 @@ def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, tied=F
         further = {"eval_dataset": rows, "validation_questions": questions_of_rows(rows)}
     trainer, keep, logged = take_steps(
         folder / name,
-        uneven_turns(rows) if uneven else rows,
-        model=small_model(tied=tied),
+        rows,
+        model=small_model(dtype=torch.float64, **model_values),
         dealt=dealt,
         resume=None if resume is None else str(folder / resume),
         further=further,
@@ -139,7 +140,6 @@ def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, tied=F
     if trainer.is_world_process_zero():
         torch.save(result, folder / f"{name}.pt")
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
 
 
 def full_weights(trainer):
