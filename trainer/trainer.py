@@ -7,8 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
-from torch.distributed.fsdp import FSDPModule
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -16,6 +14,7 @@ from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.devices import check_engine, gather_language_head, gather_own_weights, name_existing_units
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
 from logramed.trainer.unused_weights import freeze_unused_weights
@@ -85,6 +84,7 @@ class LoGraMedTrainer(SFTTrainer):
             )
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        name_existing_units(self.model)
         self.model.register_forward_pre_hook(gather_language_head)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
         trained = self.objectives["train"]
@@ -205,8 +205,7 @@ class LoGraMedTrainer(SFTTrainer):
             self._kept_nodes.clear()
         if self.validation_questions:
             model = self.accelerator.unwrap_model(self.model)
-            if isinstance(model, FSDPModule):
-                model.unshard()  # its parts are called one by one, which gathers no weights but their own
+            gather_own_weights(model)
             metrics |= score_answers(
                 model,
                 self.processing_class,
@@ -327,15 +326,6 @@ def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -
     )
 
 
-def check_engine(args: LoGraMedTrainingArguments, distributed_type: DistributedType) -> None:
-    """Refuse what an engine for several devices cannot do."""
-    if args.accumulate_graph and distributed_type == DistributedType.DEEPSPEED:
-        raise ValueError(
-            "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "
-            "or FSDP2, or `alignment_memory` in its place."
-        )
-
-
 def retrieval_metrics(
     node_features: dict[str, torch.Tensor], groups: torch.Tensor, answer_keys: torch.Tensor | None = None
 ) -> dict[str, float]:
@@ -356,19 +346,6 @@ def retrieval_metrics(
                 recall = recall_at_k(node_features[source], node_features[target], k, pair_groups)
                 metrics[f"recall_at_{k}_{source}_to_{target}"] = recall
     return metrics
-
-
-def gather_language_head(module: torch.nn.Module, args=()) -> None:
-    """
-    Under FSDP2, have the language model's head gathered for the forward pass at hand.
-
-    accelerate makes the head a unit of its own, but TRL's fused head reads its weights without calling it, gathers
-    them by itself, and each process then keeps its own gradient of its shard: no mean over the processes is taken
-    (accelerate 1.15, TRL 1.16). A head that is gathered already is used as it is, and FSDP reduces its gradient.
-    """
-    head = module.get_output_embeddings()
-    if isinstance(head, FSDPModule):
-        head.unshard()
 
 
 def _link_alignment_loss(module, args, kwargs, output):

@@ -119,8 +119,10 @@ def main(data_file, folder, plan_file):
 def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, evaluate=False, resume=None, **model_values):
     rows, values = uneven_turns(rows) if uneven else rows, dict(values)
     if fsdp:
-        config = {"version": 2, "transformer_layer_cls_to_wrap": UNITS if fsdp is True else fsdp}
-        values |= {"fsdp": True, "fsdp_config": {**config, "state_dict_type": "FULL_STATE_DICT"}}
+        config = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+        if fsdp != "default":
+            config["transformer_layer_cls_to_wrap"] = fsdp
+        values |= {"fsdp": True, "fsdp_config": config}
     further = {}
     if evaluate:
         further = {"eval_dataset": rows, "validation_questions": questions_of_rows(rows)}

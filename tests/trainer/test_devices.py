@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from logramed import LoGraMedForConditionalGeneration
+from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.data import questions_of_rows
+from logramed.trainer.devices import check_engine, name_existing_units
 from tests.trainer.conftest import write_data_file
 from tests.trainer.gradient_steps import UNITS, small_model, take_steps, uneven_turns
 
@@ -37,6 +40,7 @@ JOINT_STEPS = {
     "ddp_remembered": {"values": {**ACCUMULATED, **TWO_STEPS}},
     "fsdp_without_alignment": {"values": {"alignment_weight": 0.0}, "fsdp": UNITS},
     "fsdp": {"values": JOINT, "fsdp": UNITS},
+    "fsdp_default_units": {"values": JOINT, "fsdp": "default"},
     "fsdp_tied": {"values": JOINT, "fsdp": UNITS, "tied": True},
     "fsdp_turns": {"values": {**JOINT, **TURNS}, "uneven": True, "fsdp": UNITS},
     "fsdp_accumulated": {"values": ACCUMULATED, "fsdp": UNITS},
@@ -169,3 +173,17 @@ def test_processes_with_equal_batches_and_graphs_of_their_own_take_the_step_of_o
     metrics = trainer.evaluate()
     recalls = [key for key in metrics if "recall_at" in key]
     assert {key: result["metrics"][key] for key in recalls} == pytest.approx({key: metrics[key] for key in recalls})
+
+
+def test_deepspeed_with_a_graph_over_micro_batches_is_refused():
+    arguments = LoGraMedTrainingArguments(accumulate_graph=True, use_cpu=True)
+    check_engine(arguments, DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"`accumulate_graph` does not work with DeepSpeed.*Use DDP or FSDP2"):
+        check_engine(arguments, DistributedType.DEEPSPEED)
+
+
+def test_units_that_the_model_does_not_have_are_not_named():
+    model = small_model()
+    assert "CLIPTextEmbeddings" in model._no_split_modules  # as transformers leaves it
+    name_existing_units(model)
+    assert set(model._no_split_modules) == {"CLIPVisionEmbeddings", "CLIPEncoderLayer", "LlamaDecoderLayer"}

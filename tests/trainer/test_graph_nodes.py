@@ -1,13 +1,12 @@
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from logramed.node_features_logramed import GRANULARITIES
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, gather_nodes, same_randomness
-from logramed.trainer.trainer import AlignmentRecorder, build_objective, check_engine, node_keys
+from logramed.trainer.trainer import AlignmentRecorder, build_objective, node_keys
 from tests.tiny import tiny_processor
 from tests.trainer.gradient_steps import small_model, take_steps
 
@@ -183,10 +182,3 @@ def test_recorder_gives_the_objective_the_joined_nodes_and_keeps_those_of_the_ba
     assert calls == [([1, 2, 8], [1, 2, 8])]
     assert recorder.node_features["image"][:, 0].tolist() == [1, 2]
     assert recorder.loss.item() == 33
-
-
-def test_deepspeed_with_a_graph_over_micro_batches_is_refused():
-    arguments = LoGraMedTrainingArguments(accumulate_graph=True, use_cpu=True)
-    check_engine(arguments, DistributedType.FSDP)
-    with pytest.raises(ValueError, match=r"`accumulate_graph` does not work with DeepSpeed.*Use DDP or FSDP2"):
-        check_engine(arguments, DistributedType.DEEPSPEED)
