@@ -1,18 +1,26 @@
 """What training on several devices needs beside what Trainer and accelerate do."""
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 
 
-def check_engine(args: LoGraMedTrainingArguments, distributed_type: DistributedType) -> None:
+def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> None:
     """Refuse what an engine for several devices cannot do."""
-    if args.accumulate_graph and distributed_type == DistributedType.DEEPSPEED:
+    if args.accumulate_graph and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
             "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "
             "or FSDP2, or `alignment_memory` in its place."
+        )
+    sizes = {name: getattr(accelerator.parallelism_config, name, None) or 1 for name in ("tp_size", "cp_size", "sp_size")}
+    if args.gather_graph and max(sizes.values()) > 1:
+        found = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ValueError(
+            f"`gather_graph` takes every process to have samples of its own, but with {found} several have the same: "
+            "their nodes would be in the graph several times. Use data parallelism alone (DDP, FSDP2)."
         )
 
 

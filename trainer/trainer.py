@@ -92,7 +92,7 @@ class LoGraMedTrainer(SFTTrainer):
         self._step_graph: StepGraph | None = None
         if args.alignment_memory > 0 and args.alignment_weight > 0:
             self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
-        check_engine(args, self.accelerator.distributed_type)
+        check_engine(args, self.accelerator)
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)

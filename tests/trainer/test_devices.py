@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,12 @@ SAVED_STEPS = {
 OTHER_STEPS = {
     # Each process has samples 0 to 3, and a graph of its own.
     "ddp_apart": {"values": {}, "dealt": [0, 1, 2, 3, 0, 1, 2, 3], "uneven": True, "evaluate": True},
+    "ddp_apart_accumulated": {
+        "values": {**ACCUMULATED, "gather_graph": False},
+        "dealt": [0, 1, 0, 1, 2, 3, 2, 3],
+        "uneven": True,
+        "evaluate": True,
+    },
     "fsdp_resumed": {
         "values": {**SAVED_STEPS["fsdp_saved"]["values"], "eval_strategy": "steps", "load_best_model_at_end": True},
         "dealt": [*EIGHT, *reversed(EIGHT)],
@@ -163,8 +170,11 @@ def test_a_resumed_fsdp_run_goes_on_as_the_uninterrupted_one(two_processes):
     assert torch.isfinite(torch.tensor(resumed["metrics"]["eval_loss"]))
 
 
-def test_processes_with_equal_batches_and_graphs_of_their_own_take_the_step_of_one(two_processes, tmp_path, rows):
-    result = result_of(two_processes, "ddp_apart")
+@pytest.mark.parametrize("name", ["ddp_apart", "ddp_apart_accumulated"])
+def test_processes_with_equal_batches_and_graphs_of_their_own_take_the_step_of_one(
+    two_processes, tmp_path, rows, name
+):
+    result = result_of(two_processes, name)
     rows = uneven_turns(rows)
     model = small_model(dtype=torch.float64)
     trainer, keep, logged = take_steps(tmp_path, rows, model=model, dealt=[0, 1, 2, 3], further={"eval_dataset": rows})
@@ -175,11 +185,18 @@ def test_processes_with_equal_batches_and_graphs_of_their_own_take_the_step_of_o
     assert {key: result["metrics"][key] for key in recalls} == pytest.approx({key: metrics[key] for key in recalls})
 
 
-def test_deepspeed_with_a_graph_over_micro_batches_is_refused():
-    arguments = LoGraMedTrainingArguments(accumulate_graph=True, use_cpu=True)
-    check_engine(arguments, DistributedType.FSDP)
+def engine(distributed_type, **sizes):
+    return SimpleNamespace(distributed_type=distributed_type, parallelism_config=SimpleNamespace(**sizes))
+
+
+def test_engines_that_cannot_span_a_graph_are_refused():
+    arguments = LoGraMedTrainingArguments(accumulate_graph=True, gather_graph=True, use_cpu=True)
+    check_engine(arguments, engine(DistributedType.FSDP, tp_size=1))
+    check_engine(arguments, SimpleNamespace(distributed_type=DistributedType.MULTI_GPU, parallelism_config=None))
     with pytest.raises(ValueError, match=r"`accumulate_graph` does not work with DeepSpeed.*Use DDP or FSDP2"):
-        check_engine(arguments, DistributedType.DEEPSPEED)
+        check_engine(arguments, engine(DistributedType.DEEPSPEED))
+    with pytest.raises(ValueError, match=r"`gather_graph` takes every process to have samples of its own.*tp_size=2"):
+        check_engine(arguments, engine(DistributedType.FSDP, tp_size=2, cp_size=1))
 
 
 def test_units_that_the_model_does_not_have_are_not_named():

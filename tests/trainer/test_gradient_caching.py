@@ -24,6 +24,7 @@ def assert_equal_steps(found, expected, rtol=1e-4, atol=2e-6):
         {"alignment_loss": "infonce"},
         {"gradient_estimator": "imle", "alignment_weight": 0.3},
         {"alignment_memory": 5, "max_steps": 2},
+        {"gradient_checkpointing": True},
     ],
     ids=str,
 )
@@ -45,6 +46,31 @@ def test_in_float64_the_gradients_are_equal_to_its_precision(tmp_path, rows):
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_in_bfloat16_the_alignment_loss_is_that_of_one_batch_up_to_rounding(tmp_path, rows):
+    losses = [
+        take_steps(tmp_path, rows, bf16=True, **values)[2]["alignment_loss"]
+        for values in (
+            {"per_device_train_batch_size": 8},
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "accumulate_graph": True},
+        )
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+def test_adapters_and_the_parts_beside_them_take_the_step_of_one_batch(tmp_path, rows):
+    from peft import LoraConfig, get_peft_model
+
+    def model():
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["graph_network", "multi_modal_projector"])
+        return get_peft_model(small_model(), config)
+
+    one = take_steps(tmp_path, rows, model=model(), per_device_train_batch_size=8)
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "accumulate_graph": True}
+    assert_equal_steps(take_steps(tmp_path, rows, model=model(), **options), one)
+    assert any("graph_network" in name for name in one[1].gradients[0])
 
 
 def test_without_it_the_graphs_of_micro_batches_stay_apart(tmp_path, rows):
