@@ -15,7 +15,9 @@ def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> N
             "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "
             "or FSDP2, or `alignment_memory` in its place."
         )
-    sizes = {name: getattr(accelerator.parallelism_config, name, None) or 1 for name in ("tp_size", "cp_size", "sp_size")}
+    sizes = {
+        name: getattr(accelerator.parallelism_config, name, None) or 1 for name in ("tp_size", "cp_size", "sp_size")
+    }
     if args.gather_graph and max(sizes.values()) > 1:
         found = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
         raise ValueError(

@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from peft import LoraConfig, get_peft_model
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -42,10 +43,15 @@ class KeepGradients(TrainerCallback):
         self.gradients.append(found)
 
 
-def small_model(tied=False, dtype=torch.float32, **values):
+def small_model(tied=False, adapters=False, dtype=torch.float32, **values):
     text_sizes = {"vocab_size": 84, "tie_word_embeddings": tied}
     values = {"graph_num_neighbors": 2, "graph_dropout": 0.0, **values}
-    return tiny_model(text_sizes=text_sizes, tie_word_embeddings=tied, **values).to(dtype)
+    model = tiny_model(text_sizes=text_sizes, tie_word_embeddings=tied, **values).to(dtype)
+    if not adapters:
+        return model
+    parts = ["graph_network", "multi_modal_projector"]
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=parts))
 
 
 def uneven_turns(rows):

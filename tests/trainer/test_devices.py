@@ -39,12 +39,14 @@ JOINT_STEPS = {
     "ddp_accumulated": {"values": {**ACCUMULATED, **SPANS}, "uneven": True},
     "ddp_accumulated_unused": {"values": {**ACCUMULATED, "ddp_find_unused_parameters": False}},
     "ddp_remembered": {"values": {**ACCUMULATED, **TWO_STEPS}},
+    "ddp_adapters": {"values": JOINT, "adapters": True},
     "fsdp_without_alignment": {"values": {"alignment_weight": 0.0}, "fsdp": UNITS},
     "fsdp": {"values": JOINT, "fsdp": UNITS},
     "fsdp_default_units": {"values": JOINT, "fsdp": "default"},
     "fsdp_tied": {"values": JOINT, "fsdp": UNITS, "tied": True},
     "fsdp_turns": {"values": {**JOINT, **TURNS}, "uneven": True, "fsdp": UNITS},
     "fsdp_accumulated": {"values": ACCUMULATED, "fsdp": UNITS},
+    "fsdp_adapters": {"values": ACCUMULATED, "fsdp": UNITS[:2], "adapters": True},
     "fsdp_graph_network": {"values": {**ACCUMULATED, **TWO_STEPS}, "fsdp": [*UNITS, "GraphNetwork"], "tied": True},
 }
 # The same with a checkpoint, and an evaluation at the end.
