@@ -103,6 +103,8 @@ def fsdp_on_cpu():
         if fsdp_plugin is not None:
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
             self.fsdp_plugin = fsdp_plugin
+            if self.mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self.mixed_precision)
 
     with mock.patch.object(AcceleratorState, "__init__", begin), mock.patch.dict(os.environ):
         yield  # what FSDP leaves behind, in variables too, goes with the context
@@ -122,7 +124,19 @@ def main(data_file, folder, plan_file):
     torch.distributed.destroy_process_group()  # by us: a group that is closed and begun anew for each step may hang
 
 
-def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, evaluate=False, resume=None, **model_values):
+def run_step(
+    rows,
+    folder,
+    name,
+    values,
+    dealt,
+    fsdp=False,
+    uneven=False,
+    evaluate=False,
+    resume=None,
+    dtype="float64",
+    **model_values,
+):
     rows, values = uneven_turns(rows) if uneven else rows, dict(values)
     if fsdp:
         config = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
@@ -135,7 +149,7 @@ def run_step(rows, folder, name, values, dealt, fsdp=False, uneven=False, evalua
     trainer, keep, logged = take_steps(
         folder / name,
         rows,
-        model=small_model(dtype=torch.float64, **model_values),
+        model=small_model(dtype=getattr(torch, dtype), **model_values),
         dealt=dealt,
         resume=None if resume is None else str(folder / resume),
         further=further,

@@ -63,6 +63,11 @@ OTHER_STEPS = {
         "uneven": True,
         "evaluate": True,
     },
+    "fsdp_bfloat16": {
+        "values": {**ACCUMULATED, **TWO_STEPS, "bf16": True, "gradient_checkpointing": True},
+        "fsdp": "default",
+        "dtype": "float32",
+    },
     "fsdp_resumed": {
         "values": {**SAVED_STEPS["fsdp_saved"]["values"], "eval_strategy": "steps", "load_best_model_at_end": True},
         "dealt": [*EIGHT, *reversed(EIGHT)],
@@ -170,6 +175,17 @@ def test_a_resumed_fsdp_run_goes_on_as_the_uninterrupted_one(two_processes):
     assert resumed["logged"]["loss"] == whole["logged"]["loss"]
     assert all(torch.equal(value, whole["gradients"][1][name]) for name, value in resumed["gradients"][0].items())
     assert torch.isfinite(torch.tensor(resumed["metrics"]["eval_loss"]))
+
+
+def test_mixed_precision_and_checkpointing_under_fsdp_give_the_losses_of_one_process_up_to_rounding(
+    two_processes, tmp_path, rows
+):
+    result = result_of(two_processes, "fsdp_bfloat16")
+    assert result["are_sharded"]
+    _, _, logged = one_process(tmp_path, rows, {"values": {**ACCUMULATED, **TWO_STEPS}})
+    for name in ("loss", "language_modeling_loss", "alignment_loss"):
+        assert result["logged"][name] == pytest.approx(logged[name], rel=2e-2)
+        assert result["logged"][name] != logged[name]  # it is 16-bit
 
 
 @pytest.mark.parametrize("name", ["ddp_apart", "ddp_apart_accumulated"])
