@@ -225,6 +225,21 @@ class LoGraMedTrainingArguments(SFTConfig):
         },
     )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer at validation, in tokens."})
+    alignment_memory: int = field(
+        default=0,
+        metadata={"help": "Nodes of earlier micro-batches that join the graph as constants; 0: none."},
+    )
+    gather_graph: bool = field(
+        default=False,
+        metadata={"help": "One graph over the micro-batches of all processes, with gradients."},
+    )
+    accumulate_graph: bool = field(
+        default=False,
+        metadata={
+            "help": "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`), exactly, "
+            "for one more forward pass of each but the first."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -247,3 +262,5 @@ class LoGraMedTrainingArguments(SFTConfig):
             raise ValueError(f"`num_noise_samples` must be at least 1; got {self.num_noise_samples}.")
         if self.max_validation_questions < 0:
             raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")
+        if self.alignment_memory < 0:
+            raise ValueError(f"`alignment_memory` must not be negative; got {self.alignment_memory}.")

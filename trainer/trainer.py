@@ -2,7 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.devices import check_engine, gather_language_head, gather_own_weights, name_existing_units
+from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
+from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
+from logramed.trainer.unused_weights import freeze_unused_weights
 from logramed.trainer.validation import score_answers
 
 
 ANSWER_KEYS = "answer_keys"
 GROUPS = "groups"
 RETRIEVAL_RANKS = (1, 5)
-# From the nodes of a batch and their groups to more nodes and theirs.
-ExtraNodes = Callable[[dict[str, torch.Tensor], torch.Tensor], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
 
 class LoGraMedTrainer(SFTTrainer):
@@ -46,8 +49,9 @@ class LoGraMedTrainer(SFTTrainer):
             `args.max_validation_questions` of them, for `eval_closed_accuracy` and `eval_open_recall`.
 
     Attributes:
-        extra_nodes (`Callable`, *optional*):
-            Joins nodes from beyond the batch to those aligned in training; see `AlignmentRecorder`.
+        stateful (`dict[str, Any]`):
+            What a checkpoint must hold for a resumed run to go on as the uninterrupted one, beside what `Trainer`
+            saves: objects with `state_dict` and `load_state_dict`, by name.
     """
 
     _tag_names = ["logramed", "trl", "sft"]  # noqa: RUF012 (transformers reads a plain class attribute)
@@ -61,6 +65,7 @@ class LoGraMedTrainer(SFTTrainer):
         **kwargs,
     ):
         self.objectives = {"train": None, "eval": None}
+        self.stateful: dict[str, Any] = {}
         if args.alignment_weight > 0:
             self.objectives["train"] = build_objective(args, model.config, args.small_batch)
             # The last batch of an evaluation may well be small, which is no reason to end a run.
@@ -79,12 +84,15 @@ class LoGraMedTrainer(SFTTrainer):
             )
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        name_existing_units(self.model)
+        self.model.register_forward_pre_hook(gather_language_head)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
-        if self.objectives["train"] is None or not self.objectives["train"].uses_graph_network:
-            for name, parameter in self.model.named_parameters():
-                if "graph_network." in name:  # it would get no gradient, which DDP and optimizers may stumble over
-                    parameter.requires_grad_(False)
-        self.extra_nodes: ExtraNodes | None = None
+        trained = self.objectives["train"]
+        freeze_unused_weights(self.model, trained is not None and trained.uses_graph_network)
+        self._step_graph: StepGraph | None = None
+        if args.alignment_memory > 0 and args.alignment_weight > 0:
+            self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
+        check_engine(args, self.accelerator)
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
@@ -102,17 +110,51 @@ class LoGraMedTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         granularity = self.args.alignment_granularity
         groups, answer_keys = node_keys(inputs, granularity, self._tokenizer)
-        generator = self._noise(groups.device) if training else None
-        recorder = AlignmentRecorder(objective, training, generator, groups, self.extra_nodes if training else None)
+        recorder = (
+            self._training_recorder(model, groups) if training else AlignmentRecorder(objective, False, None, groups)
+        )
         inputs = {**inputs, "alignment_objective": recorder, "alignment_granularity": granularity}
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self._step_graph.replay() if training and self._step_graph else nullcontext():
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = loss if return_outputs else (loss, None)
         if not training:
             self._kept_nodes.append({**recorder.node_features, GROUPS: groups, ANSWER_KEYS: answer_keys})
-        if recorder.output is not None:
+        if recorder.loss is not None:
             self._log_losses(loss, recorder.output, num_items_in_batch)
-            loss = loss + self._weighted(recorder.output.loss, num_items_in_batch)
+            loss = loss + self._weighted(recorder.loss, num_items_in_batch)
+        if training and self._step_graph is not None:
+            self._step_graph.finish(recorder.loss)
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args, **kwargs):
+        """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""
+        micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        spans = self.args.accumulate_graph and self.objectives["train"] is not None and len(micro_batches) > 1
+        self._step_graph = StepGraph(micro_batches) if spans else None
+        return micro_batches, num_items_in_batch
+
+    def _training_recorder(self, model, groups):
+        """What the model calls with the nodes of a training batch: the objective, or their share of its gradient."""
+        objective, graph = self.objectives["train"], self._step_graph
+        if graph is not None and graph.position > 0:
+            return CachedGradientRecorder(graph.cached_gradients(), objective.uses_graph_network)
+        if graph is not None:
+            graph.compute_nodes(lambda inputs: self._compute_nodes(model, inputs), groups.device)
+        beyond = BeyondBatch(
+            self.args.gather_graph, self.stateful.get("alignment_memory"), graph.join if graph else None
+        )
+        return AlignmentRecorder(
+            objective, True, self._noise(groups.device), groups, beyond, shared=self.args.gather_graph
+        )
+
+    def _compute_nodes(self, model, inputs) -> Nodes:
+        inputs = self._prepare_inputs(inputs)
+        granularity = self.args.alignment_granularity
+        groups, _ = node_keys(inputs, granularity, self._tokenizer)
+        recorder = AlignmentRecorder(None, True, None, keep_dtype=True)
+        inputs = {**inputs, "alignment_objective": recorder, "alignment_granularity": granularity}
+        model(**inputs, use_cache=False, fused_lm_head=True)  # as in training, for the same random numbers
+        return recorder.node_features, groups
 
     def _accumulation_steps(self, num_items_in_batch):
         return 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
@@ -121,14 +163,17 @@ class LoGraMedTrainer(SFTTrainer):
         # `num_items_in_batch` averages the language-modeling loss over the whole accumulated batch, but this loss is a
         # mean over one micro-batch: undivided, its weight would grow with `gradient_accumulation_steps`. Over devices
         # DDP takes the mean of the gradients, which is right for it as it stands.
+        if self.model.training and self._step_graph is not None:
+            # One loss a step, not a mean over micro-batches. What `Trainer` divides by is made up for.
+            divided_by = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+            return self.args.alignment_weight * alignment_loss * divided_by
         return self.args.alignment_weight * alignment_loss / self._accumulation_steps(num_items_in_batch)
 
-    def _log_losses(self, loss, alignment: AlignmentOutput, num_items_in_batch):
-        values = {
-            "language_modeling_loss": loss.detach() * self._accumulation_steps(num_items_in_batch),
-            "alignment_loss": alignment.loss.detach(),
-            "matching_accuracy": alignment.matching_accuracy,
-        }
+    def _log_losses(self, loss, alignment: AlignmentOutput | None, num_items_in_batch):
+        values = {"language_modeling_loss": loss.detach() * self._accumulation_steps(num_items_in_batch)}
+        if alignment is not None:
+            values["alignment_loss"] = alignment.loss.detach()
+            values["matching_accuracy"] = alignment.matching_accuracy
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name, value in values.items():
             value = torch.as_tensor(value, dtype=torch.float32, device=loss.device)
@@ -137,11 +182,13 @@ class LoGraMedTrainer(SFTTrainer):
     def _noise(self, device):
         """
         The generator of the noise in the matching: on the features' device, seeded by run, step, micro-batch and
-        process alone, so that a resumed run draws what the uninterrupted one does.
+        process alone, so that a resumed run draws what the uninterrupted one does. Of a graph that all processes
+        compute it is the same on each.
         """
         if self._noise_step != self.state.global_step:
             self._noise_step, self._num_micro_batches = self.state.global_step, 0
-        place = (self.args.seed, self._noise_step, self._num_micro_batches, self.args.process_index)
+        process_index = 0 if self.args.gather_graph else self.args.process_index
+        place = (self.args.seed, self._noise_step, self._num_micro_batches, process_index)
         self._num_micro_batches += 1
         digest = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
@@ -157,8 +204,10 @@ class LoGraMedTrainer(SFTTrainer):
             metrics |= retrieval_metrics(nodes, groups, answer_keys)
             self._kept_nodes.clear()
         if self.validation_questions:
+            model = self.accelerator.unwrap_model(self.model)
+            gather_own_weights(model)
             metrics |= score_answers(
-                self.accelerator.unwrap_model(self.model),
+                model,
                 self.processing_class,
                 self.validation_questions,
                 batch_size=self.args.per_device_eval_batch_size,
@@ -204,8 +253,12 @@ class AlignmentRecorder:
             their groups, and returns those that the objective gets in their place: these, and further ones from other
             devices or earlier micro-batches, with or without gradient, in the same order in every modality.
         keep_attention (`bool`, *optional*, defaults to `False`): Keep what the pooling attended to, for pictures.
+        shared (`bool`, *optional*, defaults to `False`): All processes compute this graph: they then draw the same
+            dropout masks in it.
+        keep_dtype (`bool`, *optional*, defaults to `False`): Keep features in the dtype they have.
 
     Attributes:
+        loss (`torch.Tensor`, scalar, or None): What is added, weighted, to the language-modeling loss.
         output (`AlignmentOutput` or None): What the objective returned; None without an objective.
         node_features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` float32 each, without gradient; those of
             the batch alone.
@@ -221,9 +274,13 @@ class AlignmentRecorder:
         groups: torch.Tensor | None = None,
         extra_nodes: ExtraNodes | None = None,
         keep_attention: bool = False,
+        shared: bool = False,
+        keep_dtype: bool = False,
     ):
         self.objective, self.training, self.generator, self.groups = objective, training, generator, groups
         self.extra_nodes, self.keep_attention = extra_nodes, keep_attention
+        self.shared, self.keep_dtype = shared, keep_dtype
+        self.loss: torch.Tensor | None = None
         self.output: AlignmentOutput | None = None
         self.node_features: dict[str, torch.Tensor] = {}
         self.attention: dict[str, torch.Tensor] = {}
@@ -234,7 +291,8 @@ class AlignmentRecorder:
         graph_network: torch.nn.Module | None,
         attention: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        self.node_features = {name: features.detach().float() for name, features in node_features.items()}
+        detached = {name: features.detach() for name, features in node_features.items()}
+        self.node_features = detached if self.keep_dtype else {name: value.float() for name, value in detached.items()}
         if self.keep_attention and attention is not None:
             self.attention = {name: weights.detach() for name, weights in attention.items()}
         if self.objective is None:
@@ -242,9 +300,11 @@ class AlignmentRecorder:
         groups = self.groups
         if self.extra_nodes is not None:
             node_features, groups = self.extra_nodes(node_features, groups)
-        self.output = self.objective(
-            node_features, graph_network, generator=self.generator, training=self.training, groups=groups
-        )
+        with same_randomness(self.generator, self.shared):
+            self.output = self.objective(
+                node_features, graph_network, generator=self.generator, training=self.training, groups=groups
+            )
+        self.loss = self.output.loss
 
 
 def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -> AlignmentObjective:
@@ -294,9 +354,9 @@ def _link_alignment_loss(module, args, kwargs, output):
     parameters that it finds behind the output.
     """
     recorder = kwargs.get("alignment_objective")
-    if recorder is not None and recorder.output is not None and torch.distributed.is_initialized():
+    if recorder is not None and recorder.loss is not None and torch.distributed.is_initialized():
         name = "log_probs" if "log_probs" in output else "logits"
-        output[name] = output[name] + 0 * recorder.output.loss
+        output[name] = output[name] + 0 * recorder.loss
 
 
 def node_keys(inputs: dict[str, torch.Tensor], granularity: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:

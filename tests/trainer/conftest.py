@@ -15,12 +15,16 @@ SIDES = ("left", "right")
 
 @pytest.fixture
 def data_file(tmp_path):
+    return write_data_file(tmp_path)
+
+
+def write_data_file(folder):
     """Eight samples of two turns with extended answers in LLaVA-Med's form, beside their images."""
-    (tmp_path / "images").mkdir()
+    (folder / "images").mkdir()
     rows = []
     for number in range(8):
         organ, side = ORGANS[number % 4], SIDES[number // 4]
-        Image.new("RGB", (8, 8), (30 * number, 255 - 30 * number, 90)).save(tmp_path / "images" / f"{number}.png")
+        Image.new("RGB", (8, 8), (30 * number, 255 - 30 * number, 90)).save(folder / "images" / f"{number}.png")
         dialogue = [
             ("what organ is shown", f"{side} {organ}"),
             (f"is there a mass in the {side} {organ}", ("yes", "no")[number % 2]),
@@ -33,7 +37,7 @@ def data_file(tmp_path):
                 for role, text in (("human", question), ("gpt", prefix + answer))
             ]
         rows.append(entry)
-    path = tmp_path / "data.json"
+    path = folder / "data.json"
     path.write_text(json.dumps(rows))
     return path
 

@@ -1,8 +1,4 @@
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +8,6 @@ from logramed.node_features_logramed import GRANULARITIES
 from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES, AlignmentObjective, GradientEstimator
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.data.turns import with_turns
 from logramed.trainer.trainer import (
     AlignmentRecorder,
     LoGraMedTrainer,
@@ -120,62 +115,6 @@ def test_gradient_grows_with_the_weight(tmp_path, rows):
         for weight in (0.0, 1.0, 2.0)
     ]
     torch.testing.assert_close(steps[2] - steps[0], 2 * (steps[1] - steps[0]), rtol=1e-3, atol=1e-5)
-
-
-def uneven_turns(rows):
-    """`rows` of which every other one has one turn instead of two."""
-    return rows.map(lambda row, index: with_turns(row, [0]) if index % 2 else row, with_indices=True)
-
-
-TWO_PROCESSES = """
-import sys, torch
-from pathlib import Path
-from logramed.trainer.data import load_training_rows
-from tests.trainer.test_trainer import one_step, weights, logged, uneven_turns
-rows = load_training_rows(sys.argv[1]).dataset
-dealt = rows.select([int(index) for index in sys.argv[3].split(",")])
-trainer = one_step(
-    Path(sys.argv[2]), dealt, eval_dataset=uneven_turns(rows), alignment_weight=1.0, alignment_granularity=sys.argv[4],
-    train_sampling_strategy="sequential", per_device_train_batch_size=4, per_device_eval_batch_size=1,
-)
-found = weights(trainer)
-recalls = [value for name, value in trainer.evaluate().items() if "recall" in name]
-if trainer.is_world_process_zero():
-    torch.save((found, logged(trainer, "alignment_loss"), recalls), Path(sys.argv[2]) / "result.pt")
-trainer.accelerator.wait_for_everyone()
-trainer.accelerator.end_training()
-"""
-
-
-@pytest.mark.parametrize("granularity", ["sample", "turn"])
-def test_two_devices_with_equal_batches_take_the_step_of_one(tmp_path, data_file, rows, granularity):
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    dealt = "0,1,2,3,0,1,2,3"  # batches are dealt out in turn: each process gets samples 0 to 3
-    repository = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "two.py"), str(data_file), str(tmp_path), dealt, granularity],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found, alignment_loss, recalls = torch.load(tmp_path / "result.pt")
-    one = one_step(
-        tmp_path,
-        rows.select([0, 1, 2, 3]),
-        eval_dataset=uneven_turns(rows),
-        alignment_weight=1.0,
-        alignment_granularity=granularity,
-        train_sampling_strategy="sequential",
-    )
-    assert alignment_loss == pytest.approx(logged(one, "alignment_loss"), rel=1e-4)
-    torch.testing.assert_close(found, weights(one), rtol=1e-4, atol=1e-5)
-    # The processes' batches differ in their number of turns: nodes are gathered for all that.
-    assert recalls == pytest.approx([value for name, value in one.evaluate().items() if "recall" in name])
 
 
 OBJECTIVES = [{"alignment_loss": loss} for loss in LOSSES if loss != "none"]
@@ -481,26 +420,6 @@ def test_extra_nodes_join_those_of_the_batch_in_the_objective(with_gradient):
     assert all((values.grad is not None) == with_gradient for values in stored.values())
 
 
-def test_the_trainer_gives_extra_nodes_to_training_and_not_to_evaluation(tmp_path, rows):
-    calls = []
-    trainer = LoGraMedTrainer(
-        small_model(),
-        arguments(tmp_path, max_steps=2, alignment_granularity="turn"),
-        processing_class=tiny_processor(),
-        train_dataset=rows,
-        eval_dataset=rows,
-    )
-
-    def twice(nodes, groups):
-        calls.append((len(groups), {name: tuple(values.shape) for name, values in nodes.items()}))
-        return {name: torch.cat([values, values.detach()]) for name, values in nodes.items()}, groups.repeat(2)
-
-    trainer.extra_nodes = twice
-    trainer.train()
-    trainer.evaluate()
-    assert calls == [(8, dict.fromkeys(("image", "answer", "extended"), (8, 32)))] * 2
-
-
 def test_recorder_keeps_attention_only_when_asked():
     attention = {"regions": torch.rand(2, 4, requires_grad=True)}
     features = {"image": torch.ones(2, 3)}
@@ -594,6 +513,7 @@ def test_lora_adapter_carries_graph_network_and_projector(tmp_path, rows):
             "`alignment_granularity='span'` needs `use_extended_answers`",
         ),
         ({"max_validation_questions": -1}, "`max_validation_questions` must not be negative; got -1"),
+        ({"alignment_memory": -1}, "`alignment_memory` must not be negative; got -1"),
     ],
 )
 def test_arguments_refuse_values_that_make_no_sense(tmp_path, values, words):

@@ -1,0 +1,61 @@
+"""What training on several devices needs beside what Trainer and accelerate do."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+
+from logramed.trainer.arguments import LoGraMedTrainingArguments
+
+
+def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> None:
+    """Refuse what an engine for several devices cannot do."""
+    if args.accumulate_graph and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ValueError(
+            "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "
+            "or FSDP2, or `alignment_memory` in its place."
+        )
+    sizes = {
+        name: getattr(accelerator.parallelism_config, name, None) or 1 for name in ("tp_size", "cp_size", "sp_size")
+    }
+    if args.gather_graph and max(sizes.values()) > 1:
+        found = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        raise ValueError(
+            f"`gather_graph` takes every process to have samples of its own, but with {found} several have the same: "
+            "their nodes would be in the graph several times. Use data parallelism alone (DDP, FSDP2)."
+        )
+
+
+def name_existing_units(model: torch.nn.Module) -> None:
+    """
+    Leave only classes of which `model` has a module in its `_no_split_modules`, by which accelerate splits a model for
+    FSDP unless told otherwise: transformers names those of text towers too, and accelerate refuses what is missing.
+    """
+    present = {type(module).__name__ for module in model.modules()}
+    for module in model.modules():
+        names = vars(module).get("_no_split_modules")
+        if names is not None:
+            module._no_split_modules = type(names)(name for name in names if name in present)
+
+
+def gather_language_head(module: torch.nn.Module, args=()) -> None:
+    """
+    Under FSDP2, have the language model's head gathered for the forward pass at hand.
+
+    accelerate makes the head a unit of its own, but TRL's fused head reads its weights without calling it, gathers
+    them by itself, and each process then keeps its own gradient of its shard: no mean over the processes is taken
+    (accelerate 1.15, TRL 1.16). A head that is gathered already is used as it is, and FSDP reduces its gradient.
+    """
+    head = module.get_output_embeddings()
+    if isinstance(head, FSDPModule):
+        head.unshard()
+
+
+def gather_own_weights(model: torch.nn.Module) -> None:
+    """
+    Under FSDP2, gather what belongs to no part of `model` but to the whole, for code that calls its parts one by one:
+    the parts gather their weights themselves.
+    """
+    if isinstance(model, FSDPModule):
+        model.unshard()
+        gather_language_head(model)
