@@ -26,7 +26,7 @@ GROUPS = "groups"
 RETRIEVAL_RANKS = (1, 5)
 
 
-class LoGraMedTrainer(SFTTrainer):
+class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     """
     [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss; with weight 0 it is plain `SFTTrainer`.
 
@@ -96,6 +96,10 @@ class LoGraMedTrainer(SFTTrainer):
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
+        self.stateful["logged_sums"] = LoggedSums(self)
+        self.termination = TerminationCallback()
+        for callback in (LoadStatefulCallback(self.load_stateful), self.termination):
+            self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """`SFTTrainer`'s loss and, in a batch that brings the texts of graph nodes, the weighted alignment loss."""
@@ -125,6 +129,18 @@ class LoGraMedTrainer(SFTTrainer):
         if training and self._step_graph is not None:
             self._step_graph.finish(recorder.loss)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        check_loss(loss, self._metrics["train"], self.state.global_step, inputs, self._tokenizer)
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # there the gradient scaler leaves such a step out, and lowers its scale
+            check_gradient_norm(norm, self.state.global_step)
+        return norm
 
     def get_batch_samples(self, *args, **kwargs):
         """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""

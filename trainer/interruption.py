@@ -1,0 +1,103 @@
+"""Runs that end early: a scheduler's SIGTERM, and losses or gradients that are no numbers."""
+
+import logging
+import signal
+import threading
+
+import torch
+from transformers import TrainerCallback
+
+
+logger = logging.getLogger(__name__)
+
+# What a shell reports of a process that SIGTERM ended.
+TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
+NUM_TOKENS_TOLD = 12
+
+
+class TerminationCallback(TrainerCallback):
+    """
+    On SIGTERM, let the step at hand end, save a checkpoint and stop training; a second SIGTERM changes nothing.
+
+    All processes of a run stop at the same step, as soon as one of them was told to. An evaluation that would be due
+    after that step is left out, since the time that a scheduler gives is short; one at hand is finished first.
+
+    Attributes:
+        terminated (`bool`): Whether training was stopped so.
+    """
+
+    def __init__(self):
+        self.terminated = False
+        self._told = False
+        self._previous = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.terminated = self._told = False
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            self._previous = signal.signal(signal.SIGTERM, self._be_told)
+
+    def _be_told(self, signum, frame):
+        self._told = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self._is_anyone_told(args):
+            return control
+        logger.warning(f"SIGTERM: saving a checkpoint of step {state.global_step}, then stopping.")
+        self.terminated = True
+        control.should_save = control.should_training_stop = True
+        control.should_evaluate = False
+        return control
+
+    def _is_anyone_told(self, args) -> bool:
+        if args.world_size == 1:
+            return self._told
+        told = torch.tensor(int(self._told), device=args.device)
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+        return bool(told)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
+
+
+def check_loss(
+    loss: torch.Tensor, metrics: dict[str, list[float]], step: int, inputs: dict[str, torch.Tensor], tokenizer
+) -> None:
+    """
+    Refuse a loss that is no finite number, before it reaches the weights.
+
+    Args:
+        loss (`torch.Tensor`, scalar): Of one micro-batch.
+        metrics (`dict[str, list[float]]`): What was logged of it, the last value of each being its own.
+        step (`int`): Optimizer steps taken so far.
+        inputs (`dict[str, torch.Tensor]`): The micro-batch, with `labels` `(batch_size, sequence_length)`.
+        tokenizer: Reads its answers.
+
+    Raises:
+        FloatingPointError: Naming the step, the part of the loss and the samples, by the beginnings of their answers.
+    """
+    if torch.isfinite(loss):
+        return
+    parts = {name: metrics[name][-1] for name in ("language_modeling_loss", "alignment_loss") if metrics.get(name)}
+    values = ", ".join(f"`{name}` is {value:g}" for name, value in parts.items()) or f"`loss` is {loss.item():g}"
+    answers = [tokenizer.decode(row[row >= 0][:NUM_TOKENS_TOLD], skip_special_tokens=True) for row in inputs["labels"]]
+    raise FloatingPointError(
+        f"The loss of step {step + 1} is not finite: {values}. Its micro-batch has the answers "
+        f"{', '.join(map(repr, answers))}. The weights were not changed by it. A lower `learning_rate` or "
+        "`max_grad_norm`, or `bf16` in place of `fp16`, may help; look at these samples too."
+    )
+
+
+def check_gradient_norm(norm: torch.Tensor | float | None, step: int) -> None:
+    """
+    Refuse gradients that are not finite, before they reach the weights.
+
+    Raises:
+        FloatingPointError: Naming the step.
+    """
+    if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
+        raise FloatingPointError(
+            f"The gradient norm of step {step + 1} is {float(norm):g}, though its loss is finite. The weights were "
+            "not changed by it. A lower `learning_rate` or `bf16` in place of `fp16` may help."
+        )
