@@ -55,7 +55,8 @@ class TerminationCallback(TrainerCallback):
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
         return bool(told)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def restore(self) -> None:
+        """Leave SIGTERM to whatever handled it before training."""
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None

@@ -5,6 +5,7 @@ A recipe is a YAML file of arguments; the command line overrides it. `--help` li
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -18,10 +19,19 @@ from trl import TrlParser
 from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import new_model
+from logramed.trainer.checkpoints import choose_checkpoint, list_checkpoints
 from logramed.trainer.curves import plot_curves
-from logramed.trainer.data import hold_out_turns, load_training_rows, questions_of_rows, shuffle_turns
+from logramed.trainer.data import (
+    SetEpochCallback,
+    TurnShuffler,
+    hold_out_turns,
+    load_training_rows,
+    questions_of_rows,
+)
 from logramed.trainer.data.subsets import select_listed
+from logramed.trainer.interruption import TERMINATED_EXIT_CODE
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
+from logramed.trainer.provenance import record_run
 from logramed.trainer.trainer import LoGraMedTrainer
 
 
@@ -30,13 +40,27 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    train_rows, validation_rows = load_rows(data_arguments, training_arguments)
-    first_rows = load_first_stage(data_arguments, training_arguments)
+    fingerprints: dict[str, str] = {}
+    train_rows, validation_rows = load_rows(data_arguments, training_arguments, fingerprints)
+    first_rows = load_first_stage(data_arguments, training_arguments, fingerprints)
+    checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
+    if training_arguments.process_index == 0:
+        record_run(
+            training_arguments.output_dir,
+            [model_arguments, data_arguments, training_arguments],
+            fingerprints,
+            checkpoint,
+        )
     model, processor = load_model(model_arguments, chain(train_rows, first_rows), training_arguments.seed)
-    if first_rows and not training_arguments.resume_from_checkpoint:
-        train_first_stage(model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs)
-    if data_arguments.shuffle_turns:
-        train_rows = train_rows.with_transform(shuffle_turns)
+    if first_rows and checkpoint is None:
+        first_trainer = train_first_stage(
+            model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs
+        )
+        if first_trainer.termination.terminated:
+            return leave_after_termination(first_trainer)
+    shuffler = TurnShuffler(training_arguments.seed) if data_arguments.shuffle_turns else None
+    if shuffler is not None:
+        train_rows = train_rows.with_transform(shuffler)
     trainer = LoGraMedTrainer(
         model,
         training_arguments,
@@ -45,8 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         eval_dataset=validation_rows,
         validation_questions=questions_of_rows(validation_rows or []),
     )
+    if shuffler is not None:
+        trainer.add_callback(SetEpochCallback(shuffler))
     show_progress(trainer)
-    result = trainer.train(resume_from_checkpoint=training_arguments.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.termination.terminated:
+        return leave_after_termination(trainer)
     trainer.save_model()
     log_history = list(trainer.state.log_history)  # without the evaluation of the model that is kept
     metrics = dict(result.metrics)
@@ -54,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics |= trainer.evaluate()
     if trainer.is_world_process_zero():
         write_results(trainer, metrics, log_history)
+        for folder in list_checkpoints(first_stage_folder(training_arguments)):
+            shutil.rmtree(folder)
     trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still works
     trainer.accelerator.end_training()
     return 0
@@ -84,21 +114,24 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"There is no recipe {name}. Give the path of a YAML file, or one of {known}.")
 
 
-def load_rows(data: DataArguments, training: LoGraMedTrainingArguments) -> tuple[Dataset, Dataset | None]:
-    """Training and validation rows."""
+def load_rows(
+    data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str] | None = None
+) -> tuple[Dataset, Dataset | None]:
+    """Training and validation rows; `fingerprints`, where given, gets that of each source."""
     require_extended = training.alignment_weight > 0 and training.use_extended_answers
     rows = load_and_list_skipped(
         data.train_data,
         "",
         data,
         training,
+        fingerprints,
         train_ids=data.train_ids,
         extended=data.extended_data,
         require_extended=require_extended,
     )
     if data.validation_data is not None:
         return rows, load_and_list_skipped(
-            data.validation_data, "_validation", data, training, require_extended=require_extended
+            data.validation_data, "_validation", data, training, fingerprints, require_extended=require_extended
         )
     if data.validation_share:
         train, validation = hold_out_turns(list(rows), data.validation_share, training.seed)
@@ -106,11 +139,15 @@ def load_rows(data: DataArguments, training: LoGraMedTrainingArguments) -> tuple
     return rows, None
 
 
-def load_first_stage(data: DataArguments, training: LoGraMedTrainingArguments) -> Dataset | tuple[()]:
+def load_first_stage(
+    data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str] | None = None
+) -> Dataset | tuple[()]:
     """The rows of the first stage, if there is one; they need no extended answers."""
     if data.first_stage_data is None:
         return ()
-    return load_and_list_skipped(data.first_stage_data, "_first_stage", data, training, require_extended=False)
+    return load_and_list_skipped(
+        data.first_stage_data, "_first_stage", data, training, fingerprints, require_extended=False
+    )
 
 
 def load_and_list_skipped(
@@ -118,11 +155,14 @@ def load_and_list_skipped(
     suffix: str,
     data: DataArguments,
     training: LoGraMedTrainingArguments,
+    fingerprints: dict[str, str] | None = None,
     train_ids: str | None = None,
     **options,
 ) -> Dataset:
     """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
     rows = load_training_rows(source, image_folder=data.image_folder, on_bad_row=data.on_bad_row, **options)
+    if fingerprints is not None:
+        fingerprints[source] = rows.fingerprint
     if rows.skipped:
         path = Path(training.output_dir) / f"skipped_rows{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,20 +177,47 @@ def train_first_stage(
     rows: Dataset,
     training: LoGraMedTrainingArguments,
     num_epochs: float,
-) -> None:
-    """Train `model` on `rows` with the language-modeling loss alone, then leave it to the second stage."""
+) -> LoGraMedTrainer:
+    """
+    Train `model` on `rows` with the language-modeling loss alone, then leave it to the second stage.
+
+    Checkpoints are saved as the second stage's are, the last one alone, in a folder of their own, until the run ends;
+    a run that is to be resumed, and has none of the second stage, goes on from there.
+    """
     arguments = replace(
         training,
+        output_dir=str(first_stage_folder(training)),
         num_train_epochs=num_epochs,
         alignment_weight=0.0,
         eval_strategy="no",
-        save_strategy="no",
+        save_strategy="epoch" if training.save_strategy == "best" else training.save_strategy,
+        save_total_limit=1,
         load_best_model_at_end=False,
         push_to_hub=False,
     )
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     trainer = LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     show_progress(trainer)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=bool(training.resume_from_checkpoint))
+    for name, weight in model.named_parameters():  # without alignment the graph network was frozen
+        weight.requires_grad_(trained[name])
+    return trainer
+
+
+def first_stage_folder(training: LoGraMedTrainingArguments) -> Path:
+    return Path(training.output_dir) / "first_stage"
+
+
+def leave_after_termination(trainer: LoGraMedTrainer) -> int:
+    """Say where a run that SIGTERM ended goes on from; the exit code."""
+    if trainer.is_world_process_zero():
+        print(
+            f"\nStopped by SIGTERM after step {trainer.state.global_step}, which is saved in "
+            f"{trainer.args.output_dir}. The same command with `--resume_from_checkpoint true` goes on from there."
+        )
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return TERMINATED_EXIT_CODE
 
 
 def show_progress(trainer: LoGraMedTrainer) -> None:

@@ -13,10 +13,12 @@ from trl import SFTTrainer
 from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
+from logramed.trainer.checkpoints import LoadStatefulCallback, LoggedSums, WholeCheckpoints
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.devices import check_engine, gather_language_head, gather_own_weights, name_existing_units
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
+from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
 from logramed.trainer.unused_weights import freeze_unused_weights
 from logramed.trainer.validation import score_answers
 
@@ -129,6 +131,16 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if training and self._step_graph is not None:
             self._step_graph.finish(recorder.loss)
         return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args, **kwargs):
+        """As `WholeCheckpoints`'s; an error is told its step, and SIGTERM has its former handler back in the end."""
+        try:
+            return super().train(*args, **kwargs)
+        except BaseException as error:
+            error.add_note(f"{self.state.global_step} steps of training had been taken.")
+            raise
+        finally:
+            self.termination.restore()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""

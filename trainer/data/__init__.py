@@ -2,14 +2,15 @@
 
 from .rows import RowError, TrainingRows
 from .sources import load_training_rows
-from .turns import hold_out_turns, questions_of_rows, shuffle_turns
+from .turns import SetEpochCallback, TurnShuffler, hold_out_turns, questions_of_rows
 
 
 __all__ = [
     "RowError",
+    "SetEpochCallback",
     "TrainingRows",
+    "TurnShuffler",
     "hold_out_turns",
     "load_training_rows",
     "questions_of_rows",
-    "shuffle_turns",
 ]

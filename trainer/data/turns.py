@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 import torch
+from transformers import TrainerCallback
 
 
 def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
@@ -92,19 +93,43 @@ def read_text(message: dict) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
-def shuffle_turns(rows: dict[str, list]) -> dict[str, list]:
+class TurnShuffler:
     """
-    Put the turns of each row in a random order, drawn from PyTorch's global generator: for `Dataset.with_transform`,
-    where the turns of a conversation are questions that do not build on each other.
+    Puts the turns of each row in another order each epoch: for `Dataset.with_transform`, where the turns of a
+    conversation are questions that do not build on each other.
+
+    The order of a row depends on the seed, the epoch and the row's id alone, so that a resumed run, or one with data
+    workers, sees what any other does.
 
     Args:
-        rows (`dict[str, list]`): A batch of training rows by column, as `datasets` gives it to a transform.
+        seed (`int`): Of all orders.
 
-    Returns:
-        `dict[str, list]`: the same columns.
+    Calling it with a batch of training rows by column, as `datasets` gives it to a transform, returns the same columns.
     """
-    shuffled = []
-    for values in zip(*rows.values(), strict=True):
-        row = dict(zip(rows, values, strict=True))
-        shuffled.append(with_turns(row, torch.randperm(count_turns(row)).tolist()))
-    return {name: [row[name] for row in shuffled] for name in rows}
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers live longer than an epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        shuffled = []
+        for values in zip(*rows.values(), strict=True):
+            row = dict(zip(rows, values, strict=True))
+            generator = random.Random(f"{self.seed} {int(self._epoch)} {row['id']}")
+            order = list(range(count_turns(row)))
+            generator.shuffle(order)
+            shuffled.append(with_turns(row, order))
+        return {name: [row[name] for row in shuffled] for name in rows}
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells a `TurnShuffler` which epoch it is."""
+
+    def __init__(self, shuffler: TurnShuffler):
+        self.shuffler = shuffler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.shuffler.set_epoch(int(state.epoch or 0))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from logramed.trainer.data import hold_out_turns, questions_of_rows, shuffle_turns
+from logramed.trainer.data import TurnShuffler, hold_out_turns, questions_of_rows
 
 
 def row(name, num_turns, extended=True):
@@ -66,11 +66,13 @@ def test_each_turn_becomes_a_question_closed_if_answered_yes_or_no():
 
 
 def test_shuffled_turns_keep_question_answer_and_extension_together():
-    rows = Dataset.from_list([row("a", 4), row("c", 3)]).with_transform(shuffle_turns)
-    torch.manual_seed(0)
+    shuffler = TurnShuffler(seed=0)
+    rows = Dataset.from_list([row("a", 4), row("c", 3)]).with_transform(shuffler)
     orders = set()
-    for _ in range(10):
+    for epoch in range(10):
+        shuffler.set_epoch(epoch)
         seen = rows[0]
+        assert rows[0] == seen  # whatever else was drawn meanwhile
         texts = [next(part["text"] for part in m["content"] if part["type"] == "text") for m in seen["messages"]]
         order = [text.removeprefix("answer a") for text in texts[1::2]]
         assert texts[0::2] == [f"question {turn}" for turn in order]

@@ -1,0 +1,275 @@
+"""Checkpoints, resuming and early ends of runs; `tests/benchmarks/kill_resume.py` is the long form."""
+
+import errno
+import json
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from logramed.trainer import checkpoints, train
+from logramed.trainer.checkpoints import (
+    CheckpointError,
+    choose_checkpoint,
+    find_damage,
+    find_last_checkpoint,
+    put_in_place,
+)
+from logramed.trainer.interruption import check_gradient_norm, check_loss
+from tests.benchmarks import kill_resume
+from tests.tiny import tiny_processor
+from tests.trainer.test_trainer import LoGraMedTrainer, arguments, small_model
+
+
+def trainer_for(folder, rows, **values):
+    defaults = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    return LoGraMedTrainer(
+        small_model(), arguments(folder, **{**defaults, **values}), processing_class=tiny_processor(), train_dataset=rows
+    )
+
+
+def write_checkpoint(folder, step, text="weights"):
+    staged = folder / "unfinished" / f"checkpoint-{step}"
+    staged.mkdir(parents=True)
+    (staged / "model.bin").write_text(text)
+    put_in_place(staged, folder / staged.name)
+    return folder / staged.name
+
+
+def test_killed_runs_end_with_the_figures_and_weights_of_the_undisturbed_run(tmp_path):
+    lines = list(kill_resume.compare_runs(tmp_path, num_runs=1, num_kills=2, seed=1))
+    assert lines[-1] == "\n1 of 1 runs equal the undisturbed one, bit for bit."
+
+
+def test_checkpoint_is_as_it_was_written_and_names_what_is_not(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 2)
+    assert find_damage(checkpoint) is None
+    (checkpoint / "model.bin").write_text("Weights")
+    assert "model.bin has another content" in find_damage(checkpoint)
+    (checkpoint / "model.bin").write_text("w")
+    assert "model.bin has 1 bytes where 7 were written" in find_damage(checkpoint)
+    (checkpoint / "model.bin").unlink()
+    assert "model.bin is missing" in find_damage(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    assert "no manifest.json" in find_damage(checkpoint)
+
+
+def test_the_last_good_checkpoint_is_found_past_damaged_ones(tmp_path, caplog):
+    good = write_checkpoint(tmp_path, 9)
+    damaged = write_checkpoint(tmp_path, 10)
+    (damaged / "model.bin").write_text("?")
+    assert find_last_checkpoint(tmp_path) == good
+    assert "checkpoint-10 is passed over: its file model.bin" in caplog.text
+    with pytest.raises(CheckpointError, match=r"checkpoint-10 is damaged: its file model\.bin"):
+        choose_checkpoint(str(damaged), tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        choose_checkpoint(str(tmp_path / "other"), tmp_path)
+
+
+def test_resuming_without_any_checkpoint_starts_from_the_beginning_and_says_so(tmp_path, caplog):
+    assert choose_checkpoint("true", tmp_path) is None
+    assert "training starts from the beginning" in caplog.text
+    assert choose_checkpoint("false", tmp_path) is None
+    assert choose_checkpoint(None, tmp_path) is None
+
+
+def test_checkpoints_of_a_run_are_whole_and_as_many_as_were_asked_for(tmp_path, rows):
+    trainer = trainer_for(tmp_path, rows, save_total_limit=2)
+    trainer.train()
+    found = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert found == ["checkpoint-2", "checkpoint-3"]
+    assert all(find_damage(tmp_path / "run" / name) is None for name in found)
+    assert not any((tmp_path / "run" / "unfinished").glob("*"))
+
+
+def test_best_checkpoint_is_named_by_its_final_place(tmp_path, rows):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "learning_rate": 0.0}
+    trainer = LoGraMedTrainer(
+        small_model(),
+        arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=2, **options),
+        processing_class=tiny_processor(),
+        train_dataset=rows,
+        eval_dataset=rows,
+    )
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert os.path.samefile(best, tmp_path / "run" / "checkpoint-1")
+    state = json.loads((tmp_path / "run" / "checkpoint-1" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == best
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path, rows, monkeypatch):
+    trainer, save = trainer_for(tmp_path, rows), torch.save
+
+    def fill_disk(content, path, *args, **kwargs):
+        if "checkpoint-2" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(content, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", fill_disk)
+    with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*No space left on device") as error:
+        trainer.train()
+    assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoint-1'}" in error.value.__notes__[0]
+    assert [path.name for path in (tmp_path / "run").glob("**/checkpoint-*")] == ["checkpoint-1"]
+
+
+class SpoilWeights(TrainerCallback):
+    """Makes a weight infinite after the first step."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            control.should_save = True
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1:
+            with torch.no_grad():
+                model.model.language_model.norm.weight.fill_(torch.inf)
+
+
+def test_a_loss_that_is_no_number_names_step_and_samples_and_the_last_checkpoint(tmp_path, rows):
+    trainer = trainer_for(tmp_path, rows, alignment_weight=0.0)
+    trainer.add_callback(SpoilWeights())
+    words = r"loss of step 2 is not finite: `loss` is nan.*answers '.*(lung|liver|heart|brain)"
+    with pytest.raises(FloatingPointError, match=words) as error:
+        trainer.train()
+    assert "checkpoint-1. Once the cause is mended" in error.value.__notes__[0]
+
+
+def test_nodes_that_are_no_numbers_name_the_modality_the_step_and_the_last_checkpoint(tmp_path, rows):
+    trainer = trainer_for(tmp_path, rows)
+    trainer.add_callback(SpoilWeights())
+    with pytest.raises(ValueError, match="The answer features hold NaN or infinity") as error:
+        trainer.train()
+    assert "checkpoint-1. Once the cause is mended" in error.value.__notes__[0]
+    assert error.value.__notes__[1] == "1 steps of training had been taken."
+
+
+def test_the_part_of_a_loss_that_is_not_finite_is_named():
+    metrics = {"language_modeling_loss": [1.0, 2.0], "alignment_loss": [0.5, float("inf")]}
+    inputs = {"labels": torch.tensor([[-100, 7, 8]])}
+    with pytest.raises(FloatingPointError, match="`language_modeling_loss` is 2, `alignment_loss` is inf"):
+        check_loss(torch.tensor(torch.inf), metrics, 3, inputs, tiny_processor().tokenizer)
+
+
+def test_gradients_that_are_no_numbers_are_refused():
+    check_gradient_norm(torch.tensor(3.0), 4)
+    with pytest.raises(FloatingPointError, match="gradient norm of step 5 is inf"):
+        check_gradient_norm(torch.tensor(torch.inf), 4)
+
+
+def test_a_broken_image_in_the_middle_names_the_row_and_the_last_checkpoint(tmp_path, rows):
+    broken = tmp_path / "images" / "5.png"
+    broken.write_bytes(b"no image")
+    trainer = trainer_for(tmp_path, rows, per_device_train_batch_size=1, max_steps=8)
+    trainer.args.train_sampling_strategy = "sequential"
+    with pytest.raises(ValueError, match=r"'5'.*5\.png") as error:
+        trainer.train()
+    assert "The last good checkpoint is" in error.value.__notes__[0]
+
+
+class KillWorker:
+    """A data collator whose process dies with the fourth batch."""
+
+    def __init__(self, collator):
+        self.collator, self.num_batches = collator, 0
+
+    def __call__(self, samples):
+        self.num_batches += 1
+        if self.num_batches == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.collator(samples)
+
+
+def test_a_dead_data_worker_is_named_with_the_last_checkpoint(tmp_path, rows):
+    trainer = trainer_for(tmp_path, rows, per_device_train_batch_size=1, max_steps=8, dataloader_num_workers=1)
+    trainer.data_collator = KillWorker(trainer.data_collator)
+    with pytest.raises(RuntimeError, match="DataLoader worker .* (killed by signal|exited unexpectedly)") as error:
+        trainer.train()
+    assert "checkpoint" in error.value.__notes__[0]
+
+
+def test_sigterm_saves_the_step_at_hand_and_leaves_with_its_own_code(tmp_path, data_file, capsys):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    options = [str(recipe), "--save_steps", "1000", "--max_steps", "300", "--eval_strategy", "no"]
+
+    def terminate_soon():
+        while threading.main_thread().is_alive() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate_soon)
+    thread.start()
+    code = train.main(options)
+    thread.join()
+    assert code == 143
+    assert "Stopped by SIGTERM after step" in capsys.readouterr().out
+    [saved] = (tmp_path / "run" / "model").glob("**/checkpoint-*")
+    assert find_damage(saved) is None
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert train.main([*options, "--max_steps", "20", "--resume_from_checkpoint", "true"]) == 0
+
+
+def test_a_resumed_run_trains_the_graph_network_that_the_first_stage_left_alone(tmp_path, data_file):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    kept = []
+    original = train.load_model
+
+    def keep(*args):
+        kept.append(original(*args))
+        return kept[-1]
+
+    train.load_model = keep
+    try:
+        train.main([str(recipe), "--max_steps", "2", "--eval_strategy", "no"])
+    finally:
+        train.load_model = original
+    model = kept[0][0]
+    assert all(weight.requires_grad for name, weight in model.named_parameters() if "graph_network" in name)
+
+
+def test_run_record_says_what_made_the_run_and_refuses_other_data(tmp_path, data_file, caplog):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    options = [str(recipe), "--max_steps", "2", "--eval_strategy", "no"]
+    train.main(options)
+    record = json.loads((tmp_path / "run" / "model" / "run.json").read_text())
+    [start] = record["starts"]
+    assert start["arguments"]["seed"] == 5
+    assert start["packages"]["torch"] == torch.__version__
+    assert len(start["data"][str(data_file)]) == 64
+    assert {"git_revision", "git_changes"} == start["code"].keys()
+    assert start["hardware"]["num_processes"] == 1
+    train.main([*options, "--max_steps", "4", "--resume_from_checkpoint", "true"])
+    assert "`max_steps` 2 -> 4" in caplog.text
+    record = json.loads((tmp_path / "run" / "model" / "run.json").read_text())
+    assert record["starts"][1]["resumed_from"].endswith("checkpoint-2")
+    data_file.write_text(data_file.read_text().replace("what organ is shown", "which organ is shown"))
+    with pytest.raises(ValueError, match=r"data\.json has changed since this run began"):
+        train.main([*options, "--resume_from_checkpoint", "true"])
+
+
+def test_left_overs_of_a_killed_save_are_removed_at_the_next_start(tmp_path, rows):
+    left = tmp_path / "run" / checkpoints.STAGING_FOLDER / "checkpoint-7"
+    left.mkdir(parents=True)
+    trainer_for(tmp_path, rows, max_steps=1).train()
+    assert not left.exists()
+
+
+def test_orders_of_turns_need_no_global_randomness():
+    state = random.getstate()
+    shuffler = train.TurnShuffler(3)
+    rows = {"id": ["a"], "images": [[]], "messages": [[]], "extended_answers": [None]}
+    assert shuffler({**rows, "messages": [TURNS]}) == shuffler({**rows, "messages": [TURNS]})
+    assert random.getstate() == state
+
+
+TURNS = [
+    {"role": role, "content": [{"type": "text", "text": f"{role} {number}"}]}
+    for number in range(6)
+    for role in ("user", "assistant")
+]

@@ -1,0 +1,149 @@
+"""What made a run: its arguments, data, code, packages, seeds and hardware, in `run.json` beside the model."""
+
+import dataclasses
+import json
+import logging
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from logramed.eval.files import write_json
+
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "run.json"
+PACKAGES = (
+    "logramed",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "bitsandbytes",
+    "deepspeed",
+    "numba",
+    "numpy",
+    "pillow",
+)
+# Arguments that say where and how a run is shown and kept, not what comes out of it.
+WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report_to", "run_name", "push_to_hub")
+
+
+def record_run(
+    output_dir: str | Path, arguments: list[Any], fingerprints: dict[str, str], checkpoint: str | None
+) -> Path:
+    """
+    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a checkpoint it begins anew.
+
+    Args:
+        output_dir (`str` or `Path`): Where the run writes.
+        arguments (`list`): Dataclasses of arguments.
+        fingerprints (`dict[str, str]`): That of each source of data (see `TrainingRows`).
+        checkpoint (`str`, *optional*): What the run is resumed from.
+
+    Returns:
+        `Path`: of the file.
+
+    Raises:
+        ValueError: If a run is resumed with other data than it began with. Other arguments are a warning.
+    """
+    path = Path(output_dir) / RECORD_NAME
+    start = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "resumed_from": checkpoint,
+        "arguments": describe_arguments(arguments),
+        "data": fingerprints,
+        "code": describe_code(),
+        "packages": describe_packages(),
+        "hardware": describe_hardware(),
+    }
+    starts = []
+    if checkpoint is not None and path.is_file():
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        compare_with_last_start(starts[-1], start)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_json(path, {"starts": [*starts, start]})
+
+
+def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None:
+    """Refuse other data, and warn of other arguments and code (see `record_run`)."""
+    for source, fingerprint in start["data"].items():
+        if last["data"].get(source, fingerprint) != fingerprint:
+            raise ValueError(
+                f"{source} has changed since this run began: its fingerprint is {fingerprint[:12]}, and was "
+                f"{last['data'][source][:12]}. Resume with the data as it was, or start a new run with another "
+                "`output_dir`, from this one's model if wanted."
+            )
+    names = sorted(last["arguments"].keys() | start["arguments"].keys())
+    changed = [
+        f"`{name}` {last['arguments'].get(name)!r} -> {start['arguments'].get(name)!r}"
+        for name in names
+        if name not in WITHOUT_EFFECT and last["arguments"].get(name) != start["arguments"].get(name)
+    ]
+    changed += [
+        f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]
+    ]
+    if changed:
+        logger.warning(f"The run goes on with other settings than it had: {'; '.join(changed)}.")
+
+
+def describe_arguments(arguments: list[Any]) -> dict[str, Any]:
+    """All arguments by name, as JSON has them, without secrets."""
+    described = {}
+    for group in arguments:
+        values = group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
+        described |= {name: value for name, value in values.items() if not name.endswith("token")}
+    return json.loads(json.dumps(described, default=str))
+
+
+def describe_code() -> dict[str, Any]:
+    """The git revision of this package's folder, and whether files differ from it; None where it is no checkout."""
+    folder = Path(__file__).parent
+    revision = _ask_git(folder, "rev-parse", "HEAD")
+    changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"git_revision": revision, "git_changes": None if changes is None else bool(changes)}
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    try:
+        asked = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return asked.stdout.strip() if asked.returncode == 0 else None
+
+
+def describe_packages() -> dict[str, str]:
+    """Versions of the packages that training goes through, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Processor, memory, accelerators, and the number of processes of the run."""
+    accelerators = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "num_cpu_cores": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "accelerators": accelerators,
+        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
