@@ -101,6 +101,13 @@ class DataArguments:
             "build on each other: each is then also learned as the first, as an evaluation asks it."
         },
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read `train_data` as it is needed, from JSON lines, WebDataset shards or a Hub id, never all of "
+            "it at once. Needs `max_steps`."
+        },
+    )
     on_bad_row: str = field(
         default="raise",
         metadata={
@@ -121,6 +128,11 @@ class DataArguments:
             raise ValueError(f"`validation_share` is a share from 0 to below 1; got {self.validation_share}.")
         if self.validation_data is not None and self.validation_share:
             raise ValueError("`validation_data` is given, so `validation_share` must be 0.")
+        if self.streaming:
+            wanted = ("extended_data", "first_stage_data", "train_ids", "validation_share", "shuffle_turns")
+            refused = [name for name in wanted if getattr(self, name)]
+            if refused:
+                raise ValueError(f"A stream (`streaming`) cannot have `{refused[0]}`, which needs all rows at hand.")
 
 
 @dataclass

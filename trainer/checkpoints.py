@@ -62,7 +62,7 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()  # all have looked before one of them clears away
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
-        self._resumed_from = checkpoint
+        self._resumed_from, self._randomness_restored = checkpoint, False
         with announce_last_checkpoint(self.args.output_dir):
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -119,6 +119,15 @@ class WholeCheckpoints:
             self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+
+    def restore_randomness(self) -> None:
+        """
+        The first time after a start, the random states of the checkpoint. `Trainer` sets them once it has skipped the
+        batches of a checkpoint; where the data skip those themselves (`ignore_data_skip`), before the first is read.
+        """
+        if self.args.ignore_data_skip and not self._randomness_restored:
+            self._load_rng_state(self._resumed_from)
+        self._randomness_restored = True
 
     def load_stateful(self) -> None:
         """What `stateful` was in the checkpoint that is resumed from; nothing where there is none."""
@@ -177,6 +186,8 @@ def put_in_place(staged: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(final)
     staged.rename(final)
+    if not any(staged.parent.iterdir()):
+        staged.parent.rmdir()
     _force_to_disk(final.parent)
 
 

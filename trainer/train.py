@@ -9,11 +9,12 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
-from datasets import Dataset
-from transformers import AutoProcessor, ProgressCallback
+from datasets import Dataset, IterableDataset
+from transformers import AutoProcessor, ProgressCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser
 
 from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
@@ -22,6 +23,7 @@ from logramed.trainer.build_model import new_model
 from logramed.trainer.checkpoints import choose_checkpoint, list_checkpoints
 from logramed.trainer.curves import plot_curves
 from logramed.trainer.data import (
+    RowStream,
     SetEpochCallback,
     TurnShuffler,
     hold_out_turns,
@@ -36,14 +38,22 @@ from logramed.trainer.trainer import LoGraMedTrainer
 
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+# Rows of a stream that a new tokenizer is trained on.
+NUM_TOKENIZER_ROWS = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     fingerprints: dict[str, str] = {}
-    train_rows, validation_rows = load_rows(data_arguments, training_arguments, fingerprints)
-    first_rows = load_first_stage(data_arguments, training_arguments, fingerprints)
     checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
+    if data_arguments.streaming:
+        stream, validation_rows = open_rows(data_arguments, training_arguments, checkpoint)
+        train_rows = stream.as_dataset()
+        text_rows = (row for _, row in islice(stream.read_once(), NUM_TOKENIZER_ROWS))
+    else:
+        train_rows, validation_rows = load_rows(data_arguments, training_arguments, fingerprints)
+        text_rows = train_rows
+    first_rows = load_first_stage(data_arguments, training_arguments, fingerprints)
     if training_arguments.process_index == 0:
         record_run(
             training_arguments.output_dir,
@@ -51,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fingerprints,
             checkpoint,
         )
-    model, processor = load_model(model_arguments, chain(train_rows, first_rows), training_arguments.seed)
+    model, processor = load_model(model_arguments, chain(text_rows, first_rows), training_arguments.seed)
     if first_rows and checkpoint is None:
         first_trainer = train_first_stage(
             model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs
@@ -137,6 +147,39 @@ def load_rows(
         train, validation = hold_out_turns(list(rows), data.validation_share, training.seed)
         return Dataset.from_list(train), Dataset.from_list(validation)
     return rows, None
+
+
+def open_rows(
+    data: DataArguments, training: LoGraMedTrainingArguments, checkpoint: str | None
+) -> tuple[RowStream, Dataset | None]:
+    """
+    A stream of training rows, those left out that the run had had at `checkpoint`, and validation rows.
+
+    Raises:
+        ValueError: If an argument does not go with a stream.
+    """
+    if training.max_steps <= 0:
+        raise ValueError("A stream (`streaming`) has no end, so training needs `max_steps`.")
+    if training.dataloader_num_workers > 1:
+        raise ValueError(
+            f"A stream (`streaming`) needs `dataloader_num_workers` of 0 or 1, got "
+            f"{training.dataloader_num_workers}: more would read every row several times."
+        )
+    require_extended = training.alignment_weight > 0 and training.use_extended_answers
+    num_skipped = 0
+    if checkpoint is not None:
+        batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+        num_skipped = batch_size * TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
+    training.ignore_data_skip = True  # the stream does that itself, without making batches
+    stream = RowStream(
+        data.train_data, data.image_folder, require_extended, data.on_bad_row, training.seed, num_skipped
+    )
+    validation = None
+    if data.validation_data is not None:
+        validation = load_and_list_skipped(
+            data.validation_data, "_validation", data, training, require_extended=require_extended
+        )
+    return stream, validation
 
 
 def load_first_stage(
@@ -255,12 +298,12 @@ def iterate_texts(rows: Iterable[dict]) -> Iterable[str]:
 def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_history: list[dict]) -> None:
     """Write `train_metrics.json` (final figures and the log of every step) and `curves.png`, and say what came out."""
     output = Path(trainer.args.output_dir)
-    state = trainer.state
+    state, rows = trainer.state, trainer.train_dataset
     results = {
         "metrics": metrics,
         "best_checkpoint": {"metric": trainer.args.metric_for_best_model, "value": state.best_metric},
         "num_parameters": trainer.model.num_parameters(),
-        "num_train_samples": len(trainer.train_dataset),
+        "num_train_samples": None if isinstance(rows, IterableDataset) else len(rows),
         "num_validation_questions": len(trainer.validation_questions),
         "log_history": log_history,
     }

@@ -157,6 +157,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def get_batch_samples(self, *args, **kwargs):
         """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""
         micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        self.restore_randomness()
         spans = self.args.accumulate_graph and self.objectives["train"] is not None and len(micro_batches) > 1
         self._step_graph = StepGraph(micro_batches) if spans else None
         return micro_batches, num_items_in_batch

@@ -108,6 +108,9 @@ def compare_runs(folder: Path, num_runs: int, num_kills: int, seed: int):
         num_equal += all(equal)
         places = ", ".join(place for place, _ in kills)
         num_aimed = sum(in_checkpoint for _, in_checkpoint in kills)
+        for before, after in zip(expected[0], figures, strict=False):
+            if before != after:
+                yield f"run {number} logged {after} instead of {before}"
         yield f"| {number} | {places} | {num_aimed} | {' | '.join('yes' if same else 'no' for same in equal)} |"
     yield f"\n{num_equal} of {num_runs} runs equal the undisturbed one, bit for bit."
 

@@ -2,11 +2,13 @@
 
 from .rows import RowError, TrainingRows
 from .sources import load_training_rows
+from .streaming import RowStream
 from .turns import SetEpochCallback, TurnShuffler, hold_out_turns, questions_of_rows
 
 
 __all__ = [
     "RowError",
+    "RowStream",
     "SetEpochCallback",
     "TrainingRows",
     "TurnShuffler",
