@@ -1,4 +1,4 @@
-"""Many short texts in one pass of a language model: packed into rows without padding, kept apart by their positions."""
+"""Many short texts in one pass of a language model: packed without padding, kept apart by their positions."""
 
 import heapq
 from collections.abc import Sequence

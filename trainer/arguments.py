@@ -8,6 +8,7 @@ from trl import SFTConfig
 
 from logramed.node_features_logramed import GRANULARITIES
 from logramed.trainer.alignment import EDGE_MATCHINGS, GRADIENT_ESTIMATORS, LOSSES, TARGETS
+from logramed.trainer.parts import parse_parts
 
 
 @dataclass
@@ -44,11 +45,26 @@ class ModelArguments:
     dtype: str = field(
         default="float32", metadata={"help": "Weights of a loaded model: `auto`, `float32`, `bfloat16` or `float16`."}
     )
-    train: str = field(
-        default="projector,graph,language,vision",
+    train: str | None = field(
+        default=None,
         metadata={
-            "help": "Parts to train, by commas: `projector`, `graph`, `language`, `vision`; the rest is frozen."
+            "help": "Parts to train, by commas: `projector`, `graph`, `language`, `vision`; the rest is frozen. By "
+            "default all, with `use_peft` all but the vision tower."
         },
+    )
+    use_peft: bool = field(
+        default=False,
+        metadata={"help": "Train the language model through LoRA adapters; projector and graph network in full."},
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their scale is this over the rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "Last names of the layers to adapt, such as `q_proj v_proj`; `all-linear` takes them all."},
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Hold the language model in 4 bits (QLoRA); needs `use_peft`."}
     )
 
     def __post_init__(self):
@@ -60,6 +76,11 @@ class ModelArguments:
             raise ValueError(f"`model` names a model that exists, and {' and '.join(new_parts)} a new one: give one.")
         if self.model is None and len(new_parts) < 2:
             raise ValueError("Give `model`, or both `vision_config` and `text_config` for a new model.")
+        parse_parts(self.train, self.use_peft)  # refuses what it cannot be
+        if self.load_in_4bit and (not self.use_peft or self.model is None):
+            raise ValueError(
+                "`load_in_4bit` needs `use_peft`, since weights in 4 bits cannot be trained, and a `model`."
+            )
 
 
 @dataclass

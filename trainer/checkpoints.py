@@ -168,6 +168,7 @@ class LoggedSums:
             "first_step": trainer._initial_global_step,
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
             "num_tokens": int(trainer._total_train_tokens),
+            "training_mode": trainer.model.training,  # after an evaluation it is not, which the last log goes by
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -178,6 +179,7 @@ class LoggedSums:
         trainer._initial_global_step = state["first_step"]
         trainer._metrics["train"].update(state["metrics"])
         trainer._total_train_tokens = state["num_tokens"]
+        trainer.model.train(state["training_mode"])
 
 
 def put_in_place(staged: Path, final: Path) -> None:

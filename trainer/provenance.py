@@ -91,9 +91,7 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
         for name in names
         if name not in WITHOUT_EFFECT and last["arguments"].get(name) != start["arguments"].get(name)
     ]
-    changed += [
-        f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]
-    ]
+    changed += [f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]]
     if changed:
         logger.warning(f"The run goes on with other settings than it had: {'; '.join(changed)}.")
 

@@ -12,8 +12,9 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
+import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoProcessor, ProgressCallback, TrainerState
+from transformers import AutoProcessor, ProgressCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser
 
@@ -32,6 +33,7 @@ from logramed.trainer.data import (
 )
 from logramed.trainer.data.subsets import select_listed
 from logramed.trainer.interruption import TERMINATED_EXIT_CODE
+from logramed.trainer.parts import add_adapters, describe_trained, freeze_parts, parse_parts, quantization
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
 from logramed.trainer.provenance import record_run
 from logramed.trainer.trainer import LoGraMedTrainer
@@ -62,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint,
         )
     model, processor = load_model(model_arguments, chain(text_rows, first_rows), training_arguments.seed)
+    model = choose_trained(model, model_arguments, training_arguments.seed)
+    if training_arguments.process_index == 0:
+        print(describe_trained(model))
     if first_rows and checkpoint is None:
         first_trainer = train_first_stage(
             model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs
@@ -273,7 +278,12 @@ def load_model(
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """The model to train and its processor: the one that `arguments.model` names, or a new one."""
     if arguments.model is not None:
-        model = LoGraMedForConditionalGeneration.from_pretrained(arguments.model, dtype=arguments.dtype)
+        options = {"dtype": arguments.dtype}
+        if arguments.load_in_4bit:
+            options["quantization_config"] = quantization(
+                torch.float32 if arguments.dtype in ("auto", "float32") else getattr(torch, arguments.dtype)
+            )
+        model = LoGraMedForConditionalGeneration.from_pretrained(arguments.model, **options)
         return model, AutoProcessor.from_pretrained(arguments.model)
     return new_model(
         arguments.vision_config,
@@ -283,6 +293,23 @@ def load_model(
         arguments.logramed_config,
         seed,
         arguments.position_embedding_scale,
+    )
+
+
+def choose_trained(model: LoGraMedForConditionalGeneration, arguments: ModelArguments, seed: int) -> torch.nn.Module:
+    """The model, frozen where `arguments` do not train it, and with adapters, drawn with `seed`, if they say so."""
+    parts = parse_parts(arguments.train, arguments.use_peft)
+    if not arguments.use_peft:
+        freeze_parts(model, parts)
+        return model
+    set_seed(seed)
+    return add_adapters(
+        model,
+        parts,
+        arguments.lora_r,
+        arguments.lora_alpha,
+        arguments.lora_dropout,
+        arguments.lora_target_modules,
     )
 
 

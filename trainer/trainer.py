@@ -19,6 +19,7 @@ from logramed.trainer.devices import check_engine, gather_language_head, gather_
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
 from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
+from logramed.trainer.parts import keep_dtypes
 from logramed.trainer.unused_weights import freeze_unused_weights
 from logramed.trainer.validation import score_answers
 
@@ -85,7 +86,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 granularity=args.alignment_granularity,
             )
         args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
+        dtypes = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
         super().__init__(model, args, data_collator=data_collator, **kwargs)
+        keep_dtypes(model, dtypes)
         name_existing_units(self.model)
         self.model.register_forward_pre_hook(gather_language_head)
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)

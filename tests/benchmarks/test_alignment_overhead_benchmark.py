@@ -5,7 +5,7 @@ from tests.benchmarks import alignment_overhead as benchmark
 
 
 def test_the_overhead_benchmark_prints_both_ratios_and_whether_the_aim_was_met(capsys):
-    benchmark.main("--models tiny --batch_size 6 --num_repeats 1".split())
+    benchmark.main(["--models", "tiny", "--batch_size", "6", "--num_repeats", "1"])
     [row] = capsys.readouterr().out.splitlines()[2:]
     name, without, with_alignment, _, ratio, expected, verdict = [cell.strip() for cell in row.strip("|").split("|")]
     assert name == "tiny"

@@ -29,7 +29,10 @@ from tests.trainer.test_trainer import LoGraMedTrainer, arguments, small_model
 def trainer_for(folder, rows, **values):
     defaults = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     return LoGraMedTrainer(
-        small_model(), arguments(folder, **{**defaults, **values}), processing_class=tiny_processor(), train_dataset=rows
+        small_model(),
+        arguments(folder, **{**defaults, **values}),
+        processing_class=tiny_processor(),
+        train_dataset=rows,
     )
 
 
@@ -188,7 +191,7 @@ class KillWorker:
 def test_a_dead_data_worker_is_named_with_the_last_checkpoint(tmp_path, rows):
     trainer = trainer_for(tmp_path, rows, per_device_train_batch_size=1, max_steps=8, dataloader_num_workers=1)
     trainer.data_collator = KillWorker(trainer.data_collator)
-    with pytest.raises(RuntimeError, match="DataLoader worker .* (killed by signal|exited unexpectedly)") as error:
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed by signal|exited unexpectedly)") as error:
         trainer.train()
     assert "checkpoint" in error.value.__notes__[0]
 

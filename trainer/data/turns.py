@@ -104,7 +104,7 @@ class TurnShuffler:
     Args:
         seed (`int`): Of all orders.
 
-    Calling it with a batch of training rows by column, as `datasets` gives it to a transform, returns the same columns.
+    Calling it with a batch of training rows by column, as `datasets` gives it to a transform, returns these columns.
     """
 
     def __init__(self, seed: int):

@@ -89,7 +89,9 @@ def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, da
         if not folder.exists():
             kill_resume.write_recipe(folder, data_file)
             text = recipe.read_text().replace("shuffle_turns: true", "streaming: true")
-            text = "".join(line for line in text.splitlines(True) if not line.startswith(("first_stage", "validation")))
+            text = "".join(
+                line for line in text.splitlines(True) if not line.startswith(("first_stage", "validation"))
+            )
             recipe.write_text(text.replace(f"train_data: {data_file}", f"train_data: {shards}"))
         values = ["--max_steps", str(num_steps), "--eval_strategy", "no", "--save_steps", "1", "--logging_steps", "1"]
         train.main([str(recipe), *values, "--lr_scheduler_type", "constant", *options])

@@ -1,5 +1,4 @@
 import pytest
-import torch
 from datasets import Dataset
 
 from logramed.trainer.data import TurnShuffler, hold_out_turns, questions_of_rows

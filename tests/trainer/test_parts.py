@@ -1,0 +1,157 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from peft import PeftModel
+from safetensors import safe_open
+
+from logramed import LoGraMedForConditionalGeneration
+from logramed.eval.models import load_model
+from logramed.trainer import train
+from logramed.trainer.parts import add_adapters, count_trained, find_part, freeze_parts, parse_parts
+from logramed.trainer.trainer import LoGraMedTrainer
+from tests.tiny import tiny_processor
+from tests.tiny_models import tiny_inputs
+from tests.trainer.test_trainer import arguments, small_model
+
+
+def saved_model(folder):
+    """A model and its processor in a folder, as `--model` takes it. Sizes are multiples that 4 bits can hold."""
+    model = small_model(vision_sizes={"intermediate_size": 32})
+    model.save_pretrained(folder / "base")
+    tiny_processor().save_pretrained(folder / "base")
+    return folder / "base"
+
+
+def run(folder, base, data_file, *options, name="run"):
+    values = {
+        "model": base,
+        "train_data": data_file,
+        "output_dir": folder / name,
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+    }
+    argv = [text for key, value in values.items() for text in (f"--{key}", str(value))]
+    assert train.main([*argv, *options]) == 0
+    return folder / name
+
+
+def test_parts_are_read_and_others_refused():
+    assert parse_parts(None) == ("projector", "graph", "language", "vision")
+    assert parse_parts(None, use_peft=True) == ("projector", "graph", "language")
+    assert parse_parts(" projector, graph") == ("projector", "graph")
+    with pytest.raises(ValueError, match=r"must name some of projector, graph, language, vision.*'tower'"):
+        parse_parts("tower")
+    with pytest.raises(ValueError, match="must name some of"):
+        parse_parts(",")
+    with pytest.raises(ValueError, match="`train` must name `language` and not `vision`; got 'projector'"):
+        parse_parts("projector", use_peft=True)
+
+
+def test_every_weight_of_the_model_belongs_to_a_part():
+    assert all(find_part(name) is not None for name, _ in small_model().named_parameters())
+
+
+@pytest.mark.parametrize("parts", [("projector",), ("projector", "language"), ("vision", "graph")])
+def test_only_the_parts_named_change_in_training(tmp_path, rows, parts):
+    model = small_model()
+    freeze_parts(model, parts)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    trainer = LoGraMedTrainer(model, arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows)
+    trainer.train()
+    changed = {find_part(name) for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed == set(parts)
+    assert model.model.vision_tower.training == ("vision" in parts)
+
+
+def test_adapters_leave_all_but_themselves_projector_and_graph_network_alone(tmp_path, rows):
+    model = add_adapters(small_model(), ("projector", "graph", "language"), 4, 8, 0.0)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    LoGraMedTrainer(model, arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows).train()
+    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all("lora_" in name or "modules_to_save" in name for name in changed)
+    assert all(any(mark in name for name in changed) for mark in ("lora_B", "multi_modal_projector", "graph_network"))
+    assert not any("vision_tower" in name for name in changed)
+
+
+def test_adapted_layers_are_refused_by_names_that_there_are_not():
+    with pytest.raises(ValueError, match="names qkv, but the language model has the linear layers down_proj"):
+        add_adapters(small_model(), ("language",), 4, 8, 0.0, ["qkv"])
+
+
+@pytest.mark.parametrize("options", [[], ["--load_in_4bit", "true"]])
+def test_adapters_are_saved_alone_load_alone_and_answer_as_in_training(tmp_path, data_file, options):
+    base = saved_model(tmp_path)
+    folder = run(tmp_path, base, data_file, "--use_peft", "true", "--lora_r", "4", *options)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert all("lora_" in name or "multi_modal_projector" in name or "graph_network" in name for name in names)
+    assert not (folder / "model.safetensors").exists()
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+    loaded = PeftModel.from_pretrained(LoGraMedForConditionalGeneration.from_pretrained(base), folder).eval()
+    inputs = tiny_inputs(loaded)
+    with torch.no_grad():
+        logits = loaded(**inputs).logits
+        evaluated = load_model(str(folder))[0](**inputs).logits
+        untrained = LoGraMedForConditionalGeneration.from_pretrained(base).eval()(**inputs).logits
+        merged = loaded.merge_and_unload()(**inputs).logits
+    torch.testing.assert_close(evaluated, logits)
+    torch.testing.assert_close(merged, logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(untrained, logits, atol=1e-2)
+
+
+def test_a_resumed_run_with_adapters_has_the_losses_of_the_uninterrupted_one(tmp_path, data_file):
+    base = saved_model(tmp_path)
+    options = ["--use_peft", "true", "--lora_dropout", "0.1", "--lr_scheduler_type", "constant"]
+    whole = run(tmp_path, base, data_file, *options, "--max_steps", "4", name="whole")
+    run(tmp_path, base, data_file, *options, "--max_steps", "2", name="parts")
+    options += ["--max_steps", "4", "--resume_from_checkpoint", "true"]
+    parts = run(tmp_path, base, data_file, *options, name="parts")
+    losses = [
+        [entry["loss"] for entry in json.loads((folder / "train_metrics.json").read_text())["log_history"][:4]]
+        for folder in (whole, parts)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_push_uploads_the_adapter_and_no_weights_of_the_base(tmp_path, rows, monkeypatch):
+    pushed = []
+
+    def create_repo(self, repo_id, **kwargs):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def create_commit(self, operations, **kwargs):
+        pushed.extend(operation.path_in_repo for operation in operations)
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    model = add_adapters(small_model(), ("projector", "language"), 4, 8, 0.0)
+    trainer = LoGraMedTrainer(model, arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows)
+    trainer.model.push_to_hub("someone/adapter", token="none")
+    assert "adapter_model.safetensors" in pushed
+    assert "adapter_config.json" in pushed
+    assert not any(name.startswith("model") for name in pushed)
+
+
+def test_numbers_of_trained_weights_are_told_by_part(tmp_path, data_file, capsys):
+    run(tmp_path, saved_model(tmp_path), data_file, "--train", "projector", "--alignment_weight", "0")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Trained: projector"))
+    model = small_model()
+    freeze_parts(model, ("projector",))
+    trained, total = count_trained(model)["projector"]
+    assert trained == total == sum(weight.numel() for weight in model.model.multi_modal_projector.parameters())
+    assert f"projector {trained:,} of {total:,}, graph 0 of" in line
+
+
+def test_four_bits_without_adapters_are_refused():
+    with pytest.raises(ValueError, match="`load_in_4bit` needs `use_peft`"):
+        train.parse_arguments(["--model", "any", "--train_data", "any", "--load_in_4bit", "true"])
