@@ -251,6 +251,13 @@ class LoGraMedTrainingArguments(SFTConfig):
             "choices": ["refuse", "shrink"],
         },
     )
+    cache_image_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder to keep in what a frozen vision tower makes of each image, so that it runs once an image. "
+            "For several epochs; a CLIP ViT-L/14 with 224 pixels takes about 1 MiB an image in float32."
+        },
+    )
     max_validation_questions: int = field(
         default=256,
         metadata={

@@ -209,7 +209,7 @@ class LoGraMedDataCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         conversations = [clean_messages(row["messages"]) for row in rows]
-        texts = [self._render(messages) for messages in conversations]
+        texts = [self.render(messages) for messages in conversations]
         batch = self._process(rows, texts)
         labels = []
         for row, messages, text, input_ids in zip(rows, conversations, texts, batch["input_ids"], strict=True):
@@ -225,7 +225,8 @@ class LoGraMedDataCollator:
             tensors |= build(rows, conversations)
         return tensors
 
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        """A conversation as text, by the chat template."""
         return self.processor.apply_chat_template(
             messages,
             chat_template=self.chat_template,
@@ -251,7 +252,7 @@ class LoGraMedDataCollator:
             messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
             generated = self.processor.apply_chat_template(messages, chat_template=self.chat_template, tokenize=True)
             input_ids = generated[0] if isinstance(generated[0], list) else list(generated)
-            plain_ids = self.processor.tokenizer(self._render(messages), add_special_tokens=False)["input_ids"]
+            plain_ids = self.processor.tokenizer(self.render(messages), add_special_tokens=False)["input_ids"]
             self._add_special_tokens = input_ids != plain_ids
         return self._add_special_tokens
 
@@ -266,7 +267,7 @@ class LoGraMedDataCollator:
             raise ValueError(f"Row {row['id']!r}: {error}") from error
 
     def _find_layout(self, messages: list[dict[str, Any]]) -> Layout:
-        layout = find_layout(messages, self._render)
+        layout = find_layout(messages, self.render)
         if any(num_after == 0 for *_, num_after in layout.answers) and not self._adds_special_tokens():
             logger.warning_once(
                 "The chat template writes nothing after an answer, so the model does not learn to stop. Use a "

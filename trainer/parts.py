@@ -143,6 +143,11 @@ def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
+def unwrap_adapters(model: nn.Module) -> nn.Module:
+    """The model itself, whose modules have their own names, also where adapters are on it."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def keep_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
     """
     Give weights the dtypes they had. TRL puts those that are trained beside weights in 4 bits into bfloat16, where

@@ -32,8 +32,16 @@ from logramed.trainer.data import (
     questions_of_rows,
 )
 from logramed.trainer.data.subsets import select_listed
+from logramed.trainer.image_cache import check_room
 from logramed.trainer.interruption import TERMINATED_EXIT_CODE
-from logramed.trainer.parts import add_adapters, describe_trained, freeze_parts, parse_parts, quantization
+from logramed.trainer.parts import (
+    add_adapters,
+    describe_trained,
+    freeze_parts,
+    parse_parts,
+    quantization,
+    unwrap_adapters,
+)
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
 from logramed.trainer.provenance import record_run
 from logramed.trainer.trainer import LoGraMedTrainer
@@ -86,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if shuffler is not None:
         trainer.add_callback(SetEpochCallback(shuffler))
+    if trainer.image_cache is not None and training_arguments.process_index == 0 and not data_arguments.streaming:
+        num_images = sum(len(images) for images in train_rows.with_format(None)["images"])
+        print(check_room(unwrap_adapters(trainer.model), trainer.image_cache, num_images))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.termination.terminated:
@@ -242,6 +253,7 @@ def train_first_stage(
         save_total_limit=1,
         load_best_model_at_end=False,
         push_to_hub=False,
+        cache_image_features=None,
     )
     trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     trainer = LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)

@@ -7,6 +7,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from datasets import Dataset
+from torch.utils.data import SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
@@ -18,8 +20,10 @@ from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.devices import check_engine, gather_language_head, gather_own_weights, name_existing_units
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
+from logramed.trainer.image_cache import CachedTower
 from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
-from logramed.trainer.parts import keep_dtypes
+from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
+from logramed.trainer.parts import keep_dtypes, unwrap_adapters
 from logramed.trainer.unused_weights import freeze_unused_weights
 from logramed.trainer.validation import score_answers
 
@@ -94,6 +98,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
         trained = self.objectives["train"]
         freeze_unused_weights(self.model, trained is not None and trained.uses_graph_network)
+        self.image_cache = (
+            CachedTower(unwrap_adapters(self.model), args.cache_image_features)
+            if (args.cache_image_features)
+            else None
+        )
         self._step_graph: StepGraph | None = None
         if args.alignment_memory > 0 and args.alignment_weight > 0:
             self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
@@ -187,6 +196,19 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         inputs = {**inputs, "alignment_objective": recorder, "alignment_granularity": granularity}
         model(**inputs, use_cache=False, fused_lm_head=True)  # as in training, for the same random numbers
         return recorder.node_features, groups
+
+    def _get_train_sampler(self, train_dataset=None):
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
+            return super()._get_train_sampler(train_dataset)
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SeededLengthSampler(batch_size, count_tokens(rows, self.data_collator), seed)
+
+    def _get_eval_sampler(self, eval_dataset):
+        if self.args.train_sampling_strategy == "group_by_length":
+            return SequentialSampler(eval_dataset)
+        return super()._get_eval_sampler(eval_dataset)
 
     def _accumulation_steps(self, num_items_in_batch):
         return 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps

@@ -161,11 +161,11 @@ def kill_in_child(
     """
     child = start_child(recipe, ["--resume_from_checkpoint", "true"])
     deadline = time.perf_counter() + generator.uniform(0.1, 0.5) * seconds
-    staging = [f"{STAGING_FOLDER}/*", f"first_stage/{STAGING_FOLDER}/*"]
+    staging = [run / "model" / STAGING_FOLDER, run / "model" / "first_stage" / STAGING_FOLDER]
     while True:
         if os.waitpid(child, os.WNOHANG)[0]:
             return "end", False
-        hit = any(list((run / "model").glob(pattern)) for pattern in staging)
+        hit = any(map(holds_anything, staging))
         if time.perf_counter() > deadline and (hit or not in_checkpoint):
             break
         time.sleep(0.0005)
@@ -175,6 +175,13 @@ def kill_in_child(
     saved = [int(path.name.split("-")[1]) for path in (run / "model").glob("**/checkpoint-*") if path.is_dir()]
     place = f"{'first ' if in_first_stage else ''}{max(saved, default=0)}"
     return place, hit
+
+
+def holds_anything(folder: Path) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except FileNotFoundError:
+        return False
 
 
 def read_results(run: Path) -> tuple[list[dict], dict[str, torch.Tensor]]:

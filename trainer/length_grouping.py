@@ -1,0 +1,48 @@
+"""Batches of samples of about equal length, so that little of them is padding."""
+
+from collections.abc import Iterator
+
+import torch
+from datasets import Dataset
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from logramed.trainer.collator import LoGraMedDataCollator, clean_messages
+
+
+TOKENIZED_AT_ONCE = 1000  # texts
+
+
+class SeededLengthSampler(LengthGroupedSampler):
+    """
+    transformers' sampler of samples of about equal length, whose order depends on the seed and the epoch alone, so
+    that a resumed run has the batches of the uninterrupted one.
+
+    Args:
+        batch_size (`int`): Samples that are to be of about equal length.
+        lengths (`list[int]`): Of all samples.
+        seed (`int`): Of the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+def count_tokens(rows: Dataset, collator: LoGraMedDataCollator) -> list[int]:
+    """Tokens of each training row's conversation, those of its images among them, cut at the collator's maximum."""
+    rows = rows.with_format(None).select_columns(["images", "messages"])
+    lengths = []
+    for batch in rows.iter(TOKENIZED_AT_ONCE):
+        texts = [collator.render(clean_messages(messages)) for messages in batch["messages"]]
+        ids = collator.processor.tokenizer(texts)["input_ids"]
+        for images, tokens in zip(batch["images"], ids, strict=True):
+            num_tokens = len(tokens) + len(images) * (collator.processor.num_image_tokens - 1)
+            lengths.append(min(num_tokens, collator.max_length or num_tokens))
+    return lengths
