@@ -97,11 +97,17 @@ class JudgeSettings:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the judge said, by the name that the server gave it, at which attempt."""
+    """
+    What the judge said, by the name that the server gave it, at which attempt; whether `max_tokens` cut it off; and
+    the tokens of the prompt and of the reply by the server's count, 0 where it gives none.
+    """
 
     text: str
     model: str
     attempts: int
+    is_cut: bool = False
+    num_prompt_tokens: int = 0
+    num_reply_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,16 +128,16 @@ class Fault:
     wait: float = 0.0
 
 
-def read_key() -> str | None:
+def read_key(variable: str = KEY_VARIABLE) -> str | None:
     """
-    The judge's key from the environment, or `None` if there is none.
+    The key in a variable of the environment, or `None` if there is none.
 
     Raises:
         ValueError: If it holds what no request header can. It is not shown.
     """
-    key = os.environ.get(KEY_VARIABLE, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ValueError(f"{KEY_VARIABLE} must be printable ASCII without blanks.")
+        raise ValueError(f"{variable} must be printable ASCII without blanks.")
     return key or None
 
 
@@ -179,11 +185,13 @@ class JudgeClient:
 
     Args:
         settings (`JudgeSettings`): Which judge, and how it is asked. The key is read here.
+        key_variable (`str`): The variable of the environment that holds the key.
+        options (`dict`, *optional*): Further arguments of each request, such as `response_format`.
     """
 
-    def __init__(self, settings: JudgeSettings):
-        self.settings = settings
-        self._key = read_key()
+    def __init__(self, settings: JudgeSettings, key_variable: str = KEY_VARIABLE, options: dict | None = None):
+        self.settings, self.options = settings, options or {}
+        self._key_variable, self._key = key_variable, read_key(key_variable)
         self._client = InferenceClient(base_url=settings.url, api_key=self._key or NO_KEY, timeout=settings.timeout)
         self._stopped = threading.Event()
         # All threads leave a server alone that asked for it: until this time of `time.monotonic`.
@@ -247,21 +255,28 @@ class JudgeClient:
         if error is not None:
             return self._fault_of(error)
         # JSON can hold halves of characters, which no file can.
-        text, model = (redact(part.encode("utf-8", "replace").decode(), self._key) for part in output)
+        text, model = (redact(part.encode("utf-8", "replace").decode(), self._key) for part in output[:2])
         try:
             check(text)
         except ValueError as reason:
             return Fault(str(reason))
-        return Reply(text, model, attempt)
+        return Reply(text, model, attempt, *output[2:])
 
-    def _request(self, messages: list[dict]) -> tuple[str, str]:
+    def _request(self, messages: list[dict]) -> tuple[str, str, bool, int, int]:
         output = self._client.chat_completion(
-            messages, model=self.settings.model, temperature=0.0, max_tokens=self.settings.max_tokens
+            messages,
+            model=self.settings.model,
+            temperature=0.0,
+            max_tokens=self.settings.max_tokens,
+            **self.options,
         )
-        text, model = output.choices[0].message.content, output.model
+        choice = output.choices[0]
+        text, model = choice.message.content, output.model
         if not isinstance(text, str) or not isinstance(model, str | None):
             raise TypeError("no text")
-        return text, model or self.settings.model
+        used = [getattr(output.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counts = [number if isinstance(number, int) else 0 for number in used]
+        return text, model or self.settings.model, choice.finish_reason == "length", *counts
 
     def _fault_of(self, error: Exception) -> Fault:
         responses = [cause.response for cause in causes(error) if getattr(cause, "response", None) is not None]
@@ -282,7 +297,7 @@ class JudgeClient:
         reason = f"HTTP {status}"
         if status == 401:
             # Without the server's message: it may show the key in a form that `redact` does not know.
-            reason += f": {KEY_VARIABLE} is {'not accepted' if self._key else 'not set'}"
+            reason += f": {self._key_variable} is {'not accepted' if self._key else 'not set'}"
         elif message:
             reason += f": {redact(message, self._key)[:NUM_SHOWN]}"
         passes = status in STATUSES_THAT_PASS or status >= 500
