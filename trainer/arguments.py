@@ -122,6 +122,10 @@ class DataArguments:
             "build on each other: each is then also learned as the first, as an evaluation asks it."
         },
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Check data, memory and arguments, take two steps, print what was found; start nothing."},
+    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -251,6 +255,24 @@ class LoGraMedTrainingArguments(SFTConfig):
             "choices": ["refuse", "shrink"],
         },
     )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (the parser reads a union in this order)
+        default="tensorboard",
+        metadata={
+            "help": "Where the log goes beside the files of the run: `tensorboard` (files in `output_dir/runs`), "
+            "`trackio` (on this machine, unless `trackio_space_id` is set), both, or `none`."
+        },
+    )
+    gradient_norm_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Log the gradient norm of each part of the loss, and the cosine between them, every so many "
+            "steps; each time costs a backward pass for either. 0: never."
+        },
+    )
+    matching_picture_steps: int = field(
+        default=0,
+        metadata={"help": "Draw which image went to which answer every so many steps. 0: never."},
+    )
     cache_image_features: str | None = field(
         default=None,
         metadata={
@@ -298,6 +320,9 @@ class LoGraMedTrainingArguments(SFTConfig):
             raise ValueError(
                 "`alignment_granularity='span'` needs `use_extended_answers`: the spans are those of these answers."
             )
+        for name in ("gradient_norm_steps", "matching_picture_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
         if self.num_noise_samples < 1:
             raise ValueError(f"`num_noise_samples` must be at least 1; got {self.num_noise_samples}.")
         if self.max_validation_questions < 0:

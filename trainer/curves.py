@@ -13,6 +13,10 @@ PANELS = (
     ("Matching accuracy (%)", "matching_accuracy", 100),
     ("Recall@1 on validation (%)", "recall_at_1_image_to_answer", 100),
     ("Answers on validation (%)", "closed_accuracy", 1),
+    ("Gradient norm of the language-modeling loss", "gradient_norm_language_modeling", 1),
+    ("Gradient norm of the alignment loss", "gradient_norm_alignment", 1),
+    ("Cosine of both gradients", "gradient_cosine", 1),
+    ("Tokens a second", "tokens_per_second", 1),
 )
 EXTRA_LINES = {
     "recall_at_1_image_to_answer": (("recall_at_1_answer_to_image", "answer to image"),),

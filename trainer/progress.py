@@ -8,6 +8,7 @@ SHOWN = {
     "language_modeling_loss": "lm",
     "alignment_loss": "align",
     "matching_accuracy": "matched",
+    "tokens_per_second": "tok/s",
 }
 
 
@@ -18,7 +19,11 @@ class LossProgressCallback(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None:
             return
         if "loss" in logs:
-            shown = {short: f"{logs[name]:.3f}" for name, short in SHOWN.items() if name in logs}
+            shown = {
+                short: f"{logs[name]:.{0 if logs[name] >= 100 else 3}f}"
+                for name, short in SHOWN.items()
+                if name in logs
+            }
             self.training_bar.set_postfix(shown, refresh=False)
         elif "eval_loss" in logs:
             self.training_bar.write(f"step {state.global_step}: {describe_evaluation(logs)}")

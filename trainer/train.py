@@ -32,6 +32,7 @@ from logramed.trainer.data import (
     questions_of_rows,
 )
 from logramed.trainer.data.subsets import select_listed
+from logramed.trainer.dry_run import dry_run
 from logramed.trainer.image_cache import check_room
 from logramed.trainer.interruption import TERMINATED_EXIT_CODE
 from logramed.trainer.parts import (
@@ -44,6 +45,7 @@ from logramed.trainer.parts import (
 )
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
 from logramed.trainer.provenance import record_run
+from logramed.trainer.run_pictures import MatchingPictures
 from logramed.trainer.trainer import LoGraMedTrainer
 
 
@@ -54,6 +56,8 @@ NUM_TOKENIZER_ROWS = 10_000
 
 def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if data_arguments.dry_run:
+        return look_before_start(model_arguments, data_arguments, training_arguments)
     fingerprints: dict[str, str] = {}
     checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
     if data_arguments.streaming:
@@ -97,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trainer.image_cache is not None and training_arguments.process_index == 0 and not data_arguments.streaming:
         num_images = sum(len(images) for images in train_rows.with_format(None)["images"])
         print(check_room(unwrap_adapters(trainer.model), trainer.image_cache, num_images))
+    if training_arguments.matching_picture_steps:
+        trainer.add_callback(MatchingPictures(trainer, training_arguments.matching_picture_steps))
     show_progress(trainer)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.termination.terminated:
@@ -140,8 +146,25 @@ def find_recipe(name: str) -> Path:
     raise FileNotFoundError(f"There is no recipe {name}. Give the path of a YAML file, or one of {known}.")
 
 
+def look_before_start(model: ModelArguments, data: DataArguments, training: LoGraMedTrainingArguments) -> int:
+    """Print what a dry run finds; 1 if there is an error, else 0."""
+    if data.streaming:
+        raise ValueError("`dry_run` needs all rows at hand, and a stream (`streaming`) has not: leave one out.")
+
+    def load_chosen(rows: Dataset) -> tuple[torch.nn.Module, LoGraMedProcessor]:
+        loaded, processor = load_model(model, rows, training.seed)
+        return choose_trained(loaded, model, training.seed), processor
+
+    report = dry_run(training, lambda arguments: load_rows(data, arguments, check_images=False), load_chosen)
+    print(report)
+    return 1 if report.errors else 0
+
+
 def load_rows(
-    data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str] | None = None
+    data: DataArguments,
+    training: LoGraMedTrainingArguments,
+    fingerprints: dict[str, str] | None = None,
+    check_images: bool = True,
 ) -> tuple[Dataset, Dataset | None]:
     """Training and validation rows; `fingerprints`, where given, gets that of each source."""
     require_extended = training.alignment_weight > 0 and training.use_extended_answers
@@ -153,11 +176,18 @@ def load_rows(
         fingerprints,
         train_ids=data.train_ids,
         extended=data.extended_data,
+        check_images=check_images,
         require_extended=require_extended,
     )
     if data.validation_data is not None:
         return rows, load_and_list_skipped(
-            data.validation_data, "_validation", data, training, fingerprints, require_extended=require_extended
+            data.validation_data,
+            "_validation",
+            data,
+            training,
+            fingerprints,
+            require_extended=require_extended,
+            check_images=check_images,
         )
     if data.validation_share:
         train, validation = hold_out_turns(list(rows), data.validation_share, training.seed)

@@ -26,6 +26,7 @@ from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
 from logramed.trainer.parts import keep_dtypes, unwrap_adapters
 from logramed.trainer.unused_weights import freeze_unused_weights
 from logramed.trainer.validation import score_answers
+from logramed.trainer.watching import Speedometer, compare_gradients
 
 
 ANSWER_KEYS = "answer_keys"
@@ -107,12 +108,17 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if args.alignment_memory > 0 and args.alignment_weight > 0:
             self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
         check_engine(args, self.accelerator)
+        if args.gradient_norm_steps and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "`gradient_norm_steps` needs whole gradients on a device: set it to 0 under FSDP, DeepSpeed."
+            )
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
         self.stateful["logged_sums"] = LoggedSums(self)
         self.termination = TerminationCallback()
-        for callback in (LoadStatefulCallback(self.load_stateful), self.termination):
+        self.speedometer = Speedometer()
+        for callback in (LoadStatefulCallback(self.load_stateful), self.termination, self.speedometer):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -139,7 +145,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self._kept_nodes.append({**recorder.node_features, GROUPS: groups, ANSWER_KEYS: answer_keys})
         if recorder.loss is not None:
             self._log_losses(loss, recorder.output, num_items_in_batch)
-            loss = loss + self._weighted(recorder.loss, num_items_in_batch)
+            alignment_loss = self._weighted(recorder.loss, num_items_in_batch)
+            self._log_gradients(loss, alignment_loss)
+            loss = loss + alignment_loss
         if training and self._step_graph is not None:
             self._step_graph.finish(recorder.loss)
         return (loss, outputs) if return_outputs else loss
@@ -232,6 +240,21 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         for name, value in values.items():
             value = torch.as_tensor(value, dtype=torch.float32, device=loss.device)
             metrics[name].append(self.accelerator.gather_for_metrics(value.reshape(1)).mean().item())
+
+    def _log_gradients(self, language_modeling_loss, alignment_loss):
+        """Of the first micro-batch of every `gradient_norm_steps`-th step, of this process."""
+        every = self.args.gradient_norm_steps
+        first = self._num_micro_batches == 1 and self._noise_step == self.state.global_step
+        if self.model.training and every and first and (self.state.global_step + 1) % every == 0:
+            compared = compare_gradients(self.model, language_modeling_loss, alignment_loss)
+            for name, value in compared.items():
+                self._metrics["train"][name].append(value)
+
+    def log(self, logs, start_time=None):
+        """As `SFTTrainer`'s, with speed and memory beside the losses of training."""
+        if "loss" in logs:
+            logs |= self.speedometer.read(int(self._total_train_tokens))
+        super().log(logs, start_time)
 
     def _noise(self, device):
         """
