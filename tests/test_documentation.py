@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 
 from logramed.eval import compare
 from logramed.eval.arguments import EvaluationArguments
-from logramed.trainer import build_model, phantoms, plan, train
+from logramed.trainer import build_model, extend_answers, phantoms, plan, train
 from logramed.trainer.data import subsets
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
@@ -105,6 +105,8 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         assert plan.main(arguments) == 0
     elif program in ("eval/run.py", "logramed-eval"):
         HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(arguments)
+    elif program in ("trainer/extend_answers.py", "logramed-extend"):
+        extend_answers.parse_arguments(arguments)
     elif program == "eval/compare.py":
         called = []
         monkeypatch.setattr(compare, "write_comparison", lambda *args, **kwargs: called.append(1) or 1 / 0)
@@ -121,7 +123,7 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
     elif program.startswith("tests/benchmarks/"):
         assert (ROOT / program).is_file()
     else:
-        assert program in ("pip", "git", "cd"), f"no test knows how to try {words}"
+        assert program in ("pip", "git", "cd", "tensorboard"), f"no test knows how to try {words}"
 
 
 def test_ten_lines_answer_a_question_about_an_image(tmp_path, monkeypatch, capsys):

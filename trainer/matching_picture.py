@@ -26,7 +26,7 @@ from logramed.trainer.trainer import AlignmentRecorder, node_keys
 # Lengths in inches.
 WIDTH, ROW_HEIGHT, HEADER_HEIGHT, FOOTER_HEIGHT = 9.6, 1.02, 0.42, 0.36
 IMAGE_SIZE, IMAGES_RIGHT, ANSWERS_LEFT = 0.94, 3.4, 5.3
-QUESTION_WIDTH, ANSWER_WIDTH = 30, 62  # in characters
+QUESTION_WIDTH, ANSWER_WIDTH, SPAN_WIDTH = 30, 46, 62  # in characters
 RIGHT_COLOR, WRONG_COLOR, ATTENTION_COLOR = "#1a7f37", "#c62828", "#ff8c00"
 STRONGEST_TINT = 0.6  # of the region that weighs most; the others in proportion
 LONGEST_TEXT = 150  # characters of a span or answer that are shown
@@ -192,7 +192,7 @@ def _draw_answer(axis, nodes, number, middle):
         spans = [f"{100 * weight:.0f}%  {span}" for weight, span in zip(weights, spans, strict=True)]
     answer = {"fontsize": 10, "weight": "bold", "va": "bottom" if spans else "center"}
     axis.text(left, middle - (0.06 if spans else 0), _wrap(nodes.answers[number], ANSWER_WIDTH), **answer)
-    text = "\n".join(_wrap(span, ANSWER_WIDTH) for span in spans)
+    text = "\n".join(_wrap(span, SPAN_WIDTH) for span in spans)
     axis.text(left, middle - 0.02, text, va="top", fontsize=8, color="#444444")
 
 

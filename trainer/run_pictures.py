@@ -37,12 +37,12 @@ class MatchingPictures(TrainerCallback):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError("`matching_picture_steps` needs the whole model on a device: set it to 0 under FSDP.")
         self.trainer, self.num_steps = trainer, num_steps
-        granularity = trainer.args.alignment_granularity
+        samples = trainer.args.alignment_granularity == "sample"
         self.collator = LoGraMedDataCollator(
             trainer.processing_class,
             max_length=trainer.args.max_length,
-            extended=trainer.args.use_extended_answers,
-            granularity="turn" if granularity == "span" else granularity,
+            extended=trainer.args.use_extended_answers and not samples,  # all of a sample's would fill the picture
+            granularity="sample" if samples else "turn",
         )
         self.rows = self._draw_rows()
 

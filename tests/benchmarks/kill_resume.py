@@ -5,7 +5,7 @@ Training that is killed again and again, against the same training left alone: a
 
 Each run trains a tiny model in two stages, with dropout, noise in the matching, remembered nodes, accumulation, turns
 in another order each epoch, evaluations, and logging that is not in step with saving. SIGKILL ends it at a random
-moment, every other time while a checkpoint is being written; then `--resume_from_checkpoint true` goes on, until the
+moment, every second time while a checkpoint is being written; then `--resume_from_checkpoint true` goes on, until the
 next. In the end every logged figure but times, and every weight, is compared with those of the undisturbed run.
 """
 
@@ -30,6 +30,8 @@ from tests.trainer.conftest import write_data_file
 
 
 TIMES = ("runtime", "per_second", "memory")
+# Checkpoints that a run may save before it is killed, and seconds after the last of them.
+MOST_CHECKPOINTS, LONGEST_DELAY = 7, 0.3
 RECIPE = {
     "vision_config": {
         "model_type": "clip_vision_model",
@@ -92,16 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def compare_runs(folder: Path, num_runs: int, num_kills: int, seed: int):
     """Yield a row of the table for each run that was killed, and at the end how many were equal throughout."""
     data = write_data_file(folder)
-    start = time.perf_counter()
     whole = write_recipe(folder / "whole", data)
     finish(whole, [])
-    seconds = time.perf_counter() - start
     expected = read_results(folder / "whole")
     generator, num_equal = random.Random(seed), 0
     for number in range(num_runs):
         run = folder / f"killed_{number}"
         recipe = write_recipe(run, data)
-        kills = [kill_in_child(recipe, run, generator, seconds, place % 2 == 1) for place in range(num_kills)]
+        kills = [kill_in_child(recipe, run, generator, place % 2 == 1) for place in range(num_kills)]
         finish(recipe, ["--resume_from_checkpoint", "true"])
         figures, weights = read_results(run)
         equal = (figures == expected[0], same_weights(weights, expected[1]))
@@ -149,32 +149,41 @@ def finish(recipe: Path, options: Sequence[str]) -> None:
         raise RuntimeError(f"The run ended with {code}:\n{output[-3000:]}")
 
 
-def kill_in_child(
-    recipe: Path, run: Path, generator: random.Random, seconds: float, in_checkpoint: bool
-) -> tuple[str, bool]:
+def kill_in_child(recipe: Path, run: Path, generator: random.Random, in_checkpoint: bool) -> tuple[str, bool]:
     """
-    Go on with a run and kill it after a random share of `seconds`, or then while a checkpoint is written.
+    Go on with a run and kill it once it has saved a random number of checkpoints more, after a random moment, or then
+    while a checkpoint is written.
 
     Returns:
         `tuple[str, bool]`: the last step saved, as text ("end" where the run was over before), and whether a
         checkpoint was being written.
     """
+    enough = sum(last_saved(run)) + generator.randint(0, MOST_CHECKPOINTS) * RECIPE["save_steps"]
+    delay, deadline = generator.uniform(0.0, LONGEST_DELAY), None
     child = start_child(recipe, ["--resume_from_checkpoint", "true"])
-    deadline = time.perf_counter() + generator.uniform(0.1, 0.5) * seconds
     staging = [run / "model" / STAGING_FOLDER, run / "model" / "first_stage" / STAGING_FOLDER]
     while True:
         if os.waitpid(child, os.WNOHANG)[0]:
             return "end", False
+        if deadline is None and sum(last_saved(run)) >= enough:
+            deadline = time.perf_counter() + delay
         hit = any(map(holds_anything, staging))
-        if time.perf_counter() > deadline and (hit or not in_checkpoint):
+        if deadline is not None and time.perf_counter() > deadline and (hit or not in_checkpoint):
             break
         time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    in_first_stage = not list((run / "model").glob("checkpoint-*"))
-    saved = [int(path.name.split("-")[1]) for path in (run / "model").glob("**/checkpoint-*") if path.is_dir()]
-    place = f"{'first ' if in_first_stage else ''}{max(saved, default=0)}"
-    return place, hit
+    first, second = last_saved(run)
+    return f"{second}" if second else f"{first} of the first stage", hit
+
+
+def last_saved(run: Path) -> tuple[int, int]:
+    """The last step saved of the first stage, and of the second; 0 where there is none."""
+    steps = []
+    for folder in (run / "model" / "first_stage", run / "model"):
+        names = os.listdir(folder) if folder.is_dir() else []
+        steps.append(max((int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")), default=0))
+    return steps[0], steps[1]
 
 
 def holds_anything(folder: Path) -> bool:

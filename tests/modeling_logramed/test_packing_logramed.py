@@ -97,7 +97,7 @@ def test_attention_that_costs_nothing_between_texts_gets_one_row_without_padding
 
 
 def test_narrow_models_get_more_rows_than_wide_ones():
-    lengths = [30, 50, 40, 30, 20, 10] * 8
+    lengths = [7 * number % 53 + 3 for number in range(16)] + [31 * number % 200 + 40 for number in range(16)]
     assert lay_out(lengths, 32)[1] > lay_out(lengths, 4096)[1]
 
 
