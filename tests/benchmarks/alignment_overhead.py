@@ -32,6 +32,7 @@ from logramed.trainer.data import load_training_rows
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import iterate_texts
 from logramed.trainer.trainer import LoGraMedTrainer
+from tests.benchmarks import throughput
 
 
 TOLERANCE = 1.10
@@ -66,13 +67,7 @@ MODELS = {
     },
     "135M": {  # the language model of SmolLM2-135M
         "vision": VISION_TRANSFORMER,
-        "text": {
-            "hidden_size": 576,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-        },
+        "text": throughput.SIZES["100M"]["text"],
         "vocab_size": 49152,
     },
     "7B": {  # Vicuna 7B with CLIP ViT-L/14

@@ -27,33 +27,17 @@ import yaml
 from logramed.trainer import train
 from logramed.trainer.checkpoints import STAGING_FOLDER
 from tests.trainer.conftest import write_data_file
+from tests.trainer.test_train import NEW_MODEL
 
 
 TIMES = ("runtime", "per_second", "memory")
 # Checkpoints that a run may save before it is killed, and seconds after the last of them.
 MOST_CHECKPOINTS, LONGEST_DELAY = 7, 0.3
 RECIPE = {
-    "vision_config": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 8,
-        "patch_size": 4,
-        "attention_dropout": 0.1,
-    },
-    "text_config": {
-        "model_type": "llama",
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "attention_dropout": 0.1,
-    },
+    **NEW_MODEL,
+    "vision_config": {**NEW_MODEL["vision_config"], "attention_dropout": 0.1},
+    "text_config": {**NEW_MODEL["text_config"], "attention_dropout": 0.1},
     "logramed_config": {"graph_num_neighbors": 2, "graph_dropout": 0.1},
-    "vocab_size": 300,
     "first_stage_epochs": 2,
     "shuffle_turns": True,
     "per_device_train_batch_size": 2,
