@@ -46,19 +46,23 @@ class WholeCheckpoints:
 
     stateful: dict[str, Any]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, is_checked: bool = False, **kwargs):
         """
         As `Trainer`'s.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder, or true (also as text) for the
                 last good one in `output_dir`; if there is none, training starts from the beginning and says so.
+            is_checked (`bool`, *optional*, defaults to `False`): It is what `choose_checkpoint` has just returned, and
+                need not be read through again.
 
         Raises:
             CheckpointError: If the folder that is named is damaged. An error in training names the last good
                 checkpoint.
         """
-        checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        checkpoint = resume_from_checkpoint
+        if not is_checked:
+            checkpoint = choose_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self.accelerator.wait_for_everyone()  # all have looked before one of them clears away
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)

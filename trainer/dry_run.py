@@ -90,8 +90,7 @@ def dry_run(
 
 def check_output(report: Report, training) -> None:
     folder = Path(training.output_dir).absolute()
-    existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
-    if not os.access(existing, os.W_OK):
+    if not os.access(find_existing(folder), os.W_OK):
         report.errors.append(f"`output_dir` {folder} cannot be written to.")
     held = sorted(path.name for path in folder.glob("checkpoint-*")) if folder.is_dir() else []
     if held and not training.resume_from_checkpoint:
@@ -99,6 +98,11 @@ def check_output(report: Report, training) -> None:
             f"`output_dir` holds {len(held)} checkpoint(s) of an earlier run ({held[-1]}), and "
             "`resume_from_checkpoint` is not set: this run would start anew beside them."
         )
+
+
+def find_existing(folder: Path) -> Path:
+    """`folder`, or the nearest folder above it that exists."""
+    return next(parent for parent in [folder, *folder.parents] if parent.exists())
 
 
 def check_images(report: Report, rows: Dataset) -> None:
@@ -216,8 +220,7 @@ def check_disk(report: Report, training, model: torch.nn.Module, num_rows: int) 
     saves = steps // interval if training.save_strategy == "steps" else int(training.num_train_epochs)
     kept = min(saves, training.save_total_limit or saves) + 1
     needed = kept * (weights + OPTIMIZER_BYTES * trained)
-    folder = Path(training.output_dir).absolute()
-    free = shutil.disk_usage(next(parent for parent in [folder, *folder.parents] if parent.exists())).free
+    free = shutil.disk_usage(find_existing(Path(training.output_dir).absolute())).free
     said = f"{kept} checkpoints at most, {needed / GIB:.2f} GiB (computed), {free / GIB:.0f} GiB free"
     report.lines.append(f"Disk: {said}.")
     if needed > free:

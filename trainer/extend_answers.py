@@ -13,9 +13,10 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from logramed.eval.files import only_one_writer, write_json, write_json_lines
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeRefusedError, JudgeSettings, Reply
 from logramed.eval.resumable_file import ResumableFile
+from logramed.trainer.collator import read_answer
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.extension_checks import SCHEMA, ReplyError, read_reply
 
@@ -175,12 +177,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+@cache
+def read_prompt() -> str:
+    return PROMPT_FILE.read_text(encoding="utf-8").strip()
+
+
 def read_conversation(row: dict[str, Any]) -> Conversation:
-    turns = [
-        (message["role"], " ".join(part["text"] for part in message["content"] if part["type"] == "text"))
-        for message in row["messages"]
-    ]
-    return Conversation(row["id"], turns)
+    return Conversation(row["id"], [(message["role"], read_answer(message)) for message in row["messages"]])
 
 
 def extend_all(
@@ -217,7 +220,7 @@ def extend(conversation: Conversation, ask: Ask, max_revisions: int, totals: Tot
     A reply that cannot be used is asked for again, at most `max_revisions` times, with the reason told to the model.
     """
     first = [
-        {"role": "system", "content": PROMPT_FILE.read_text(encoding="utf-8").strip()},
+        {"role": "system", "content": read_prompt()},
         {"role": "user", "content": conversation.as_request()},
     ]
     messages, reason = first, ""
@@ -306,9 +309,8 @@ def price_of(num_prompt_tokens: int, num_reply_tokens: int, input_price: float, 
     return (num_prompt_tokens * input_price + num_reply_tokens * output_price) / 1e6
 
 
-def describe_estimate(conversations: Iterable[Conversation], arguments: argparse.Namespace) -> str:
-    prompt, conversations = len(PROMPT_FILE.read_text(encoding="utf-8")), list(conversations)
-    texts = sum(prompt + len(conversation.as_request()) for conversation in conversations)
+def describe_estimate(conversations: Sequence[Conversation], arguments: argparse.Namespace) -> str:
+    texts = sum(len(read_prompt()) + len(conversation.as_request()) for conversation in conversations)
     num_prompt = texts // CHARACTERS_PER_TOKEN
     num_reply = TOKENS_PER_ANSWER * sum(len(conversation.answers) for conversation in conversations)
     cost = price_of(num_prompt, num_reply, arguments.price_per_million_input, arguments.price_per_million_output)

@@ -28,14 +28,9 @@ class MatchingPictures(TrainerCallback):
     Args:
         trainer (`LoGraMedTrainer`): Whose model is looked at.
         num_steps (`int`): From picture to picture.
-
-    Raises:
-        ValueError: If the weights lie in pieces on several devices (FSDP, DeepSpeed).
     """
 
     def __init__(self, trainer: LoGraMedTrainer, num_steps: int):
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("`matching_picture_steps` needs the whole model on a device: set it to 0 under FSDP.")
         self.trainer, self.num_steps = trainer, num_steps
         samples = trainer.args.alignment_granularity == "sample"
         self.collator = LoGraMedDataCollator(

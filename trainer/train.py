@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if training_arguments.matching_picture_steps:
         trainer.add_callback(MatchingPictures(trainer, training_arguments.matching_picture_steps))
     show_progress(trainer)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint, is_checked=True)
     if trainer.termination.terminated:
         return leave_after_termination(trainer)
     trainer.save_model()

@@ -108,10 +108,6 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if args.alignment_memory > 0 and args.alignment_weight > 0:
             self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
         check_engine(args, self.accelerator)
-        if args.gradient_norm_steps and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "`gradient_norm_steps` needs whole gradients on a device: set it to 0 under FSDP, DeepSpeed."
-            )
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)

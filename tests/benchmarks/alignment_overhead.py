@@ -29,6 +29,7 @@ from logramed import modeling_logramed
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.build_model import new_model
 from logramed.trainer.data import load_training_rows
+from logramed.trainer.parts import add_adapters
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import iterate_texts
 from logramed.trainer.trainer import LoGraMedTrainer
@@ -154,19 +155,8 @@ def build_model(name: str, rows: Dataset):
         torch.set_default_dtype(torch.float32)
     model.resize_token_embeddings(shape["vocab_size"])
     if name == "7B":
-        model = with_adapters(model.cuda())
+        model = add_adapters(model.cuda(), ("projector", "graph", "language"), rank=16, alpha=32, dropout=0.0)
     return model.train(), processor
-
-
-def with_adapters(model: torch.nn.Module) -> torch.nn.Module:
-    """LoRA on the language model's linear layers; projector and graph network are trained in full."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=32, target_modules=layers), model)
-    for name, weight in model.named_parameters():
-        weight.requires_grad_("lora_" in name or "projector" in name or "graph_network" in name)
-    return model
 
 
 def build_trainer(model, processor, rows: Dataset, alignment_weight: float, folder: Path) -> LoGraMedTrainer:

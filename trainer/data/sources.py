@@ -84,7 +84,7 @@ def load_training_rows(
         records = read_records(_check_suffix(path), bad_rows)
     else:
         records = _read_dataset(_open_dataset(source, path, split), source, split)
-    images = ImageFolder(image_folder or _get_default_image_folder(source, path), check_images)
+    images = ImageFolder(image_folder or default_image_folder(source, path), check_images)
     reader = RecordReader(images, require_extended)
     extensions = None
     if extended is not None:
@@ -132,7 +132,8 @@ def _as_existing_path(source: str | Path | Dataset) -> Path | None:
     return None
 
 
-def _get_default_image_folder(source: str | Path | Dataset, path: Path | None) -> Path | None:
+def default_image_folder(source: str | Path | Dataset, path: Path | None) -> Path | None:
+    """Where the images of a source lie unless told otherwise (see `load_training_rows`)."""
     if isinstance(source, Dataset):
         return None
     if path is None:

@@ -13,12 +13,12 @@ from transformers.utils import logging
 
 from .records import RecordReader
 from .rows import BadRows, ImageFolder, OnBadRow, RowError, RowLocation
+from .sources import JSON_SUFFIXES, default_image_folder
 
 
 logger = logging.get_logger(__name__)
 
 SHARD_SUFFIX = ".tar"
-JSON_SUFFIXES = (".json", ".jsonl")
 # Rows among which the next one is drawn. More mix better and take longer to fill.
 BUFFER_SIZE = 1000
 
@@ -65,8 +65,7 @@ class RowStream:
         self.num_skipped, self.on_bad_row = num_skipped, on_bad_row
         BadRows(on_bad_row)  # refuses another word now
         if image_folder is None and Path(self.source).suffix in JSON_SUFFIXES:
-            folder = Path(self.source).parent
-            image_folder = folder / "images" if (folder / "images").is_dir() else folder
+            image_folder = default_image_folder(self.source, Path(self.source))
         self.reader = RecordReader(ImageFolder(image_folder, check_images=False), require_extended)
 
     def as_dataset(self) -> IterableDataset:
