@@ -182,10 +182,11 @@ def check_step(report: Report, training, trainer: LoGraMedTrainer, num_rows: int
         return
     step_seconds = times.times[-1] - times.times[-2]
     steps = num_steps(training, num_rows)
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    # The most of both steps; each log of one begins the count anew.
+    memory = max(entry["memory_gib"] for entry in trainer.state.log_history if "memory_gib" in entry)
     total = torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else psutil.virtual_memory().total
     report.lines.append(
-        f"A step on the longest rows: {step_seconds:.2f} s, {memory / GIB:.2f} of {total / GIB:.0f} GiB memory. "
+        f"A step on the longest rows: {step_seconds:.2f} s, {memory:.2f} of {total / GIB:.0f} GiB memory. "
         f"The run: {steps:,} steps of {size * training.world_size} rows, at most {step_seconds * steps / 3600:.1f} h "
         "without evaluations."
     )

@@ -211,6 +211,11 @@ def open_rows(
             f"A stream (`streaming`) needs `dataloader_num_workers` of 0 or 1, got "
             f"{training.dataloader_num_workers}: more would read every row several times."
         )
+    if training.matching_picture_steps and data.validation_data is None:
+        raise ValueError(
+            "`matching_picture_steps` draws the same samples each time, which a stream (`streaming`) has not at hand: "
+            "give `validation_data`."
+        )
     require_extended = training.alignment_weight > 0 and training.use_extended_answers
     num_skipped = 0
     if checkpoint is not None:
@@ -288,7 +293,7 @@ def train_first_stage(
     trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     trainer = LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     show_progress(trainer)
-    trainer.train(resume_from_checkpoint=bool(training.resume_from_checkpoint))
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     for name, weight in model.named_parameters():  # without alignment the graph network was frozen
         weight.requires_grad_(trained[name])
     return trainer

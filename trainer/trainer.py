@@ -142,7 +142,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if recorder.loss is not None:
             self._log_losses(loss, recorder.output, num_items_in_batch)
             alignment_loss = self._weighted(recorder.loss, num_items_in_batch)
-            self._log_gradients(loss, alignment_loss)
+            if recorder.output is not None:  # not so in later micro-batches of a graph over all of a step
+                self._log_gradients(loss, alignment_loss)
             loss = loss + alignment_loss
         if training and self._step_graph is not None:
             self._step_graph.finish(recorder.loss)

@@ -236,6 +236,16 @@ def test_a_resumed_run_trains_the_graph_network_that_the_first_stage_left_alone(
     assert all(weight.requires_grad for name, weight in model.named_parameters() if "graph_network" in name)
 
 
+def test_a_first_stage_is_not_resumed_where_that_was_refused(tmp_path, data_file, monkeypatch):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    seen = []
+    monkeypatch.setattr(checkpoints.WholeCheckpoints, "train", lambda self, **kwargs: seen.append(kwargs) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main([str(recipe), "--resume_from_checkpoint", "false"])
+    good = write_checkpoint(tmp_path / "saved", 2)
+    assert choose_checkpoint(seen[0]["resume_from_checkpoint"], good.parent) is None
+
+
 def test_run_record_says_what_made_the_run_and_refuses_other_data(tmp_path, data_file, caplog):
     recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
     options = [str(recipe), "--max_steps", "2", "--eval_strategy", "no"]

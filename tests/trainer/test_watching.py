@@ -88,6 +88,19 @@ def test_gradient_norms_are_those_of_two_backward_passes():
     assert compared["gradient_cosine"] == pytest.approx(cosine, rel=1e-4)
 
 
+def test_gradients_are_those_of_the_first_micro_batch_also_of_a_graph_over_all(tmp_path, rows, monkeypatch):
+    calls = []
+
+    def count(*arguments):
+        calls.append(arguments)
+        return compare_gradients(*arguments)
+
+    monkeypatch.setattr("logramed.trainer.trainer.compare_gradients", count)
+    values = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "accumulate_graph": True}
+    trained(tmp_path, rows, max_steps=2, gradient_norm_steps=1, **values)
+    assert len(calls) == 2
+
+
 def test_watching_changes_nothing_in_training(tmp_path, rows):
     plain = trained(tmp_path / "plain", rows, max_steps=4)
     watched = trained(tmp_path / "watched", rows, max_steps=4, pictures=2, gradient_norm_steps=2)

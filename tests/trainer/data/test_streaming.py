@@ -111,6 +111,7 @@ def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, da
         ({"dataloader_num_workers": 2}, "`dataloader_num_workers` of 0 or 1"),
         ({"validation_share": 0.5, "eval_strategy": "no"}, "`validation_share`"),
         ({"shuffle_turns": True}, "`shuffle_turns`"),
+        ({"matching_picture_steps": 5}, "give `validation_data`"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(tmp_path, data_file, options, words):
