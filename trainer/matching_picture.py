@@ -109,12 +109,12 @@ def _describe_nodes(rows, collator):
     images, questions, answers, spans = [], [], [], []
     for row in rows:
         turns = read_turns(row, clean_messages(row["messages"]))
-        extended = read_extended_answers(row) if collator.extended else [""] * len(turns)
+        extended = read_extended_answers(row) if collator.extended else []
         if collator.granularity == "sample":
             turns = [("", join_answers([answer for _, answer in turns]))]
-            extended = [join_answers(extended)]
+            extended = [join_answers(extended)] if extended else []
         row_images = [open_image(image, row["id"]) for image in row["images"]]
-        for (question, answer), text in zip(turns, extended, strict=True):
+        for (question, answer), text in zip(turns, extended or [""] * len(turns), strict=True):
             images.append(row_images)
             questions.append(question)
             answers.append(answer)

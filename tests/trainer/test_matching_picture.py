@@ -54,6 +54,13 @@ def test_samples_are_matched_too(rows, tmp_path):
         assert image.format == "PNG"
 
 
+@pytest.mark.parametrize("granularity", ["sample", "turn"])
+def test_nodes_without_extended_answers_have_no_spans(rows, granularity):
+    model, collator = model_and_collator(granularity)
+    collator.extended = False
+    assert not any(match_nodes(model, collator, list(rows)).spans)
+
+
 @pytest.mark.parametrize("connector", ["none", "sti"])
 def test_several_images_of_a_sample_are_drawn_side_by_side(rows, tmp_path, connector):
     first, second = list(rows)[:2]
