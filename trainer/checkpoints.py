@@ -138,20 +138,28 @@ class WholeCheckpoints:
         path = Path(self._resumed_from or "") / STATE_NAME.format(self.args.process_index)
         if self._resumed_from is None or not path.is_file():
             return
-        states = torch.load(path, map_location=self.args.device, weights_only=True)
+        device = self.args.device
+        # Of several processes on CPUs each has a device "cpu:0", which `torch.load` does not know.
+        states = torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
         for name, state in states.items():
             if name in self.stateful:
                 self.stateful[name].load_state_dict(state)
 
 
-class LoadStatefulCallback(TrainerCallback):
-    """Loads `stateful` once `Trainer` has reset its own sums and before the first step."""
+class ResumingCallback(TrainerCallback):
+    """
+    Calls `begin` once `Trainer` has reset its own sums and before the first step, and `before_step` before each, when
+    the random states of the checkpoint are restored.
+    """
 
-    def __init__(self, load: Callable[[], None]):
-        self.load = load
+    def __init__(self, begin: Callable[[], None], before_step: Callable[[], None]):
+        self.begin, self.before_step = begin, before_step
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.load()
+        self.begin()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.before_step()
 
 
 class LoggedSums:

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fingerprints: dict[str, str] = {}
     checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
     if data_arguments.streaming:
-        stream, validation_rows = open_rows(data_arguments, training_arguments, checkpoint)
+        stream, validation_rows = open_rows(data_arguments, training_arguments, checkpoint, fingerprints)
         train_rows = stream.as_dataset()
         text_rows = (row for _, row in islice(stream.read_once(), NUM_TOKENIZER_ROWS))
     else:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             training_arguments.output_dir,
             [model_arguments, data_arguments, training_arguments],
             fingerprints,
-            checkpoint,
+            checkpoint or find_first_stage_checkpoint(training_arguments),
         )
     model, processor = load_model(model_arguments, chain(text_rows, first_rows), training_arguments.seed)
     model = choose_trained(model, model_arguments, training_arguments.seed)
@@ -155,7 +155,11 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
         loaded, processor = load_model(model, rows, training.seed)
         return choose_trained(loaded, model, training.seed), processor
 
-    report = dry_run(training, lambda arguments: load_rows(data, arguments, check_images=False), load_chosen)
+    def load_all(arguments: LoGraMedTrainingArguments) -> tuple[Dataset, Dataset | None]:
+        load_first_stage(data, arguments, check_images=False)  # refused where it is bad
+        return load_rows(data, arguments, check_images=False)
+
+    report = dry_run(training, load_all, load_chosen)
     print(report)
     return 1 if report.errors else 0
 
@@ -196,10 +200,11 @@ def load_rows(
 
 
 def open_rows(
-    data: DataArguments, training: LoGraMedTrainingArguments, checkpoint: str | None
+    data: DataArguments, training: LoGraMedTrainingArguments, checkpoint: str | None, fingerprints: dict[str, str]
 ) -> tuple[RowStream, Dataset | None]:
     """
-    A stream of training rows, those left out that the run had had at `checkpoint`, and validation rows.
+    A stream of training rows, those left out that the run had had at `checkpoint`, and validation rows;
+    `fingerprints` gets that of each source.
 
     Raises:
         ValueError: If an argument does not go with a stream.
@@ -225,22 +230,33 @@ def open_rows(
     stream = RowStream(
         data.train_data, data.image_folder, require_extended, data.on_bad_row, training.seed, num_skipped
     )
+    if training.process_index == 0:
+        fingerprints[data.train_data] = stream.fingerprint
     validation = None
     if data.validation_data is not None:
         validation = load_and_list_skipped(
-            data.validation_data, "_validation", data, training, require_extended=require_extended
+            data.validation_data, "_validation", data, training, fingerprints, require_extended=require_extended
         )
     return stream, validation
 
 
 def load_first_stage(
-    data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str] | None = None
+    data: DataArguments,
+    training: LoGraMedTrainingArguments,
+    fingerprints: dict[str, str] | None = None,
+    check_images: bool = True,
 ) -> Dataset | tuple[()]:
     """The rows of the first stage, if there is one; they need no extended answers."""
     if data.first_stage_data is None:
         return ()
     return load_and_list_skipped(
-        data.first_stage_data, "_first_stage", data, training, fingerprints, require_extended=False
+        data.first_stage_data,
+        "_first_stage",
+        data,
+        training,
+        fingerprints,
+        require_extended=False,
+        check_images=check_images,
     )
 
 
@@ -301,6 +317,12 @@ def train_first_stage(
 
 def first_stage_folder(training: LoGraMedTrainingArguments) -> Path:
     return Path(training.output_dir) / "first_stage"
+
+
+def find_first_stage_checkpoint(training: LoGraMedTrainingArguments) -> str | None:
+    """What a run that is resumed, and has no checkpoint of its second stage, goes on from."""
+    folder = first_stage_folder(training)
+    return choose_checkpoint(training.resume_from_checkpoint, folder) if list_checkpoints(folder) else None
 
 
 def leave_after_termination(trainer: LoGraMedTrainer) -> int:

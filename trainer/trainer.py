@@ -15,13 +15,18 @@ from trl import SFTTrainer
 from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.checkpoints import LoadStatefulCallback, LoggedSums, WholeCheckpoints
+from logramed.trainer.checkpoints import LoggedSums, ResumingCallback, WholeCheckpoints
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.devices import check_engine, gather_language_head, gather_own_weights, name_existing_units
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
 from logramed.trainer.image_cache import CachedTower
-from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
+from logramed.trainer.interruption import (
+    EvaluationTerminatedError,
+    TerminationCallback,
+    check_gradient_norm,
+    check_loss,
+)
 from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
 from logramed.trainer.parts import keep_dtypes, unwrap_adapters
 from logramed.trainer.unused_weights import freeze_unused_weights
@@ -112,9 +117,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
         self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
         self.stateful["logged_sums"] = LoggedSums(self)
-        self.termination = TerminationCallback()
+        self.termination = self.stateful["termination"] = TerminationCallback()
         self.speedometer = Speedometer()
-        for callback in (LoadStatefulCallback(self.load_stateful), self.termination, self.speedometer):
+        for callback in (ResumingCallback(self._begin, self._make_up_evaluation), self.termination, self.speedometer):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -158,6 +163,31 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             raise
         finally:
             self.termination.restore()
+
+    def _begin(self):
+        self.load_stateful()
+        if self.state.global_step >= self.state.max_steps:  # no step will come to do it before
+            self._make_up_evaluation()
+
+    def _make_up_evaluation(self):
+        """The evaluation that SIGTERM kept the run from, of the checkpoint that it now goes on from."""
+        if not self.termination.has_left_out_evaluation:
+            return
+        self.termination.has_left_out_evaluation = False
+        metrics = self._evaluate(None, None)
+        if self._determine_best_metric(metrics, None):
+            self.state.best_model_checkpoint = self._resumed_from
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """As `Trainer`'s; SIGTERM ends an evaluation, and the step is saved without it."""
+        randomness = torch.get_rng_state()
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationTerminatedError:
+            torch.set_rng_state(randomness)  # what the evaluation drew of it, it will draw when it is made up for
+            self._metrics["eval"].clear()
+            self.termination.stop(self.state, self.control, leaves_out_evaluation=True)
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # logged already; saves
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""
@@ -286,6 +316,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 self.validation_questions,
                 batch_size=self.args.per_device_eval_batch_size,
                 max_new_tokens=self.args.max_new_tokens,
+                on_answer=lambda: self.termination.check_evaluation(self.args),
             )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output

@@ -1,6 +1,6 @@
 """The accuracy of a model's answers during training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,16 +16,22 @@ def score_answers(
     *,
     batch_size: int,
     max_new_tokens: int,
+    on_answer: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """
-    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric.
+    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric; `on_answer` is called
+    after each.
 
     Returns:
         `dict[str, float]`: `closed_accuracy` and `open_recall`, in percent, each only where there are such questions.
     """
-    asked = answer_questions(
+    asked = []
+    for pair in answer_questions(
         model, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=False
-    )
+    ):
+        asked.append(pair)
+        if on_answer is not None:
+            on_answer()
     rows, answers = zip(*asked, strict=True)
     scores = evaluate_answers(
         predictions=list(answers),

@@ -18,6 +18,7 @@ from logramed import LoGraMedForConditionalGeneration
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.data import questions_of_rows
 from logramed.trainer.devices import check_engine, name_existing_units
+from tests.benchmarks import kill_resume
 from tests.trainer.conftest import write_data_file
 from tests.trainer.gradient_steps import UNITS, small_model, take_steps, uneven_turns
 
@@ -85,6 +86,25 @@ def deal(values, num_steps):
     return [rows[place] for rows in steps for place in (DEALT_IN_TWOS if is_in_twos else EIGHT)]
 
 
+def launch(program, *arguments):
+    """Run a program of this folder by two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name(program)), *map(str, arguments)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """The folder with what two processes did: `NAME.pt` of each step."""
@@ -95,23 +115,7 @@ def two_processes(tmp_path_factory):
         plan[name] = {"dealt": deal(step["values"], step["values"].get("max_steps", 1)), **step}
         plan[name]["evaluate"] = name in SAVED_STEPS or step.get("evaluate", False)
     (folder / "plan.json").write_text(json.dumps(plan))
-    program = Path(__file__).with_name("gradient_steps.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
-    done = subprocess.run(
-        [*command, str(data_file), str(folder), str(folder / "plan.json")],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-        },
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch("gradient_steps.py", data_file, folder, folder / "plan.json")
     return folder
 
 
@@ -175,6 +179,20 @@ def test_a_resumed_fsdp_run_goes_on_as_the_uninterrupted_one(two_processes):
     assert resumed["logged"]["loss"] == whole["logged"]["loss"]
     assert all(torch.equal(value, whole["gradients"][1][name]) for name, value in resumed["gradients"][0].items())
     assert torch.isfinite(torch.tensor(resumed["metrics"]["eval_loss"]))
+
+
+def test_sigterm_to_one_of_two_processes_ends_both_at_one_step_and_the_resumed_run_equals_the_undisturbed(tmp_path):
+    data_file = write_data_file(tmp_path)
+    whole, recipe = (kill_resume.write_recipe(tmp_path / name, data_file) for name in ("whole", "run"))
+    launch("terminated_run.py", whole, recipe, 8, tmp_path / "codes")
+    assert all(json.loads((tmp_path / f"codes.{rank}").read_text()) == [0, 143, 0] for rank in (0, 1))
+    starts = json.loads((tmp_path / "run" / "model" / "run.json").read_text())["starts"]
+    assert starts[1]["resumed_from"].endswith("/checkpoint-8")
+    (figures, weights), (expected_figures, expected_weights) = map(
+        kill_resume.read_results, (tmp_path / "run", tmp_path / "whole")
+    )
+    assert figures == expected_figures
+    assert kill_resume.same_weights(weights, expected_weights)
 
 
 def test_mixed_precision_and_checkpointing_under_fsdp_give_the_losses_of_one_process_up_to_rounding(

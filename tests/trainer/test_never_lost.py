@@ -12,15 +12,18 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+import logramed.trainer.trainer
 from logramed.trainer import checkpoints, train
 from logramed.trainer.checkpoints import (
     CheckpointError,
+    WholeCheckpoints,
     choose_checkpoint,
     find_damage,
     find_last_checkpoint,
     put_in_place,
 )
 from logramed.trainer.interruption import check_gradient_norm, check_loss
+from logramed.trainer.validation import score_answers
 from tests.benchmarks import kill_resume
 from tests.tiny import tiny_processor
 from tests.trainer.test_trainer import LoGraMedTrainer, arguments, small_model
@@ -216,6 +219,70 @@ def test_sigterm_saves_the_step_at_hand_and_leaves_with_its_own_code(tmp_path, d
     assert find_damage(saved) is None
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert train.main([*options, "--max_steps", "20", "--resume_from_checkpoint", "true"]) == 0
+
+
+class Terminate(TrainerCallback):
+    """Sends SIGTERM at a moment of the training that has evaluations, once."""
+
+    def __init__(self, trainer, moment, step):
+        self.trainer, self.moment, self.step, self.sent = trainer, moment, step, False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._send("before", state.global_step + 1)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self._send("losses", state.global_step)
+
+    def _send(self, moment, step):
+        if (moment, step) == (self.moment, self.step) and self.trainer.eval_dataset is not None and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("moment", "step"), [("before", 4), ("losses", 4), ("answers", 4), ("losses", 20)])
+def test_an_evaluation_that_sigterm_prevents_is_made_up_for_by_the_resumed_run(
+    tmp_path, data_file, monkeypatch, moment, step
+):
+    whole = kill_resume.write_recipe(tmp_path / "whole", data_file)
+    assert train.main([str(whole)]) == 0
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    with monkeypatch.context() as patched:
+        show = train.show_progress
+        patched.setattr(
+            train,
+            "show_progress",
+            lambda trainer: (show(trainer), trainer.add_callback(Terminate(trainer, moment, step))),
+        )
+        if moment == "answers":
+            patched.setattr(logramed.trainer.trainer, "score_answers", send_sigterm_then_score)
+        assert train.main([str(recipe)]) == 143
+    saved = find_last_checkpoint(tmp_path / "run" / "model")
+    assert saved.name == f"checkpoint-{step}"
+    history = json.loads((saved / "trainer_state.json").read_text())["log_history"]
+    assert not any("eval_loss" in entry and entry["step"] == step for entry in history)
+    assert train.main([str(recipe), "--resume_from_checkpoint", "true"]) == 0
+    figures, weights = kill_resume.read_results(tmp_path / "run")
+    expected_figures, expected_weights = kill_resume.read_results(tmp_path / "whole")
+    assert figures == expected_figures
+    assert kill_resume.same_weights(weights, expected_weights)
+
+
+def send_sigterm_then_score(*args, on_answer, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return score_answers(*args, on_answer=on_answer, **kwargs)
+
+
+def test_a_run_resumed_in_its_first_stage_keeps_the_record_of_its_start(tmp_path, data_file, monkeypatch):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    taken = WholeCheckpoints.train
+    with monkeypatch.context() as patched:
+        patched.setattr(WholeCheckpoints, "train", lambda self, **kwargs: [taken(self, **kwargs), 1 / 0])
+        with pytest.raises(ZeroDivisionError):
+            train.main([str(recipe)])
+    assert train.main([str(recipe), "--resume_from_checkpoint", "true"]) == 0
+    first, second = json.loads((tmp_path / "run" / "model" / "run.json").read_text())["starts"]
+    assert first["resumed_from"] is None
+    assert "first_stage/checkpoint-" in second["resumed_from"]
 
 
 def test_a_resumed_run_trains_the_graph_network_that_the_first_stage_left_alone(tmp_path, data_file):

@@ -145,6 +145,12 @@ def test_dry_run_names_data_that_cannot_be_read(tmp_path, rows):
     assert report.errors == ["data: FileNotFoundError: There is no file nowhere.json."]
 
 
+def test_dry_run_looks_at_the_data_of_the_first_stage(tmp_path, data_file, capsys):
+    recipe = write_recipe(tmp_path, data_file, first_stage_data=str(tmp_path / "nowhere.json"))
+    assert train.main([recipe, "--dry_run", "true"]) == 1
+    assert "nowhere.json" in capsys.readouterr().out
+
+
 def test_a_step_that_would_take_long_is_not_taken_and_that_is_said(tmp_path, data_file, capsys, monkeypatch):
     monkeypatch.setattr("logramed.trainer.dry_run.time_of_first_row", lambda trainer: 100.0)
     assert train.main([write_recipe(tmp_path, data_file), "--dry_run", "true"]) == 0

@@ -1,5 +1,7 @@
 """Training rows from data larger than a disk: JSON lines, WebDataset shards or a Hub id, read as they are needed."""
 
+import glob
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -7,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from datasets import IterableDataset, load_dataset
+from datasets import IterableDataset, load_dataset, load_dataset_builder
 from PIL import Image
 from transformers.utils import logging
 
@@ -21,6 +23,8 @@ logger = logging.get_logger(__name__)
 SHARD_SUFFIX = ".tar"
 # Rows among which the next one is drawn. More mix better and take longer to fill.
 BUFFER_SIZE = 1000
+# Bytes at the beginning and at the end of a file that its fingerprint takes in, beside its name and size.
+FINGERPRINTED_SIZE = 1 << 20
 
 
 class RowStream:
@@ -68,6 +72,26 @@ class RowStream:
             image_folder = default_image_folder(self.source, Path(self.source))
         self.reader = RecordReader(ImageFolder(image_folder, check_images=False), require_extended)
 
+    @property
+    def fingerprint(self) -> str:
+        """
+        A digest (64 hexadecimal digits) of what the stream reads: of local files the names, sizes and first and last
+        MiB, since reading a whole stream first would defeat it; of others what their host says of their version.
+        """
+        digest = hashlib.sha256()
+        files = list_local_files(self.source)
+        for path in files:
+            digest.update(json.dumps([path.name, path.stat().st_size]).encode())
+            with path.open("rb") as file:
+                digest.update(file.read(FINGERPRINTED_SIZE))
+                file.seek(max(path.stat().st_size - FINGERPRINTED_SIZE, 0))
+                digest.update(file.read())
+        if not files:
+            data_files = load_dataset_builder(self.source).config.data_files or {}
+            versions = {str(split): [[*found], found.origin_metadata] for split, found in data_files.items()}
+            digest.update(json.dumps([self.source, versions], sort_keys=True).encode())
+        return digest.hexdigest()
+
     def as_dataset(self) -> IterableDataset:
         """The rows as a `datasets.IterableDataset` without end."""
         return IterableDataset.from_generator(self.__iter__)
@@ -98,6 +122,14 @@ class RowStream:
                 logger.warning(f"Skipped a bad row: {error}")
                 continue
             yield location, row
+
+
+def list_local_files(source: str) -> list[Path]:
+    """The files of a source that lies on this machine: itself, those in it, or those that fit it as a pattern."""
+    path = Path(source)
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [Path(name) for name in sorted(glob.glob(source)) if Path(name).is_file()]
 
 
 def open_examples(source: str, split: str) -> IterableDataset:

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -79,6 +80,17 @@ def test_streams_of_nothing_are_refused(tmp_path):
         ids(RowStream(tmp_path / "nowhere.jsonl"), 1)
 
 
+def test_fingerprint_of_a_stream_is_of_its_files_and_not_of_where_they_lie(tmp_path, data_file):
+    shards = write_shards(tmp_path / "shards", data_file)
+    fingerprint = RowStream(shards).fingerprint
+    assert len(fingerprint) == 64
+    assert RowStream(f"{shards}/*.tar").fingerprint == fingerprint
+    assert RowStream(write_shards(tmp_path / "same", data_file)).fingerprint == fingerprint
+    assert RowStream(shards / "000.tar").fingerprint != fingerprint
+    (shards / "001.tar").rename(shards / "002.tar")
+    assert RowStream(shards).fingerprint != fingerprint
+
+
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, data_file, step):
     shards = write_shards(tmp_path / "shards", data_file)
@@ -102,6 +114,11 @@ def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, da
     resumed = run("parts", 6, "--resume_from_checkpoint", "true")
     assert [entry.get("loss") for entry in resumed[0]][:6] == [entry.get("loss") for entry in whole[0]][:6]
     assert kill_resume.same_weights(resumed[1], whole[1])
+    data_file.write_text(data_file.read_text().replace("what organ is shown", "which organ is shown"))
+    shutil.rmtree(shards)
+    write_shards(shards, data_file)
+    with pytest.raises(ValueError, match="shards has changed since this run began"):
+        run("parts", 8, "--resume_from_checkpoint", "true")
 
 
 @pytest.mark.parametrize(
