@@ -1,1 +1,1 @@
-"""Cards for the Hugging Face Hub. No template is here yet: `Trainer` writes TRL's card into a trained folder."""
+"""Cards for the Hugging Face Hub, generated from result files, and pushing what they describe."""

@@ -1,7 +1,9 @@
 """How LoGra-Med is trained: what `HfArgumentParser` reads from the command line or a recipe."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from typing import Any
 
 import torch
 from trl import SFTConfig
@@ -329,3 +331,15 @@ class LoGraMedTrainingArguments(SFTConfig):
             raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")
         if self.alignment_memory < 0:
             raise ValueError(f"`alignment_memory` must not be negative; got {self.alignment_memory}.")
+
+
+def default_arguments() -> dict[str, Any]:
+    """The defaults of all arguments that have one, by name, as `run.json` records them."""
+    defaults = {}
+    for group in (ModelArguments, DataArguments, LoGraMedTrainingArguments):
+        for argument in fields(group):
+            value = argument.default if argument.default is not MISSING else None
+            if argument.default_factory is not MISSING:
+                value = argument.default_factory()
+            defaults[argument.name] = value.value if isinstance(value, Enum) else value
+    return defaults

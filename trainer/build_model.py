@@ -22,11 +22,13 @@ from transformers import (
 )
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
+from logramed.eval.files import write_json
 from logramed.modeling_logramed import LoGraMedProjector
 
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
+PARTS_NAME = "parts.json"  # what a folder was joined from
 
 
 def join_models(
@@ -240,6 +242,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
+    write_json(arguments.output / PARTS_NAME, {"vision": arguments.vision, "language": arguments.language})
     print(
         f"{arguments.output}: {model.num_parameters() / 1e6:,.1f} million weights in {model.dtype}, "
         f"{model.config.num_image_tokens} tokens an image. Next: python trainer/train.py "

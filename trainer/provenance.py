@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,8 @@ import psutil
 import torch
 
 from logramed.eval.files import write_json
+from logramed.trainer.build_model import PARTS_NAME
+from logramed.trainer.phantoms import ARGUMENTS_FILE
 
 
 logger = logging.getLogger(__name__)
@@ -64,6 +67,8 @@ def record_run(
         "resumed_from": checkpoint,
         "arguments": describe_arguments(arguments),
         "data": fingerprints,
+        "base_models": find_base_models(next((group.model for group in arguments if hasattr(group, "model")), None)),
+        "generated_data": find_phantoms(fingerprints),
         "code": describe_code(),
         "packages": describe_packages(),
         "hardware": describe_hardware(),
@@ -94,6 +99,31 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
     changed += [f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]]
     if changed:
         logger.warning(f"The run goes on with other settings than it had: {'; '.join(changed)}.")
+
+
+def find_base_models(model: str | None) -> list[str]:
+    """
+    What a model is made from, as far as its folder tells: the id on the Hub if it is none, the parts that
+    `build_model.py` joined, or those of the model that it was trained from.
+    """
+    if model is None:
+        return []
+    folder = Path(model)
+    if not folder.is_dir():
+        return [model]
+    if (folder / PARTS_NAME).is_file():
+        return list(json.loads((folder / PARTS_NAME).read_text(encoding="utf-8")).values())
+    if (folder / RECORD_NAME).is_file():
+        return json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["starts"][-1].get("base_models", [])
+    return []
+
+
+def find_phantoms(sources: Iterable[str]) -> dict[str, Any] | None:
+    """The arguments that phantoms were drawn with, if all `sources` of data are such; else None."""
+    records = [Path(source).parent / ARGUMENTS_FILE for source in sources]
+    if not records or not all(record.is_file() for record in records):
+        return None
+    return json.loads(records[0].read_text(encoding="utf-8"))
 
 
 def describe_arguments(arguments: list[Any]) -> dict[str, Any]:
