@@ -43,6 +43,7 @@ STAYS = {
     "matchings": "pictures that show images of the training data",
     "README.md": "written anew",
     "SHA256SUMS": "written anew",
+    "card_figures.json": "written anew",
     "model.sig": "written anew",
     "run.json": "read for the card; travels without paths",
     "train_metrics.json": "read for the card; travels without paths",

@@ -44,6 +44,7 @@ NOT_LISTED = (
     *("disable_tqdm", "log_level", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_license"),
     *("dataloader_num_workers", "dataloader_pin_memory", "use_cpu", "dry_run", "logging_steps", "save_total_limit"),
     *("distributed_state", "deepspeed_plugin", "cache_image_features", "on_bad_row", "vision_config", "text_config"),
+    "accelerator_config",
 )
 TRAINING_ROWS = (
     ("steps", ("log_history", -1, "step"), "{:,}"),
@@ -102,6 +103,7 @@ def write_model_card(
     datasets: Sequence[str] = (),
     base_models: Sequence[str] = (),
     share_images_of: Sequence[str] = (),
+    is_local: bool = False,
 ) -> Card:
     """
     The card of the model in `folder`.
@@ -114,6 +116,7 @@ def write_model_card(
         evaluations: Of this very model (see `read_evaluations`).
         datasets, base_models: Ids on the Hub, beside those that the record of the run names.
         share_images_of: Benchmarks whose images may be shown, beside the generated ones.
+        is_local (`bool`, *optional*, defaults to `False`): It is for this machine, where a base model may be a folder.
 
     Raises:
         ValueError: If an adapter has no base model on the Hub, or a file cannot be read.
@@ -128,7 +131,9 @@ def write_model_card(
             files[results.name] = json.dumps(results.content, indent=2, ensure_ascii=False).encode() + b"\n"
     known_bases = [*base_models, *(record.content["starts"][-1].get("base_models", []) if record else [])]
     known_data = [*datasets, *(record.content["starts"][-1]["data"] if record else [])]
-    base_models, datasets = hub_ids(known_bases), hub_ids(known_data)
+    if is_local and record is not None:
+        known_bases.append(json.loads((folder / RUN_RECORD).read_text())["starts"][-1]["arguments"]["model"])
+    base_models, datasets = known_bases if is_local else hub_ids(known_bases), hub_ids(known_data)
     if kind == "adapter" and not base_models:
         raise ValueError(
             f"The adapter in {folder} names no base model on the Hub, without which nobody can load it. Publish the "
@@ -145,7 +150,7 @@ def write_model_card(
     told = describe_training(record, training, figures, has_curves) if record or training else None
     if figures.noted:
         files[FIGURES_FILE] = json.dumps(figures.noted, indent=1).encode() + b"\n"
-    front_matter = describe_metadata(kind, name, license, base_models, datasets, evaluations)
+    front_matter = describe_metadata(kind, name, license, hub_ids(base_models), datasets, evaluations)
     text = render(
         "model_card.md.jinja",
         front_matter=f"---\n{front_matter}\n---",
@@ -375,7 +380,8 @@ def list_settings(record: ResultFile, figures: Figures) -> list[dict[str, str]]:
     settings = []
     for name in sorted(arguments):
         value = arguments[name]
-        if name in NOT_LISTED or name.startswith(("_", "hub_")) or value in (None, defaults.get(name)):
+        default = defaults.get(name)
+        if name in NOT_LISTED or name.startswith(("_", "hub_")) or value == default or not (value or default):
             continue
         keys = ["starts", last, "arguments", name]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -398,8 +404,8 @@ def describe_model(
             f" Its vision tower is of the kind {tower} and sees {size} x {size} pixels, its language model is of the "
             f"kind {settings.get('text_config', 'model_type')}."
         )
-    if base_models:
-        links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in base_models)
+    if hub_ids(base_models):
+        links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in hub_ids(base_models))
         sentence += f" Made from {links}."
     elif record is not None and record.get("starts", -1, "arguments").get("model") is None:
         sentence += " It was trained from new weights."

@@ -215,8 +215,10 @@ def judge(error: BaseException) -> tuple[int | None, bool]:
     for cause in chain:
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             status = cause.response.status_code
-            # 412: the branch has moved on, perhaps by a commit of ours whose answer was lost.
-            return status, status in (*RETRIED_STATUS, 412)
+            # 412: the branch has moved on, perhaps by a commit of ours whose answer was lost. An upload that was
+            # damaged on its way is refused with 400.
+            is_upload = cause.response.request.method == "PUT"
+            return status, status in (*RETRIED_STATUS, 412) or (status == 400 and is_upload)
     modules = {type(cause).__module__.partition(".")[0] for cause in chain}
     is_network = any(isinstance(cause, ConnectionError | TimeoutError) for cause in chain)
     return None, is_network or any(module.startswith("http") for module in modules)

@@ -27,6 +27,7 @@ EMBEDDED_IMAGE = re.compile(rb"data:image/[\w.+-]+;base64,")
 TEXT_ENDINGS = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml", ".jinja", ".css", ".html", ".toml", ".cfg")
 # Their words may be pieces of anything.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+SHORTEST_SECRET = 16  # letters of a variable's value below which it may be any word
 # Only those that know a key by its form: digests and long words are in many honest files.
 DETECTORS = (
     *("AWSKeyDetector", "ArtifactoryDetector", "AzureStorageKeyDetector", "BasicAuthDetector", "CloudantDetector"),
@@ -120,12 +121,12 @@ def _find_text(name: str, content: Path | bytes, folder: Path | None) -> list[st
                 problems[f"holds {kind}. Take it out, and withdraw it where it was issued."] = None
         if EMBEDDED_IMAGE.search(part) and not name.endswith(".py"):
             problems["holds an image, of which it is not known whether it may be shared."] = None
-        if not is_vocabulary:
-            found = HOME.search(part)
-            if found and not name.endswith(".safetensors"):
-                problems[f"holds the path of a home folder, {found[0].decode(errors='replace')}. Take it out."] = None
-        for place in places:
-            if place in part and not name.endswith(".safetensors"):
+        if not is_vocabulary and not name.endswith(".safetensors"):
+            home = HOME.search(part)
+            place = next((place for place in places if place in part), None)
+            if home:
+                problems[f"holds the path of a home folder, {home[0].decode(errors='replace')}. Take it out."] = None
+            elif place:
                 problems[f"holds a path of this machine, {place.decode()}. Take it out."] = None
     if name.lower().endswith(TEXT_ENDINGS) and not is_vocabulary:
         problems |= dict.fromkeys(_detect_secrets(content, problems))
@@ -138,7 +139,8 @@ def own_secrets() -> Iterator[tuple[str, bytes]]:
     if token:
         yield "the token of this account", token.encode()
     for name, value in os.environ.items():
-        if re.search(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", name) and len(value) >= 16 and not value.isdigit():
+        is_secret = re.search(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", name) and not value.isdigit()
+        if is_secret and len(value) >= SHORTEST_SECRET and value != token:
             yield f"the value of the variable {name}", value.encode()
 
 

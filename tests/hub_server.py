@@ -389,7 +389,8 @@ class FaultyApp:
         if fault.kind == "drop_after":
             await self.app(scope, receive, _swallow)
         if isinstance(fault.kind, str):
-            raise DropConnectionError(fault.path)
+            send.__self__.transport.abort()  # uvicorn's own `send`: no answer, not even 500
+            return None
         await request.body()
         return await refuse(fault.kind, f"Fault {fault.kind}", headers=fault.headers)(scope, receive, send)
 

@@ -305,8 +305,15 @@ class LoGraMedTrainingArguments(SFTConfig):
         },
     )
 
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the model for its card, such as `apache-2.0`; `push_to_hub` needs it."},
+    )
+
     def __post_init__(self):
         super().__post_init__()
+        if self.push_to_hub:
+            self._check_publishing()
         # Pinned memory only helps copies to an accelerator; without one it gives a warning for every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         if self.alignment_loss == "none":
@@ -331,6 +338,20 @@ class LoGraMedTrainingArguments(SFTConfig):
             raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")
         if self.alignment_memory < 0:
             raise ValueError(f"`alignment_memory` must not be negative; got {self.alignment_memory}.")
+
+    def _check_publishing(self):
+        if self.hub_license is None:
+            raise ValueError(
+                "`push_to_hub` needs `hub_license`, under whose terms the model is published, such as apache-2.0. "
+                "Those of its base models and data bind it."
+            )
+        if self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            raise ValueError(
+                f"`hub_strategy` {self.hub_strategy.value!r} would publish optimizer states: a model is published "
+                "once, at the end (`end`)."
+            )
+        if self.hub_private_repo is None:
+            self.hub_private_repo = True
 
 
 def default_arguments() -> dict[str, Any]:

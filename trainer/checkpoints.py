@@ -89,8 +89,6 @@ class WholeCheckpoints:
         except (OSError, RuntimeError, ValueError) as error:
             shutil.rmtree(staged, ignore_errors=True)
             raise CheckpointError(describe_failure(final, error)) from error
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
         if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(output_folder),

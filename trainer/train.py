@@ -19,6 +19,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser
 
 from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
+from logramed.hub_cards.model_card import FIGURES_FILE, write_model_card
+from logramed.hub_cards.publications import CARD_NAME
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import new_model
 from logramed.trainer.checkpoints import choose_checkpoint, list_checkpoints
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = trainer.train(resume_from_checkpoint=checkpoint, is_checked=True)
     if trainer.termination.terminated:
         return leave_after_termination(trainer)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # published at the end, with its results
     log_history = list(trainer.state.log_history)  # without the evaluation of the model that is kept
     metrics = dict(result.metrics)
     if validation_rows is not None:
@@ -116,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_results(trainer, metrics, log_history)
         for folder in list_checkpoints(first_stage_folder(training_arguments)):
             shutil.rmtree(folder)
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still works
     trainer.accelerator.end_training()
     return 0
@@ -405,9 +409,18 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
     }
     (output / "train_metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     plot_curves(log_history, output / "curves.png")
+    write_local_card(output)
     print(f"\nTrained {state.global_step} steps in {metrics['train_runtime'] / 60:.1f} minutes; wrote {output}.")
     if "eval_loss" in metrics:
         print(f"On validation: {describe_evaluation(metrics)}.")
+
+
+def write_local_card(output: Path) -> None:
+    """The card of a run that has just ended, for this machine; publishing writes it anew."""
+    kind = "adapter" if (output / "adapter_config.json").is_file() else "model"
+    card = write_model_card(output, str(output), kind=kind, is_local=True)
+    (output / CARD_NAME).write_text(card.text, encoding="utf-8")
+    (output / FIGURES_FILE).write_bytes(card.files[FIGURES_FILE])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from torch.utils.data import SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
+from logramed.hub_cards.publications import prepare
+from logramed.hub_cards.push import Push
 from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
@@ -153,6 +155,36 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if training and self._step_graph is not None:
             self._step_graph.finish(recorder.loss)
         return (loss, outputs) if return_outputs else loss
+
+    def create_model_card(self, *args, **kwargs):
+        """Nothing: the card is written from the results of the run, when there are some (`logramed.hub_cards`)."""
+
+    def push_to_hub(self, commit_message: str = "Trained with LoGra-Med", token: str | None = None, **kwargs):
+        """
+        Publish what is in `output_dir` with its card, in one commit (see `logramed.hub_cards.push`). Nobody is asked:
+        `args.push_to_hub`, or this call, is the consent. Private unless `args.hub_private_repo` is false.
+
+        Returns:
+            `str`: the name of the commit, on the main process; None on others.
+
+        Raises:
+            PushError: If it could not be published, or holds what must not be.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        publication = prepare(self.args.output_dir, self.hub_model_id, license=self.args.hub_license)
+        push = Push(
+            publication,
+            self.hub_model_id,
+            private=self.args.hub_private_repo is not False,
+            revision=self.args.hub_revision,
+            message=commit_message,
+            token=token or self.args.hub_token,
+        )
+        return push.run(lambda question: True)
 
     def train(self, *args, **kwargs):
         """As `WholeCheckpoints`'s; an error is told its step, and SIGTERM has its former handler back in the end."""

@@ -1,0 +1,145 @@
+"""Train, publish, load elsewhere: the whole way, against a server that speaks the Hub's protocol."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+
+from logramed import AutoModelForVision2Seq, LoGraMedProcessor
+from logramed.hub_cards.integrity import find_changes
+from logramed.trainer.arguments import LoGraMedTrainingArguments
+from tests.hub_cards.conftest import REPO, run
+from tests.hub_client import client_of
+from tests.hub_server import TOKEN
+
+
+FOUR = os.environ.get("LOGRAMED_TRANSFORMERS_4_PYTHON")
+NO_FOUR = "set LOGRAMED_TRANSFORMERS_4_PYTHON to the Python of an environment with constraints-4.57.txt"
+QUESTION = "Is there a lesion?"
+ANSWER = """
+import json, sys
+for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets", "numba"):
+    sys.modules[name] = None  # looks as if it were not installed
+import transformers
+from transformers import AutoProcessor
+repo, revision, auto_class, image = sys.argv[1:]
+options = {"trust_remote_code": True, "revision": revision}
+model = getattr(transformers, auto_class).from_pretrained(repo, **options).eval()
+processor = AutoProcessor.from_pretrained(repo, **options)
+text = {"type": "text", "text": "Is there a lesion?"}
+messages = [{"role": "user", "content": [{"type": "image", "path": image}, text]}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+sequence = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+print(json.dumps({"tokens": sequence[0].tolist(), "class": type(model).__module__.split(".")[0]}))
+"""
+LINES = [
+    pytest.param(sys.executable, "AutoModelForImageTextToText", id="this transformers"),
+    pytest.param(
+        FOUR,
+        "AutoModelForVision2Seq",
+        id="transformers 4.57",
+        marks=pytest.mark.skipif(FOUR is None, reason=NO_FOUR),
+    ),
+]
+
+
+@pytest.mark.parametrize(("python", "auto_class"), LINES)
+def test_a_trained_and_published_model_answers_the_same_where_only_transformers_is(
+    published, phantoms, tmp_path, python, auto_class
+):
+    image = str(phantoms / "images" / "test_00001.png")
+    with client_of(published["hub"]):
+        HfApi(token=TOKEN).create_tag(REPO, tag=f"v-{tmp_path.name}")
+    environment = published["environment"] | {"HF_HOME": str(tmp_path / "home")}
+    done = run(ANSWER, REPO, f"v-{tmp_path.name}", auto_class, image, environment=environment, python=python)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["class"] == "transformers_modules"
+    model = AutoModelForVision2Seq.from_pretrained(published["model"]).eval()
+    processor = LoGraMedProcessor.from_pretrained(published["model"])
+    messages = [{"role": "user", "content": [{"type": "image", "path": image}, {"type": "text", "text": QUESTION}]}]
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert found["tokens"] == expected[0].tolist()
+
+
+def test_a_run_publishes_once_privately_and_nothing_of_its_state_or_this_machine(published):
+    hub, files = published["hub"].hub, published["hub"].hub.files("models", REPO)
+    repo = hub.read("models", REPO)
+    assert repo["private"]
+    assert len(repo["commits"]) == 2  # the first is that of the empty repository
+    assert {
+        "model.safetensors",
+        "config.json",
+        "modeling_logramed.py",
+        "processor_config.json",
+        "tokenizer.json",
+    } <= set(files)
+    assert {"README.md", "train_metrics.json", "run.json", "curves.png", "SHA256SUMS"} <= set(files)
+    assert not [
+        name for name in files if re.search(r"optimizer|scheduler|rng|checkpoint|training_args|\.pt$|\.bin$", name)
+    ]
+    home, here = str(published["model"]).encode(), str(Path.cwd()).encode()
+    assert not [name for name, content in files.items() if home in content or here in content]
+    assert "phantoms/data" not in files["run.json"].decode()
+    assert "The model tester/logramed-mini (private) will hold:" in published["printed"]
+    assert re.search(r"model\.safetensors +\d+\.\d MiB", published["printed"])
+
+
+def test_the_card_is_ours_not_that_of_trl(published):
+    for card in (
+        published["hub"].hub.files("models", REPO)["README.md"].decode(),
+        (published["model"] / "README.md").read_text(),
+    ):
+        assert "Not for clinical use" in card
+        assert "arXiv:2410.02615" in card
+        assert "generated_from_trainer" not in card
+        assert "time machine" not in card
+    assert not list(published["model"].glob("**/checkpoint-*/README.md"))
+
+
+def test_what_was_published_is_what_its_sums_say(published, tmp_path):
+    files = published["hub"].hub.files("models", REPO)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert find_changes(tmp_path) == []
+    assert set(files) - {"SHA256SUMS"} == {
+        line.split("  ", 1)[1] for line in files["SHA256SUMS"].decode().splitlines()
+    }
+
+
+def test_integrity_of_a_published_model_is_checked_from_the_command_line(published, tmp_path):
+    environment = published["environment"] | {"HF_HOME": str(tmp_path)}
+    done = run("hub_cards/integrity.py", REPO, environment=environment)
+    assert re.search(r"All \d+ files are as they were published", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "needs `hub_license`"),
+        (
+            {"hub_license": "mit", "hub_strategy": "all_checkpoints"},
+            "'all_checkpoints' would publish optimizer states",
+        ),
+    ],
+)
+def test_a_run_that_could_not_be_published_as_it_should_is_refused_before_it_begins(tmp_path, values, words):
+    with pytest.raises(ValueError, match=words):
+        LoGraMedTrainingArguments(output_dir=str(tmp_path), push_to_hub=True, use_cpu=True, **values)
+
+
+def test_a_run_is_published_privately_unless_asked(tmp_path):
+    options = {"output_dir": str(tmp_path), "push_to_hub": True, "hub_license": "mit", "use_cpu": True}
+    assert LoGraMedTrainingArguments(**options).hub_private_repo is True
+    assert LoGraMedTrainingArguments(**options, hub_private_repo=False).hub_private_repo is False
