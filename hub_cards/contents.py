@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from logramed.chat_templates_logramed import CHAT_TEMPLATES
+
 
 CODE = ("*_logramed.py",)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -138,9 +140,13 @@ def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
         pickled = [path.name for path in folder.glob("*.bin") if path.name != "training_args.bin"]
         found = f" {', '.join(pickled)} is a pickle: save the model again with `save_pretrained`." if pickled else ""
         raise ValueError(f"{folder} holds no weights as safetensors.{found}")
+    contents.left_out.pop("additional_chat_templates/", None)
     for path in sorted(folder.glob("additional_chat_templates/*.jinja")):
-        contents.files[path.relative_to(folder).as_posix()] = path
-        contents.left_out.pop("additional_chat_templates/", None)
+        name = path.relative_to(folder).as_posix()
+        if path.read_text(encoding="utf-8") == CHAT_TEMPLATES.get(path.stem):
+            contents.left_out[name] = "in the code that travels"
+        else:
+            contents.files[name] = path
     _include(contents, folder, include)
     return contents
 

@@ -197,7 +197,8 @@ class LoGraMedProcessor(ProcessorMixin):
         # No language model here knows token types, and `generate` refuses what `forward` does not take.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.padding_side = "left"
-        chat_template = dict(CHAT_TEMPLATES) if chat_template is None else chat_template
+        if chat_template is None or chat_template == CHAT_TEMPLATES["default"]:
+            chat_template = dict(CHAT_TEMPLATES)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
@@ -464,7 +465,7 @@ class LoGraMedProcessor(ProcessorMixin):
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
         copy_code_files(folder)
         # It writes the template files on both lines, and must not overwrite ours with others.
-        self.tokenizer.chat_template = self.chat_template
+        self.tokenizer.chat_template = self._templates_to_save()
         self.tokenizer._set_processor_class(type(self).__name__)
         if self.tokenizer.is_fast:
             # Padding and truncation of the last call would be saved with the tokenizer, as its defaults.
@@ -480,6 +481,20 @@ class LoGraMedProcessor(ProcessorMixin):
             ]
             self._push_files(folder, written, **kwargs)
         return [str(folder / "processor_config.json")]
+
+    def _templates_to_save(self) -> str | dict[str, str]:
+        """
+        The templates that the code has not: 4.57 cannot load a repository of the Hub with a folder of further ones,
+        whose names it gives their ending twice.
+        """
+        if not isinstance(self.chat_template, dict):
+            return self.chat_template
+        own = {
+            name: template
+            for name, template in self.chat_template.items()
+            if name == "default" or template != CHAT_TEMPLATES.get(name)
+        }
+        return own["default"] if list(own) == ["default"] else own
 
     def _push_files(self, folder: Path, files: list[Path], **kwargs) -> None:
         api = HfApi(token=kwargs.get("token"))

@@ -21,7 +21,7 @@ VQA_RAD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "vqa_
 # What of a card's text are no figures: code, addresses, digests, versions of software, names with digits, headings.
 NO_FIGURES = re.compile(
     r"```.*?```|\]\([^)]*\)|https?://\S+|`[^`]*`|arXiv:[\d.]+|95% interval|recall@1|ROUGE-L|F1|SHA-?256\w*"
-    r"|(?:torch|transformers|trl|logramed) [\d.]+\S*|LoGra-Med\w*|^#.*$|!\[Image \d+\]|Image \d+",
+    r"|(?:torch|transformers|trl|logramed) [\d.]+\S*|LoGra-Med\w*|^#[^\n]*$|!\[Image \d+\]|Image \d+",
     flags=re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")

@@ -647,6 +647,14 @@ def test_settings_and_templates_survive_save_and_load(tmp_path):
     assert LoGraMedProcessor.from_pretrained(single).chat_template == "only"
 
 
+def test_templates_of_the_code_need_no_files_and_are_known_after_loading(tmp_path):
+    tiny_processor().save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "additional_chat_templates").exists()
+    assert LoGraMedProcessor.from_pretrained(tmp_path / "plain").chat_template == CHAT_TEMPLATES
+    tiny_processor(chat_template={**CHAT_TEMPLATES, "default": "own"}).save_pretrained(tmp_path / "own")
+    assert LoGraMedProcessor.from_pretrained(tmp_path / "own").chat_template == "own"
+
+
 def test_pushing_uploads_just_the_files_of_the_processor(processor, tmp_path, monkeypatch):
     uploads = []
 
@@ -670,4 +678,4 @@ def test_pushing_uploads_just_the_files_of_the_processor(processor, tmp_path, mo
     assert upload["commit_message"] == "First"
     expected = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"model.safetensors"}
     assert set(upload["allow_patterns"]) == expected
-    assert "additional_chat_templates/llava_med_v0.jinja" in expected
+    assert "chat_template.jinja" in expected
