@@ -1,0 +1,356 @@
+"""
+A page to ask a medical vision-language model about images: `python app.py --model DIR`, or a Space.
+
+Needs a folder or an id on the Hub, as `--model` or in the environment variable `MODEL_ID`. Not for clinical use.
+"""
+
+import argparse
+import functools
+import html
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio
+from conversation import NOTICE, Assistant, Settings, Turn, export_json, export_markdown
+from images import UploadError, read_upload
+from PIL import Image
+from relevance import draw_relevance, image_relevance
+
+
+FOLDER = Path(__file__).parent
+EXAMPLES = json.loads((FOLDER / "examples" / "examples.json").read_text(encoding="utf-8"))
+MAX_IMAGES = 8
+MAX_FILE_SIZE = "100mb"
+CONCURRENT_ANSWERS = 2
+# Uploads and exports are deleted when they are this old, looked for this often; in seconds.
+CACHE_AGES = (3600, 6 * 3600)
+NO_IMAGE_YET = "Add an image first: with the button in the message field, by dropping it there, or with an example."
+PLACEHOLDER = "### Ask about an image\nAdd a PNG or JPEG to your message, or start with one of the examples."
+LOGO = (  # three graphs, matched
+    '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="5" cy="6" r="2.5"/><circle cx="19" cy="6" r="2.5"/>'
+    '<circle cx="12" cy="19" r="2.5"/><path d="M7 7l4 10M17 7l-4 10M7.5 6h9"/></svg>'
+)
+Updates = dict[Any, Any]
+
+
+class Page:
+    """
+    The page and what happens on it. What a user has said and seen lies in that user's state alone.
+
+    Args:
+        assistant (`Assistant`): Who answers.
+    """
+
+    def __init__(self, assistant: Assistant):
+        self.assistant = assistant
+        # Within the folder for temporary files, from where gradio serves files.
+        self.folder = Path(tempfile.mkdtemp(prefix="logramed_demo_"))
+
+    def build(self) -> gradio.Blocks:
+        """Lay out the page."""
+        with gradio.Blocks(
+            title=f"{self.assistant.name} · LoGra-Med", delete_cache=CACHE_AGES, fill_width=True
+        ) as page:
+            gradio.HTML(write_header(self.assistant), elem_id="header", padding=False)
+            self.turns = gradio.State([])
+            with gradio.Row(elem_id="main"):
+                with gradio.Column(scale=3, min_width=320):
+                    self._build_conversation()
+                with gradio.Column(scale=1, min_width=300, elem_id="side"):
+                    self._build_examples()
+                    self._build_relevance()
+                    self._build_settings()
+                    self._build_export()
+            self._connect()
+        page.queue(default_concurrency_limit=CONCURRENT_ANSWERS)
+        return page
+
+    def _build_conversation(self) -> None:
+        self.chat = gradio.Chatbot(
+            label="Conversation",
+            show_label=False,
+            elem_id="chat",
+            height="62vh",
+            min_height=320,
+            layout="bubble",
+            placeholder=PLACEHOLDER,
+            buttons=["copy"],
+        )
+        self.status = gradio.HTML("", elem_id="status", padding=False)
+        self.message = gradio.MultimodalTextbox(
+            label="Your question",
+            placeholder="Ask about an image …",
+            file_types=[".png", ".jpg", ".jpeg"],
+            file_count="multiple",
+            sources=["upload"],
+            max_plain_text_length=2000,
+            elem_id="message",
+            autofocus=True,
+            html_attributes=gradio.InputHTMLAttributes(enterkeyhint="send"),
+        )
+        self.stop = gradio.Button("Stop", size="sm", variant="stop", visible=False, elem_id="stop")
+
+    def _build_examples(self) -> None:
+        gradio.HTML("<h2>Examples</h2><p>Generated phantoms: no patient is in them.</p>", padding=False)
+        with gradio.Column(elem_id="examples"):
+            self.examples = [
+                gradio.Button(
+                    f"{example['shows']}: “{example['question']}”",
+                    icon=FOLDER / "examples" / example["image"],
+                    size="sm",
+                    elem_classes="example",
+                )
+                for example in EXAMPLES
+            ]
+
+    def _build_relevance(self) -> None:
+        gradio.HTML("<h2>What the answer drew on</h2>", padding=False)
+        self.show_relevance = gradio.Button("Show it on the image", size="sm", interactive=False, elem_id="show")
+        self.relevance = gradio.Gallery(
+            label="Relevance of image regions",
+            show_label=False,
+            columns=2,
+            height="auto",
+            object_fit="contain",
+            visible=False,
+            elem_id="relevance",
+            buttons=[],
+        )
+        self.relevance_said = gradio.HTML(
+            "<p>Coloured where a small change of the image would change the probability of the last answer most "
+            "(gradient times input). It is no explanation of the answer.</p>",
+            visible=False,
+            padding=False,
+        )
+
+    def _build_settings(self) -> None:
+        defaults = Settings()
+        with gradio.Accordion("Answer settings", open=False, elem_id="settings"):
+            self.settings = [
+                gradio.Slider(1, 512, defaults.max_new_tokens, step=1, label="Longest answer (tokens)"),
+                gradio.Slider(
+                    0, 1.5, defaults.temperature, step=0.05, label="Temperature", info="0: the likeliest words"
+                ),
+                gradio.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p", info="With a temperature above 0"),
+                gradio.Number(defaults.seed, precision=0, minimum=0, label="Seed"),
+            ]
+
+    def _build_export(self) -> None:
+        gradio.HTML("<h2>Conversation</h2>", padding=False)
+        with gradio.Row(elem_id="export"):
+            self.as_markdown = gradio.DownloadButton("Save as text", size="sm", interactive=False)
+            self.as_json = gradio.DownloadButton("Save as JSON", size="sm", interactive=False)
+        self.clear = gradio.Button("New conversation", size="sm", elem_id="clear")
+
+    def _connect(self) -> None:
+        shown = [self.chat, self.turns, self.message, self.status, self.stop]
+        shown += [self.show_relevance, self.relevance, self.relevance_said, self.as_markdown, self.as_json]
+        private = {"api_visibility": "private", "show_progress": "hidden"}
+        asked = [self.message.submit(self.ask, [self.message, self.turns, *self.settings], shown, **private)]
+        for button, example in zip(self.examples, EXAMPLES, strict=True):
+            start = functools.partial(self.ask_example, example)
+            asked.append(button.click(start, [self.turns, *self.settings], shown, **private))
+        self.stop.click(lambda: (gradio.Button(visible=False), ""), None, [self.stop, self.status], cancels=asked)
+        options = {"api_visibility": "private", "show_progress": "minimal"}
+        self.show_relevance.click(self.draw, self.turns, [self.relevance, self.relevance_said, self.status], **options)
+        for event in (self.clear.click, self.chat.clear):
+            event(self.start_anew, None, shown, cancels=asked, **private)
+
+    def ask_example(self, example: dict[str, str], turns: Sequence[Turn], *settings) -> Iterator[Updates]:
+        """Ask what an example asks, in a new conversation."""
+        path = str(FOLDER / "examples" / example["image"])
+        yield from self.ask({"text": example["question"], "files": [path]}, [], *settings)
+
+    def ask(self, message: dict[str, Any], turns: Sequence[Turn], *settings) -> Iterator[Updates]:
+        """
+        Answer a message, piece by piece. A message that cannot be answered stays where it was written.
+
+        Args:
+            message (`dict`): `text` and `files`, paths of uploads.
+            turns: The conversation so far.
+            settings: The values of `Settings`, in their order.
+        """
+        try:
+            turn = self.read_message(message or {}, turns)
+        except UploadError as error:
+            yield {self.status: say(str(error))}
+            return
+        turns = [*turns, turn]
+        yield {
+            **self._no_relevance(),
+            self.chat: write_chat(turns, is_busy=True),
+            self.turns: turns,
+            self.message: gradio.MultimodalTextbox(value=None, interactive=False),
+            self.status: say("Answering …", is_error=False),
+            self.stop: gradio.Button(visible=True),
+        }
+        problem = ""
+        try:
+            for _ in self.assistant.answer(turns, Settings(*settings)):
+                yield {self.chat: write_chat(turns, is_busy=True), self.turns: turns}
+        except Exception as error:  # told to the user, who can go on
+            problem = say(f"The model could not answer: {error}")
+            turns = turns[:-1]
+        yield {
+            self.chat: write_chat(turns),
+            self.turns: turns,
+            self.message: gradio.MultimodalTextbox(interactive=True),
+            self.status: problem,
+            self.stop: gradio.Button(visible=False),
+            self.show_relevance: gradio.Button(interactive=bool(turns)),
+            **self._exports(turns),
+        }
+
+    def read_message(self, message: dict[str, Any], turns: Sequence[Turn]) -> Turn:
+        """
+        The turn that a message begins, its images read, checked and kept.
+
+        Raises:
+            UploadError: If there is nothing to answer.
+        """
+        question = (message.get("text") or "").strip()
+        files = message.get("files") or []
+        num_before = sum(len(turn.images) for turn in turns)
+        if not files and not num_before:
+            raise UploadError(NO_IMAGE_YET)
+        if num_before + len(files) > MAX_IMAGES:
+            raise UploadError(f"A conversation can have {MAX_IMAGES} images. Start a new one for more.")
+        images = [read_upload(path) for path in files]
+        if not question:
+            raise UploadError("Write a question about the image.")
+        return Turn(question, [self._keep(image) for image in images])
+
+    def _keep(self, image: Image.Image) -> str:
+        file = tempfile.NamedTemporaryFile(dir=self.folder, suffix=".png", delete=False)  # noqa: SIM115
+        with file:
+            image.save(file, "PNG")
+        return file.name
+
+    def draw(self, turns: Sequence[Turn]) -> Updates:
+        """The images of the conversation with what the last answer drew on."""
+        try:
+            relevance = image_relevance(self.assistant, turns)
+        except Exception as error:  # told to the user
+            return {**self._no_relevance(), self.status: say(f"This could not be shown: {error}")}
+        paths = [path for turn in turns for path in turn.images]
+        is_padded = getattr(self.assistant.processor.image_processor, "do_pad_to_square", False)
+        drawn = []
+        for number, (path, values) in enumerate(zip(paths, relevance, strict=True), start=1):
+            with Image.open(path) as image:
+                drawn.append((draw_relevance(image, values, is_padded), f"Image {number}"))
+        gallery = gradio.Gallery(value=drawn, visible=True, columns=min(len(drawn), 2))
+        return {self.relevance: gallery, self.relevance_said: gradio.HTML(visible=True), self.status: ""}
+
+    def start_anew(self) -> Updates:
+        """An empty conversation."""
+        return {
+            **self._no_relevance(),
+            self.chat: [],
+            self.turns: [],
+            self.message: gradio.MultimodalTextbox(value=None, interactive=True),
+            self.status: "",
+            self.stop: gradio.Button(visible=False),
+            self.as_markdown: gradio.DownloadButton(interactive=False),
+            self.as_json: gradio.DownloadButton(interactive=False),
+        }
+
+    def _no_relevance(self) -> Updates:
+        return {
+            self.show_relevance: gradio.Button(interactive=False),
+            self.relevance: gradio.Gallery(value=None, visible=False),
+            self.relevance_said: gradio.HTML(visible=False),
+        }
+
+    def _exports(self, turns: Sequence[Turn]) -> Updates:
+        if not turns:
+            return {}
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        text, data = folder / "conversation.md", folder / "conversation.json"
+        text.write_text(export_markdown(turns, self.assistant), encoding="utf-8")
+        data.write_text(export_json(turns, self.assistant), encoding="utf-8")
+        return {
+            self.as_markdown: gradio.DownloadButton(value=str(text), interactive=True),
+            self.as_json: gradio.DownloadButton(value=str(data), interactive=True),
+        }
+
+
+def write_header(assistant: Assistant) -> str:
+    """Name, model and notice."""
+    revision = f" · revision {html.escape(assistant.revision)}" if assistant.revision else ""
+    return (
+        f'<header><div class="brand">{LOGO}<h1>LoGra-Med</h1></div>'
+        f"<p>Model: {html.escape(assistant.name)}{revision}</p></header>"
+        f'<p class="notice" role="note"><strong>Not for clinical use.</strong>{NOTICE.partition(".")[2]}</p>'
+    )
+
+
+def say(text: str, is_error: bool = True) -> str:
+    """A line under the conversation, read out by screen readers."""
+    role, kind = ("alert", "error") if is_error else ("status", "busy")
+    return f'<p role="{role}" class="{kind}">{html.escape(text)}</p>'
+
+
+def write_chat(turns: Sequence[Turn], is_busy: bool = False) -> list[dict[str, Any]]:
+    """A conversation as gradio shows it; the last answer may still be coming."""
+    messages = []
+    for turn in turns:
+        for number, path in enumerate(turn.images, start=1):
+            image = {"path": path, "alt_text": f"Image {number} of this question"}
+            messages.append({"role": "user", "content": image})
+        messages.append({"role": "user", "content": turn.question})
+        is_last = turn is turns[-1]
+        answer = turn.answer or ("…" if is_busy and is_last else "*(no words)*")
+        if turn.confidence is not None:
+            answer += (
+                f'\n\n<span class="confidence">Confidence {100 * turn.confidence:.1f}% '
+                "(mean token probability; not calibrated)</span>"
+            )
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def launch_options() -> dict[str, Any]:
+    """Look and limits of the page, for `Blocks.launch`."""
+    fonts = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
+    theme = gradio.themes.Soft(
+        primary_hue="teal",
+        secondary_hue="teal",
+        neutral_hue="slate",
+        radius_size="md",
+        font=fonts,
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    )
+    return {
+        "theme": theme,
+        "css_paths": FOLDER / "style.css",
+        "max_file_size": MAX_FILE_SIZE,
+        "footer_links": [],
+        "allowed_paths": [str(FOLDER / "examples")],
+        "show_error": True,
+    }
+
+
+def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Ask a LoGra-Med about images, in a browser.")
+    parser.add_argument("--model", default=os.environ.get("MODEL_ID"), help="folder or id on the Hub")
+    parser.add_argument("--revision", default=os.environ.get("MODEL_REVISION"), help="branch, tag or commit there")
+    parser.add_argument("--host", default=None, help="address to listen at (default: this machine only)")
+    parser.add_argument("--port", type=int, default=None, help="port (default: the first free one from 7860)")
+    arguments = parser.parse_args(argv)
+    if not arguments.model:
+        parser.error("which model? Give --model, a folder or an id on the Hub, or set MODEL_ID")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = read_arguments(argv)
+    page = Page(Assistant(arguments.model, arguments.revision)).build()
+    page.launch(server_name=arguments.host, server_port=arguments.port, **launch_options())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""A conversation about images, answered by a model word by word, with the probability of each answer."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, TextIteratorStreamer
+
+
+NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
+
+
+@dataclass
+class Settings:
+    """
+    How answers are generated.
+
+    Args:
+        max_new_tokens (`int`): Longest answer.
+        temperature (`float`): 0 takes the likeliest token each time.
+        top_p (`float`): With a temperature, draw from the likeliest tokens that have this share.
+        seed (`int`): Of the draws.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Arguments of `generate`."""
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return {
+            "max_new_tokens": int(self.max_new_tokens),
+            **(drawn if self.temperature > 0 else {"do_sample": False}),
+        }
+
+
+@dataclass
+class Turn:
+    """
+    A question, the images that came with it, and the answer so far.
+
+    Args:
+        question (`str`): As it was asked.
+        images (`list[str]`): Paths.
+        answer (`str`): Empty before the first word.
+        confidence (`float`, *optional*): Geometric mean of the probabilities of the answer's tokens, 0 to 1; None
+            until the answer is complete.
+        settings (`dict`): Those of the answer.
+    """
+
+    question: str
+    images: list[str] = field(default_factory=list)
+    answer: str = ""
+    confidence: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Assistant:
+    """
+    A model that answers, and what it is called.
+
+    Args:
+        model_id (`str`): A folder, or an id on the Hub.
+        revision (`str`, *optional*): Branch, tag or commit there.
+    """
+
+    def __init__(self, model_id: str, revision: str | None = None):
+        options = {"trust_remote_code": True, "revision": revision}
+        self.model_id, self.revision = model_id, revision
+        self.model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto", **options)
+        self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+        self.processor = AutoProcessor.from_pretrained(model_id, **options)
+        self.name = model_id.rstrip("/").rpartition("/")[2]
+
+    def encode(self, turns: Sequence[Turn], with_last_answer: bool = False) -> dict[str, torch.Tensor]:
+        """The model's inputs for the last question of `turns`, or for its answer too."""
+        messages = self._write_messages(turns)
+        if not with_last_answer:
+            messages = messages[:-1]
+        inputs = self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=not with_last_answer,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return inputs.to(self.model.device, self.model.dtype)
+
+    def _write_messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        placeholder = getattr(self.processor, "image_token", None) or "<image>"
+        messages = []
+        for turn in turns:
+            images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
+            question = {"type": "text", "text": turn.question.replace(placeholder, "")}
+            messages.append({"role": "user", "content": [*images, question]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
+        return messages
+
+    def answer(self, turns: Sequence[Turn], settings: Settings) -> Iterator[Turn]:
+        """
+        Answer the last question of `turns`, yielding its turn after every piece of text and, complete, at the end.
+
+        Leaving the iteration early ends the generation.
+
+        Raises:
+            Exception: Whatever the generation raised.
+        """
+        turn = turns[-1]
+        turn.settings = asdict(settings)
+        inputs = self.encode(turns)
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        generation = Generation(self.model, inputs, settings, streamer)
+        generation.start()
+        try:
+            for piece in streamer:
+                turn.answer += piece
+                yield turn
+        finally:
+            generation.stop()
+        turn.answer = turn.answer.strip()
+        turn.confidence = generation.confidence()
+        yield turn
+
+
+class Generation(threading.Thread):
+    """A call of `generate` in a thread of its own, which can be stopped."""
+
+    def __init__(self, model, inputs: dict[str, torch.Tensor], settings: Settings, streamer: TextIteratorStreamer):
+        super().__init__(daemon=True)
+        self.model, self.inputs, self.settings, self.streamer = model, inputs, settings, streamer
+        self.output, self.error = None, None
+        self._is_stopped = threading.Event()
+
+    def run(self) -> None:
+        try:
+            with torch.no_grad():
+                self.output = self.model.generate(
+                    **self.inputs,
+                    **self.settings.as_arguments(),
+                    streamer=self.streamer,
+                    stopping_criteria=[StopOnRequest(self._is_stopped)],
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                )
+        except Exception as error:  # told to the thread that waits
+            self.error = error
+            self.streamer.end()
+
+    def start(self) -> None:
+        torch.manual_seed(int(self.settings.seed))
+        super().start()
+
+    def stop(self) -> None:
+        """End the generation after the token at hand, and raise what it raised."""
+        self._is_stopped.set()
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+    def confidence(self) -> float:
+        """See `mean_probability`, of the answer."""
+        logits = torch.cat(self.output.logits)
+        return mean_probability(logits, self.output.sequences[0, -len(logits) :])
+
+
+class StopOnRequest(StoppingCriteria):
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+def mean_probability(logits: torch.Tensor, tokens: torch.Tensor) -> float:
+    """
+    The geometric mean of the probabilities of an answer's tokens.
+
+    It says how sure the model is of its words, one after the other; not how often such an answer is right.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`): Of each token, before any temperature.
+        tokens (`torch.Tensor` of shape `(num_tokens,)`, int64): Those taken.
+
+    Returns:
+        `float`: 0 to 1.
+
+    Example:
+        >>> round(mean_probability(torch.tensor([[0.0, 0.0], [0.0, float("-inf")]]), torch.tensor([1, 0])), 4)
+        0.7071
+    """
+    chosen = logits.float().log_softmax(-1).gather(-1, tokens[:, None])
+    return math.exp(chosen.mean().item())
+
+
+def export_markdown(turns: Sequence[Turn], assistant: Assistant) -> str:
+    """A conversation to be read."""
+    lines = [f"# Conversation with {assistant.name}", "", f"> {NOTICE}", "", f"Exported {now()}."]
+    for number, turn in enumerate(turns, start=1):
+        lines += ["", f"## {number}. {turn.question}", ""]
+        if turn.images:
+            lines += [f"Images: {len(turn.images)}.", ""]
+        lines.append(turn.answer)
+        if turn.confidence is not None:
+            lines += ["", f"Mean token probability {100 * turn.confidence:.1f}% (not calibrated)."]
+    return "\n".join(lines) + "\n"
+
+
+def export_json(turns: Sequence[Turn], assistant: Assistant) -> str:
+    """A conversation with all that it depended on but the images."""
+    content = {
+        "notice": NOTICE,
+        "model": assistant.name,
+        "revision": assistant.revision,
+        "exported": now(),
+        "turns": [{**asdict(turn), "images": len(turn.images)} for turn in turns],
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

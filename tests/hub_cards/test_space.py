@@ -1,0 +1,475 @@
+"""The demo: images, answers, confidence and relevance by themselves, and the page in a real browser."""
+
+import json
+import math
+import os
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from logramed.trainer.phantom_images import draw_phantom, sample_phantom
+from tests.hub_cards.space_app import FOLDER, space_modules
+from tests.tiny import tiny_processor
+from tests.tiny_models import tiny_model
+
+
+pytest.importorskip("gradio", reason="needs gradio: pip install 'logramed[demo]'")
+CHROMIUM = os.environ.get("LOGRAMED_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, in the path or as LOGRAMED_CHROMIUM")
+PATIENCE = 60_000  # milliseconds that the browser waits for what must come
+QUESTION, SECOND = "what organ is shown ?", "is there a mass ?"
+
+
+@pytest.fixture(scope="module")
+def space():
+    with space_modules() as modules:
+        yield modules
+
+
+@pytest.fixture(scope="module")
+def assistant(space, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "tiny-model"
+    tiny_model(text_sizes={"vocab_size": 84}).save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return space["conversation"].Assistant(str(folder))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.arange(600, dtype=np.uint8).reshape(20, 30)).save(path)
+    return path
+
+
+# Images
+
+
+def test_uploads_become_grey_or_rgb_of_a_size_that_can_be_shown(space, tmp_path):
+    Image.new("RGB", (3000, 1500), "red").save(tmp_path / "wide.jpg")
+    Image.new("RGBA", (5, 5), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    read = space["images"].read_upload
+    wide = read(tmp_path / "wide.jpg")
+    assert (wide.mode, max(wide.size), wide.width) == ("RGB", wide.width, 2 * wide.height)
+    assert max(wide.size) <= 2048
+    assert read(tmp_path / "clear.png").getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_deep_grey_images_keep_their_contrast(space, tmp_path):
+    Image.fromarray(np.array([[0, 2047], [4095, 1024]], dtype=np.uint16)).save(tmp_path / "ct.png")
+    image = space["images"].read_upload(tmp_path / "ct.png")
+    assert image.mode == "L"
+    assert np.asarray(image).tolist() == [[0, 127], [255, 64]]
+
+
+def test_photographs_are_turned_as_their_camera_says(space, tmp_path):
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[274] = 6  # a quarter turn
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert space["images"].read_upload(tmp_path / "turned.jpg").size == (10, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.png", b"no image", r"notes\.png cannot be read as a PNG or JPEG"),
+        ("scan.gif", "gif", r"scan\.gif cannot be read as a PNG or JPEG"),
+        ("cut.png", "cut", r"cut\.png cannot be read"),
+        ("huge.png", "huge", r"huge\.png has 12000 x 9000 pixels.* 100 million"),
+        ("bomb.png", "bomb", r"bomb\.png is too large"),
+    ],
+)
+def test_uploads_that_cannot_be_used_are_named(space, tmp_path, name, content, words):
+    path = tmp_path / name
+    write_bad_upload(path, content)
+    with pytest.raises(space["images"].UploadError, match=words):
+        space["images"].read_upload(path)
+
+
+def write_bad_upload(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "gif":
+        Image.new("L", (4, 4)).save(path, "GIF")
+    elif content == "cut":
+        Image.effect_noise((200, 200), 50).save(path)
+        path.write_bytes(path.read_bytes()[:3000])
+    else:
+        size = (12000, 9000) if content == "huge" else (20000, 20000)
+        Image.new("1", size).save(path)
+
+
+def test_example_images_are_what_the_phantoms_generator_draws(space):
+    examples = json.loads((FOLDER / "examples" / "examples.json").read_text())
+    assert len({example["question"] for example in examples}) == len(examples) == 4
+    for example in examples:
+        drawn = example["drawn"]
+        generator = np.random.default_rng(drawn["seed"])
+        phantoms = [sample_phantom(generator) for _ in range(drawn["number"] + 1)]
+        expected = draw_phantom(phantoms[-1], drawn["image_size"])
+        np.testing.assert_array_equal(np.asarray(Image.open(FOLDER / "examples" / example["image"])), expected)
+
+
+# Answers
+
+
+def turns_of(space, *questions, images=()):
+    Turn = space["conversation"].Turn
+    return [Turn(questions[0], [str(path) for path in images]), *(Turn(question) for question in questions[1:])]
+
+
+def test_streamed_text_is_that_of_generate(space, assistant, picture):
+    turns, settings = turns_of(space, QUESTION, images=[picture]), space["conversation"].Settings(max_new_tokens=6)
+    texts = [turn.answer for turn in assistant.answer(turns, settings)]
+    inputs = assistant.encode(turns_of(space, QUESTION, images=[picture]))
+    sequence = assistant.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    expected = assistant.processor.decode(sequence[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert texts[-1] == expected.strip() != ""
+    assert len(texts) > 2
+    assert all(texts[-1].startswith(text.strip()) for text in texts)
+
+
+def test_confidence_is_the_mean_probability_of_the_tokens_taken(space, assistant, picture):
+    turns, settings = turns_of(space, QUESTION, images=[picture]), space["conversation"].Settings(max_new_tokens=5)
+    *_, turn = assistant.answer(turns, settings)
+    inputs = assistant.encode(turns_of(space, QUESTION, images=[picture]))
+    sequence = assistant.model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    with torch.no_grad():
+        logits = assistant.model(
+            input_ids=sequence, pixel_values=inputs["pixel_values"], attention_mask=torch.ones_like(sequence)
+        ).logits
+    start = inputs["input_ids"].shape[1]
+    probabilities = logits[0, start - 1 : -1].softmax(-1).gather(-1, sequence[0, start:, None])
+    assert turn.confidence == pytest.approx(math.exp(probabilities.log().mean()), rel=1e-4)
+
+
+def test_a_second_turn_sees_the_first_and_its_images(space, assistant, picture):
+    turns = turns_of(space, QUESTION, images=[picture, picture])
+    *_, _ = assistant.answer(turns, space["conversation"].Settings(max_new_tokens=3))
+    turns.append(space["conversation"].Turn(SECOND))
+    inputs = assistant.encode(turns)
+    text = assistant.processor.decode(inputs["input_ids"][0])
+    assert inputs["pixel_values"].shape[0] == 2
+    assert text.index("organ") < text.index(turns[0].answer.split()[0]) < text.index("mass")
+
+
+def test_a_generation_ends_where_nobody_listens_any_more(space, assistant, picture):
+    turns = turns_of(space, QUESTION, images=[picture])
+    before = threading.active_count()
+    answering = assistant.answer(turns, space["conversation"].Settings(max_new_tokens=512))
+    next(answering)
+    answering.close()
+    assert threading.active_count() == before
+    assert len(turns[0].answer.split()) < 400
+
+
+def test_what_generation_raises_reaches_who_asked(space, assistant, picture, monkeypatch):
+    monkeypatch.setattr(assistant.model, "generate", lambda **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(assistant.answer(turns_of(space, QUESTION, images=[picture]), space["conversation"].Settings()))
+
+
+def test_draws_depend_on_the_seed_alone(space, assistant, picture):
+    def draw(seed):
+        settings = space["conversation"].Settings(max_new_tokens=12, temperature=1.5, seed=seed)
+        *_, turn = assistant.answer(turns_of(space, QUESTION, images=[picture]), settings)
+        return turn.answer
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_an_image_placeholder_in_a_question_is_no_image(space, assistant, picture):
+    inputs = assistant.encode(turns_of(space, "what <image> is <image> shown ?", images=[picture]))
+    assert inputs["pixel_values"].shape[0] == 1
+
+
+# Relevance
+
+
+def test_relevance_is_gradient_times_input_of_each_image_token(space, assistant, picture):
+    turns = turns_of(space, QUESTION, images=[picture, picture])
+    turns[0].answer = "lung left"
+    found = space["relevance"].image_relevance(assistant, turns)
+    assert [values.shape for values in found] == [(2, 2), (2, 2)]
+    inputs = assistant.encode(turns, with_last_answer=True)
+    start = assistant.encode(turns)["input_ids"].shape[1]
+    features = {}
+
+    def scale(module, arguments, output):
+        features["scales"] = torch.ones(output.shape[:2], requires_grad=True)
+        return output * features["scales"][..., None]
+
+    handle = assistant.model.model.multi_modal_projector.register_forward_hook(scale)
+    logits = assistant.model(**inputs).logits[0, start - 1 : -1]
+    handle.remove()
+    # The derivative by a factor on a token is the sum of its features times their gradients.
+    logits.log_softmax(-1).gather(-1, inputs["input_ids"][0, start:, None]).sum().backward()
+    expected = features["scales"].grad.abs().reshape(2, 2, 2).numpy()
+    np.testing.assert_allclose(np.stack(found), expected, rtol=1e-4)
+    assert all(weight.grad is None for weight in assistant.model.parameters())
+
+
+def test_overlay_lies_on_the_image_where_the_padded_square_has_it(space):
+    image = Image.new("L", (40, 20), 50)
+    relevance = np.zeros((4, 4))
+    relevance[1, 3] = 1.0  # of a square of 40 pixels, rows 10 to 20 of which the image begins with
+    drawn = np.asarray(space["relevance"].draw_relevance(image, relevance, is_padded=True)).astype(int)
+    assert drawn.shape == (20, 40, 3)
+    strength = drawn[..., 0] - 50
+    row, column = np.unravel_index(strength.argmax(), strength.shape)
+    assert row < 10
+    assert column >= 30
+    assert strength[15:, :20].max() == 0
+    stretched = np.asarray(space["relevance"].draw_relevance(image, relevance, is_padded=False)).astype(int)
+    assert np.unravel_index((stretched[..., 0] - 50).argmax(), (20, 40))[0] in range(4, 11)
+
+
+def test_relevance_of_nothing_colours_nothing(space):
+    image = Image.new("L", (8, 8), 50)
+    drawn = space["relevance"].draw_relevance(image, np.zeros((2, 2)), is_padded=True)
+    assert np.unique(np.asarray(drawn)).tolist() == [50]
+
+
+def test_a_model_without_a_square_of_image_tokens_is_refused(space):
+    with pytest.raises(ValueError, match="The 7 tokens of an image form no square"):
+        space["relevance"].lay_on_grid(np.zeros(7))
+
+
+# Export and the command line
+
+
+def test_exports_hold_questions_answers_settings_and_the_notice(space, assistant, picture):
+    turns = turns_of(space, QUESTION, images=[picture])
+    *_, _ = assistant.answer(turns, space["conversation"].Settings(max_new_tokens=3))
+    data = json.loads(space["conversation"].export_json(turns, assistant))
+    assert data["turns"][0]["settings"]["max_new_tokens"] == 3
+    assert data["turns"][0]["images"] == 1
+    assert "Not for clinical use" in data["notice"]
+    text = space["conversation"].export_markdown(turns, assistant)
+    assert f"## 1. {QUESTION}" in text
+    assert turns[0].answer in text
+    assert str(picture.parent) not in text + json.dumps(data)
+
+
+def test_a_page_without_a_model_is_refused(space, monkeypatch, capsys):
+    monkeypatch.delenv("MODEL_ID", raising=False)
+    with pytest.raises(SystemExit):
+        space["app"].read_arguments([])
+    assert "Give --model, a folder or an id on the Hub, or set MODEL_ID" in capsys.readouterr().err
+    monkeypatch.setenv("MODEL_ID", "org/model")
+    assert space["app"].read_arguments([]).model == "org/model"
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def address(space, assistant):
+    page = space["app"].Page(assistant).build()
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **space["app"].launch_options())
+    yield url
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    contexts, problems = [], []
+
+    def open_one(width=1280, height=900):
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: note_foreign(request.url))
+        page.goto(address)
+        page.wait_for_selector("#message textarea")
+        return page
+
+    def note_foreign(url):
+        if not url.startswith((address, "data:", "blob:")):
+            problems.append(f"asks {url}")
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def upload(page, *paths):
+    with page.expect_response(lambda response: "upload" in response.url and response.request.method == "POST"):
+        page.set_input_files("#message input[type=file]", [str(path) for path in paths])
+    page.wait_for_function(
+        "count => document.querySelectorAll('#message .thumbnail-item').length >= count", arg=len(paths)
+    )
+
+
+def send(page, question):
+    page.fill("#message textarea", question)
+    page.press("#message textarea", "Enter")
+
+
+def wait_for_answers(page, count):
+    page.wait_for_function("count => document.querySelectorAll('#chat .confidence').length === count", arg=count)
+    page.wait_for_selector("#stop", state="hidden")
+
+
+def said(page):
+    return page.inner_text("#chat")
+
+
+@needs_chromium
+def test_a_user_uploads_asks_reads_asks_again_looks_and_saves(open_page, picture, tmp_path):
+    page = open_page()
+    assert "Not for clinical use." in page.inner_text("#header")
+    upload(page, picture)
+    send(page, QUESTION)
+    wait_for_answers(page, 1)
+    assert QUESTION in said(page)
+    assert re.search(r"Confidence \d+\.\d% \(mean token probability; not calibrated\)", said(page))
+    assert page.input_value("#message textarea") == ""
+    send(page, SECOND)
+    wait_for_answers(page, 2)
+    page.click("#show")
+    page.wait_for_selector("#relevance img")
+    assert "It is no explanation" in page.inner_text("#side")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as text").click()
+    download.value.save_as(tmp_path / "conversation.md")
+    text = (tmp_path / "conversation.md").read_text()
+    assert f"## 2. {SECOND}" in text
+    page.click("#clear")
+    page.wait_for_function("!document.querySelector('#chat .confidence')")
+    assert page.is_disabled("#show")
+
+
+@needs_chromium
+def test_answers_come_piece_by_piece_and_can_be_stopped(open_page, assistant, picture, monkeypatch):
+    go_on = threading.Event()
+    process = type(assistant.processor.tokenizer).decode
+    num_pieces = []
+
+    def decode_slowly(self, *args, **kwargs):
+        num_pieces.append(1)
+        if len(num_pieces) > 4:  # the browser has to see the first words before the rest comes
+            go_on.wait(PATIENCE / 1000)
+        return process(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(assistant.processor.tokenizer), "decode", decode_slowly)
+    page = open_page()
+    upload(page, picture)
+    send(page, QUESTION)
+    page.wait_for_function("[...document.querySelectorAll('#chat .bot')].some(bot => /[a-z]/i.test(bot.innerText))")
+    assert page.is_visible("#stop")
+    assert page.query_selector("#chat .confidence") is None
+    page.click("#stop")
+    go_on.set()
+    page.wait_for_selector("#stop", state="hidden")
+    send(page, SECOND)
+    wait_for_answers(page, 1)
+
+
+@needs_chromium
+def test_an_example_asks_itself_and_two_images_of_one_conversation_are_both_shown(open_page, picture):
+    page = open_page()
+    page.get_by_role("button", name="CT of a head").click()
+    wait_for_answers(page, 1)
+    assert "Describe the image." in said(page)
+    upload(page, picture)
+    send(page, SECOND)
+    wait_for_answers(page, 2)
+    page.click("#show")
+    page.wait_for_function("document.querySelectorAll('#relevance img').length === 2")
+
+
+@needs_chromium
+def test_uploads_that_cannot_be_used_are_said_to_be_and_change_nothing(open_page, picture, tmp_path):
+    page = open_page()
+    send(page, QUESTION)
+    page.wait_for_selector("#status [role=alert]")
+    assert "Add an image first" in page.inner_text("#status")
+    write_bad_upload(tmp_path / "notes.png", b"no image")
+    upload(page, tmp_path / "notes.png")
+    send(page, QUESTION)
+    page.wait_for_function("document.querySelector('#status').innerText.includes('notes.png cannot be read')")
+    assert page.query_selector("#chat .bot") is None
+    assert page.input_value("#message textarea") == QUESTION
+    page.reload()
+    page.wait_for_selector("#message textarea")
+    write_bad_upload(tmp_path / "huge.png", "huge")
+    upload(page, tmp_path / "huge.png")
+    send(page, QUESTION)
+    page.wait_for_function("document.querySelector('#status').innerText.includes('huge.png has 12000 x 9000 pixels')")
+    large = tmp_path / "large.jpg"
+    Image.new("RGB", (9000, 9000)).save(large)
+    page.reload()
+    page.wait_for_selector("#message textarea")
+    upload(page, large)
+    send(page, QUESTION)
+    wait_for_answers(page, 1)
+    assert page.evaluate("Math.max(...[...document.querySelectorAll('#chat img')].map(i => i.naturalWidth))") <= 2048
+
+
+@needs_chromium
+def test_two_users_at_once_see_their_own_conversations(open_page, picture):
+    first, second = open_page(), open_page()
+    for page, question in ((first, "is there a nodule ?"), (second, "is there a lobe ?")):
+        upload(page, picture)
+        send(page, question)
+    for page, own, other in ((first, "nodule", "lobe"), (second, "lobe", "nodule")):
+        wait_for_answers(page, 1)
+        assert f"is there a {own} ?" in said(page)
+        assert f"is there a {other} ?" not in said(page)
+
+
+@needs_chromium
+def test_the_page_is_used_by_keyboard_alone(open_page):
+    page = open_page()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if "MRI of a head" in page.evaluate("document.activeElement.innerText || ''"):
+            break
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert float(outline.removesuffix("px")) >= 2
+    page.keyboard.press("Enter")
+    wait_for_answers(page, 1)
+    page.focus("#message textarea")
+    page.keyboard.type(SECOND)
+    page.keyboard.press("Enter")
+    wait_for_answers(page, 2)
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('button, textarea, input:not([type=hidden])')].filter(
+            e => e.offsetParent && !(e.innerText || e.ariaLabel || e.title || (e.labels && e.labels.length)
+                || e.getAttribute('aria-labelledby'))).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert unnamed == []
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 320, 768])
+def test_no_width_needs_scrolling_sideways(open_page, width):
+    page = open_page(width, 844)
+    page.get_by_role("button", name="CT of a head").click()
+    wait_for_answers(page, 1)
+    page.click("#show")
+    page.wait_for_selector("#relevance img")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.locator("#message").bounding_box()
+    assert box["width"] > 0.8 * min(width, 500)
