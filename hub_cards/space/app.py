@@ -34,6 +34,13 @@ LOGO = (  # three graphs, matched
     '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="5" cy="6" r="2.5"/><circle cx="19" cy="6" r="2.5"/>'
     '<circle cx="12" cy="19" r="2.5"/><path d="M7 7l4 10M17 7l-4 10M7.5 6h9"/></svg>'
 )
+# gradio shows images of a conversation without a text for those who cannot see them.
+NAME_IMAGES = """() => {
+  const name = () => document.querySelectorAll("#chat img:not([alt]), #chat img[alt='']").forEach(
+    (image, number) => { image.alt = `Image ${number + 1} of the conversation, enlarge`; });
+  new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
+  name();
+}"""
 Updates = dict[Any, Any]
 
 
@@ -154,7 +161,7 @@ class Page:
         for button, example in zip(self.examples, EXAMPLES, strict=True):
             start = functools.partial(self.ask_example, example)
             asked.append(button.click(start, [self.turns, *self.settings], shown, **private))
-        self.stop.click(lambda: (gradio.Button(visible=False), ""), None, [self.stop, self.status], cancels=asked)
+        self.stop.click(self.stop_answer, self.turns, shown, cancels=asked, **private)
         options = {"api_visibility": "private", "show_progress": "minimal"}
         self.show_relevance.click(self.draw, self.turns, [self.relevance, self.relevance_said, self.status], **options)
         for event in (self.clear.click, self.chat.clear):
@@ -195,7 +202,15 @@ class Page:
         except Exception as error:  # told to the user, who can go on
             problem = say(f"The model could not answer: {error}")
             turns = turns[:-1]
-        yield {
+        yield self._ready(turns, problem)
+
+    def stop_answer(self, turns: Sequence[Turn]) -> Updates:
+        """The conversation as far as it has come; an answer without a word is taken back."""
+        return self._ready(turns if not turns or turns[-1].answer else turns[:-1])
+
+    def _ready(self, turns: Sequence[Turn], problem: str = "") -> Updates:
+        """The page as it waits for the next message."""
+        return {
             self.chat: write_chat(turns),
             self.turns: turns,
             self.message: gradio.MultimodalTextbox(interactive=True),
@@ -326,6 +341,7 @@ def launch_options() -> dict[str, Any]:
     )
     return {
         "theme": theme,
+        "js": NAME_IMAGES,
         "css_paths": FOLDER / "style.css",
         "max_file_size": MAX_FILE_SIZE,
         "footer_links": [],
