@@ -34,10 +34,13 @@ LOGO = (  # three graphs, matched
     '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="5" cy="6" r="2.5"/><circle cx="19" cy="6" r="2.5"/>'
     '<circle cx="12" cy="19" r="2.5"/><path d="M7 7l4 10M17 7l-4 10M7.5 6h9"/></svg>'
 )
-# gradio shows images of a conversation without a text for those who cannot see them.
-NAME_IMAGES = """() => {
-  const name = () => document.querySelectorAll("#chat img:not([alt]), #chat img[alt='']").forEach(
-    (image, number) => { image.alt = `Image ${number + 1} of the conversation, enlarge`; });
+# For those who cannot see the page, gradio leaves the message field and the images of a conversation without a name.
+NAME_PARTS = """() => {
+  const name = () => {
+    document.querySelectorAll("#chat img:not([alt]), #chat img[alt='']").forEach(
+      (image, number) => { image.alt = `Image ${number + 1} of the conversation, enlarge`; });
+    document.querySelectorAll("#message textarea").forEach(field => { field.ariaLabel = "Your question"; });
+  };
   new MutationObserver(name).observe(document.body, {childList: true, subtree: true});
   name();
 }"""
@@ -341,7 +344,7 @@ def launch_options() -> dict[str, Any]:
     )
     return {
         "theme": theme,
-        "js": NAME_IMAGES,
+        "js": NAME_PARTS,
         "css_paths": FOLDER / "style.css",
         "max_file_size": MAX_FILE_SIZE,
         "footer_links": [],

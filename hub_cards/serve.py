@@ -1,0 +1,51 @@
+"""
+Serve a LoGra-Med under OpenAI's `/v1/chat/completions`: `python hub_cards/serve.py --model DIR`, or `logramed-serve`.
+
+The server is that of transformers (`transformers serve`), which is told of our class here; all its options can be
+given. It has no accounts: whoever reaches the port can ask, and have the server open image addresses and files. By
+default it listens to this machine alone.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from transformers.models.auto import modeling_auto
+
+from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
+
+
+def register_for_serving() -> None:
+    """
+    Let `transformers serve` find the class and know that it sees: it looks for classes by name among its own, and for
+    what they take in the lists of names that the Auto classes begin with, where `AutoClass.register` enters nothing.
+    """
+    import transformers  # here: the module of this name may be replaced while others are imported
+
+    name = LoGraMedForConditionalGeneration.__name__
+    setattr(transformers, name, LoGraMedForConditionalGeneration)
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[LoGraMedConfig.model_type] = name
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve until interrupted. Options that are not listed by `--help` go to `transformers serve`."""
+    parser = argparse.ArgumentParser(
+        prog="logramed-serve",
+        description="Serve a LoGra-Med under OpenAI's /v1/chat/completions.",
+        epilog="Further options: `transformers serve --help`.",
+    )
+    parser.add_argument("--model", required=True, help="folder or id on the Hub; add @revision for a branch or commit")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments, further = parser.parse_known_args(argv)
+    try:
+        import fastapi  # noqa: F401  (which `transformers serve` needs)
+        from transformers.cli.transformers import app
+    except ImportError as error:
+        raise SystemExit(f"Serving needs more packages: `pip install 'logramed[serve]'` ({error}).") from error
+    register_for_serving()
+    app(["serve", arguments.model, "--host", arguments.host, "--port", str(arguments.port), *further])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
