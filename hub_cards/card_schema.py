@@ -19,9 +19,9 @@ SCHEMAS = {
 }
 # What templates and other programs leave where nobody filled something in.
 PLACEHOLDERS = re.compile(
-    r"\[?more information needed\]?|\bTODO\b|\bTBD\b|\bFIXME\b|lorem ipsum|\{\{|\}\}|\{%|\bNone\b|\bnan\b"
-    r"|\bundefined\b|your[-_ ]?(?:user)?name|\borg/name\b",
-    flags=re.IGNORECASE,
+    r"(?i:\[?more information needed\]?|lorem ipsum|your[-_ ]?(?:user)?name|\borg/name\b)|\b(?:TODO|TBD|FIXME)\b"
+    # A value that is none; in the midst of a sentence these are words.
+    r"|\{\{|\}\}|\{%|(?:\||:|\(|\[)\s*(?:None|nan|NaN|null|undefined)\s*(?:\||\)|\]|$)"
 )
 CODE_BLOCK = re.compile(r"^```.*?^```", flags=re.MULTILINE | re.DOTALL)
 NOTICE = "not for clinical use"

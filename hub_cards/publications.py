@@ -12,11 +12,10 @@ from logramed.hub_cards.contents import Contents, choose_all_files, choose_model
 from logramed.hub_cards.data_card import EXTENDED_NAME, PREDICTIONS_NAME, write_extended_card, write_predictions_card
 from logramed.hub_cards.model_card import Card, write_model_card
 from logramed.hub_cards.results import find_evaluations, hub_ids, read_evaluations
-from logramed.hub_cards.space_card import DEMO_FOLDER, choose_demo_files, write_demo_card
+from logramed.hub_cards.space_card import DEMO_FOLDER, choose_demo_files, write_demo_card, write_metric_card
 
 
 CARD_NAME = "README.md"
-IMAGES_OF_SPACE = "examples/examples.json"
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def prepare(
         card = write_demo_card(repo_id, base_models)
     else:
         contents = choose_all_files(folder, include)
-        card = Card((folder / CARD_NAME).read_text(encoding="utf-8"))
+        card = write_metric_card(folder)
     contents.files |= card.files
     contents.left_out = {name: why for name, why in contents.left_out.items() if name not in contents.files}
     contents.shareable_images |= card.images

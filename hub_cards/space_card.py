@@ -1,4 +1,4 @@
-"""The demo's Space: its files and its card. Metrics are Spaces as they stand in `eval/metrics/`."""
+"""Cards of Spaces: of the demo, and of the metrics in `eval/metrics/`, which are Spaces as they stand."""
 
 from collections.abc import Sequence
 from importlib import metadata
@@ -39,7 +39,34 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
             f"{', '.join(models) or 'none'}."
         )
     title = repo_id.rpartition("/")[2].replace("-", " ")
-    front_matter = {
+    front_matter = write_metadata(
+        title,
+        ["logramed", "medical"],
+        models=ids,
+        short_description="Ask a medical vision-language model about an image",
+    )
+    return Card(render("demo_card.md.jinja", front_matter=front_matter, title=title, model_id=ids[0]))
+
+
+def write_metric_card(folder: Path) -> Card:
+    """
+    The card of a metric's Space: the text of its `README.md`, with metadata for the gradio that is installed.
+
+    Raises:
+        ValueError: If the folder's card has no title or description.
+    """
+    _, metadata_text, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    known = yaml.safe_load(metadata_text)
+    missing = [name for name in ("title", "description") if not known.get(name)]
+    if missing:
+        raise ValueError(f"The metadata of {folder / 'README.md'} have no `{missing[0]}`.")
+    front_matter = write_metadata(known["title"], ["evaluate", "metric"], description=known["description"])
+    return Card(render("metric_card.md.jinja", front_matter=front_matter, body=body.strip()))
+
+
+def write_metadata(title: str, tags: list[str], **further) -> str:
+    """The front matter of a Space with gradio."""
+    metadata = {
         "title": title,
         "emoji": "🩻",
         "colorFrom": "blue",
@@ -49,13 +76,10 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
         "app_file": "app.py",
         "pinned": False,
         "license": "apache-2.0",
-        "models": ids,
-        "tags": ["logramed", "medical"],
-        "short_description": "Ask a medical vision-language model about an image",
+        "tags": tags,
+        **further,
     }
-    dumped = yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)
-    text = render("demo_card.md.jinja", front_matter=f"---\n{dumped}---", title=title, model_id=ids[0])
-    return Card(text)
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
 
 
 def gradio_version() -> str:

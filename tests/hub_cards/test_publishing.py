@@ -72,6 +72,15 @@ def test_a_trained_and_published_model_answers_the_same_where_only_transformers_
     assert found["tokens"] == expected[0].tolist()
 
 
+def test_the_code_of_the_card_answers(published, phantoms, tmp_path):
+    card = published["hub"].hub.files("models", REPO)["README.md"].decode()
+    [code] = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+    image = phantoms / "images" / "test_00001.png"
+    code = code.replace("image.png", str(image)).replace("max_new_tokens=64", "max_new_tokens=4")
+    environment = published["environment"] | {"HF_HOME": str(tmp_path / "home")}
+    assert run(code, environment=environment).stdout.endswith("\n")
+
+
 def test_a_run_publishes_once_privately_and_nothing_of_its_state_or_this_machine(published):
     hub, files = published["hub"].hub, published["hub"].hub.files("models", REPO)
     repo = hub.read("models", REPO)

@@ -144,7 +144,9 @@ def test_another_image_gives_another_input(client, folder):
 def test_an_image_that_cannot_be_read_is_an_error_and_the_server_goes_on(client, folder):
     with pytest.raises(openai.APIError):  # 500, after which uvicorn closes the connection
         client.chat.completions.create(messages=ask("data:image/png;base64,bm8gaW1hZ2U="), **options(folder))
-    reply = client.with_options(max_retries=2).chat.completions.create(messages=ask(data_url(picture())), **options(folder))
+    reply = client.with_options(max_retries=2).chat.completions.create(
+        messages=ask(data_url(picture())), **options(folder)
+    )
     assert reply.choices[0].message.content
 
 
