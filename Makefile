@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart install install-test install-4.57 lint test test-slow clean
+.PHONY: quickstart install install-test install-4.57 install-browser lint test test-slow clean
 
 quickstart: install
 	$(BIN)/python trainer/quickstart.py --output $(RUN) $(if $(STEPS),--max_steps $(STEPS))
@@ -36,6 +36,10 @@ $(VENV_4)/.installed: constraints-4.57.txt
 	$(PYTHON) -m venv $(VENV_4)
 	$(VENV_4)/bin/pip install --constraint constraints-4.57.txt torch transformers pillow accelerate
 	touch $@
+
+# For the tests of the demo, which skip without it; on Debian and its kin, as root.
+install-browser:
+	command -v chromium || (apt-get update --quiet && apt-get install --yes --quiet --no-install-recommends chromium)
 
 lint: install-test
 	$(BIN)/ruff check .

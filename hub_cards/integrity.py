@@ -134,13 +134,19 @@ def _model_signing():
     return signing, hashing, verifying
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Check a published model, data set or Space against its sums.")
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="logramed-verify", description="Check a published model, data set or Space against its sums."
+    )
     parser.add_argument("source", help="folder, or id on the Hub, which is downloaded")
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--repo_type", default="model", choices=["model", "dataset", "space"])
     parser.add_argument("--public_key", type=Path, help="elliptic curve key (PEM) that model.sig must be of")
-    arguments = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     folder = Path(arguments.source)
     if not folder.is_dir():
         folder = Path(snapshot_download(arguments.source, revision=arguments.revision, repo_type=arguments.repo_type))

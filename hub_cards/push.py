@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 
 from logramed.hub_cards.contents import Contents
 from logramed.hub_cards.integrity import SIGNATURE_NAME, SUMS_NAME, read_sums, sign, write_sums
+from logramed.hub_cards.preview import write_preview
 from logramed.hub_cards.publications import KINDS, Publication, prepare
 from logramed.hub_cards.screening import find_problems
 
@@ -257,6 +258,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--private_key", type=Path, help="sign with this elliptic curve key (PEM)")
     parser.add_argument("--message", default=Push.message, help="of the commit")
     parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument("--preview", type=Path, help="write the card as a page for the browser to this file")
     parser.add_argument("--dry_run", action="store_true", help="show files and card; upload nothing")
     return parser.parse_args(argv)
 
@@ -283,9 +285,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             message=arguments.message,
             private_key=arguments.private_key,
         )
+        if arguments.preview is not None:
+            print(f"Card: {write_preview(publication.card, publication.contents, arguments.preview)}")
         if arguments.dry_run:
             commit = push.run(lambda question: False)
-            print(f"\n{publication.card}")
+            if arguments.preview is None:
+                print(f"\n{publication.card}")
             return 0
         commit = push.run(lambda question: arguments.yes or ask(question))
     except (PushError, ValueError, FileNotFoundError, ImportError) as error:

@@ -27,8 +27,8 @@ def register_for_serving() -> None:
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[LoGraMedConfig.model_type] = name
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Serve until interrupted. Options that are not listed by `--help` go to `transformers serve`."""
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """Our arguments, and those for `transformers serve`."""
     parser = argparse.ArgumentParser(
         prog="logramed-serve",
         description="Serve a LoGra-Med under OpenAI's /v1/chat/completions.",
@@ -37,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="folder or id on the Hub; add @revision for a branch or commit")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000)
-    arguments, further = parser.parse_known_args(argv)
+    return parser.parse_known_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve until interrupted. Options that are not listed by `--help` go to `transformers serve`."""
+    arguments, further = parse_arguments(argv)
     try:
         import fastapi  # noqa: F401  (which `transformers serve` needs)
         from transformers.cli.transformers import app

@@ -14,8 +14,10 @@ from transformers import HfArgumentParser
 
 from logramed.eval import compare
 from logramed.eval.arguments import EvaluationArguments
+from logramed.hub_cards import integrity, push, serve
 from logramed.trainer import build_model, extend_answers, phantoms, plan, train
 from logramed.trainer.data import subsets
+from tests.hub_cards.space_app import space_modules
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
 
@@ -31,6 +33,7 @@ READMES = sorted(
         "trainer/recipes",
         "eval",
         "eval/metrics/*",
+        "hub_cards",
     )
     for path in ROOT.glob(f"{folder}/README.md")
 )
@@ -120,10 +123,21 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
             {"trainer/build_model.py": build_model, "trainer/phantoms.py": phantoms}[program].main(arguments)
         assert called
+    elif program in ("hub_cards/push.py", "logramed-push"):
+        parsed = push.parse_arguments(arguments)
+        assert "/" in parsed.repo
+    elif program in ("hub_cards/integrity.py", "logramed-verify"):
+        integrity.parse_arguments(arguments)
+    elif program in ("hub_cards/serve.py", "logramed-serve"):
+        assert serve.parse_arguments(arguments)[1] == []
+    elif program == "hub_cards/space/app.py":
+        pytest.importorskip("gradio", reason="needs gradio: pip install 'logramed[demo]'")
+        with space_modules() as modules:
+            assert modules["app"].read_arguments(arguments).model
     elif program.startswith("tests/benchmarks/"):
         assert (ROOT / program).is_file()
     else:
-        assert program in ("pip", "git", "cd", "tensorboard"), f"no test knows how to try {words}"
+        assert program in ("pip", "git", "cd", "tensorboard", "openssl", "curl"), f"no test knows how to try {words}"
 
 
 def test_ten_lines_answer_a_question_about_an_image(tmp_path, monkeypatch, capsys):

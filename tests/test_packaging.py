@@ -25,7 +25,12 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_every_module_recipe_and_card(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    folders = {"modeling_logramed": "logramed", "trainer": "logramed/trainer", "eval": "logramed/eval"}
+    folders = {
+        "modeling_logramed": "logramed",
+        "trainer": "logramed/trainer",
+        "eval": "logramed/eval",
+        "hub_cards": "logramed/hub_cards",
+    }
     for folder, package in folders.items():
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".json", ".jinja", ".css") or path.name == "requirements.txt":
@@ -42,7 +47,7 @@ def test_wheel_works_from_an_empty_folder(wheel, tmp_path):
 import sys
 sys.path.insert(0, {str(tmp_path / "site")!r})
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
-import logramed, logramed.trainer.train, logramed.eval.run, logramed.eval.compare
+import logramed, logramed.trainer.train, logramed.eval.run, logramed.eval.compare, logramed.hub_cards.push
 assert logramed.__file__.startswith({str(tmp_path)!r}), logramed.__file__
 model, data, training = logramed.trainer.train.parse_arguments(["quickstart.yaml", "--output_dir", "here"])
 print(training.output_dir, data.train_data)
@@ -59,12 +64,22 @@ print(evaluate.load(folder).compute(predictions=["yes"], references=["Yes"], ans
     assert sorted(path.name for path in tmp_path.iterdir()) == ["site"]
 
 
-@pytest.mark.parametrize("command", ["logramed-train", "logramed-eval", "logramed-compare"])
-def test_console_commands_show_their_arguments(command):
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("logramed-train", "--output"),
+        ("logramed-eval", "--output"),
+        ("logramed-compare", "--output"),
+        ("logramed-push", "--repo"),
+        ("logramed-verify", "--public_key"),
+        ("logramed-serve", "--model"),
+    ],
+)
+def test_console_commands_show_their_arguments(command, option):
     path = Path(sys.executable).with_name(command)
     done = subprocess.run([str(path), "--help"], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "--output" in done.stdout
+    assert option in done.stdout
 
 
 def test_constraints_satisfy_the_bounds_of_the_project():

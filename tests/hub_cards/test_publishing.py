@@ -81,6 +81,16 @@ def test_the_code_of_the_card_answers(published, phantoms, tmp_path):
     assert run(code, environment=environment).stdout.endswith("\n")
 
 
+def test_the_code_of_the_documentation_loads_from_the_hub(published, tmp_path):
+    readme = Path(__file__).parents[2] / "hub_cards" / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
+    [code] = [block for block in blocks if "from_pretrained" in block]
+    assert code.count("someone/logramed-mini") == 2
+    code = code.replace("someone/logramed-mini", REPO) + "\nprint(type(model).__name__, type(processor).__name__)"
+    done = run(code, environment=published["environment"] | {"HF_HOME": str(tmp_path / "home")})
+    assert done.stdout.split() == ["LoGraMedForConditionalGeneration", "LoGraMedProcessor"]
+
+
 def test_a_run_publishes_once_privately_and_nothing_of_its_state_or_this_machine(published):
     hub, files = published["hub"].hub, published["hub"].hub.files("models", REPO)
     repo = hub.read("models", REPO)

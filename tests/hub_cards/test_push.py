@@ -144,6 +144,18 @@ def test_a_dry_run_shows_files_and_card_and_uploads_nothing(hub, model, capsys):
     assert hub.hub.requests == []
 
 
+def test_a_preview_is_the_card_as_one_page_with_its_pictures(evaluated, tmp_path, capsys):
+    page = tmp_path / "card.html"
+    command = [str(evaluated), "--repo", REPO, "--license", "mit", "--dry_run", "--preview", str(page)]
+    assert push.main(command) == 0
+    assert f"Card: {page}" in capsys.readouterr().out
+    shown = page.read_text()
+    assert "<h1>logramed-mini</h1>" in shown
+    assert "<td>closed accuracy</td>" in shown
+    assert shown.count("data:image/png;base64,") == 5  # the curves and four examples
+    assert 'src="curves.png"' not in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -148,6 +149,19 @@ def test_an_image_that_cannot_be_read_is_an_error_and_the_server_goes_on(client,
         messages=ask(data_url(picture())), **options(folder)
     )
     assert reply.choices[0].message.content
+
+
+def test_the_example_of_the_documentation_answers(client, folder, monkeypatch, tmp_path, capsys):
+    readme = Path(__file__).parents[2] / "hub_cards" / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
+    [code] = [block for block in blocks if "openai" in block]
+    image = tmp_path / re.search(r'Path\("([^"]+)"\)', code)[1]
+    image.parent.mkdir(parents=True)
+    picture().save(image)
+    monkeypatch.chdir(tmp_path)
+    code = code.replace("http://127.0.0.1:8000/v1", str(client.base_url)).replace("runs/quickstart/model", str(folder))
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
 
 
 def test_serving_without_a_model_is_refused(capsys):
