@@ -13,14 +13,15 @@ from huggingface_hub import HfApi
 from logramed import AutoModelForVision2Seq, LoGraMedProcessor
 from logramed.hub_cards.integrity import find_changes
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from tests.hub_cards.conftest import REPO, run
+from tests.hub_cards.conftest import REPO, run, try_run
 from tests.hub_client import client_of
-from tests.hub_server import TOKEN
+from tests.hub_server import TOKEN, Fault
 
 
 FOUR = os.environ.get("LOGRAMED_TRANSFORMERS_4_PYTHON")
 NO_FOUR = "set LOGRAMED_TRANSFORMERS_4_PYTHON to the Python of an environment with constraints-4.57.txt"
 QUESTION = "Is there a lesion?"
+MOST_ATTEMPTS = 4
 ANSWER = """
 import json, sys
 for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets", "numba"):
@@ -61,15 +62,42 @@ def test_a_trained_and_published_model_answers_the_same_where_only_transformers_
     done = run(ANSWER, REPO, f"v-{tmp_path.name}", auto_class, image, environment=environment, python=python)
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["class"] == "transformers_modules"
-    model = AutoModelForVision2Seq.from_pretrained(published["model"]).eval()
-    processor = LoGraMedProcessor.from_pretrained(published["model"])
-    messages = [{"role": "user", "content": [{"type": "image", "path": image}, {"type": "text", "text": QUESTION}]}]
+    assert found["tokens"] == answer_here(published["model"], image)
+
+
+def answer_here(folder, image):
+    """The tokens of question and answer, by the model in `folder`."""
+    model = AutoModelForVision2Seq.from_pretrained(folder).eval()
+    processor = LoGraMedProcessor.from_pretrained(folder)
+    content = [{"type": "image", "path": image}, {"type": "text", "text": QUESTION}]
     inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     with torch.no_grad():
-        expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-    assert found["tokens"] == expected[0].tolist()
+        return model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+
+
+@pytest.mark.parametrize(("python", "auto_class"), LINES)
+def test_loading_through_one_fault_after_the_other_gives_the_same_answer_in_the_end(
+    published, phantoms, tmp_path, python, auto_class
+):
+    image = str(phantoms / "images" / "test_00001.png")
+    environment = published["environment"] | {"HF_HOME": str(tmp_path / "home")}
+    hub = published["hub"].hub
+    hub.faults = [Fault("/cdn/", "cut", "GET"), Fault("/resolve/", "drop", "GET"), Fault("/resolve/", 503, "HEAD")]
+    try:
+        for _ in range(MOST_ATTEMPTS):
+            found = try_run(ANSWER, REPO, "main", auto_class, image, environment=environment, python=python)
+            if found is not None:
+                break
+        assert [fault.times for fault in hub.faults] == [0, 0, 0]
+    finally:
+        hub.faults = []
+    assert json.loads(found.splitlines()[-1])["tokens"] == answer_here(published["model"], image)
 
 
 def test_the_code_of_the_card_answers(published, phantoms, tmp_path):
