@@ -109,6 +109,37 @@ def test_the_code_of_the_card_answers(published, phantoms, tmp_path):
     assert run(code, environment=environment).stdout.endswith("\n")
 
 
+def test_an_adapter_trained_on_a_model_of_the_hub_names_it_and_loads_by_the_code_of_its_card(
+    published, phantoms, tmp_path
+):
+    options = {
+        "model": REPO,
+        "train_data": phantoms / "train.json",
+        "output_dir": tmp_path / "runs" / "adapter",
+        "use_peft": True,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "push_to_hub": True,
+        "hub_model_id": "tester/adapter",
+        "hub_license": "apache-2.0",
+        "use_cpu": True,
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    environment = published["environment"] | {"HF_HOME": str(tmp_path / "home")}
+    run("trainer/train.py", *arguments, environment=environment)
+    files = published["hub"].hub.files("models", "tester/adapter")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == REPO
+    assert "model.safetensors" not in files
+    card = files["README.md"].decode()
+    assert f"base_model:\n- {REPO}" in card
+    assert f"Made from [{REPO}](https://huggingface.co/{REPO})" in card
+    [code] = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
+    code = code.replace("image.png", str(phantoms / "images" / "test_00001.png"))
+    done = run(f"{code}\nprint(type(model).__name__)", environment=environment)
+    assert done.stdout.splitlines()[-1].startswith("PeftModel")
+
+
 def test_the_code_of_the_documentation_loads_from_the_hub(published, tmp_path):
     readme = Path(__file__).parents[2] / "hub_cards" / "README.md"
     blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
