@@ -50,7 +50,7 @@ TOKENS = {
         re.compile(rb"(?<![\w-])(?:sk-[\w-]{32,}|ghp_[A-Za-z0-9]{36}|AKIA[A-Z0-9]{16})"),
     ),
 }
-HOME = re.compile(rb"(?:/home/|/Users/|/root/|[A-Z]:\\\\?Users\\\\?)[^/\\\s\"'`<>|]+")
+HOME = re.compile(rb"(?:/(?:home/|Users/|root/)|[A-Z]:\\\\?Users\\\\?)[^/\\\s\"'`<>|]+")
 
 
 def find_problems(contents: Contents, folder: Path | None = None) -> list[str]:

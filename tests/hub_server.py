@@ -7,6 +7,7 @@ offers this: the self-hosted hubs there are need a database and an object store.
 """
 
 import base64
+import functools
 import hashlib
 import json
 import socket
@@ -54,6 +55,24 @@ class Fault:
 
     def fits(self, request: Request) -> bool:
         return self.times > 0 and self.path in request.url.path and self.method in request.method
+
+
+def of_repository(look: str):
+    """
+    For a method that answers a request about a repository: it gets its kind, name, the revision, and what the method
+    `look` (`"visible"` or `"writable"`) finds; a refusal is answered before.
+    """
+
+    def decorate(answer):
+        @functools.wraps(answer)
+        async def endpoint(self, request: Request) -> Response:
+            kind, name, revision = parts(request)
+            repo = getattr(self, look)(request, kind, name)
+            return repo if isinstance(repo, Response) else await answer(self, request, repo, kind, name, revision)
+
+        return endpoint
+
+    return decorate
 
 
 class DropConnectionError(Exception):
@@ -156,11 +175,8 @@ class HubServer:
         messages = [{"message": message} for message in errors]
         return JSONResponse({"errors": messages, "warnings": []}, status_code=400 if errors else 200)
 
-    async def info(self, request: Request) -> Response:
-        kind, name, revision = parts(request)
-        repo = self.visible(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("visible")
+    async def info(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         oid = find_commit(repo, revision)
         if oid is None:
             return refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -171,11 +187,8 @@ class HubServer:
         known = {"id": name, "modelId": name, "sha": oid, "private": repo["private"], "siblings": siblings}
         return JSONResponse({"_id": name, "tags": [], "downloads": 0, "likes": 0, "gated": False, **known})
 
-    async def preupload(self, request: Request) -> Response:
-        kind, name, revision = parts(request)
-        repo = self.writable(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("writable")
+    async def preupload(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         there = repo["commits"][find_commit(repo, revision)]["files"]
         files = []
         for file in (await request.json())["files"]:
@@ -185,11 +198,8 @@ class HubServer:
             files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return JSONResponse({"files": files})
 
-    async def lfs_batch(self, request: Request) -> Response:
-        kind, name, _ = parts(request)
-        repo = self.writable(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("writable")
+    async def lfs_batch(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         objects = []
         for asked in (await request.json())["objects"]:
             known = {"oid": asked["oid"], "size": asked["size"]}
@@ -217,11 +227,8 @@ class HubServer:
         there = self.blob(request.path_params["oid"]).is_file()
         return JSONResponse({}) if there else refuse(404, "No such object")
 
-    async def commit(self, request: Request) -> Response:
-        kind, name, revision = parts(request)
-        repo = self.writable(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("writable")
+    async def commit(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         parent = find_commit(repo, revision)
         files, header = dict(repo["commits"][parent]["files"]), {}
         for line in (await request.body()).splitlines():
@@ -254,11 +261,8 @@ class HubServer:
         git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         return {"sha256": sha256, "git": git, "size": len(content), "lfs": False}
 
-    async def tree(self, request: Request) -> Response:
-        kind, name, revision = parts(request)
-        repo = self.visible(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("visible")
+    async def tree(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         oid = find_commit(repo, revision)
         if oid is None:
             return refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -271,11 +275,8 @@ class HubServer:
         listed = [path for path in wanted if path.startswith(f"{within}/" if within else "")]
         return JSONResponse([describe(path, files[path]) for path in listed])
 
-    async def add_ref(self, request: Request) -> Response:
-        kind, name, revision = parts(request)
-        repo = self.writable(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("writable")
+    async def add_ref(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         if "/tag/" in request.url.path:
             repo["refs"][(await request.json())["tag"]] = find_commit(repo, revision)
         else:
@@ -283,21 +284,15 @@ class HubServer:
         self.write(kind, name, repo)
         return JSONResponse({})
 
-    async def refs(self, request: Request) -> Response:
-        kind, name, _ = parts(request)
-        repo = self.visible(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("visible")
+    async def refs(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         branches = [
             {"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": oid} for ref, oid in repo["refs"].items()
         ]
         return JSONResponse({"branches": branches, "tags": [], "converts": []})
 
-    async def resolve(self, request: Request) -> Response:
-        kind, name, revision = parts(request)
-        repo = self.visible(request, kind, name)
-        if isinstance(repo, Response):
-            return repo
+    @of_repository("visible")
+    async def resolve(self, request: Request, repo: dict, kind: str, name: str, revision: str) -> Response:
         oid = find_commit(repo, revision)
         if oid is None:
             return refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")

@@ -199,7 +199,7 @@ def test_files_of_this_machine_stay_here_with_a_reason(model, tmp_path):
 
 
 def test_an_adapter_names_its_base_on_the_hub_and_no_folder_of_this_machine(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/work/base", "r": 8}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/data/base", "r": 8}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
     with pytest.raises(ValueError, match="names no base model on the Hub"):
         prepare(tmp_path, REPO, license="mit")

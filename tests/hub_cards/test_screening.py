@@ -41,7 +41,7 @@ def problems_of(name, content, folder=None):
         ("xoxb-" + "123456789012-123456789012-abcdefghijABCDEFGHIJabcd", "looks like a secret (Slack Token)"),
         ('{"output_dir": "/home/someone/runs"}', "the path of a home folder, /home/someone"),
         ('{"output_dir": "C:\\\\Users\\\\someone\\\\runs"}', "the path of a home folder"),
-        ("see /root/notes.txt", "the path of a home folder, /root/notes.txt"),
+        ("see /Users/me/notes.txt", "the path of a home folder, /Users/me"),
         ('<img src="data:image/png;base64,iVBORw0KGgo=">', "holds an image"),
     ],
 )
@@ -113,7 +113,7 @@ def test_what_is_harmless_goes_through(tmp_path):
     files = {
         "model.safetensors": tmp_path / "model.safetensors",
         "SHA256SUMS": ("ab" * 32 + "  model.safetensors\n").encode(),
-        "tokenizer.json": b'{"vocab": {"/home/": 1, "/root/x": 2}}',
+        "tokenizer.json": b'{"vocab": {"/home/": 1, "/Users/x": 2}}',
         "README.md": b"Weights in `org/model`, revision 0123456789abcdef0123456789abcdef01234567, 98.4 percent.",
         "code.py": Path(__file__).parents[2].joinpath("modeling_logramed", "image_processing_logramed.py"),
     }
