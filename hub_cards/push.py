@@ -155,11 +155,8 @@ class Push:
             sdk = {"space_sdk": "gradio"} if self._repo_type == "space" else {}
             self._api.create_repo(self.repo_id, private=self.private, exist_ok=True, **options, **sdk)
             found = self._api.repo_info(self.repo_id, **options)
-        if self.private and not found.private:
-            raise PushError(
-                f"{self.repo_id} is public already, so everybody would see these files. Give `--public` if that is "
-                "meant, or another name."
-            )
+        if self.private:
+            refuse_public(self.repo_id, found.private)
         if self.revision in (None, "main"):
             return found.sha
         self._api.create_branch(self.repo_id, branch=self.revision, exist_ok=True, **options)
@@ -197,6 +194,18 @@ class Push:
         commit = self._api.create_commit(self.repo_id, operations, parent_commit=head, **options)
         say(f"Published: {commit.commit_url}")
         return commit.oid
+
+
+def refuse_public(repo_id: str, is_private: bool) -> None:
+    """
+    Raises:
+        PushError: If what was to be private would come into a public repository.
+    """
+    if not is_private:
+        raise PushError(
+            f"{repo_id} is public already, so everybody would see these files. Give `--public` if that is meant (in "
+            "training, `--hub_private_repo false`), or another name."
+        )
 
 
 def causes(error: BaseException) -> list[BaseException]:

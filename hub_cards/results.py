@@ -157,34 +157,35 @@ def read_evaluations(folders: Iterable[Path], model: Path) -> list[Evaluation]:
         ValueError: If one is of other weights, is unfinished, or two are of the same questions.
     """
     evaluations: list[Evaluation] = []
+    known = fingerprint_model(str(model))
     for folder in folders:
         run = read_run_folder(folder)
         fingerprint = run.run.get("model_fingerprint")
-        if fingerprint is None or not _is_of_model(fingerprint, model):
+        if fingerprint is None or not _is_of_model(fingerprint, known):
             raise ValueError(
                 f"{folder} is not an evaluation of the model in {model} as it is now: its `model_fingerprint` is "
                 f"{str(fingerprint)[:12]}. Evaluate the model again, or leave this folder out."
             )
         parts = [run.run["benchmark"], run.run.get("subset"), run.run["split"]]
         name = f"evaluation/{'_'.join(part for part in parts if part)}/metrics.json"
-        if any(known.results.name == name for known in evaluations):
+        if any(other.results.name == name for other in evaluations):
             raise ValueError(f"{folder} is a second evaluation of {name.split('/')[1]}: name one of them.")
         evaluations.append(Evaluation(run, read_results(Path(folder) / "metrics.json", name)))
     return evaluations
 
 
-def _is_of_model(fingerprint: str, model: Path) -> bool:
-    known = fingerprint_model(str(model))
+def _is_of_model(fingerprint: str, known: str) -> bool:
+    """Whether two fingerprints are of one model, or of one adapter on whatever copy of its base."""
     return fingerprint == known or fingerprint.rpartition("+")[2] == known.rpartition("+")[2]
 
 
 def find_evaluations(model: Path) -> list[Path]:
     """Folders of finished evaluations in a model's folder or beside it, of that model as it is now."""
-    found = []
+    found, known = [], fingerprint_model(str(model))
     for parent in (model, model.parent):
         for metrics in sorted(parent.glob("evaluation*/**/metrics.json")):
             run = json.loads(metrics.read_text(encoding="utf-8")).get("run", {})
-            if _is_of_model(str(run.get("model_fingerprint")), model):
+            if _is_of_model(str(run.get("model_fingerprint")), known):
                 found.append(metrics.parent)
     return found
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import HfApi
 from torch.utils.data import SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from logramed.hub_cards.publications import prepare
-from logramed.hub_cards.push import Push
+from logramed.hub_cards.push import Push, PushError, refuse_public
 from logramed.node_features_logramed import count_spans
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
 from logramed.trainer.arguments import LoGraMedTrainingArguments
@@ -159,6 +160,13 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def create_model_card(self, *args, **kwargs):
         """Nothing: the card is written from the results of the run, when there are some (`logramed.hub_cards`)."""
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """As `Trainer`'s, before training begins; a public repository is refused then, unless that is meant."""
+        super().init_hf_repo(token, private)
+        if self.is_world_process_zero() and self.args.hub_private_repo is not False:
+            found = HfApi(token=token or self.args.hub_token).repo_info(self.hub_model_id)
+            refuse_public(self.hub_model_id, found.private)
+
     def push_to_hub(self, commit_message: str = "Trained with LoGra-Med", token: str | None = None, **kwargs):
         """
         Publish what is in `output_dir` with its card, in one commit (see `logramed.hub_cards.push`). Nobody is asked:
@@ -184,7 +192,15 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             message=commit_message,
             token=token or self.args.hub_token,
         )
-        return push.run(lambda question: True)
+        try:
+            return push.run(lambda question: True)
+        except PushError as error:
+            folder = self.args.output_dir
+            error.add_note(
+                f"The run is complete in {folder}. Publish it with `logramed-push {folder} --repo {self.hub_model_id} "
+                f"--license {self.args.hub_license}`."
+            )
+            raise
 
     def train(self, *args, **kwargs):
         """As `WholeCheckpoints`'s; an error is told its step, and SIGTERM has its former handler back in the end."""

@@ -79,19 +79,21 @@ class Assistant:
         self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self.processor = AutoProcessor.from_pretrained(model_id, **options)
         self.name = model_id.rstrip("/").rpartition("/")[2]
+        self._lock = threading.Lock()  # a fast tokenizer cannot be called by two threads at once
 
     def encode(self, turns: Sequence[Turn], with_last_answer: bool = False) -> dict[str, torch.Tensor]:
         """The model's inputs for the last question of `turns`, or for its answer too."""
         messages = self._write_messages(turns)
         if not with_last_answer:
             messages = messages[:-1]
-        inputs = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=not with_last_answer,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+        with self._lock:
+            inputs = self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=not with_last_answer,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
         return inputs.to(self.model.device, self.model.dtype)
 
     def _write_messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:

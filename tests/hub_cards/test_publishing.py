@@ -12,10 +12,15 @@ from huggingface_hub import HfApi
 
 from logramed import AutoModelForVision2Seq, LoGraMedProcessor
 from logramed.hub_cards.integrity import find_changes
+from logramed.hub_cards.push import PushError
+from logramed.trainer import train
 from logramed.trainer.arguments import LoGraMedTrainingArguments
+from logramed.trainer.data import load_training_rows
 from tests.hub_cards.conftest import REPO, run, try_run
 from tests.hub_client import client_of
-from tests.hub_server import TOKEN, Fault
+from tests.hub_server import TOKEN, Fault, running_hub
+from tests.trainer.conftest import write_data_file
+from tests.trainer.test_never_lost import trainer_for
 
 
 FOUR = os.environ.get("LOGRAMED_TRANSFORMERS_4_PYTHON")
@@ -138,6 +143,25 @@ def test_an_adapter_trained_on_a_model_of_the_hub_names_it_and_loads_by_the_code
     code = code.replace("image.png", str(phantoms / "images" / "test_00001.png"))
     done = run(f"{code}\nprint(type(model).__name__)", environment=environment)
     assert done.stdout.splitlines()[-1].startswith("PeftModel")
+
+
+def test_a_run_that_would_go_public_unasked_is_refused_before_it_begins(tmp_path):
+    rows = load_training_rows(write_data_file(tmp_path)).dataset
+    with running_hub(tmp_path / "hub") as hub, client_of(hub):
+        HfApi(token=TOKEN).create_repo(REPO, private=False)
+        options = {"push_to_hub": True, "hub_model_id": REPO, "hub_license": "mit"}
+        with pytest.raises(PushError, match=r"public already.*hub_private_repo false"):
+            trainer_for(tmp_path, rows, **options)
+        trainer = trainer_for(tmp_path, rows, **options, hub_private_repo=False)
+        hub.hub.faults = [Fault("/commit/", 403, times=10)]
+        trainer.train()
+        train.write_results(trainer, {"train_runtime": 1.0}, trainer.state.log_history)
+        with pytest.raises(PushError, match="may not write there") as error:
+            trainer.push_to_hub()
+        assert "The run is complete in" in error.value.__notes__[0]
+        assert f"--repo {REPO} --license mit" in error.value.__notes__[0]
+        hub.hub.faults = []
+        assert trainer.push_to_hub() == hub.hub.read("models", REPO)["refs"]["main"]
 
 
 def test_the_code_of_the_documentation_loads_from_the_hub(published, tmp_path):
