@@ -24,7 +24,9 @@ PREDICTION_FILES = {
 }
 
 
-def write_extended_card(folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = ()) -> Card:
+def write_extended_card(
+    folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
+) -> Card:
     """
     The card of `extended_answers.jsonl` as `logramed-extend` writes it, and what travels with it.
 
@@ -48,7 +50,7 @@ def write_extended_card(folder: Path, repo_id: str, license: str | None, dataset
     model = statistics.get("settings", {}).get("model")
     text = render(
         "extended_answers_card.md.jinja",
-        front_matter=_metadata(license, ["logramed", "medical", "extended-answers"], len(rows), datasets),
+        front_matter=_metadata(license, language, ["logramed", "medical", "extended-answers"], len(rows), datasets),
         name=repo_id.rpartition("/")[2],
         data_said=" and ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in hub_ids(datasets))
         or "data that are not named here",
@@ -91,7 +93,9 @@ def _read_lines(path: Path) -> list[dict]:
     return rows
 
 
-def write_predictions_card(folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = ()) -> Card:
+def write_predictions_card(
+    folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
+) -> Card:
     """
     The card of the answers in a folder of `logramed-eval`, and what travels with it: no image and no local path.
 
@@ -105,7 +109,7 @@ def write_predictions_card(folder: Path, repo_id: str, license: str | None, data
     text = render(
         "predictions_card.md.jinja",
         front_matter=_metadata(
-            license, ["logramed", "medical", "predictions", run.run["benchmark"]], len(run.rows), datasets
+            license, language, ["logramed", "medical", "predictions", run.run["benchmark"]], len(run.rows), datasets
         ),
         name=repo_id.rpartition("/")[2],
         system=f"`{run.system}`",
@@ -119,14 +123,14 @@ def write_predictions_card(folder: Path, repo_id: str, license: str | None, data
     return Card(text, files)
 
 
-def _metadata(license: str | None, tags: list[str], num_rows: int, sources: Sequence[str]) -> str:
+def _metadata(license: str | None, language: str, tags: list[str], num_rows: int, sources: Sequence[str]) -> str:
     size = next(
         name
         for limit, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
         if num_rows < limit
     )
     data = DatasetCardData(
-        language="en",
+        language=language,
         license=license,
         tags=tags,
         task_categories=["visual-question-answering"],

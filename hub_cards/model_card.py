@@ -103,6 +103,7 @@ def write_model_card(
     datasets: Sequence[str] = (),
     base_models: Sequence[str] = (),
     share_images_of: Sequence[str] = (),
+    language: str = "en",
     is_local: bool = False,
 ) -> Card:
     """
@@ -116,6 +117,7 @@ def write_model_card(
         evaluations: Of this very model (see `read_evaluations`).
         datasets, base_models: Ids on the Hub, beside those that the record of the run names.
         share_images_of: Benchmarks whose images may be shown, beside the generated ones.
+        language (`str`, *optional*, defaults to `"en"`): Code of the language that it answers in.
         is_local (`bool`, *optional*, defaults to `False`): It is for this machine, where a base model may be a folder.
 
     Raises:
@@ -123,6 +125,8 @@ def write_model_card(
     """
     figures, files = Figures(), {}
     record = _read_if_there(folder, RUN_RECORD)
+    if record is not None:
+        count_parts(record)
     training = _read_if_there(folder, TRAINING_RESULTS)
     if training is not None:
         training.content["log_history"] = training.content["log_history"][-1:]  # the curves show the rest
@@ -150,7 +154,7 @@ def write_model_card(
     told = describe_training(record, training, figures, has_curves) if record or training else None
     if figures.noted:
         files[FIGURES_FILE] = json.dumps(figures.noted, indent=1).encode() + b"\n"
-    front_matter = describe_metadata(kind, name, license, hub_ids(base_models), datasets, evaluations)
+    front_matter = describe_metadata(kind, name, license, language, hub_ids(base_models), datasets, evaluations)
     text = render(
         "model_card.md.jinja",
         front_matter=f"---\n{front_matter}\n---",
@@ -172,6 +176,13 @@ def write_model_card(
     return Card(text, files, pictures)
 
 
+def count_parts(record: ResultFile) -> None:
+    """Note in the record of a run how many starts and accelerators it lists, so that the card can point at it."""
+    record.content["num_starts"] = len(record.content["starts"])
+    for start in record.content["starts"]:
+        start["hardware"]["num_accelerators"] = len(start["hardware"]["accelerators"])
+
+
 def _read_if_there(folder: Path, name: str) -> ResultFile | None:
     return read_results(folder / name, name) if (folder / name).is_file() else None
 
@@ -180,6 +191,7 @@ def describe_metadata(
     kind: str,
     name: str,
     license: str | None,
+    language: str,
     base_models: Sequence[str],
     datasets: Sequence[str],
     evaluations: Iterable[Evaluation],
@@ -187,7 +199,7 @@ def describe_metadata(
     """The front matter, as YAML. What is not known is left out."""
     results = [result for evaluation in evaluations for result in list_results(evaluation)]
     data = ModelCardData(
-        language="en",
+        language=language,
         license=license,
         library_name="peft" if kind == "adapter" else "transformers",
         pipeline_tag="image-text-to-text",
@@ -358,11 +370,13 @@ def list_hardware(record: ResultFile, figures: Figures) -> list[dict[str, str]]:
         figures.show(record, [*place, "memory_gib"], "{:g}"),
     )
     devices = sorted(set(start["hardware"]["accelerators"]))
-    accelerators = f"{len(start['hardware']['accelerators'])} x {', '.join(devices)}" if devices else "no accelerator"
+    accelerators = "no accelerator"
+    if devices:
+        accelerators = f"{figures.show(record, [*place, 'num_accelerators'])} x {', '.join(devices)}"
     packages = ", ".join(f"{name} {start['packages'][name]}" for name in ("torch", "transformers", "trl", "logramed"))
     rows = [{"label": "hardware", "value": f"{cores} CPU cores, {memory} GiB of memory, {accelerators}"}]
     if last:
-        rows.append({"label": "times the run was resumed", "value": str(last)})
+        rows.append({"label": "starts of the run, the first included", "value": figures.show(record, ["num_starts"])})
     rows.append({"label": "software", "value": packages})
     revision = start["code"]["git_revision"]
     if revision:

@@ -89,6 +89,7 @@ def prepare(
     base_models: Sequence[str] = (),
     include: Sequence[str] = (),
     share_images_of: Sequence[str] = (),
+    language: str = "en",
 ) -> Publication:
     """
     Choose the files of a folder that travel, and write the card.
@@ -102,6 +103,7 @@ def prepare(
         datasets, base_models: Ids on the Hub, for the card.
         include: Patterns of further files.
         share_images_of: Benchmarks whose images may be shown.
+        language (`str`): Code of the language of the answers.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -120,12 +122,12 @@ def prepare(
         )
     if kind in ("model", "adapter"):
         contents, card = _prepare_model(
-            folder, repo_id, kind, license, evaluations, datasets, base_models, include, share_images_of
+            folder, repo_id, kind, license, evaluations, datasets, base_models, include, share_images_of, language
         )
     elif kind == "extended_answers":
-        contents, card = Contents(), write_extended_card(folder, repo_id, license, datasets)
+        contents, card = Contents(), write_extended_card(folder, repo_id, license, datasets, language)
     elif kind == "predictions":
-        contents, card = Contents(), write_predictions_card(folder, repo_id, license, datasets)
+        contents, card = Contents(), write_predictions_card(folder, repo_id, license, datasets, language)
     elif kind == "demo":
         contents = choose_demo_files(folder)
         card = write_demo_card(repo_id, base_models)
@@ -140,7 +142,9 @@ def prepare(
     return Publication(folder, kind, contents, card.text)
 
 
-def _prepare_model(folder, repo_id, kind, license, evaluations, datasets, base_models, include, share_images_of):
+def _prepare_model(
+    folder, repo_id, kind, license, evaluations, datasets, base_models, include, share_images_of, language
+):
     found = find_evaluations(folder) if evaluations is None else evaluations
     card = write_model_card(
         folder,
@@ -151,6 +155,7 @@ def _prepare_model(folder, repo_id, kind, license, evaluations, datasets, base_m
         datasets=datasets,
         base_models=base_models,
         share_images_of=share_images_of,
+        language=language,
     )
     contents = choose_model_files(folder, include)
     if kind == "adapter":

@@ -255,6 +255,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repo", required=True, help="owner/name on the Hub")
     parser.add_argument("--kind", choices=list(KINDS), help="what it is; by default seen from its files")
     parser.add_argument("--license", help="licence of what is published, such as apache-2.0; needed")
+    parser.add_argument("--language", default="en", help="code of the language of the answers, such as en or zh")
     parser.add_argument("--public", action="store_true", help="make a repository that everybody can see")
     parser.add_argument("--revision", help="branch to commit to (default: main)")
     parser.add_argument("--evaluation", type=Path, nargs="*", help="folders of `logramed-eval` (default: those found)")
@@ -285,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             base_models=arguments.base_model,
             include=arguments.include,
             share_images_of=arguments.share_images_of,
+            language=arguments.language,
         )
         push = Push(
             publication,

@@ -224,6 +224,23 @@ def test_local_paths_are_cut_and_nothing_else():
     }
 
 
+def test_a_resumed_run_on_accelerators_is_told_with_traced_counts(evaluated, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(evaluated, folder)
+    record = read_json(folder / "run.json")
+    record["starts"] = [record["starts"][0], json.loads(json.dumps(record["starts"][0]))]
+    record["starts"][1]["hardware"]["accelerators"] = ["NVIDIA H200", "NVIDIA H200"]
+    (folder / "run.json").write_text(json.dumps(record))
+    publication = prepare(folder, REPO, license="mit", language="zh")
+    assert "2 x NVIDIA H200" in publication.card
+    assert "| starts of the run, the first included | 2 |" in publication.card
+    assert read_front_matter(publication.card)["language"] == "zh"
+    noted = json.loads(publication.contents.files[FIGURES_FILE])
+    travelling = json.loads(publication.contents.files["run.json"])
+    assert {"text": "2", "file": "run.json", "keys": ["num_starts"], "multiplied_by": 1} in noted
+    assert travelling["num_starts"] == travelling["starts"][1]["hardware"]["num_accelerators"] == 2
+
+
 def test_two_evaluations_of_the_same_questions_are_refused(evaluated):
     folder = evaluated.parent / "evaluation"
     with pytest.raises(ValueError, match="second evaluation of phantoms_test"):
