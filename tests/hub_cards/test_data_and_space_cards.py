@@ -17,6 +17,7 @@ from logramed.hub_cards.push import Push
 from logramed.hub_cards.screening import find_problems
 from logramed.hub_cards.space_card import DEMO_FOLDER
 from tests.hub_cards.conftest import client_environment
+from tests.hub_cards.test_model_card import figures_in
 from tests.hub_client import client_of
 from tests.hub_server import running_hub
 
@@ -72,6 +73,15 @@ def test_prediction_sets_have_answers_and_figures_but_no_images_or_paths(evaluat
     assert set(publication.contents.files) == names | {"metrics.json", "README.md", FIGURES_FILE}
     assert find_problems(publication.contents, folder) == []
     assert json.loads(publication.contents.files["metrics.json"])["run"]["model"] == "model"
+
+
+def test_every_figure_of_a_data_sets_card_is_traced(extended, evaluated):
+    for folder in (extended, evaluated.parent / "evaluation"):
+        publication = prepare(folder, "someone/answers", license="mit")
+        traced = {figure["text"] for figure in json.loads(publication.contents.files[FIGURES_FILE])}
+        body = publication.card.split("---\n", 2)[2]
+        assert figures_in(body) - traced == set()
+        assert len(figures_in(body)) > 2
 
 
 def test_an_unfinished_evaluation_is_no_prediction_set(evaluated, tmp_path):

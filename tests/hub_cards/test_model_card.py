@@ -27,6 +27,11 @@ NO_FIGURES = re.compile(
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
 
+def figures_in(text):
+    """The numbers that a card shows as figures."""
+    return set(NUMBER.findall(NO_FIGURES.sub(" ", text)))
+
+
 @pytest.fixture(scope="module")
 def publication(evaluated):
     return prepare(evaluated, REPO, license="apache-2.0")
@@ -53,7 +58,7 @@ def test_every_figure_of_the_card_is_traced_to_its_file_and_is_what_stands_there
     traced = {figure["text"] for figure in noted}
     text = without_examples(text_of(publication))
     settings = re.search(r"<details>.*</details>", text, flags=re.DOTALL)[0]
-    found = set(NUMBER.findall(NO_FIGURES.sub(" ", text.replace(settings, ""))))
+    found = figures_in(text.replace(settings, ""))
     assert {"4", "12"} <= traced  # steps and training samples
     assert found - traced == set()
     assert len(found) > 15
