@@ -256,10 +256,10 @@ class Page:
             return {**self._no_relevance(), self.status: say(f"This could not be shown: {error}")}
         paths = [path for turn in turns for path in turn.images]
         is_padded = getattr(self.assistant.processor.image_processor, "do_pad_to_square", False)
-        drawn = []
+        drawn, largest = [], max(values.max() for values in relevance)  # so that images can be compared
         for number, (path, values) in enumerate(zip(paths, relevance, strict=True), start=1):
             with Image.open(path) as image:
-                drawn.append((draw_relevance(image, values, is_padded), f"Image {number}"))
+                drawn.append((draw_relevance(image, values, is_padded, largest), f"Image {number}"))
         gallery = gradio.Gallery(value=drawn, visible=True, columns=min(len(drawn), 2))
         return {self.relevance: gallery, self.relevance_said: gradio.HTML(visible=True), self.status: ""}
 

@@ -82,7 +82,9 @@ def lay_on_grid(values: np.ndarray) -> np.ndarray:
     return values[-side * side :].reshape(side, side)
 
 
-def draw_relevance(image: Image.Image, relevance: np.ndarray, is_padded: bool) -> Image.Image:
+def draw_relevance(
+    image: Image.Image, relevance: np.ndarray, is_padded: bool, largest: float | None = None
+) -> Image.Image:
     """
     Lay relevance over an image.
 
@@ -90,13 +92,16 @@ def draw_relevance(image: Image.Image, relevance: np.ndarray, is_padded: bool) -
         image (`PIL.Image.Image`): As it was shown to the processor.
         relevance (`np.ndarray` of shape `(side, side)`): Not negative.
         is_padded (`bool`): The processor centred the image on a square of its longer side; otherwise it distorted it.
+        largest (`float`, *optional*): Relevance that is coloured most, such as the largest in all images of a
+            conversation; by default that of this image.
 
     Returns:
         `PIL.Image.Image`: RGB, of the image's size.
     """
     side = max(image.size)
     square = (side, side) if is_padded else image.size
-    share = relevance / relevance.max() if relevance.max() > 0 else relevance
+    largest = relevance.max() if largest is None else largest
+    share = relevance / largest if largest > 0 else relevance
     share = np.clip((share - FLOOR) / (1 - FLOOR), 0, 1)
     heat = Image.fromarray(np.round(share * 255 * STRENGTH).astype(np.uint8)).resize(square, Image.Resampling.BICUBIC)
     if is_padded:

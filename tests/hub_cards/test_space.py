@@ -231,6 +231,15 @@ def test_overlay_lies_on_the_image_where_the_padded_square_has_it(space):
     assert np.unravel_index((stretched[..., 0] - 50).argmax(), (20, 40))[0] in range(4, 11)
 
 
+def test_an_image_that_counts_less_than_another_is_coloured_less(space):
+    image, relevance = Image.new("L", (8, 8), 50), np.full((2, 2), 0.5)
+    alone, beside = (
+        np.asarray(space["relevance"].draw_relevance(image, relevance, True, largest))[..., 0].mean()
+        for largest in (None, 1.0)
+    )
+    assert alone > beside > 50
+
+
 def test_relevance_of_nothing_colours_nothing(space):
     image = Image.new("L", (8, 8), 50)
     drawn = space["relevance"].draw_relevance(image, np.zeros((2, 2)), is_padded=True)
