@@ -126,7 +126,7 @@ class Push:
                         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
                         for name, content in contents.files.items()
                     ]
-                gone = self._list_gone(former, contents)
+                gone = self._list_gone(former, contents, head)
                 return self._commit([*operations, *gone], head, say)
             except Exception as error:
                 status, is_passing = judge(error)
@@ -184,9 +184,14 @@ class Push:
                 return None
             return Path(path).read_bytes()
 
-    def _list_gone(self, former: bytes | None, contents: Contents) -> list[CommitOperationDelete]:
+    def _list_gone(self, former: bytes | None, contents: Contents, head: str) -> list[CommitOperationDelete]:
         """Files of an earlier push that this one has not: other files in the repository are left alone."""
-        names = [] if former is None else read_sums(former.decode())
+        if former is None:
+            return []
+        names = [*read_sums(former.decode())]
+        # The sums do not list the signature, which is none of what comes now.
+        if self._api.file_exists(self.repo_id, SIGNATURE_NAME, repo_type=self._repo_type, revision=head):
+            names.append(SIGNATURE_NAME)
         return [CommitOperationDelete(name) for name in names if name not in contents.files]
 
     def _commit(self, operations: list, head: str, say: Callable[[str], None]) -> str:

@@ -7,9 +7,11 @@ import pytest
 from huggingface_hub import HfApi
 
 from logramed.hub_cards import push
+from logramed.hub_cards.integrity import verify_signature
 from logramed.hub_cards.publications import prepare
 from logramed.hub_cards.push import Push, PushError, RefusedError
 from tests.benchmarks import hub_faults
+from tests.hub_cards.test_integrity import write_keys
 from tests.hub_client import client_of
 from tests.hub_server import TOKEN, running_hub
 
@@ -95,6 +97,21 @@ def test_a_second_push_changes_what_changed_and_removes_what_is_gone(hub, model,
     assert second != first
     assert [name for name in files if name.endswith(".safetensors")] == ["model.safetensors"]
     assert files["notes.md"] == b"mine"
+
+
+def test_a_push_without_a_key_takes_an_older_signature_away(hub, model, tmp_path):
+    private, public = write_keys(tmp_path, "mine")
+    push_to(hub, model, private_key=private)
+    files = hub.hub.files("models", REPO)
+    for name, content in files.items():
+        (tmp_path / "signed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "signed" / name).write_bytes(content)
+    verify_signature(tmp_path / "signed", public)
+    (model / "LICENSE").write_text("terms")
+    push_to(hub, model)
+    (model / "LICENSE").unlink()
+    assert "LICENSE" in hub.hub.files("models", REPO)
+    assert "model.sig" not in hub.hub.files("models", REPO)
 
 
 def test_a_public_repository_is_not_filled_by_a_private_push(hub, model):
