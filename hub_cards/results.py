@@ -157,7 +157,8 @@ def read_evaluations(folders: Iterable[Path], model: Path) -> list[Evaluation]:
         ValueError: If one is of other weights, is unfinished, or two are of the same questions.
     """
     evaluations: list[Evaluation] = []
-    known = fingerprint_model(str(model))
+    folders = list(folders)
+    known = fingerprint_model(str(model)) if folders else ""
     for folder in folders:
         run = read_run_folder(folder)
         fingerprint = run.run.get("model_fingerprint")
@@ -181,13 +182,14 @@ def _is_of_model(fingerprint: str, known: str) -> bool:
 
 def find_evaluations(model: Path) -> list[Path]:
     """Folders of finished evaluations in a model's folder or beside it, of that model as it is now."""
-    found, known = [], fingerprint_model(str(model))
-    for parent in (model, model.parent):
-        for metrics in sorted(parent.glob("evaluation*/**/metrics.json")):
-            run = json.loads(metrics.read_text(encoding="utf-8")).get("run", {})
-            if _is_of_model(str(run.get("model_fingerprint")), known):
-                found.append(metrics.parent)
-    return found
+    finished = [
+        path for parent in (model, model.parent) for path in sorted(parent.glob("evaluation*/**/metrics.json"))
+    ]
+    if not finished:
+        return []
+    known = fingerprint_model(str(model))
+    runs = {path.parent: json.loads(path.read_text(encoding="utf-8")).get("run", {}) for path in finished}
+    return [folder for folder, run in runs.items() if _is_of_model(str(run.get("model_fingerprint")), known)]
 
 
 def hub_ids(names: Iterable[str]) -> list[str]:

@@ -59,9 +59,9 @@ def test_a_push_in_spite_of_a_fault_is_whole_or_not_there(hub, model, trial):
 @pytest.mark.parametrize("trial", hub_faults.DOWNLOADS, ids=lambda trial: trial.said)
 def test_a_download_in_spite_of_a_fault_is_right_or_known_to_be_wrong(full_hub, tmp_path, trial):
     outcome = hub_faults.try_download(trial, full_hub, tmp_path)
-    assert outcome.result == trial.outcome, outcome.words
+    assert outcome.result in trial.outcome.split(" or "), outcome.words
     assert trial.words in outcome.words
-    if trial.again:
+    if trial.again and outcome.result == "refused":
         assert hub_faults.try_download(hub_faults.Trial("", ""), full_hub, tmp_path).result == "loaded"
 
 
