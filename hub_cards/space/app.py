@@ -10,6 +10,7 @@ import html
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ class Page:
 
     def __init__(self, assistant: Assistant):
         self.assistant = assistant
-        # Within the folder for temporary files, from where gradio serves files.
-        self.folder = Path(tempfile.mkdtemp(prefix="logramed_demo_"))
+        # Within the folder for temporary files, from where gradio serves files; gone when this ends.
+        self._temporary = tempfile.TemporaryDirectory(prefix="logramed_demo_")
+        self.folder = Path(self._temporary.name)
 
     def build(self) -> gradio.Blocks:
         """Lay out the page."""
@@ -243,6 +245,7 @@ class Page:
         return Turn(question, [self._keep(image) for image in images])
 
     def _keep(self, image: Image.Image) -> str:
+        delete_old(self.folder, CACHE_AGES[1])
         file = tempfile.NamedTemporaryFile(dir=self.folder, suffix=".png", delete=False)  # noqa: SIM115
         with file:
             image.save(file, "PNG")
@@ -294,6 +297,13 @@ class Page:
             self.as_markdown: gradio.DownloadButton(value=str(text), interactive=True),
             self.as_json: gradio.DownloadButton(value=str(data), interactive=True),
         }
+
+
+def delete_old(folder: Path, age: float) -> None:
+    """Delete files in `folder`, and in folders there, that were written more than `age` seconds ago."""
+    for path in folder.rglob("*"):
+        if path.is_file() and time.time() - path.stat().st_mtime > age:
+            path.unlink(missing_ok=True)
 
 
 def write_header(assistant: Assistant) -> str:

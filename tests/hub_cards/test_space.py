@@ -267,6 +267,14 @@ def test_exports_hold_questions_answers_settings_and_the_notice(space, assistant
     assert str(picture.parent) not in text + json.dumps(data)
 
 
+def test_uploads_are_forgotten_when_they_are_old(space, assistant, picture):
+    page = space["app"].Page(assistant)
+    old = page.read_message({"text": QUESTION, "files": [str(picture)]}, []).images[0]
+    os.utime(old, (0, 0))
+    new = page.read_message({"text": QUESTION, "files": [str(picture)]}, []).images[0]
+    assert [os.path.exists(path) for path in (old, new)] == [False, True]
+
+
 def test_a_page_without_a_model_is_refused(space, monkeypatch, capsys):
     monkeypatch.delenv("MODEL_ID", raising=False)
     with pytest.raises(SystemExit):
