@@ -8,7 +8,9 @@ from statistics import median
 from huggingface_hub import DatasetCardData
 
 from logramed.eval.comparison.run_folder import read_run_folder
-from logramed.hub_cards.model_card import FIGURES_FILE, Card, describe_evaluation, escape_cell, render
+from logramed.hub_cards.evaluation_section import describe_evaluation
+from logramed.hub_cards.example_answers import escape_cell
+from logramed.hub_cards.model_card import FIGURES_FILE, Card, render
 from logramed.hub_cards.results import Evaluation, Figures, ResultFile, hub_ids, read_results, without_local_paths
 
 

@@ -106,9 +106,17 @@ def without_local_paths(content: Any) -> Any:
         {'output_dir': 'a', 'data': {'train.json': 'ab12'}}
         >>> without_local_paths(["org/model", "https://example.org/a/b", "left / right", 3])
         ['org/model', 'https://example.org/a/b', 'left / right', 3]
+        >>> without_local_paths({"a/b/train.json": 1, "c/d/train.json": 2})
+        {'train.json': 1, 'train.json (2)': 2}
     """
     if isinstance(content, dict):
-        return {without_local_paths(name): without_local_paths(value) for name, value in content.items()}
+        cut: dict[str, Any] = {}
+        for name, value in content.items():
+            short, number = without_local_paths(name), 2
+            while short in cut:  # files of one name in different folders
+                short, number = f"{without_local_paths(name)} ({number})", number + 1
+            cut[short] = without_local_paths(value)
+        return cut
     if isinstance(content, list):
         return [without_local_paths(value) for value in content]
     return last_part(content) if isinstance(content, str) and is_local_path(content) else content
