@@ -12,11 +12,13 @@ from huggingface_hub import HfApi
 
 from logramed import AutoModelForVision2Seq, LoGraMedProcessor
 from logramed.hub_cards.integrity import find_changes
-from logramed.hub_cards.push import PushError
+from logramed.hub_cards.publications import prepare
+from logramed.hub_cards.push import Push, PushError
 from logramed.trainer import train
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.data import load_training_rows
 from tests.hub_cards.conftest import REPO, run, try_run
+from tests.hub_cards.test_integrity import write_keys
 from tests.hub_client import client_of
 from tests.hub_server import TOKEN, Fault, running_hub
 from tests.trainer.conftest import write_data_file
@@ -224,6 +226,18 @@ def test_integrity_of_a_published_model_is_checked_from_the_command_line(publish
     environment = published["environment"] | {"HF_HOME": str(tmp_path)}
     done = run("hub_cards/integrity.py", REPO, environment=environment)
     assert re.search(r"All \d+ files are as they were published", done.stdout)
+
+
+def test_a_signature_is_checked_in_what_comes_from_the_hub(published, tmp_path):
+    private, public = write_keys(tmp_path, "mine")
+    with client_of(published["hub"]):
+        publication = prepare(published["model"], "tester/signed", license="mit", evaluations=[])
+        Push(publication, "tester/signed", private_key=private).run(lambda question: True, lambda text: None)
+    environment = published["environment"] | {"HF_HOME": str(tmp_path / "home")}
+    done = run("hub_cards/integrity.py", "tester/signed", "--public_key", public, environment=environment)
+    assert "signed by the owner of the key" in done.stdout
+    other = write_keys(tmp_path, "other")[1]
+    assert try_run("hub_cards/integrity.py", "tester/signed", "--public_key", other, environment=environment) is None
 
 
 @pytest.mark.parametrize(
