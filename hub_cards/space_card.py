@@ -12,6 +12,7 @@ from logramed.hub_cards.results import hub_ids
 
 
 DEMO_FOLDER = Path(__file__).parent / "space"
+MODEL_FILE = "model_id.txt"  # which model a published demo asks
 
 
 def choose_demo_files(folder: Path) -> Contents:
@@ -45,7 +46,8 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
         models=ids,
         short_description="Ask a medical vision-language model about an image",
     )
-    return Card(render("demo_card.md.jinja", front_matter=front_matter, title=title, model_id=ids[0]))
+    text = render("demo_card.md.jinja", front_matter=front_matter, title=title, model_id=ids[0])
+    return Card(text, {MODEL_FILE: f"{ids[0]}\n".encode()})
 
 
 def write_metric_card(folder: Path) -> Card:

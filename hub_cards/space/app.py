@@ -1,7 +1,8 @@
 """
 A page to ask a medical vision-language model about images: `python app.py --model DIR`, or a Space.
 
-Needs a folder or an id on the Hub, as `--model` or in the environment variable `MODEL_ID`. Not for clinical use.
+Needs a folder or an id on the Hub, as `--model`, in the environment variable `MODEL_ID`, or in `model_id.txt` beside
+this file, which a published Space has. Not for clinical use.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from relevance import draw_relevance, image_relevance
 
 
 FOLDER = Path(__file__).parent
+MODEL_FILE = FOLDER / "model_id.txt"
 EXAMPLES = json.loads((FOLDER / "examples" / "examples.json").read_text(encoding="utf-8"))
 MAX_IMAGES = 8
 MAX_FILE_SIZE = "100mb"
@@ -365,7 +367,10 @@ def launch_options() -> dict[str, Any]:
 
 def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ask a LoGra-Med about images, in a browser.")
-    parser.add_argument("--model", default=os.environ.get("MODEL_ID"), help="folder or id on the Hub")
+    named = os.environ.get("MODEL_ID")
+    if not named and MODEL_FILE.is_file():
+        named = MODEL_FILE.read_text(encoding="utf-8").strip()
+    parser.add_argument("--model", default=named, help="folder or id on the Hub")
     parser.add_argument("--revision", default=os.environ.get("MODEL_REVISION"), help="branch, tag or commit there")
     parser.add_argument("--host", default=None, help="address to listen at (default: this machine only)")
     parser.add_argument("--port", type=int, default=None, help="port (default: the first free one from 7860)")

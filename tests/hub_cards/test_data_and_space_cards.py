@@ -1,7 +1,6 @@
 """Data sets, metrics and the demo: their cards, and what of them travels."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -110,6 +109,7 @@ def test_the_demo_names_its_model_and_brings_its_phantoms():
     assert publication.kind == "demo"
     assert read_front_matter(publication.card)["models"] == ["someone/logramed-mini"]
     assert {"app.py", "style.css", "requirements.txt", "examples/chest_xray.png"} <= set(publication.contents.files)
+    assert publication.contents.files["model_id.txt"] == b"someone/logramed-mini\n"
     assert find_problems(publication.contents, DEMO_FOLDER) == []
     with pytest.raises(ValueError, match=r"needs the one model.*`--base_model org/name`"):
         prepare(DEMO_FOLDER, "someone/logramed-demo")
@@ -150,7 +150,7 @@ def test_the_demo_starts_from_its_folder_alone_with_a_model_of_the_hub(published
         "*_, turn = page.assistant.answer(turns, app.Settings(max_new_tokens=4)); print('said', repr(turn.answer))\n"
     )
     code += "print(app.image_relevance(page.assistant, turns)[0].shape)"
-    environment = client_environment(published["hub"], tmp_path / "home") | {"MODEL_ID": "tester/logramed-mini"}
+    environment = client_environment(published["hub"], tmp_path / "home")
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "space",
@@ -162,4 +162,3 @@ def test_the_demo_starts_from_its_folder_alone_with_a_model_of_the_hub(published
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"said '.*'\n\(4, 4\)", done.stdout)
-    assert os.environ.get("MODEL_ID") is None
