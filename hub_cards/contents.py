@@ -116,13 +116,14 @@ def format_size(size: int) -> str:
     return f"{number:.1f} GiB"
 
 
-def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
+def choose_model_files(folder: Path, include: Iterable[str] = (), share_images: bool = False) -> Contents:
     """
     Weights, code, settings and processor of a model's or adapter's folder, and what `include` names.
 
     Args:
         folder (`Path`): As `save_pretrained` or a training run writes it.
         include: Patterns of further files, relative to the folder; `**` goes into folders.
+        share_images (`bool`, *optional*, defaults to `False`): Images among these may be shared, by their terms.
 
     Raises:
         ValueError: If there are no weights as safetensors, or `include` fits nothing.
@@ -147,21 +148,20 @@ def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
             contents.left_out[name] = "in the code that travels"
         else:
             contents.files[name] = path
-    _include(contents, folder, include)
+    _include(contents, folder, include, share_images)
     return contents
 
 
-def choose_all_files(folder: Path, include: Iterable[str] = ()) -> Contents:
+def choose_all_files(folder: Path) -> Contents:
     """Every file of a folder that is published as it is, such as a Space's."""
     contents = Contents()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(_is_always_left(part) for part in [path, *path.relative_to(folder).parents]):
             contents.files[path.relative_to(folder).as_posix()] = path
-    _include(contents, folder, include)
     return contents
 
 
-def _include(contents: Contents, folder: Path, patterns: Iterable[str]) -> None:
+def _include(contents: Contents, folder: Path, patterns: Iterable[str], share_images: bool) -> None:
     for pattern in patterns:
         found = [path for path in folder.glob(pattern) if path.is_file() and not _is_always_left(path)]
         if not found:
@@ -170,6 +170,8 @@ def _include(contents: Contents, folder: Path, patterns: Iterable[str]) -> None:
             name = path.relative_to(folder).as_posix()
             contents.files[name] = path
             contents.left_out.pop(name, None)
+            if share_images:
+                contents.shareable_images.add(name)
 
 
 def _is_always_left(path: Path) -> bool:

@@ -88,6 +88,7 @@ def prepare(
     datasets: Sequence[str] = (),
     base_models: Sequence[str] = (),
     include: Sequence[str] = (),
+    share_included_images: bool = False,
     share_images_of: Sequence[str] = (),
     language: str = "en",
 ) -> Publication:
@@ -101,7 +102,8 @@ def prepare(
         license (`str`): Identifier of the licence. Needed but for Spaces, which have this project's.
         evaluations: Folders of `logramed-eval` whose figures the card shows; by default those found beside the model.
         datasets, base_models: Ids on the Hub, for the card.
-        include: Patterns of further files.
+        include: Patterns of further files of a model's folder.
+        share_included_images (`bool`): Images among these may be shared, by their terms.
         share_images_of: Benchmarks whose images may be shown.
         language (`str`): Code of the language of the answers.
 
@@ -120,10 +122,24 @@ def prepare(
             f"Say with `--license` under which terms {folder} is published, such as apache-2.0 or cc-by-nc-4.0. Those "
             "of its base models and data bind it."
         )
+    if include and kind not in ("model", "adapter"):
+        raise ValueError(f"`include` names further files of a model's folder, and {folder} holds none ({kind}).")
     if kind in ("model", "adapter"):
-        contents, card = _prepare_model(
-            folder, repo_id, kind, license, evaluations, datasets, base_models, include, share_images_of, language
+        found = find_evaluations(folder) if evaluations is None else evaluations
+        card = write_model_card(
+            folder,
+            repo_id,
+            kind=kind,
+            license=license,
+            evaluations=read_evaluations(found, folder),
+            datasets=datasets,
+            base_models=base_models,
+            share_images_of=share_images_of,
+            language=language,
         )
+        contents = choose_model_files(folder, include, share_included_images)
+        if kind == "adapter":
+            _name_base_model(contents, folder, card)
     elif kind == "extended_answers":
         contents, card = Contents(), write_extended_card(folder, repo_id, license, datasets, language)
     elif kind == "predictions":
@@ -132,7 +148,7 @@ def prepare(
         contents = choose_demo_files(folder)
         card = write_demo_card(repo_id, base_models)
     else:
-        contents = choose_all_files(folder, include)
+        contents = choose_all_files(folder)
         card = write_metric_card(folder)
     contents.files |= card.files
     contents.left_out = {name: why for name, why in contents.left_out.items() if name not in contents.files}
@@ -140,27 +156,6 @@ def prepare(
     contents.files[CARD_NAME] = card.text.encode()
     check_card(card.text, kind)
     return Publication(folder, kind, contents, card.text)
-
-
-def _prepare_model(
-    folder, repo_id, kind, license, evaluations, datasets, base_models, include, share_images_of, language
-):
-    found = find_evaluations(folder) if evaluations is None else evaluations
-    card = write_model_card(
-        folder,
-        repo_id,
-        kind=kind,
-        license=license,
-        evaluations=read_evaluations(found, folder),
-        datasets=datasets,
-        base_models=base_models,
-        share_images_of=share_images_of,
-        language=language,
-    )
-    contents = choose_model_files(folder, include)
-    if kind == "adapter":
-        _name_base_model(contents, folder, card)
-    return contents, card
 
 
 def _name_base_model(contents: Contents, folder: Path, card: Card) -> None:

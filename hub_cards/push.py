@@ -268,6 +268,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base_model", nargs="*", default=[], help="ids on the Hub it was made from, for the card")
     parser.add_argument("--include", nargs="*", default=[], help="patterns of further files in the folder")
     parser.add_argument(
+        "--share_included_images",
+        action="store_true",
+        help="those of --include may be shared, by their terms",
+    )
+    parser.add_argument(
         "--share_images_of", nargs="*", default=[], help="benchmarks whose images may be shown, by their terms"
     )
     parser.add_argument("--private_key", type=Path, help="sign with this elliptic curve key (PEM)")
@@ -290,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             datasets=arguments.datasets,
             base_models=arguments.base_model,
             include=arguments.include,
+            share_included_images=arguments.share_included_images,
             share_images_of=arguments.share_images_of,
             language=arguments.language,
         )

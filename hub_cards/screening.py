@@ -104,8 +104,8 @@ def _find_image(name: str, start: bytes, contents: Contents) -> str | None:
         return None
     if name.lower().endswith(IMAGE_ENDINGS) or start.startswith(IMAGE_STARTS):
         return (
-            "is an image that is not known to be generated. Images of data sets are not published; if the terms of "
-            "their data set allow it, say so with `--share_images_of`."
+            "is an image that is not known to be generated. Images of data sets are not published; if its terms allow "
+            "it, say so with `--share_included_images`."
         )
     return None
 

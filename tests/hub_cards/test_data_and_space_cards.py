@@ -111,6 +111,8 @@ def test_the_demo_names_its_model_and_brings_its_phantoms():
     assert {"app.py", "style.css", "requirements.txt", "examples/chest_xray.png"} <= set(publication.contents.files)
     assert publication.contents.files["model_id.txt"] == b"someone/logramed-mini\n"
     assert find_problems(publication.contents, DEMO_FOLDER) == []
+    with pytest.raises(ValueError, match=r"`include` names further files of a model's folder, and .* \(demo\)"):
+        prepare(DEMO_FOLDER, "someone/demo", base_models=["someone/logramed-mini"], include=["*.md"])
     with pytest.raises(ValueError, match=r"needs the one model.*`--base_model org/name`"):
         prepare(DEMO_FOLDER, "someone/logramed-demo")
 

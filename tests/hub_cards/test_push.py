@@ -5,6 +5,7 @@ import json
 
 import pytest
 from huggingface_hub import HfApi
+from PIL import Image
 
 from logramed.hub_cards import push
 from logramed.hub_cards.integrity import verify_signature
@@ -134,6 +135,18 @@ def test_a_file_that_must_not_be_published_stops_all_of_it(hub, model, tmp_path)
     with pytest.raises(RefusedError, match=r"notes\.txt: holds a Hugging Face token"):
         push_to(hub, folder, include=["notes.txt"])
     assert hub.hub.read("models", REPO) is None
+
+
+def test_an_included_image_needs_somebodys_word(hub, model, tmp_path):
+    folder = hub_faults.save_model(tmp_path / "model")
+    Image.new("L", (4, 4)).save(folder / "scheme.png")
+    with pytest.raises(RefusedError, match=r"scheme\.png: is an image.*--share_included_images"):
+        push_to(hub, folder, include=["scheme.png"])
+    with client_of(hub):
+        options = {"include": ["scheme.png"], "share_included_images": True}
+        publication = prepare(folder, REPO, license="mit", **options)
+        Push(publication, REPO).run(lambda question: True, lambda text: None)
+    assert "scheme.png" in hub.hub.files("models", REPO)
 
 
 def test_the_command_asks_and_takes_no_answer_for_no(hub, model, monkeypatch, capsys):
