@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("1/4  Drawing phantoms", flush=True)
     generate_phantoms(data, seed=arguments.seed)
     print("2/4  Training with the alignment loss", flush=True)
-    train(training_command(arguments, data, model))
+    code = train(training_command(arguments, data, model))
+    if code:  # SIGTERM ended it: there is no model to ask yet
+        return code
     print("3/4  Answering held-out questions, with the images and with blank ones", flush=True)
     evaluate(evaluation_command(model, data, evaluation))
     print("4/4  One question about one image", flush=True)

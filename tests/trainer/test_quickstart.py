@@ -16,3 +16,12 @@ def test_quickstart_leaves_a_model_and_says_what_came_out(tmp_path, monkeypatch,
     _, _, training = parse_arguments(next_command[2:])
     assert training.alignment_weight == 0
     assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_quickstart_ends_where_sigterm_ended_its_training(tmp_path, monkeypatch):
+    draw = quickstart.generate_phantoms
+    few = {"num_train": 4, "num_validation": 2, "num_test": 2}
+    monkeypatch.setattr(quickstart, "generate_phantoms", lambda folder, seed: draw(folder, seed=seed, **few))
+    monkeypatch.setattr(quickstart, "train", lambda arguments: 143)
+    assert quickstart.main(["--output", str(tmp_path)]) == 143
+    assert not (tmp_path / "evaluation").exists()
