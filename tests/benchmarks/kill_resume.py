@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 import yaml
+from tqdm import tqdm
 
 from logramed.trainer import train
 from logramed.trainer.checkpoints import STAGING_FOLDER
@@ -114,6 +116,8 @@ def start_child(recipe: Path, options: Sequence[str]) -> int:
         return child
     code = 1
     try:
+        # tqdm's own lock is shared between processes, and one that is killed may hold it, for ever.
+        tqdm.set_lock(threading.RLock())
         output = os.open(recipe.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
