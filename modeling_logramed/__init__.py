@@ -14,7 +14,6 @@ from transformers import (
 
 from .auto_logramed import AutoModelForVision2Seq
 from .configuration_logramed import LoGraMedConfig
-from .graph_network_logramed import GraphNetwork
 from .image_processing_logramed import LoGraMedImageProcessor
 from .modeling_logramed import LoGraMedForConditionalGeneration, LoGraMedModel
 from .processing_logramed import LoGraMedProcessor
@@ -32,7 +31,6 @@ del auto_class
 
 __all__ = [
     "AutoModelForVision2Seq",
-    "GraphNetwork",
     "LoGraMedConfig",
     "LoGraMedForConditionalGeneration",
     "LoGraMedImageProcessor",

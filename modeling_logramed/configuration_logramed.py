@@ -16,8 +16,7 @@ TOWERS_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
 
 class LoGraMedConfig(PretrainedConfig):
     r"""
-    Architecture of a [`LoGraMedForConditionalGeneration`]: a vision tower, a projector, a causal language model and,
-    for training with multi-graph alignment, a small graph network.
+    Architecture of a [`LoGraMedForConditionalGeneration`]: a vision tower, a projector and a causal language model.
 
     Args:
         vision_config (`PretrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14 at 224 pixels):
@@ -42,19 +41,6 @@ class LoGraMedConfig(PretrainedConfig):
             release: 7 and 15 (`sti`, `sci`), 0 to 11 and 12 to 23 (`dci`); elsewhere the same shares of the depth.
         multimodal_projector_bias (`bool`, *optional*, defaults to `True`):
             Whether the projector has biases.
-        use_graph_network (`bool`, *optional*, defaults to `True`):
-            Whether the model carries a graph network. Answering a question never needs it.
-        graph_num_layers (`int`, *optional*, defaults to 2):
-            Message-passing layers.
-        graph_hidden_size (`int`, *optional*):
-            Size of a node's features between message-passing layers; the language model's hidden size if not given.
-            Narrower is faster, and needs two layers or more.
-        graph_aggregation (`str`, *optional*, defaults to `"max"`):
-            How a node joins the messages it receives.
-        graph_num_neighbors (`int`, *optional*, defaults to 5):
-            Nearest neighbours of a node in its graph.
-        graph_dropout (`float`, *optional*, defaults to 0.1):
-            Dropout after each message-passing layer.
 
     Raises:
         ValueError: If a value is not one of those named, or the select strategy does not fit the tower.
@@ -79,12 +65,6 @@ class LoGraMedConfig(PretrainedConfig):
         projector_type="mlp2x_gelu",
         dense_connector="none",
         multimodal_projector_bias=True,
-        use_graph_network=True,
-        graph_num_layers=2,
-        graph_hidden_size=None,
-        graph_aggregation="max",
-        graph_num_neighbors=5,
-        graph_dropout=0.1,
         **kwargs,
     ):
         self.vision_config = _sub_config(vision_config, CLIP_VIT_L_14_224)
@@ -100,12 +80,6 @@ class LoGraMedConfig(PretrainedConfig):
         self.projector_type = projector_type
         self.dense_connector = dense_connector
         self.multimodal_projector_bias = multimodal_projector_bias
-        self.use_graph_network = use_graph_network
-        self.graph_num_layers = graph_num_layers
-        self.graph_hidden_size = graph_hidden_size
-        self.graph_aggregation = graph_aggregation
-        self.graph_num_neighbors = graph_num_neighbors
-        self.graph_dropout = graph_dropout
         self._refuse_bad_values()
         # The head belongs to this model, not to the language model inside it: whether it is tied is asked here.
         kwargs["tie_word_embeddings"] = bool(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from logramed.node_features_logramed import GRANULARITIES
+GRANULARITIES = ("sample", "turn", "span")
 from logramed.trainer.alignment import EDGE_MATCHINGS, GRADIENT_ESTIMATORS, LOSSES, TARGETS
 from logramed.trainer.parts import parse_parts
 

@@ -31,19 +31,25 @@ def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> N
         )
 
 
-def name_existing_units(model: torch.nn.Module) -> None:
+def name_units(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """
-    Leave only classes of which `model` has a module in its `_no_split_modules`, by which accelerate splits a model for
-    FSDP unless told otherwise: transformers names those of text towers too, and accelerate refuses what is missing.
+    Name the units in which FSDP2 splits an `AlignedModel`: what accelerate takes by default or was told, as far as the
+    model has such modules (transformers names those of text towers too, and accelerate refuses what is missing), and
+    the graph network, which is called after the model's own pass.
     """
     present = {type(module).__name__ for module in model.modules()}
     for module in model.modules():
         names = vars(module).get("_no_split_modules")
         if names is not None:
             module._no_split_modules = type(names)(name for name in names if name in present)
+    own = {"GraphNetwork"} & present
+    model._no_split_modules = [*(getattr(model.base, "_no_split_modules", None) or ()), *own]
+    plugin = accelerator.state.fsdp_plugin
+    if plugin is not None and plugin.transformer_cls_names_to_wrap is not None:
+        plugin.transformer_cls_names_to_wrap = [*{*plugin.transformer_cls_names_to_wrap, *own}]
 
 
-def gather_language_head(module: torch.nn.Module, args=()) -> None:
+def gather_language_head(model: torch.nn.Module) -> None:
     """
     Under FSDP2, have the language model's head gathered for the forward pass at hand.
 
@@ -51,16 +57,16 @@ def gather_language_head(module: torch.nn.Module, args=()) -> None:
     them by itself, and each process then keeps its own gradient of its shard: no mean over the processes is taken
     (accelerate 1.15, TRL 1.16). A head that is gathered already is used as it is, and FSDP reduces its gradient.
     """
-    head = module.get_output_embeddings()
+    head = model.get_output_embeddings()
     if isinstance(head, FSDPModule):
         head.unshard()
 
 
 def gather_own_weights(model: torch.nn.Module) -> None:
     """
-    Under FSDP2, gather what belongs to no part of `model` but to the whole, for code that calls its parts one by one:
-    the parts gather their weights themselves.
+    Under FSDP2, gather what belongs to no part of an `AlignedModel` but to the whole, for code that calls its parts one
+    by one: the parts gather their weights themselves.
     """
     if isinstance(model, FSDPModule):
         model.unshard()
-        gather_language_head(model)
+        gather_language_head(model.base)

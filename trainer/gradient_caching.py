@@ -85,31 +85,22 @@ class StepGraph:
         return replayed(self._random_states[self.position - 1], self._device)
 
 
-class CachedGradientRecorder:
+def cached_loss(
+    features: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], graph_network: torch.nn.Module | None
+) -> torch.Tensor:
     """
-    What the model's `forward` calls in micro-batches after the first: their nodes' share of the gradient.
+    The alignment loss of micro-batches after the first, whose nodes are in the first one's graph.
 
     Args:
-        gradients (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` for each modality, of the whole graph's loss.
-        uses_graph_network (`bool`): Whether the graph network is trained.
+        features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` of each modality, of this micro-batch.
+        gradients (`dict[str, torch.Tensor]`): For each of these the gradient of the whole graph's loss.
+        graph_network (`nn.Module`, *optional*): Trained by the first micro-batch; its gradient here is 0.
 
-    Attributes:
-        loss (`torch.Tensor`, scalar): 0, with the gradient `gradients` for the features.
-        output: None; the first micro-batch has it.
+    Returns:
+        `torch.Tensor`, scalar: 0, with the gradient `gradients` for the features.
     """
-
-    def __init__(self, gradients: dict[str, torch.Tensor], uses_graph_network: bool):
-        self.gradients, self.uses_graph_network = gradients, uses_graph_network
-        self.loss: torch.Tensor | None = None
-        self.output = None
-        self.node_features: dict[str, torch.Tensor] = {}
-
-    def __call__(self, node_features, graph_network, attention=None) -> None:
-        self.node_features = {name: features.detach() for name, features in node_features.items()}
-        shares = [_Share.apply(features, self.gradients[name]) for name, features in node_features.items()]
-        self.loss = torch.stack(shares).sum()
-        if self.uses_graph_network and graph_network is not None:
-            self.loss = self.loss + _touch(graph_network, next(iter(node_features.values())))
+    loss = torch.stack([_Share.apply(values, gradients[name]) for name, values in features.items()]).sum()
+    return loss if graph_network is None else loss + _touch(graph_network, next(iter(features.values())))
 
 
 class _Share(torch.autograd.Function):
@@ -117,13 +108,14 @@ class _Share(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, gradient):
-        ctx.save_for_backward(gradient.to(features.dtype))
+        ctx.save_for_backward(gradient)
+        ctx.dtype = features.dtype
         return features.new_zeros((), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx, upstream):
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None
+        return (gradient * upstream).to(ctx.dtype), None  # scaled first: unscaled, small ones are 0 in float16
 
 
 def _touch(graph_network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:

@@ -98,15 +98,12 @@ class TerminationCallback(TrainerCallback):
             self._previous = None
 
 
-def check_loss(
-    loss: torch.Tensor, metrics: dict[str, list[float]], step: int, inputs: dict[str, torch.Tensor], tokenizer
-) -> None:
+def refuse_loss(parts: dict[str, float], step: int, inputs: dict[str, torch.Tensor], tokenizer) -> None:
     """
-    Refuse a loss that is no finite number, before it reaches the weights.
+    Refuse a loss that is not finite, before it reaches the weights.
 
     Args:
-        loss (`torch.Tensor`, scalar): Of one micro-batch.
-        metrics (`dict[str, list[float]]`): What was logged of it, the last value of each being its own.
+        parts (`dict[str, float]`): Of the micro-batch's loss, by name.
         step (`int`): Optimizer steps taken so far.
         inputs (`dict[str, torch.Tensor]`): The micro-batch, with `labels` `(batch_size, sequence_length)`.
         tokenizer: Reads its answers.
@@ -114,10 +111,7 @@ def check_loss(
     Raises:
         FloatingPointError: Naming the step, the part of the loss and the samples, by the beginnings of their answers.
     """
-    if torch.isfinite(loss):
-        return
-    parts = {name: metrics[name][-1] for name in ("language_modeling_loss", "alignment_loss") if metrics.get(name)}
-    values = ", ".join(f"`{name}` is {value:g}" for name, value in parts.items()) or f"`loss` is {loss.item():g}"
+    values = ", ".join(f"`{name}` is {value:g}" for name, value in parts.items() if name.endswith("loss"))
     answers = [tokenizer.decode(row[row >= 0][:NUM_TOKENS_TOLD], skip_special_tokens=True) for row in inputs["labels"]]
     raise FloatingPointError(
         f"The loss of step {step + 1} is not finite: {values}. Its micro-batch has the answers "

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import decode_matching
 from logramed.trainer.collator import (
     LoGraMedDataCollator,
@@ -20,7 +22,6 @@ from logramed.trainer.collator import (
     split_sentences,
 )
 from logramed.trainer.data.answer_spans import clean_messages
-from logramed.trainer.trainer import AlignmentRecorder, node_keys
 
 
 # Lengths in inches.
@@ -82,17 +83,15 @@ def match_nodes(
     """
     if collator.granularity == "span":
         raise ValueError("Spans share images and answers, so there is no matching to draw: use turns or samples.")
-    recorder = AlignmentRecorder(None, training=False, generator=None, keep_attention=True)
-    batch = {name: values.to(model.device) for name, values in collator(rows).items()}
+    batch = send_to_device(collator(rows), model.device)
     with torch.no_grad():
-        model(**batch, alignment_objective=recorder, alignment_granularity=collator.granularity)
-    nodes = recorder.node_features
+        outputs = AlignedModel(model, granularity=collator.granularity)(**batch)
+    nodes = outputs.node_features
     if target not in ("answer", "extended") or target not in nodes:
         raise ValueError(f"`target` must be a text modality of the nodes, {', '.join(nodes)}; got {target!r}.")
     matching = decode_matching(nodes["image"], nodes[target], edge_weight=edge_weight).cpu()
-    groups, answer_keys = node_keys(batch, collator.granularity, collator.processor.tokenizer)
-    keys = (answer_keys if target == "answer" else groups).cpu()
-    attention = {name: weights.cpu() for name, weights in recorder.attention.items()}
+    keys = batch["nodes"]["answer_keys" if target == "answer" else "groups"].cpu()
+    attention = {name: weights.cpu() for name, weights in outputs.attention.items()}
     vision = model.config.vision_config
     return MatchedNodes(
         *_describe_nodes(rows, collator),

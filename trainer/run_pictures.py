@@ -11,7 +11,6 @@ from transformers.integrations import TensorBoardCallback
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data.turns import count_turns
 from logramed.trainer.matching_picture import draw_matching, match_nodes
-from logramed.trainer.parts import unwrap_adapters
 from logramed.trainer.trainer import LoGraMedTrainer
 
 
@@ -63,7 +62,7 @@ class MatchingPictures(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         with torch.random.fork_rng():
-            nodes = match_nodes(unwrap_adapters(model.eval()), self.collator, self.rows)
+            nodes = match_nodes(model.eval().model, self.collator, self.rows)
         model.train(was_training)
         path = Path(self.trainer.args.output_dir) / "matchings" / f"step_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,124 +1,156 @@
 """`LoGraMedTrainer`: TRL's supervised fine-tuning with an alignment loss beside the language-modeling loss."""
 
+import dataclasses
 import hashlib
-import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
+from peft import PeftModel
+from torch import nn
 from torch.utils.data import SequentialSampler
+from transformers import TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from logramed.hub_cards.publications import prepare
-from logramed.hub_cards.push import Push, PushError, refuse_public
-from logramed.node_features_logramed import count_spans
-from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, recall_at_k
+from logramed.trainer.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable, unwrap_adapters
+from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, retrieval_metrics
+from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.checkpoints import LoggedSums, ResumingCallback, WholeCheckpoints
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.devices import check_engine, gather_language_head, gather_own_weights, name_existing_units
-from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph
-from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, ExtraNodes, Nodes, same_randomness
+from logramed.trainer.devices import check_engine, gather_own_weights, name_units
+from logramed.trainer.gradient_caching import StepGraph, cached_loss
+from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, Nodes, same_randomness
 from logramed.trainer.image_cache import CachedTower
 from logramed.trainer.interruption import (
     EvaluationTerminatedError,
     TerminationCallback,
     check_gradient_norm,
-    check_loss,
+    refuse_loss,
 )
 from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
-from logramed.trainer.parts import keep_dtypes, unwrap_adapters
-from logramed.trainer.unused_weights import freeze_unused_weights
+from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
 from logramed.trainer.validation import score_answers
-from logramed.trainer.watching import Speedometer, compare_gradients
+from logramed.trainer.watching import LoggedMeans, Speedometer, compare_gradients
 
 
-ANSWER_KEYS = "answer_keys"
-GROUPS = "groups"
-RETRIEVAL_RANKS = (1, 5)
+GROUPS, ANSWER_KEYS = "groups", "answer_keys"
 
 
 class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     """
-    [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss; with weight 0 it is plain `SFTTrainer`.
+    [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss, for any image-text-to-text model of
+    transformers 5 whose images become tokens; with weight 0 it is plain `SFTTrainer`.
 
     The nodes that are aligned are the samples of a batch, their turns, or the sentences of their extended answers
-    (`alignment_granularity`).
+    (`alignment_granularity`). The loss is on answers alone.
 
-    In each step it logs `loss` (total), `language_modeling_loss`, `alignment_loss` and `matching_accuracy` (share of
-    nodes matched to themselves). An evaluation gives these too, without noise in the matching, and recall at 1 and 5
-    between the modalities of all evaluation nodes, such as `eval_recall_at_1_image_to_answer`: the share of images
-    whose own answer is the nearest (nodes with identical answers count as one). A low alignment loss is no evidence
-    of alignment (the loss can be met without it); recall is. With `validation_questions` it also answers those.
+    In each step it logs `loss` (total), `language_modeling_loss`, `alignment_loss` and, on logged steps,
+    `matching_accuracy` (share of nodes matched to themselves). An evaluation gives these too, without noise in the
+    matching, and recall at 1 and 5 between the modalities of all evaluation nodes, such as
+    `eval_recall_at_1_image_to_answer`: the share of images whose own answer is the nearest (nodes with identical
+    answers count as one). A low alignment loss is no evidence of alignment (the loss can be met without it); recall
+    is. With `validation_questions` it also answers those.
 
     Args:
-        model, args, train_dataset, eval_dataset, processing_class, ...:
-            As for `SFTTrainer`; the data sets hold training rows (see `logramed.trainer.data`).
+        model (`str`, `PreTrainedModel` or `PeftModel`):
+            As for `SFTTrainer`. `trainer.model` is an `AlignedModel` around it.
+        args (`LoGraMedTrainingArguments`, *optional*):
+            Of another class (`SFTConfig`, `TrainingArguments`), its values are taken over.
         data_collator (`Callable`, *optional*):
             By default a `LoGraMedDataCollator` for `processing_class`.
         validation_questions (`Sequence[dict]`, *optional*):
             Question rows (see `logramed.eval`) that are answered at each evaluation, at most
             `args.max_validation_questions` of them, for `eval_closed_accuracy` and `eval_open_recall`.
+        train_dataset, eval_dataset, processing_class, peft_config, ...:
+            As for `SFTTrainer`; the data sets hold training rows (see `logramed.trainer.data`).
 
     Attributes:
         stateful (`dict[str, Any]`):
             What a checkpoint must hold for a resumed run to go on as the uninterrupted one, beside what `Trainer`
             saves: objects with `state_dict` and `load_state_dict`, by name.
+
+    Raises:
+        ValueError: If the model cannot be aligned and `alignment_weight` is not 0, or an argument does not go with
+            another.
     """
 
     _tag_names = ["logramed", "trl", "sft"]  # noqa: RUF012 (transformers reads a plain class attribute)
 
     def __init__(
         self,
-        model,
-        args: LoGraMedTrainingArguments,
+        model: str | nn.Module,
+        args: TrainingArguments | None = None,
         data_collator=None,
         validation_questions: Sequence[dict] | None = None,
         **kwargs,
     ):
-        self.objectives = {"train": None, "eval": None}
+        args = as_training_arguments(args, model)
+        if kwargs.get("formatting_func") is not None:
+            raise ValueError("`formatting_func` makes text without images: give rows of `messages` in its place.")
         self.stateful: dict[str, Any] = {}
-        if args.alignment_weight > 0:
-            self.objectives["train"] = build_objective(args, model.config, args.small_batch)
-            # The last batch of an evaluation may well be small, which is no reason to end a run.
-            self.objectives["eval"] = build_objective(args, model.config, "shrink")
-        if data_collator is None:
-            # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
-            evaluated = kwargs.get("eval_dataset")
-            evaluated = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
-            measurable = all(_have_extended_answers(rows) for rows in [kwargs.get("train_dataset"), *evaluated])
-            data_collator = LoGraMedDataCollator(
-                kwargs.get("processing_class"),
-                max_length=args.max_length,
-                alignment=args.alignment_weight > 0 or measurable,
-                extended=args.use_extended_answers,
-                granularity=args.alignment_granularity,
-            )
-        args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
-        dtypes = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
         super().__init__(model, args, data_collator=data_collator, **kwargs)
-        keep_dtypes(model, dtypes)
-        name_existing_units(self.model)
-        self.model.register_forward_pre_hook(gather_language_head)
-        self.model.register_forward_hook(_link_alignment_loss, with_kwargs=True)
-        trained = self.objectives["train"]
-        freeze_unused_weights(self.model, trained is not None and trained.uses_graph_network)
-        self.image_cache = (
-            CachedTower(unwrap_adapters(self.model), args.cache_image_features)
-            if (args.cache_image_features)
-            else None
-        )
+        self.objectives = self._build_objectives()
+        if data_collator is None:
+            self.data_collator = self._build_collator(kwargs)
+        self._wrap_for_alignment()
+        self._watch()
+        self.image_cache = None
+        if args.cache_image_features:
+            self.image_cache = CachedTower(self.model.base, args.cache_image_features)
+        self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
         self._step_graph: StepGraph | None = None
-        if args.alignment_memory > 0 and args.alignment_weight > 0:
-            self.stateful["alignment_memory"] = AlignmentMemory(args.alignment_memory)
-        check_engine(args, self.accelerator)
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
-        self.validation_questions = _draw(validation_questions or [], args.max_validation_questions, args.seed)
+
+    def _build_objectives(self) -> dict[str, AlignmentObjective | None]:
+        if self.args.alignment_weight == 0:
+            return {"train": None, "eval": None}
+        refuse_unalignable(self.model)
+        # The last batch of an evaluation may well be small, which is no reason to end a run.
+        return {"train": AlignmentObjective(self.args), "eval": AlignmentObjective(self.args, small_batch="shrink")}
+
+    def _build_collator(self, data: dict[str, Any]) -> LoGraMedDataCollator:
+        # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
+        evaluated = data.get("eval_dataset")
+        evaluated = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
+        measurable = all(_have_extended_answers(rows) for rows in [data.get("train_dataset"), *evaluated])
+        text_config = self.model.config.get_text_config()
+        return LoGraMedDataCollator(
+            self.processing_class,
+            max_length=self.args.max_length,
+            alignment=self.args.alignment_weight > 0 or measurable,
+            extended=self.args.use_extended_answers,
+            granularity=self.args.alignment_granularity,
+            pad_to_multiple_of=self.args.pad_to_multiple_of,
+            completion_only_loss=self.args.completion_only_loss,
+            text_hidden_size=text_config.hidden_size,
+            packs_in_one_row="flash" in (getattr(text_config, "_attn_implementation", None) or ""),
+        )
+
+    def _wrap_for_alignment(self) -> None:
+        """Put the model, which `SFTTrainer` has made ready, into the wrapper that the engines get."""
+        objective = self.objectives["train"]
+        train_in_float32(self.model, self.args)
+        freeze_unused_weights(unwrap_adapters(self.model))
+        network = None
+        if objective is not None and objective.uses_graph_network:
+            network = build_graph_network(self.args, self.model)
+        self.model = self.model_wrapped = AlignedModel(self.model, network, self.args.alignment_granularity)
+        self.callback_handler.model = self.model
+        name_units(self.model, self.accelerator)
+        check_engine(self.args, self.accelerator)
+
+    def _watch(self) -> None:
+        if self.args.alignment_memory > 0 and self.args.alignment_weight > 0:
+            self.stateful["alignment_memory"] = AlignmentMemory(self.args.alignment_memory)
+        self.means = self.stateful["logged_means"] = LoggedMeans()
         self.stateful["logged_sums"] = LoggedSums(self)
         self.termination = self.stateful["termination"] = TerminationCallback()
         self.speedometer = Speedometer()
@@ -126,36 +158,84 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """`SFTTrainer`'s loss and, in a batch that brings the texts of graph nodes, the weighted alignment loss."""
-        training = self.model.training
-        objective = self.objectives["train" if training else "eval"]
-        if objective is not None and "answer_input_ids" not in inputs:
-            raise ValueError(
-                f"`alignment_weight` is {self.args.alignment_weight}, but the batch has no `answer_input_ids`: the "
-                "data collator must give the texts of the nodes, as `LoGraMedDataCollator(alignment=True)` does."
-            )
-        if "answer_input_ids" not in inputs or (training and objective is None):
+        """`SFTTrainer`'s loss and, in a batch that brings graph nodes, the weighted alignment loss."""
+        inputs = dict(inputs)
+        nodes = inputs.pop("nodes", None)
+        objective = self.objectives["train" if self.model.training else "eval"]
+        self._check_nodes(objective, nodes)
+        if nodes is None or (self.model.training and objective is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        granularity = self.args.alignment_granularity
-        groups, answer_keys = node_keys(inputs, granularity, self._tokenizer)
-        recorder = (
-            self._training_recorder(model, groups) if training else AlignmentRecorder(objective, False, None, groups)
-        )
-        inputs = {**inputs, "alignment_objective": recorder, "alignment_granularity": granularity}
-        with self._step_graph.replay() if training and self._step_graph else nullcontext():
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = loss if return_outputs else (loss, None)
-        if not training:
-            self._kept_nodes.append({**recorder.node_features, GROUPS: groups, ANSWER_KEYS: answer_keys})
-        if recorder.loss is not None:
-            self._log_losses(loss, recorder.output, num_items_in_batch)
-            alignment_loss = self._weighted(recorder.loss, num_items_in_batch)
-            if recorder.output is not None:  # not so in later micro-batches of a graph over all of a step
-                self._log_gradients(loss, alignment_loss)
-            loss = loss + alignment_loss
-        if training and self._step_graph is not None:
-            self._step_graph.finish(recorder.loss)
+        graph = self._open_graph(model, nodes)
+        with graph.replay() if graph else nullcontext():
+            outputs = self._pass(model, inputs, nodes, with_logits=self._needs_logits(return_outputs))
+        # All that TRL asks a model for, it finds in the output of the one pass.
+        loss = super().compute_loss(lambda **_: outputs, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = loss if return_outputs else (loss, outputs)
+        if not self.model.training:
+            self._kept_nodes.append({**_detach(outputs.node_features), **_keys(nodes)})
+        if objective is not None:
+            alignment_loss, alignment = self._align(objective, outputs.node_features, nodes, graph)
+            self._log_losses(loss, alignment, num_items_in_batch)
+            weighted = self._weighted(alignment_loss, num_items_in_batch)
+            if alignment is not None:  # not so in later micro-batches of a graph over all of a step
+                self._log_gradients(loss, weighted)
+            loss = loss + weighted
+            if graph is not None:
+                graph.finish(alignment_loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _check_nodes(self, objective, nodes) -> None:
+        if objective is not None and nodes is None:
+            raise ValueError(
+                f"`alignment_weight` is {self.args.alignment_weight}, but the batch has no `nodes`: the data collator "
+                "must give them, as `LoGraMedDataCollator(alignment=True)` does."
+            )
+        granularity = self.args.alignment_granularity
+        if nodes is not None and ("turn_places" in nodes) != (granularity != "sample"):
+            raise ValueError(
+                f"`alignment_granularity` is {granularity!r}, but the batch was built for other nodes: the data "
+                f"collator must be made for them, as `LoGraMedDataCollator(granularity={granularity!r})` is."
+            )
+
+    def _needs_logits(self, return_outputs: bool) -> bool:
+        smooths = self.label_smoother is not None and self.args.loss_type == "nll"
+        return return_outputs or smooths or self.compute_loss_func is not None
+
+    def _pass(self, model, inputs, nodes, with_logits: bool = False) -> AlignedOutput:
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        return model(nodes=nodes, output_logits=with_logits, **router, **inputs)
+
+    def _align(
+        self, objective: AlignmentObjective, features: dict[str, torch.Tensor], nodes, graph: StepGraph | None
+    ) -> tuple[torch.Tensor, AlignmentOutput | None]:
+        """The alignment loss of a batch, and what the objective returned, which a step's later micro-batches lack."""
+        groups = nodes[GROUPS]
+        if not self.model.training:
+            output = objective(features, self.model.graph_network, training=False, groups=groups)
+            return output.loss, output
+        if graph is not None and graph.position > 0:
+            return cached_loss(features, graph.cached_gradients(), self.model.graph_network), None
+        memory = self.stateful.get("alignment_memory")
+        beyond = BeyondBatch(self.args.gather_graph, memory, graph.join if graph else None)
+        features, groups = beyond(features, groups)
+        generator = self._noise(groups.device)
+        with same_randomness(generator, self.args.gather_graph):
+            output = objective(features, self.model.graph_network, generator=generator, groups=groups)
+        return output.loss, output
+
+    def _open_graph(self, model, nodes) -> StepGraph | None:
+        """The graph over a step's micro-batches, whose nodes are computed when the first of these is at hand."""
+        graph = self._step_graph if self.model.training else None
+        if graph is not None and graph.position == 0:
+            graph.compute_nodes(lambda inputs: self._compute_nodes(model, inputs), nodes[GROUPS].device)
+        return graph
+
+    def _compute_nodes(self, model, inputs) -> Nodes:
+        inputs = dict(self._prepare_inputs(inputs))
+        nodes = inputs.pop("nodes")
+        # As in training, for the same random numbers.
+        outputs = self._pass(model, inputs, nodes, with_logits=self._needs_logits(return_outputs=False))
+        return outputs.node_features, nodes[GROUPS]
 
     def create_model_card(self, *args, **kwargs):
         """Nothing: the card is written from the results of the run, when there are some (`logramed.hub_cards`)."""
@@ -165,42 +245,59 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         super().init_hf_repo(token, private)
         if self.is_world_process_zero() and self.args.hub_private_repo is not False:
             found = HfApi(token=token or self.args.hub_token).repo_info(self.hub_model_id)
-            refuse_public(self.hub_model_id, found.private)
+            if not found.private:
+                raise ValueError(
+                    f"{self.hub_model_id} is public already: set `hub_private_repo` to false if that is what you want."
+                )
 
     def push_to_hub(self, commit_message: str = "Trained with LoGra-Med", token: str | None = None, **kwargs):
-        """
-        Publish what is in `output_dir` with its card, in one commit (see `logramed.hub_cards.push`). Nobody is asked:
-        `args.push_to_hub`, or this call, is the consent. Private unless `args.hub_private_repo` is false.
+        """Publish what is in `output_dir` with its card, in one commit: see `logramed.trainer.train.publish`."""
+        from logramed.trainer.train import publish
 
-        Returns:
-            `str`: the name of the commit, on the main process; None on others.
+        return publish(self, commit_message, token)
 
-        Raises:
-            PushError: If it could not be published, or holds what must not be.
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        publication = prepare(self.args.output_dir, self.hub_model_id, license=self.args.hub_license)
-        push = Push(
-            publication,
-            self.hub_model_id,
-            private=self.args.hub_private_repo is not False,
-            revision=self.args.hub_revision,
-            message=commit_message,
-            token=token or self.args.hub_token,
-        )
-        try:
-            return push.run(lambda question: True)
-        except PushError as error:
-            folder = self.args.output_dir
-            error.add_note(
-                f"The run is complete in {folder}. Publish it with `logramed-push {folder} --repo {self.hub_model_id} "
-                f"--license {self.args.hub_license}`."
-            )
-            raise
+        As `Trainer`'s: the model for use, with its processor. A checkpoint holds what aligns it as well, in
+        `alignment.safetensors`.
+        """
+        output_dir = output_dir or self.args.output_dir
+        if not self._saves_shards():
+            state_dict = self._gather_state_dict()
+            if self.args.should_save:
+                self.model.save_pretrained(output_dir, state_dict)
+                self.processing_class.save_pretrained(output_dir)
+                torch.save(self.args, Path(output_dir) / TRAINING_ARGS_NAME)
+                if self._staged:  # a checkpoint
+                    self.model.save_alignment(output_dir, state_dict or self.model.state_dict())
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def _saves_shards(self) -> bool:
+        """Whether FSDP saves a checkpoint of its own form, and the model in no other."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
+
+    def _gather_state_dict(self) -> dict[str, torch.Tensor] | None:
+        """That of the wrapper from all processes, which all take part in; None where each process has all of it."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.model_wrapped)
+        return None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """As `Trainer`'s, by the names that the model's own `from_pretrained` knows; engines load in their own way."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, self.model.model)
+        else:
+            load_weights(self.model.model, resume_from_checkpoint)
+        self.model.load_alignment(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        return self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def train(self, *args, **kwargs):
         """As `WholeCheckpoints`'s; an error is told its step, and SIGTERM has its former handler back in the end."""
@@ -234,13 +331,16 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         except EvaluationTerminatedError:
             torch.set_rng_state(randomness)  # what the evaluation drew of it, it will draw when it is made up for
             self._metrics["eval"].clear()
+            self.means.clear("eval")
             self.termination.stop(self.state, self.control, leaves_out_evaluation=True)
             super()._maybe_log_save_evaluate(*args, **kwargs)  # logged already; saves
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        check_loss(loss, self._metrics["train"], self.state.global_step, inputs, self._tokenizer)
+        if not torch.isfinite(loss):
+            parts = self.means.last("train") or {"loss": float(loss)}
+            refuse_loss(parts, self.state.global_step, inputs, self._tokenizer)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -256,29 +356,6 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         spans = self.args.accumulate_graph and self.objectives["train"] is not None and len(micro_batches) > 1
         self._step_graph = StepGraph(micro_batches) if spans else None
         return micro_batches, num_items_in_batch
-
-    def _training_recorder(self, model, groups):
-        """What the model calls with the nodes of a training batch: the objective, or their share of its gradient."""
-        objective, graph = self.objectives["train"], self._step_graph
-        if graph is not None and graph.position > 0:
-            return CachedGradientRecorder(graph.cached_gradients(), objective.uses_graph_network)
-        if graph is not None:
-            graph.compute_nodes(lambda inputs: self._compute_nodes(model, inputs), groups.device)
-        beyond = BeyondBatch(
-            self.args.gather_graph, self.stateful.get("alignment_memory"), graph.join if graph else None
-        )
-        return AlignmentRecorder(
-            objective, True, self._noise(groups.device), groups, beyond, shared=self.args.gather_graph
-        )
-
-    def _compute_nodes(self, model, inputs) -> Nodes:
-        inputs = self._prepare_inputs(inputs)
-        granularity = self.args.alignment_granularity
-        groups, _ = node_keys(inputs, granularity, self._tokenizer)
-        recorder = AlignmentRecorder(None, True, None, keep_dtype=True)
-        inputs = {**inputs, "alignment_objective": recorder, "alignment_granularity": granularity}
-        model(**inputs, use_cache=False, fused_lm_head=True)  # as in training, for the same random numbers
-        return recorder.node_features, groups
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -310,11 +387,16 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         values = {"language_modeling_loss": loss.detach() * self._accumulation_steps(num_items_in_batch)}
         if alignment is not None:
             values["alignment_loss"] = alignment.loss.detach()
-            values["matching_accuracy"] = alignment.matching_accuracy
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in values.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=loss.device)
-            metrics[name].append(self.accelerator.gather_for_metrics(value.reshape(1)).mean().item())
+            if self._is_logged_step():
+                values["matching_accuracy"] = alignment.matching_accuracy
+        self.means.add("train" if self.model.training else "eval", values)
+
+    def _is_logged_step(self) -> bool:
+        step = self.state.global_step + 1
+        if not self.model.training or self.args.logging_strategy != "steps":
+            return True
+        first = step == 1 and self.args.logging_first_step
+        return first or step == self.state.max_steps or step % self.state.logging_steps == 0
 
     def _log_gradients(self, language_modeling_loss, alignment_loss):
         """Of the first micro-batch of every `gradient_norm_steps`-th step, of this process."""
@@ -326,7 +408,10 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 self._metrics["train"][name].append(value)
 
     def log(self, logs, start_time=None):
-        """As `SFTTrainer`'s, with speed and memory beside the losses of training."""
+        """As `SFTTrainer`'s, with the parts of the loss, and in training speed and memory beside them."""
+        mode = "train" if self.model.training else "eval"
+        prefix = "" if mode == "train" else "eval_"
+        logs |= {f"{prefix}{name}": value for name, value in self.means.read(mode, self.accelerator).items()}
         if "loss" in logs:
             logs |= self.speedometer.read(int(self._total_train_tokens))
         super().log(logs, start_time)
@@ -349,17 +434,12 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         """As `Trainer`'s, with retrieval between the modalities and the answers to the validation questions."""
         self._kept_nodes.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        metrics = {}
-        if self._kept_nodes:
-            nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
-            groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
-            metrics |= retrieval_metrics(nodes, groups, answer_keys)
-            self._kept_nodes.clear()
+        metrics = self._measure_retrieval()
         if self.validation_questions:
             model = self.accelerator.unwrap_model(self.model)
             gather_own_weights(model)
             metrics |= score_answers(
-                model,
+                model.model,
                 self.processing_class,
                 self.validation_questions,
                 batch_size=self.args.per_device_eval_batch_size,
@@ -368,6 +448,14 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    def _measure_retrieval(self) -> dict[str, float]:
+        if not self._kept_nodes:
+            return {}
+        nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
+        groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
+        self._kept_nodes.clear()
+        return retrieval_metrics(nodes, groups, answer_keys)
 
     def _gather(self, name):
         """
@@ -382,172 +470,44 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         gathered = self.accelerator.gather(self.accelerator.pad_across_processes(values)).cpu()
         return [part[:count] for part, count in zip(gathered.split(max(counts)), counts, strict=True)]
 
-    def _issue_warnings_after_load(self, load_result):
-        """A checkpoint that lacks a weight would be resumed, or kept as the best, with a random one."""
-        tied = set(self.model.all_tied_weights_keys or {})
-        missing = [key for key in load_result.missing_keys if key not in tied]
-        if missing or load_result.unexpected_keys:
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} weights of the model ({', '.join(missing[:3])}) and has "
-                f"{len(load_result.unexpected_keys)} unknown ones ({', '.join(load_result.unexpected_keys[:3])})."
-            )
+
+def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module) -> LoGraMedTrainingArguments:
+    """`args`, or those of another class as ours, with what the trainer needs of them set."""
+    if args is None:
+        name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", None)
+        args = LoGraMedTrainingArguments(f"{Path(name or 'model').name}-LoGraMed")
+    elif not isinstance(args, LoGraMedTrainingArguments):
+        known = {field.name for field in dataclasses.fields(LoGraMedTrainingArguments) if field.init}
+        values = {name: value for name, value in args.to_dict().items() if name in known}
+        args = LoGraMedTrainingArguments(**{**values, "hub_token": args.hub_token})  # `to_dict` hides it
+    args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
+    args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}  # the collator tokenizes
+    args.assistant_only_loss = False  # the collator masks all but answers already; TRL would change the chat template
+    return args
 
 
-class AlignmentRecorder:
-    """
-    What the model's `forward` calls with the node features: applies the objective and keeps its output.
-
-    Args:
-        objective (`AlignmentObjective`, *optional*): None keeps the features only.
-        training (`bool`): Whether there is noise in the matching.
-        generator (`torch.Generator`, *optional*): Its source.
-        groups (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Equal for nodes that are one and the same.
-        extra_nodes (`Callable`, *optional*): Called with the nodes `(num_nodes, hidden_size)` of each modality and
-            their groups, and returns those that the objective gets in their place: these, and further ones from other
-            devices or earlier micro-batches, with or without gradient, in the same order in every modality.
-        keep_attention (`bool`, *optional*, defaults to `False`): Keep what the pooling attended to, for pictures.
-        shared (`bool`, *optional*, defaults to `False`): All processes compute this graph: they then draw the same
-            dropout masks in it.
-        keep_dtype (`bool`, *optional*, defaults to `False`): Keep features in the dtype they have.
-
-    Attributes:
-        loss (`torch.Tensor`, scalar, or None): What is added, weighted, to the language-modeling loss.
-        output (`AlignmentOutput` or None): What the objective returned; None without an objective.
-        node_features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` float32 each, without gradient; those of
-            the batch alone.
-        attention (`dict[str, torch.Tensor]`): With `keep_attention`, where nodes are turns or spans: the weights of
-            `"regions"` `(num_turns, num_regions)` and of `"spans"` `(num_turns, num_spans)`, without gradient.
-    """
-
-    def __init__(
-        self,
-        objective: AlignmentObjective | None,
-        training: bool,
-        generator: torch.Generator | None,
-        groups: torch.Tensor | None = None,
-        extra_nodes: ExtraNodes | None = None,
-        keep_attention: bool = False,
-        shared: bool = False,
-        keep_dtype: bool = False,
-    ):
-        self.objective, self.training, self.generator, self.groups = objective, training, generator, groups
-        self.extra_nodes, self.keep_attention = extra_nodes, keep_attention
-        self.shared, self.keep_dtype = shared, keep_dtype
-        self.loss: torch.Tensor | None = None
-        self.output: AlignmentOutput | None = None
-        self.node_features: dict[str, torch.Tensor] = {}
-        self.attention: dict[str, torch.Tensor] = {}
-
-    def __call__(
-        self,
-        node_features: dict[str, torch.Tensor],
-        graph_network: torch.nn.Module | None,
-        attention: dict[str, torch.Tensor] | None = None,
-    ) -> None:
-        detached = {name: features.detach() for name, features in node_features.items()}
-        self.node_features = detached if self.keep_dtype else {name: value.float() for name, value in detached.items()}
-        if self.keep_attention and attention is not None:
-            self.attention = {name: weights.detach() for name, weights in attention.items()}
-        if self.objective is None:
-            return
-        groups = self.groups
-        if self.extra_nodes is not None:
-            node_features, groups = self.extra_nodes(node_features, groups)
-        with same_randomness(self.generator, self.shared):
-            self.output = self.objective(
-                node_features, graph_network, generator=self.generator, training=self.training, groups=groups
-            )
-        self.loss = self.output.loss
-
-
-def build_objective(args: LoGraMedTrainingArguments, config, small_batch: str) -> AlignmentObjective:
-    """The alignment objective that the arguments ask for, with the graph settings of the model's configuration."""
-    return AlignmentObjective(
-        args.alignment_loss,
-        targets=args.alignment_targets,
-        num_neighbors=config.graph_num_neighbors,
-        edge_weight=args.edge_weight,
-        edge_matching=args.edge_matching,
-        message_weight=args.message_weight,
-        margin=args.alignment_margin,
-        temperature=args.alignment_temperature,
-        edge_temperature=args.edge_temperature,
-        gradient_estimator=args.gradient_estimator,
-        noise_scale=args.noise_scale,
-        num_samples=args.num_noise_samples,
-        small_batch=small_batch,
+def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module) -> GraphNetwork:
+    """The graph network that the arguments ask for, drawn with the run's seed, float32 at least, beside `model`."""
+    embeddings = model.get_input_embeddings().weight
+    randomness = torch.get_rng_state()
+    torch.default_generator.manual_seed(args.seed)
+    network = GraphNetwork(
+        model.config.get_text_config().hidden_size,
+        num_layers=args.graph_num_layers,
+        aggregation=args.graph_aggregation,
+        dropout=args.graph_dropout,
+        graph_hidden_size=args.graph_hidden_size,
     )
+    torch.set_rng_state(randomness)  # a run without alignment is to draw what one with it does
+    return network.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
 
 
-def retrieval_metrics(
-    node_features: dict[str, torch.Tensor], groups: torch.Tensor, answer_keys: torch.Tensor | None = None
-) -> dict[str, float]:
-    """
-    Recall at 1 and 5 for each ordered pair of modalities, in 0 to 1; a rank that no node could miss is left out.
-
-    Args:
-        node_features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` each.
-        groups (`torch.Tensor` of shape `(num_nodes,)`): Equal for nodes that count as one.
-        answer_keys (`torch.Tensor` of shape `(num_nodes,)`, *optional*): The groups of pairs with `"answer"`, where
-            they are others: equal answers cannot be told apart, whatever their extended answers say.
-    """
-    metrics = {}
-    for source, target in itertools.permutations(node_features, 2):
-        pair_groups = groups if answer_keys is None or "answer" not in (source, target) else answer_keys
-        for k in RETRIEVAL_RANKS:
-            if k < len(pair_groups.unique()):
-                recall = recall_at_k(node_features[source], node_features[target], k, pair_groups)
-                metrics[f"recall_at_{k}_{source}_to_{target}"] = recall
-    return metrics
+def _detach(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: values.detach().float() for name, values in features.items()}
 
 
-def _link_alignment_loss(module, args, kwargs, output):
-    """
-    Make the alignment loss, times 0, a part of what `forward` returns under DDP, which waits only for the gradients of
-    parameters that it finds behind the output.
-    """
-    recorder = kwargs.get("alignment_objective")
-    if recorder is not None and recorder.loss is not None and torch.distributed.is_initialized():
-        name = "log_probs" if "log_probs" in output else "logits"
-        output[name] = output[name] + 0 * recorder.loss
-
-
-def node_keys(inputs: dict[str, torch.Tensor], granularity: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
-
-    The first is the groups of the objective. Samples are one if their answers are; turns if their answers and extended
-    answers are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
-    many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
-    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about.
-
-    Raises:
-        ValueError: If the batch was not built for `granularity`.
-    """
-    if ("num_turns" in inputs) != (granularity != "sample"):
-        raise ValueError(
-            f"`alignment_granularity` is {granularity!r}, but the batch was built for other nodes: the data collator "
-            f"must be made for them, as `LoGraMedDataCollator(granularity={granularity!r})` is."
-        )
-    answer_keys = text_keys(inputs["answer_input_ids"], tokenizer)
-    if granularity == "sample" or "extended_input_ids" not in inputs:
-        return answer_keys, answer_keys
-    between = torch.full_like(inputs["answer_input_ids"][:, :1], -1)  # no token, so that both texts stay apart
-    both = torch.cat([inputs["answer_input_ids"], between, inputs["extended_input_ids"]], dim=1)
-    groups = text_keys(both, tokenizer)
-    if granularity == "span":
-        num_spans = count_spans(inputs["extended_span_ids"])
-        return groups.repeat_interleave(num_spans), answer_keys.repeat_interleave(num_spans)
-    return groups, answer_keys
-
-
-def text_keys(input_ids: torch.Tensor, tokenizer) -> torch.Tensor:
-    """For each row of `(batch_size, sequence_length)` an int64, equal for equal texts whatever their padding."""
-    keys = []
-    for row in input_ids.tolist():
-        text = ",".join(str(token_id) for token_id in row if token_id != tokenizer.pad_token_id)
-        keys.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1)
-    return torch.tensor(keys, device=input_ids.device)
+def _keys(nodes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: nodes[name] for name in (GROUPS, ANSWER_KEYS)}
 
 
 def _have_extended_answers(rows) -> bool:

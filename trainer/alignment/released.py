@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from logramed.graph_network_logramed import sparse_matrix
+from .graph_network import sparse_matrix
 
 from .costs import gumbel_noise
 from .gradients import differentiable_matching

@@ -1,4 +1,4 @@
-"""The graph network of the alignment objective: trained with the model, saved in it, not used to answer."""
+"""The graph network of the alignment objective: trained beside a model, not used to answer."""
 
 import warnings
 
@@ -150,4 +150,3 @@ class GraphNetwork(nn.Module):
         return node_features
 
 
-__all__ = ["GraphNetwork"]

@@ -1,0 +1,82 @@
+"""Which weights a run trains and in which dtype, and loading them from its own checkpoints."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import TrainingArguments
+
+
+def freeze_unused_weights(model: nn.Module) -> None:
+    """
+    Set `requires_grad` off for weights of a LLaVA's vision tower that no loss gives a gradient: those behind the last
+    hidden state that its projector reads.
+
+    It changes no result. But a checkpoint of FSDP2 whose optimizer knows nothing of such a weight cannot be resumed.
+    """
+    if not hasattr(model.config, "vision_feature_layer"):
+        return
+    for name, module in model.named_modules():
+        if name.endswith("vision_tower"):
+            for part in unused_tower_parts(module, model.config):
+                part.requires_grad_(False)
+
+
+def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Parameter]:
+    """Layers behind the last hidden state that `config` reads, what follows them, and embeddings of masked patches."""
+    num_layers = config.vision_config.num_hidden_layers
+    selected = config.vision_feature_layer
+    read = [*(selected if isinstance(selected, list | tuple) else [selected]), *getattr(config, "connected_layers", ())]
+    num_used = max(layer % (num_layers + 1) for layer in read)
+    parts = [value for name, value in tower.named_parameters() if name.endswith("mask_token")]
+    for module in tower.modules():
+        children = [name for name, _ in module.named_children()]
+        if "encoder" in children:  # what comes after it makes one vector of an image, which is not read
+            parts += [module.get_submodule(name) for name in children[children.index("encoder") + 1 :]]
+        elif isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            parts += module[num_used:]
+    return parts
+
+
+def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
+    """
+    Give what is trained beside a frozen 16-bit or quantized base (adapters and parts saved with them) float32, where
+    16 bits would lose most steps of an optimizer. TRL puts it into bfloat16 beside a quantized base.
+
+    Raises:
+        ValueError: If a part that is no adapter would then meet 16-bit inputs without autocast (`bf16`, `fp16`).
+    """
+    if not isinstance(model, PeftModel):
+        return
+    in_full = []
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
+            weight.data = weight.data.float()
+            in_full += [name] if "lora_" not in name else []
+    if in_full and not (args.bf16 or args.fp16):
+        raise ValueError(
+            f"{len(in_full)} weights are trained in full beside a 16-bit base, such as {in_full[0]}: they are kept in "
+            "float32, which needs mixed precision. Set `bf16` (or `fp16`) to true, or load the base in float32."
+        )
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """
+    Load a model that `save_pretrained` wrote into one that is there, each weight in the dtype it has.
+
+    By `from_pretrained`, which knows the names that the model's weights have in files.
+
+    Raises:
+        ValueError: If the folder lacks a weight or has one that the model has not: a run would go on with a random
+            one, or keep it as the best.
+    """
+    loaded, found = type(model).from_pretrained(folder, output_loading_info=True)
+    missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing or unknown:
+        raise ValueError(
+            f"The checkpoint {folder} lacks {len(missing)} weights of the model ({', '.join(missing[:3])}) and has "
+            f"{len(unknown)} unknown ones ({', '.join(unknown[:3])})."
+        )
+    model.load_state_dict(loaded.state_dict())
