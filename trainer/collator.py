@@ -1,17 +1,22 @@
 """From training rows to the tensors of a batch."""
 
+import bisect
+import io
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from transformers import ProcessorMixin
 from transformers.utils import logging
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from logramed.node_features_logramed import GRANULARITIES
+from logramed.trainer.alignment.config import GRANULARITIES
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
+from logramed.trainer.data.records import canonical_row
+from logramed.trainer.node_inputs import BatchTexts, NodeText, build_nodes
 
 
 logger = logging.get_logger(__name__)
@@ -24,6 +29,8 @@ SENTENCE_END_PATTERN = re.compile(rf"[{SENTENCE_ENDS}]+[\"')\]]*(?=\s)")
 ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof", "vs")
 ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
 OUTSIDE_SPANS = -1
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
+CANONICAL_KEYS = {"id", "images", "messages", "extended_answers"}
 
 
 def join_answers(answers: list[str], joiner: str = ". ") -> str:
@@ -95,17 +102,13 @@ def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -
     return [numbers.get(span, OUTSIDE_SPANS) for span in found]
 
 
-def pad_right(sequences: list[list[int]], padding_value: int) -> torch.Tensor:
-    """`(batch_size, longest)` int64 of `sequences`, filled up on the right."""
-    tensors = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding_value)
-
-
 def open_image(image: Any, row_id: str) -> Image.Image:
-    """A decoded image of a path or of an image that `datasets` has opened; errors name the row and the path."""
+    """A decoded image of a path, of its encoded bytes, or of an image already open; errors name the row and the path."""
     if isinstance(image, Image.Image):
         return image
-    if not isinstance(image, str | Path):
+    if isinstance(image, dict):
+        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image.get("path")
+    if not isinstance(image, str | Path | io.BytesIO):
         raise TypeError(f"Row {row_id!r}: an image must be a path or a PIL image, got {type(image).__name__}.")
     try:
         with Image.open(image) as opened:
@@ -145,40 +148,75 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
     return turns
 
 
+def canonical(row: dict[str, Any], position: str) -> dict[str, Any]:
+    """`row` as `logramed.trainer.data` gives rows, whatever form it has."""
+    messages = row.get("messages")
+    is_canonical = row.keys() >= CANONICAL_KEYS and all(isinstance(message["content"], list) for message in messages)
+    return row if is_canonical else canonical_row(row, position)
+
+
+class Encoding(NamedTuple):
+    """
+    One row as its processor made tokens of it.
+
+    Attributes: the rendered `text`; the `input_ids` and attention `mask` of its tokens; their `offsets`, start and end in
+    the text in which image tokens have replaced placeholders; and these `replacements`, as transformers gives them.
+    """
+
+    text: str
+    input_ids: list[int]
+    mask: list[int]
+    offsets: list[tuple[int, int]]
+    replacements: list[dict[str, Any]]
+
+    def shift(self, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Spans of the rendered text as spans of the text with image tokens."""
+        ends = [replaced["span"][1] for replaced in self.replacements]
+        gained = [0, *(replaced["new_span"][1] - replaced["span"][1] for replaced in self.replacements)]
+        return [tuple(place + gained[bisect.bisect_right(ends, place)] for place in span) for span in spans]
+
+    def overlaps(self, spans: list[tuple[int, int]]) -> list[bool]:
+        """For each token whether it overlaps one of the spans."""
+        return [any(first < end and last > start for start, end in spans) for first, last in self.offsets]
+
+
 @dataclass
 class LoGraMedDataCollator:
     """
-    Builds training batches of canonical rows (`id`, `images`, `messages`, `extended_answers`).
+    Builds training batches for any processor of images and text in transformers 5.
 
-    Sequences are padded on the right. Labels cover what the model has to write and nothing else: each answer and the
-    end of its turn, as the chat template lays them out.
+    A batch is what the processor makes of the rows, every tensor of it, padded on the right, with `labels`, which
+    cover what the model has to write and nothing else: each answer and the end of its turn. Where the chat template
+    marks these (`{% generation %}`), its marks are taken; otherwise they are found by how the template lays out texts.
 
     Args:
         processor (`ProcessorMixin`):
-            `LoGraMedProcessor` or transformers' `LlavaProcessor`, with a fast tokenizer that has a padding token.
+            `LoGraMedProcessor` or one of transformers', with a fast tokenizer that has a padding token.
         max_length (`int`, *optional*):
             Longer sequences lose their end. One whose image tokens or whose first answer does not fit is refused.
         alignment (`bool`):
-            Also give the texts of the alignment graphs.
+            Also give the graph nodes, as `nodes` (see `logramed.trainer.node_inputs.build_nodes`).
         extended (`bool`):
-            Whether the extended answers are one of these texts.
+            Whether the extended answers are texts of these.
         granularity (`str`):
-            What a node of these graphs is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
+            What a node is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
         answer_joiner (`str`):
             Stands between the answers of a sample in these texts, where the nodes are samples.
         chat_template (`str`, *optional*):
             Chat template, or its name, instead of the processor's own.
+        pad_to_multiple_of (`int`, *optional*):
+            Sequences are padded to a multiple of it.
+        completion_only_loss (`bool`, *optional*):
+            False puts the loss on the prompts too; image tokens and padding never have any.
+        image_token_id (`int`, *optional*):
+            The token that takes an image feature; the processor's if not given.
+        text_hidden_size (`int`), packs_in_one_row (`bool`):
+            Of the model, for the layout of the nodes' texts (see `build_nodes`).
 
-    Calling it returns a dictionary of `input_ids`, `attention_mask`, `labels` `(batch_size, sequence_length)`,
-    `num_images` `(batch_size,)` int64 and, if there are images, `pixel_values` `(num_images, num_channels, height,
-    width)` in the order of the rows. With `alignment` also `answer_input_ids`, `answer_attention_mask`,
-    with `extended` `extended_input_ids` and `extended_attention_mask`, all of a sample's answers in one text. Where
-    nodes are turns or spans, each turn's is a text of its own instead, in the order of the rows, and there are also
-    `num_turns` `(batch_size,)` int64, `question_input_ids`, `question_attention_mask` and, with `extended`,
-    `extended_span_ids`, of the shape of `extended_input_ids`: the sentence of each token, -1 outside.
+    Calling it with rows as `logramed.trainer.data` gives them, or with any that it reads, returns the batch.
 
     Raises:
-        ValueError: For a row that cannot be used, naming its id, or a `granularity` that there is not.
+        ValueError: For a row that cannot be used, naming its id, or an unknown `granularity`.
     """
 
     processor: ProcessorMixin
@@ -188,6 +226,11 @@ class LoGraMedDataCollator:
     granularity: str = "sample"
     answer_joiner: str = ". "
     chat_template: str | None = None
+    pad_to_multiple_of: int | None = None
+    completion_only_loss: bool | None = None
+    image_token_id: int | None = None
+    text_hidden_size: int = 1024
+    packs_in_one_row: bool = False
     _layouts: dict[tuple, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
     _add_special_tokens: bool | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -202,28 +245,31 @@ class LoGraMedDataCollator:
             raise ValueError(
                 "`granularity='span'` needs `extended=True`: the spans are those of the extended answers."
             )
-        tokens = [self.processor.image_token]
-        tokens += [getattr(self.processor, name, None) for name in ("image_start_token", "image_end_token")]
-        ids = self.processor.tokenizer.convert_tokens_to_ids([token for token in tokens if token is not None])
-        self._image_token_ids = frozenset(ids)
+        if self.image_token_id is None:
+            self.image_token_id = self.processor.image_token_id
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [canonical(row, f"row {number} of a batch") for number, row in enumerate(rows)]
         conversations = [clean_messages(row["messages"]) for row in rows]
-        texts = [self.render(messages) for messages in conversations]
-        batch = self._process(rows, texts)
-        labels = []
-        for row, messages, text, input_ids in zip(rows, conversations, texts, batch["input_ids"], strict=True):
-            spans = self._find_answers(row, messages, text)
-            labels.append(self._truncate(row, input_ids, self._label(row, text, input_ids, spans)))
-        batch["input_ids"] = [ids[: self.max_length] for ids in batch["input_ids"]]
-        tensors = {**self._pad("", batch["input_ids"]), "labels": pad_right(labels, IGNORED_LABEL)}
-        tensors["num_images"] = torch.tensor([len(row["images"]) for row in rows], dtype=torch.int64)
-        if "pixel_values" in batch:
-            tensors["pixel_values"] = torch.stack([torch.as_tensor(image) for image in batch["pixel_values"]])
+        batch, encodings = self._process(rows, conversations)
+        labels = [
+            self._label(row, messages, encoding)
+            for row, messages, encoding in zip(rows, conversations, encodings, strict=True)
+        ]
+        batch["labels"] = torch.tensor(labels)
+        self._truncate(batch)
         if self.alignment:
-            build = self._build_alignment_texts if self.granularity == "sample" else self._build_turn_texts
-            tensors |= build(rows, conversations)
-        return tensors
+            image_sample = (batch["input_ids"] == self.image_token_id).nonzero()[:, 0]
+            self._refuse_rows_without_images(rows, image_sample)
+            batch["nodes"] = build_nodes(
+                self._read_texts(rows, conversations),
+                image_sample,
+                self.processor.tokenizer.pad_token_id,
+                self.granularity,
+                self.text_hidden_size,
+                self.packs_in_one_row,
+            )
+        return batch
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """A conversation as text, by the chat template."""
@@ -234,30 +280,89 @@ class LoGraMedDataCollator:
             tokenize=False,
         )
 
-    def _process(self, rows: list[dict[str, Any]], texts: list[str]) -> dict[str, list]:
-        """The processor's `input_ids` and `pixel_values`, unpadded and uncut."""
+    def _process(self, rows, conversations) -> tuple[dict[str, torch.Tensor], list[Encoding]]:
+        """The processor's tensors, and for each row what `_label` goes by."""
+        texts = [self.render(messages) for messages in conversations]
         for row, text in zip(rows, texts, strict=True):
-            num_placeholders = text.count(self.processor.image_token)
-            if num_placeholders != len(row["images"]):
-                raise ValueError(
-                    f"Row {row['id']!r}: its text has {num_placeholders} image placeholder(s) "
-                    f"{self.processor.image_token}, but it has {len(row['images'])} image(s)."
-                )
-        images = [open_image(image, row["id"]) for row in rows for image in row["images"]]
-        return self.processor(text=texts, images=images or None, add_special_tokens=self._adds_special_tokens())
+            self._check_placeholders(row, text)
+        images = [[open_image(image, row["id"]) for image in row["images"]] for row in rows]
+        found = self.processor(
+            text=list(texts),  # some replace placeholders in it
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="right",
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            add_special_tokens=self._adds_special_tokens(),
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+        )
+        offsets, replacements = found.pop("offset_mapping"), found.pop("text_replacement_offsets", None)
+        if any(images) and not replacements:
+            raise ValueError(
+                f"{type(self.processor).__name__} does not tell which characters its image tokens replace "
+                "(`return_text_replacement_offsets`, transformers 5.15), so answers cannot be found in its tokens."
+            )
+        replacements = replacements or [[]] * len(rows)
+        encodings = [
+            Encoding(text, ids, mask, pairs, replaced)
+            for text, ids, mask, pairs, replaced in zip(
+                texts, found["input_ids"], found["attention_mask"], offsets, replacements, strict=True
+            )
+        ]
+        return dict(found.convert_to_tensors(tensor_type="pt")), encodings
+
+    def _check_placeholders(self, row, text):
+        num_placeholders, num_images = text.count(self.processor.image_token), len(row["images"])
+        # A template may write another placeholder than the token itself (Gemma 3): then there is none of these.
+        if num_placeholders not in ({num_images} if self._template_writes_image_token() else {num_images, 0}):
+            raise ValueError(
+                f"Row {row['id']!r}: its text has {num_placeholders} image placeholder(s) "
+                f"{self.processor.image_token}, but it has {num_images} image(s)."
+            )
+
+    def _template_writes_image_token(self) -> bool:
+        content = [{"type": "image"}, {"type": "text", "text": "?"}]
+        return self.processor.image_token in self.render([{"role": "user", "content": content}])
 
     def _adds_special_tokens(self) -> bool:
         """Whether special tokens come on top of the template's in generation, which training must agree with."""
         if self._add_special_tokens is None:
             messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-            generated = self.processor.apply_chat_template(messages, chat_template=self.chat_template, tokenize=True)
+            generated = self.processor.apply_chat_template(
+                messages, chat_template=self.chat_template, tokenize=True, return_dict=False
+            )
             input_ids = generated[0] if isinstance(generated[0], list) else list(generated)
             plain_ids = self.processor.tokenizer(self.render(messages), add_special_tokens=False)["input_ids"]
             self._add_special_tokens = input_ids != plain_ids
         return self._add_special_tokens
 
+    def _label(self, row: dict[str, Any], messages: list[dict[str, Any]], encoding: Encoding) -> list[int]:
+        """The labels of a padded row; refuses to cut into an image, or to leave no answer."""
+        answers = encoding.shift(self._find_answers(row, messages, encoding.text))
+        images = [replaced["new_span"] for replaced in encoding.replacements]
+        is_image = encoding.overlaps(images)
+        if self.completion_only_loss is False:
+            is_answer = [not image and bool(kept) for image, kept in zip(is_image, encoding.mask, strict=True)]
+        else:
+            is_answer = encoding.overlaps(answers)
+            last = sum(encoding.mask) - 1
+            if encoding.offsets[last][0] == encoding.offsets[last][1] and (
+                encoding.input_ids[last] == self.processor.tokenizer.eos_token_id
+            ):
+                # The tokenizer ended the sequence, hence the last answer, with a token that stands nowhere in the text.
+                is_answer[last] = True
+        labels = [
+            token_id if answer else IGNORED_LABEL
+            for token_id, answer in zip(encoding.input_ids, is_answer, strict=True)
+        ]
+        self._refuse_cuts(row, labels, is_image, sum(encoding.mask))
+        return labels
+
     def _find_answers(self, row: dict[str, Any], messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
         """Start and end in `text` of what the model writes, one pair an answer."""
+        marked = self._find_marked(messages)
+        if marked is not None:
+            return marked
         structure = get_structure(messages)
         try:
             if structure not in self._layouts:
@@ -265,6 +370,22 @@ class LoGraMedDataCollator:
             return locate_answers(text, messages, self._layouts[structure])
         except ValueError as error:
             raise ValueError(f"Row {row['id']!r}: {error}") from error
+
+    def _find_marked(self, messages) -> list[tuple[int, int]] | None:
+        """What the template marks as the model's to write, or None if it marks nothing."""
+        templates = self.processor.chat_template
+        template = self.chat_template or templates
+        if isinstance(templates, dict):
+            template = templates.get(self.chat_template or "default", self.chat_template)
+        if not isinstance(template, str) or not GENERATION_MARK.search(template):
+            return None
+        _, indices = render_jinja_template(
+            conversations=[messages],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **self.processor.tokenizer.special_tokens_map,
+        )
+        return [tuple(pair) for pair in indices[0]]
 
     def _find_layout(self, messages: list[dict[str, Any]]) -> Layout:
         layout = find_layout(messages, self.render)
@@ -275,39 +396,9 @@ class LoGraMedDataCollator:
             )
         return layout
 
-    def _label(self, row: dict[str, Any], text: str, input_ids: list[int], spans: list[tuple[int, int]]) -> list[int]:
-        """Labels of `input_ids`: the tokens that overlap one of `spans` in `text`, whose images are one token each."""
-        encoding = self.processor.tokenizer(
-            text, add_special_tokens=self._adds_special_tokens(), return_offsets_mapping=True
-        )
-        plain_ids = encoding["input_ids"]
-        is_answer = [
-            any(token_start < end and token_end > start for start, end in spans)
-            for token_start, token_end in encoding["offset_mapping"]
-        ]
-        if not is_answer[-1] and plain_ids[-1] == self.processor.tokenizer.eos_token_id:
-            # The tokenizer ended the sequence, hence the last answer, with a token that stands nowhere in the text.
-            is_answer[-1] = True
-        text_ids = [token_id for token_id in plain_ids if token_id not in self._image_token_ids]
-        answer_flags = (
-            flag for token_id, flag in zip(plain_ids, is_answer, strict=True) if token_id not in self._image_token_ids
-        )
-        if text_ids != [token_id for token_id in input_ids if token_id not in self._image_token_ids]:
-            raise ValueError(
-                f"Row {row['id']!r}: the processor made other text tokens with images than without, so answers cannot "
-                f"be found. {self.processor.image_token} must be a special token of the tokenizer."
-            )
-        return [
-            token_id if token_id not in self._image_token_ids and next(answer_flags) else IGNORED_LABEL
-            for token_id in input_ids
-        ]
-
-    def _truncate(self, row: dict[str, Any], input_ids: list[int], labels: list[int]) -> list[int]:
-        """`labels` cut to `max_length`; refuses to cut into an image or to leave no answer."""
-        if self.max_length is not None and len(input_ids) > self.max_length:
-            needed = max(
-                (n for n, token_id in enumerate(input_ids, 1) if token_id in self._image_token_ids), default=0
-            )
+    def _refuse_cuts(self, row, labels: list[int], is_image: list[bool], num_tokens: int) -> None:
+        if self.max_length is not None and num_tokens > self.max_length:
+            needed = max((number for number, image in enumerate(is_image, 1) if image), default=0)
             if needed > self.max_length:
                 raise ValueError(
                     f"Row {row['id']!r} needs {needed} tokens to keep its {len(row['images'])} image(s) whole, but "
@@ -315,10 +406,9 @@ class LoGraMedDataCollator:
                 )
             logger.warning_once(
                 f"Samples longer than `max_length` ({self.max_length}) lose their end, the first of them "
-                f"{row['id']!r} ({len(input_ids)} tokens). Raise `max_length` to train on all answers."
+                f"{row['id']!r} ({num_tokens} tokens). Raise `max_length` to train on all answers."
             )
-        kept = labels[: self.max_length]
-        if all(label == IGNORED_LABEL for label in kept):
+        if all(label == IGNORED_LABEL for label in labels[: self.max_length]):
             first = next((n for n, label in enumerate(labels, 1) if label != IGNORED_LABEL), None)
             reason = (
                 "has no answer to learn"
@@ -326,70 +416,64 @@ class LoGraMedDataCollator:
                 else f"has its first answer at token {first}, beyond `max_length` {self.max_length}"
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
-        return kept
 
-    def _build_alignment_texts(
-        self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]
-    ) -> dict[str, torch.Tensor]:
-        answers = [
-            [read_answer(message) for message in messages if message["role"] == "assistant"]
-            for messages in conversations
-        ]
-        tensors = self._pad("answer_", self._tokenize_answers(rows, answers))
-        if self.extended:
-            extended = [read_extended_answers(row) for row in rows]
-            tensors |= self._pad("extended_", self._tokenize_answers(rows, extended))
-        return tensors
+    def _truncate(self, batch: dict[str, torch.Tensor]) -> None:
+        """Cut whatever has a value for each token."""
+        shape = batch["input_ids"].shape
+        for name, values in batch.items():
+            if torch.is_tensor(values) and values.shape[:2] == shape:
+                batch[name] = values[:, : self.max_length]
 
-    def _build_turn_texts(
-        self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]
-    ) -> dict[str, torch.Tensor]:
-        """The texts of all turns, one row a turn."""
+    def _refuse_rows_without_images(self, rows, image_sample: torch.Tensor) -> None:
+        lacking = set(range(len(rows))) - set(image_sample.tolist())
+        if lacking:
+            row_id = rows[min(lacking)]["id"]
+            raise ValueError(f"Alignment needs an image in every sample, but row {row_id!r} has none.")
+
+    def _read_texts(self, rows, conversations) -> BatchTexts:
+        """The texts of the batch's nodes."""
+        extended = [read_extended_answers(row) for row in rows] if self.extended else []
+        if self.granularity == "sample":
+            answers = [[read_answer(m) for m in messages if m["role"] == "assistant"] for messages in conversations]
+            return BatchTexts(
+                [self._tokenize(row, texts) for row, texts in zip(rows, answers, strict=True)],
+                [self._tokenize(row, texts) for row, texts in zip(rows, extended, strict=False)],
+                [],
+            )
         turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
-        tensors = {"num_turns": torch.tensor([len(row_turns) for row_turns in turns], dtype=torch.int64)}
-        for name, place in (("question", 0), ("answer", 1)):
-            texts = [(row, [turn[place]]) for row, row_turns in zip(rows, turns, strict=True) for turn in row_turns]
-            tensors |= self._pad(f"{name}_", [self._tokenize_joined(row, text) for row, text in texts])
-        if self.extended:
-            tensors |= self._build_spans(rows, [len(row_turns) for row_turns in turns])
-        return tensors
-
-    def _build_spans(self, rows: list[dict[str, Any]], num_turns: list[int]) -> dict[str, torch.Tensor]:
-        """The extended answers of all turns, one row a turn, and the sentences they consist of."""
-        sequences, span_ids = [], []
-        for row, num_answers in zip(rows, num_turns, strict=True):
-            extended = read_extended_answers(row)
-            if len(extended) != num_answers:
+        for row, row_turns, texts in zip(rows, turns, extended, strict=False):
+            if len(texts) != len(row_turns):
                 raise ValueError(
-                    f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
+                    f"Row {row['id']!r} has {len(texts)} `extended_answers` for {len(row_turns)} answer(s), but nodes "
                     f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
                 )
-            for text in extended:
-                input_ids, numbers = self._tokenize_sentences(text)
-                if max(numbers, default=OUTSIDE_SPANS) == OUTSIDE_SPANS:
-                    raise ValueError(f"Row {row['id']!r}: the tokenizer makes no token of the answer {text!r}.")
-                sequences.append(input_ids)
-                span_ids.append(numbers)
-        return {**self._pad("extended_", sequences), "extended_span_ids": pad_right(span_ids, OUTSIDE_SPANS)}
+        pairs = [(row, turn) for row, row_turns in zip(rows, turns, strict=True) for turn in row_turns]
+        return BatchTexts(
+            [self._tokenize(row, [answer]) for row, (_, answer) in pairs],
+            [self._tokenize_spans(row, text) for row, texts in zip(rows, extended, strict=False) for text in texts],
+            [self._tokenize(row, [question]) for row, (question, _) in pairs],
+            [len(row_turns) for row_turns in turns],
+        )
 
-    def _tokenize_sentences(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of one text, and the sentence of each."""
+    def _tokenize(self, row: dict[str, Any], texts: list[str]) -> NodeText:
+        """Several answers as one text; special tokens are read with it, but are no part of it."""
+        encoding = self.processor.tokenizer(join_answers(texts, self.answer_joiner), return_special_tokens_mask=True)
+        content = [-1 if special else 0 for special in encoding["special_tokens_mask"]]
+        return self._check_content(row, texts, NodeText(encoding["input_ids"], content))
+
+    def _tokenize_spans(self, row: dict[str, Any], text: str) -> NodeText:
+        """One text, and the sentence of each of its tokens."""
         text = join_answers([text])
-        encoding = self.processor.tokenizer(text, return_offsets_mapping=True)
-        numbers = number_spans(encoding["offset_mapping"][: self.max_length], split_sentences(text))
-        return encoding["input_ids"][: self.max_length], numbers
+        encoding = self.processor.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        offsets = [
+            (0, 0) if special else tuple(pair)
+            for pair, special in zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
+        ]
+        numbers = number_spans(offsets[: self.max_length], split_sentences(text))
+        return self._check_content(row, [text], NodeText(encoding["input_ids"], numbers))
 
-    def _tokenize_answers(self, rows: list[dict[str, Any]], texts: list[list[str]]) -> list[list[int]]:
-        return [self._tokenize_joined(row, row_texts) for row, row_texts in zip(rows, texts, strict=True)]
-
-    def _tokenize_joined(self, row: dict[str, Any], texts: list[str]) -> list[int]:
-        input_ids = self.processor.tokenizer(join_answers(texts, self.answer_joiner))["input_ids"]
-        if not input_ids:
+    def _check_content(self, row, texts, node: NodeText) -> NodeText:
+        ids, content = node.input_ids[: self.max_length], node.content[: self.max_length]
+        if max(content, default=-1) < 0:
             raise ValueError(f"Row {row['id']!r}: the tokenizer makes no token of the answers {texts!r}.")
-        return input_ids[: self.max_length]
-
-    def _pad(self, prefix: str, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
-        return {
-            f"{prefix}input_ids": pad_right(sequences, self.processor.tokenizer.pad_token_id),
-            f"{prefix}attention_mask": pad_right([[1] * len(sequence) for sequence in sequences], 0),
-        }
+        return NodeText(ids, content)

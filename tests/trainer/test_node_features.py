@@ -3,15 +3,11 @@ import math
 import pytest
 import torch
 
-from logramed.node_features_logramed import (
-    mean_over_spans,
-    mean_over_tokens,
-    pool_by_attention,
-    pool_regions,
-    pool_spans,
-)
-from logramed.trainer.alignment import AlignmentObjective
+from logramed.trainer.aligned_model import AlignedModel, encode_images, join_image_features
+from logramed.trainer.alignment import AlignmentConfig, AlignmentObjective
+from logramed.trainer.node_features import pool_by_attention, segment_mean, take_rows, turn_features
 from tests.tiny_models import tiny_model
+from tests.trainer.test_aligned_model import text_nodes
 
 
 TEMPERATURE = 0.1  # as documented
@@ -30,37 +26,54 @@ def padded(sequences, padding=0, extra=0):
     return torch.tensor([sequence + [padding] * (width - len(sequence)) for sequence in sequences])
 
 
-def batch(turns_of_samples=((0, 1), (2,)), num_images=(1, 2), extra_padding=0):
+def batch(turns_of_samples=((0, 1), (2,)), num_images=(1, 2), extra_padding=0, extended=True):
     """Inputs of samples with the given turns (numbers of texts above) and images (numbered by what they show)."""
     image_tokens = [[1, *[4] * (4 * count), 7] for count in num_images]
     pixels = [draw(count, 3, 8, 8, seed=turns[0]) for count, turns in zip(num_images, turns_of_samples, strict=True)]
-    order = [turn for turns in turns_of_samples for turn in turns]
-    inputs = {
-        "input_ids": padded(image_tokens),
+    input_ids = padded(image_tokens)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != 0).long(),
+        "labels": torch.where(input_ids == 7, 7, -100),
         "pixel_values": torch.cat(pixels),
-        "num_images": torch.tensor(num_images),
-        "num_turns": torch.tensor([len(turns) for turns in turns_of_samples]),
-        "extended_span_ids": padded([SPAN_IDS[turn] for turn in order], -1, extra_padding),
+        "nodes": turn_nodes(turns_of_samples, num_images, extra_padding, extended),
     }
-    for name, texts in (("question", QUESTIONS), ("answer", ANSWERS), ("extended", EXTENDED)):
-        inputs[f"{name}_input_ids"] = padded([texts[turn] for turn in order], 0, extra_padding)
-        inputs[f"{name}_attention_mask"] = (inputs[f"{name}_input_ids"] != 0).long()
-    return inputs
+
+
+def turn_nodes(turns_of_samples, num_images, extra_padding, extended):
+    """The `nodes` of turns, made by hand."""
+    order = [turn for turns in turns_of_samples for turn in turns]
+    kinds = (QUESTIONS, ANSWERS, EXTENDED) if extended else (QUESTIONS, ANSWERS)
+    nodes = text_nodes([kind[turn] for kind in kinds for turn in order], None)
+    samples = [sample for sample, count in enumerate(num_images) for _ in range(4 * count)]
+    nodes["image_sample"] = torch.tensor(samples)
+    places = iter(range(len(samples)))
+    nodes["region_index"] = padded([[next(places) for _ in range(4 * count)] for count in num_images], -1, extra_padding)
+    numbers = iter(range(len(order)))
+    nodes["turn_index"] = padded([[next(numbers) for _ in turns] for turns in turns_of_samples], -1, extra_padding)
+    nodes["turn_places"] = (nodes["turn_index"] >= 0).flatten().nonzero().squeeze(1)
+    if not extended:
+        return nodes
+    counts = [max(SPAN_IDS[turn]) + 1 for turn in order]
+    firsts = [sum(counts[:number]) for number in range(len(order))]
+    spans = [first + span for first, turn in zip(firsts, order, strict=True) for span in SPAN_IDS[turn] if span >= 0]
+    inside = [span >= 0 for turn in order for span in SPAN_IDS[turn]]
+    kept = torch.tensor([True] * (len(nodes["packed_places"]) - len(inside)) + inside)
+    for name in ("packed_places", "padded_places", "text_of_token"):
+        nodes[name] = nodes[name][kept]
+    nodes["span_of_token"] = torch.tensor(spans)
+    nodes["span_index"] = padded(
+        [list(range(first, first + count)) for first, count in zip(firsts, counts, strict=True)], -1, extra_padding
+    )
+    nodes["turn_of_span"] = torch.arange(len(order)).repeat_interleave(torch.tensor(counts))
+    return nodes
 
 
 def nodes_of(model, inputs, granularity="turn"):
-    kept = {}
-
-    def objective(features, network, attention=None):
-        kept.update(features=features, attention=attention)
-
-    outputs = model(
-        **inputs,
-        attention_mask=(inputs["input_ids"] != 0).long(),
-        alignment_objective=objective,
-        alignment_granularity=granularity,
-    )
-    return kept["features"], kept["attention"], outputs
+    output = AlignedModel(model, granularity=granularity)(**inputs)
+    with torch.no_grad():
+        regions = join_image_features(encode_images(model.model, inputs))
+    return output.node_features, output.attention, regions
 
 
 def attend(query, keys):
@@ -87,8 +100,8 @@ def expected_turn(model, turn, regions):
 @torch.no_grad()
 def test_turn_nodes_equal_those_worked_out_turn_by_turn():
     model = tiny_model()
-    features, attention, outputs = nodes_of(model, batch())
-    regions = outputs.image_hidden_states.split([4, 8])
+    features, attention, regions = nodes_of(model, batch())
+    regions = regions.split([4, 8])
     for turn, sample in ((0, 0), (1, 0), (2, 1)):
         image, answer, extended, region_weights, span_weights, _ = expected_turn(model, turn, regions[sample])
         torch.testing.assert_close(features["image"][turn], image, rtol=1e-4, atol=1e-5)
@@ -105,9 +118,9 @@ def test_turn_nodes_equal_those_worked_out_turn_by_turn():
 @torch.no_grad()
 def test_span_nodes_are_the_spans_with_the_image_and_the_answer_of_their_turn():
     model = tiny_model()
-    turns, _, outputs = nodes_of(model, batch())
+    turns, _, regions = nodes_of(model, batch())
     features, attention, _ = nodes_of(model, batch(), "span")
-    regions = outputs.image_hidden_states.split([4, 8])
+    regions = regions.split([4, 8])
     spans = [
         span for turn, sample in ((0, 0), (1, 0), (2, 1)) for span in expected_turn(model, turn, regions[sample])[5]
     ]
@@ -137,21 +150,8 @@ def test_the_order_of_samples_only_orders_the_nodes():
 
 
 @torch.no_grad()
-def test_samples_of_one_turn_and_one_sentence_have_the_text_nodes_of_sample_level():
-    model = tiny_model()
-    inputs = batch(((1,), (1,)), (1, 2))
-    turns, _, _ = nodes_of(model, inputs)
-    samples, attention, _ = nodes_of(model, inputs, "sample")
-    assert attention is None
-    for name in ("answer", "extended"):
-        torch.testing.assert_close(turns[name], samples[name], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(turns["image"], samples["image"], atol=1e-3)  # attended, not averaged
-
-
-@torch.no_grad()
 def test_without_extended_answers_there_are_two_modalities():
-    inputs = {name: value for name, value in batch().items() if not name.startswith("extended")}
-    features, attention, _ = nodes_of(tiny_model(), inputs)
+    features, attention, _ = nodes_of(tiny_model(), batch(extended=False))
     assert set(features) == {"image", "answer"}
     assert set(attention) == {"regions"}
 
@@ -162,7 +162,7 @@ def test_nodes_of_bfloat16_weights_are_finite_and_pass_gradients_to_every_part(g
     inputs = batch()
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     features, attention, _ = nodes_of(model, inputs, granularity)
-    assert {values.dtype for values in features.values()} == {torch.bfloat16}
+    assert {values.dtype for values in features.values()} == {torch.float32}
     assert {weights.dtype for weights in attention.values()} == {torch.float32}
     for weights in attention.values():
         torch.testing.assert_close(weights.sum(1), torch.ones(3))
@@ -172,29 +172,6 @@ def test_nodes_of_bfloat16_weights_are_finite_and_pass_gradients_to_every_part(g
         assert gradients
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
         assert any(gradient.any() for gradient in gradients)
-
-
-@pytest.mark.parametrize(
-    ("missing", "granularity", "words"),
-    [
-        (("num_turns",), "turn", "Nodes that are turns need `num_turns` and `question_input_ids`"),
-        (("question_input_ids",), "span", "Nodes that are spans need `num_turns` and `question_input_ids`"),
-        (("extended_input_ids",), "span", "Nodes that are spans need extended answers"),
-        (("extended_span_ids",), "turn", "`extended_input_ids` need their `extended_span_ids`"),
-        ((), "word", "`alignment_granularity` must be one of sample, turn, span; got 'word'"),
-    ],
-)
-def test_nodes_that_lack_an_input_are_refused(missing, granularity, words):
-    inputs = {name: value for name, value in batch().items() if name not in missing}
-    with pytest.raises(ValueError, match=words):
-        nodes_of(tiny_model(), inputs, granularity)
-
-
-def test_turns_of_a_sample_without_an_image_are_refused():
-    inputs = batch(((0, 1),), (1,))
-    inputs["num_images"] = torch.tensor([0])
-    with pytest.raises(ValueError, match="an image in every sample, but sample 0 of the batch has none"):
-        nodes_of(tiny_model(), inputs)
 
 
 def test_attention_at_a_high_temperature_is_the_mean_and_at_a_low_one_the_nearest():
@@ -228,12 +205,17 @@ def test_attention_has_the_gradient_of_finite_differences():
     assert torch.autograd.gradcheck(lambda *tensors: pool_by_attention(*tensors, mask)[0], (queries, keys))
 
 
-def test_means_over_spans_leave_out_whatever_stands_outside():
-    hidden_states = draw(2, 4, 3)
-    hidden_states[0, 3] = torch.nan
-    means = mean_over_spans(hidden_states, torch.tensor([[0, 1, 0, -1], [-1, 0, 0, 0]]))
-    expected = [hidden_states[0, [0, 2]].mean(0), hidden_states[0, 1], hidden_states[1, 1:].mean(0), torch.zeros(3)]
-    torch.testing.assert_close(means, torch.stack(expected).reshape(2, 2, 3))
+def test_means_of_segments_are_those_of_a_loop():
+    values, segments = draw(6, 3), torch.tensor([0, 0, 2, 1, 2, 2])
+    expected = [values[segments == number].mean(0) for number in range(3)]
+    torch.testing.assert_close(segment_mean(values, segments, 4), torch.stack([*expected, torch.zeros(3)]))
+    assert segment_mean(values.half(), segments, 3).dtype == torch.float32
+
+
+def test_rows_are_taken_by_their_numbers_and_are_zero_where_there_is_none():
+    values = draw(4, 2)
+    taken = take_rows(values, torch.tensor([[3, -1], [0, 3]]))
+    torch.testing.assert_close(taken, torch.stack([values[3], torch.zeros(2), values[0], values[3]]).reshape(2, 2, 2))
 
 
 # What a query gives away: regions, questions, answers and spans that have nothing to do with each other.
@@ -249,11 +231,21 @@ def unrelated_nodes(seed, image_query, extended_query, turns_per_image):
     num_images = NUM_TURNS // turns_per_image
     regions = torch.randn(num_images, NUM_REGIONS, SIZE, generator=generator)
     texts = {"question": questions, "answer": answers}
-    counts, every_region = torch.full((num_images,), turns_per_image), torch.ones(num_images, NUM_REGIONS).bool()
-    image, _ = pool_regions(texts[image_query], counts, regions, every_region)
-    if extended_query == "own":
-        extended, _, _ = pool_spans(spans, torch.arange(NUM_SPANS).expand(NUM_TURNS, NUM_SPANS))
-    else:
+    turns, places = torch.arange(NUM_TURNS), torch.arange(NUM_TURNS * NUM_SPANS)
+    nodes = {
+        "text_input_ids": torch.zeros(3 * NUM_TURNS, 1),
+        "turn_index": turns.view(num_images, turns_per_image),
+        "turn_places": turns,
+        "region_index": torch.arange(num_images * NUM_REGIONS).view(num_images, NUM_REGIONS),
+        "span_of_token": places,
+        "span_index": places.view(NUM_TURNS, NUM_SPANS),
+        "turn_of_span": turns.repeat_interleave(NUM_SPANS),
+        "text_of_token": torch.cat([turns, NUM_TURNS + turns, 2 * NUM_TURNS + turns.repeat_interleave(NUM_SPANS)]),
+    }
+    tokens = torch.cat([texts[image_query], answers, spans.flatten(0, 1)])
+    found = turn_features(regions.flatten(0, 1), tokens, nodes).features
+    image, extended = found["image"], found["extended"]
+    if extended_query != "own":
         every_span = torch.ones(NUM_TURNS, NUM_SPANS).bool()
         extended = pool_by_attention(texts[extended_query].unsqueeze(1), spans, every_span)[0].squeeze(1)
     return {"image": image, "answer": answers, "extended": extended}
@@ -261,7 +253,7 @@ def unrelated_nodes(seed, image_query, extended_query, turns_per_image):
 
 def accuracy_on_unrelated(pair, image_query, extended_query, turns_per_image, num_seeds=60):
     """Share of turns matched to themselves between two modalities, and its standard error over seeds."""
-    objective, found = AlignmentObjective("first_order"), []
+    objective, found = AlignmentObjective(AlignmentConfig(alignment_loss="first_order")), []
     for seed in range(num_seeds):
         nodes = unrelated_nodes(seed, image_query, extended_query, turns_per_image)
         # Of two modalities, the mean of the others is the other one.
@@ -295,7 +287,7 @@ def test_a_query_that_another_modality_knows_gives_the_matching_away(pair, queri
 @pytest.mark.parametrize("loss", ["multi_graph", "first_order"])
 def test_spans_that_share_an_image_and_an_answer_give_nothing_away(loss):
     """Equal nodes come in equal numbers in two modalities, which edges could have shown."""
-    objective, excess = AlignmentObjective(loss), []
+    objective, excess = AlignmentObjective(AlignmentConfig(alignment_loss=loss)), []
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         num_spans = torch.randint(1, 5, (10,), generator=generator)
@@ -307,8 +299,3 @@ def test_spans_that_share_an_image_and_an_answer_give_nothing_away(loss):
         excess.append(objective(nodes, training=False, groups=groups).matching_accuracy - chance)
     values = torch.stack(excess)
     assert values.mean() < 3 * values.std() / math.sqrt(len(values))
-
-
-def test_mean_over_tokens_is_the_mean_over_one_span():
-    hidden_states, mask = draw(2, 4, 3), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    torch.testing.assert_close(mean_over_spans(hidden_states, mask - 1)[:, 0], mean_over_tokens(hidden_states, mask))
