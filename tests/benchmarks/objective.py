@@ -27,7 +27,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import nn
 
-from logramed.graph_network_logramed import GraphNetwork
+from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment import (
     AlignmentObjective,
     decode_matching,

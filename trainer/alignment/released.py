@@ -11,10 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from logramed.graph_network_logramed import sparse_matrix
-
 from .costs import gumbel_noise
 from .gradients import differentiable_matching
+from .graph_network import sparse_matrix
 from .graphs import (
     SMALLEST_NORM,
     end_differences,

@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from logramed.graph_network_logramed import GraphNetwork
+from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment.graphs import (
     edge_differences,
     nearest_neighbor_edges,

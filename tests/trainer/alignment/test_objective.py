@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from logramed.graph_network_logramed import GraphNetwork
+from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment import (
     LOSSES,
     AlignmentObjective,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from logramed.graph_network_logramed import GraphNetwork, join_messages
+from logramed.trainer.alignment.graph_network import GraphNetwork, join_messages
 
 
 PATH = torch.tensor([[0, 1], [1, 2]])  # messages 0 -> 1 -> 2
