@@ -17,6 +17,7 @@ from logramed.trainer.alignment import (
     register_objective,
 )
 from logramed.trainer.alignment.config import OBJECTIVES
+from tests.host_syncs import count_host_syncs
 
 
 # Every loss by its name, and what else changes the path through the objective.
@@ -326,6 +327,24 @@ def test_an_edge_between_twins_may_be_laid_onto_any_of_its_group():
     doubled = {name: torch.cat([values, values]).detach() for name, values in features.items()}
     with_groups = objective_of(message_weight=0)(doubled, groups=torch.arange(8).repeat(2)).loss
     assert with_groups < objective_of(message_weight=0)(doubled).loss - 0.05
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NOISY])
+def test_on_a_gpu_the_host_waits_once_for_finiteness_and_for_the_matching_only_if_it_is_asked_for(case, monkeypatch):
+    # Takes the paths of a GPU on the CPU.
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    objective, features, network, generator = make_objective(case), make_features(8), make_network(), seeded()
+    with count_host_syncs() as forward:
+        output = objective(features, network, generator, groups=torch.arange(8))
+    assert forward.total == 1, forward.places
+    with count_host_syncs() as backward:
+        output.loss.backward()
+    assert backward.total == 0, backward.places
+    with count_host_syncs() as asked:
+        accuracy = output.matching_accuracy
+    assert asked.total == 2, asked.places  # the seed for ties, and the costs, which are matched on the CPU
+    assert accuracy == 1
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
