@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-GRANULARITIES = ("sample", "turn", "span")
-from logramed.trainer.alignment import EDGE_MATCHINGS, GRADIENT_ESTIMATORS, LOSSES, TARGETS
+from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.parts import parse_parts
 
 
@@ -163,9 +162,9 @@ class DataArguments:
 
 
 @dataclass
-class LoGraMedTrainingArguments(SFTConfig):
+class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
     """
-    [`trl.SFTConfig`] with the arguments of the alignment loss.
+    [`trl.SFTConfig`] with the settings of [`AlignmentConfig`].
 
     What differs from `SFTConfig`: 16-bit training and gradient checkpointing are asked for, never on by default.
     """
@@ -177,85 +176,6 @@ class LoGraMedTrainingArguments(SFTConfig):
     max_length: int | None = field(
         default=2048,
         metadata={"help": "Longest sequence in tokens; longer ones lose their last turns, never an image token."},
-    )
-    alignment_weight: float = field(
-        default=1.0,
-        metadata={"help": "Weight of the alignment loss beside the language-modeling loss. 0 turns it off."},
-    )
-    alignment_loss: str = field(
-        default="multi_graph",
-        metadata={"help": "Objective of the alignment; `none` is `alignment_weight` 0.", "choices": list(LOSSES)},
-    )
-    alignment_targets: str = field(
-        default="each",
-        metadata={
-            "help": "What a modality is matched with: each other one, or the mean of the others.",
-            "choices": list(TARGETS),
-        },
-    )
-    use_extended_answers: bool = field(
-        default=True,
-        metadata={"help": "Whether the extended answers are the third graph; without them there are two."},
-    )
-    alignment_granularity: str = field(
-        default="sample",
-        metadata={
-            "help": "What a node of the graphs is: a sample, a dialogue turn, or a sentence (span) of an extended "
-            "answer, of the whole batch.",
-            "choices": list(GRANULARITIES),
-        },
-    )
-    edge_weight: float | None = field(
-        default=None,
-        metadata={"help": "Weight of edges beside nodes; by default 1, and 0 for `infonce` and `siglip`."},
-    )
-    edge_matching: str = field(
-        default="separate",
-        metadata={
-            "help": "Whether edges find their partners by themselves, or (`coupled`, quadratic assignment) go where "
-            "their nodes go.",
-            "choices": list(EDGE_MATCHINGS),
-        },
-    )
-    message_weight: float | None = field(
-        default=None,
-        metadata={
-            "help": "Weight of the graph network's messages beside a node's own features; by default 0.1 for "
-            "`multi_graph` and `multi_graph_pairwise`, else 0: no message passing."
-        },
-    )
-    alignment_margin: float | None = field(
-        default=None,
-        metadata={
-            "help": "What right pairs must be better by, in units of cosine; by default 0.4, and 0 for `infonce` and "
-            "`siglip`."
-        },
-    )
-    alignment_temperature: float = field(
-        default=0.1, metadata={"help": "Temperature of nodes, for the entropic estimator, `infonce` and `siglip`."}
-    )
-    edge_temperature: float = field(default=0.15, metadata={"help": "The same of edges."})
-    gradient_estimator: str = field(
-        default="entropic",
-        metadata={"help": "How the gradient of the matching is estimated.", "choices": list(GRADIENT_ESTIMATORS)},
-    )
-    noise_scale: float = field(
-        default=0.1,
-        metadata={
-            "help": "Scale of the noise on the costs of matching, in units of cosine. Not for the entropic estimator; "
-            "`paper` has its own."
-        },
-    )
-    num_noise_samples: int = field(
-        default=4, metadata={"help": "Noise samples of which the estimators (but `blackbox`) take the mean."}
-    )
-    small_batch: str = field(
-        default="shrink",
-        metadata={
-            "help": "A batch with too few samples for `graph_num_neighbors`, such as the last of an epoch: `shrink` "
-            "the number of neighbours with one warning, or `refuse` it.",
-            "choices": ["refuse", "shrink"],
-        },
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 (the parser reads a union in this order)
         default="tensorboard",
@@ -289,55 +209,21 @@ class LoGraMedTrainingArguments(SFTConfig):
         },
     )
     max_new_tokens: int = field(default=32, metadata={"help": "Longest answer at validation, in tokens."})
-    alignment_memory: int = field(
-        default=0,
-        metadata={"help": "Nodes of earlier micro-batches that join the graph as constants; 0: none."},
-    )
-    gather_graph: bool = field(
-        default=False,
-        metadata={"help": "One graph over the micro-batches of all processes, with gradients."},
-    )
-    accumulate_graph: bool = field(
-        default=False,
-        metadata={
-            "help": "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`), exactly, "
-            "for one more forward pass of each but the first."
-        },
-    )
-
     hub_license: str | None = field(
         default=None,
         metadata={"help": "Licence of the model for its card, such as `apache-2.0`; `push_to_hub` needs it."},
     )
 
     def __post_init__(self):
-        super().__post_init__()
+        AlignmentConfig.__post_init__(self)
+        SFTConfig.__post_init__(self)
         if self.push_to_hub:
             self._check_publishing()
         # Pinned memory only helps copies to an accelerator; without one it gives a warning for every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        if self.alignment_loss == "none":
-            self.alignment_weight = 0.0
-        if self.alignment_weight < 0:
-            raise ValueError(f"`alignment_weight` must not be negative; got {self.alignment_weight}.")
-        if self.alignment_granularity not in GRANULARITIES:
-            raise ValueError(
-                f"`alignment_granularity` must be one of {', '.join(GRANULARITIES)}; got "
-                f"{self.alignment_granularity!r}."
-            )
-        if self.alignment_granularity == "span" and not self.use_extended_answers:
-            raise ValueError(
-                "`alignment_granularity='span'` needs `use_extended_answers`: the spans are those of these answers."
-            )
-        for name in ("gradient_norm_steps", "matching_picture_steps"):
+        for name in ("gradient_norm_steps", "matching_picture_steps", "max_validation_questions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
-        if self.num_noise_samples < 1:
-            raise ValueError(f"`num_noise_samples` must be at least 1; got {self.num_noise_samples}.")
-        if self.max_validation_questions < 0:
-            raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")
-        if self.alignment_memory < 0:
-            raise ValueError(f"`alignment_memory` must not be negative; got {self.alignment_memory}.")
 
     def _check_publishing(self):
         if self.hub_license is None:

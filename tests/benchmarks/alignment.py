@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import torch
 
-from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment import AlignmentObjective, hamming_loss, match_graphs
+from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment.graphs import nearest_neighbor_edges, run_graph_network
 from logramed.trainer.alignment.released import (
     draw_noise,

@@ -27,9 +27,10 @@ import torch
 from scipy.stats import t as student_t
 from torch import nn
 
-from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment import (
+    AlignmentConfig,
     AlignmentObjective,
+    GraphNetwork,
     decode_matching,
     nearest_neighbor_edges,
     recall_at_k,
@@ -37,6 +38,7 @@ from logramed.trainer.alignment import (
 )
 from logramed.trainer.alignment.graphs import edge_differences, run_graph_network
 from logramed.trainer.alignment.objective import GraphPairs
+from logramed.trainer.alignment.objectives import MultiGraph
 
 
 LATENT_SIZE = 16
@@ -44,31 +46,43 @@ VIEW_SIZE = 64
 MODALITIES = ("image", "answer", "extended")
 PERTURBED = {"gradient_estimator": "fenchel_young"}
 COUPLED = {"edge_matching": "coupled", "edge_weight": 0.3, **PERTURBED}
-# Rows of the table: options of `AlignmentObjective`. Form A and form B are perturbed Fenchel-Young matching of nodes,
+# Rows of the table: values of `AlignmentConfig`. Form A and form B are perturbed Fenchel-Young matching of nodes,
 # and of nodes and edges.
 OBJECTIVES = {
-    "infonce": {"loss": "infonce"},
-    "infonce_margin": {"loss": "infonce", "margin": 0.4},
-    "infonce_edges": {"loss": "infonce", "edge_weight": 1.0},
-    "infonce_edges_margin": {"loss": "infonce", "edge_weight": 1.0, "margin": 0.4},
-    "siglip": {"loss": "siglip"},
-    "optimal_transport": {"loss": "optimal_transport"},
-    "first_order_perturbed": {"loss": "first_order", "num_samples": 16, **PERTURBED},
-    "form_a": {"loss": "first_order", "num_samples": 16, "margin": 0.0, "noise_scale": 0.3, **PERTURBED},
-    "first_order_imle": {"loss": "first_order", "gradient_estimator": "imle"},
-    "multi_graph": {"loss": "multi_graph"},
-    "multi_graph_perturbed": {"loss": "multi_graph", **PERTURBED},
-    "form_b": {"loss": "multi_graph_pairwise", "message_weight": 0.0, "margin": 0.0, "noise_scale": 0.3, **PERTURBED},
-    "multi_graph_no_margin": {"loss": "multi_graph", "margin": 0.0},
-    "multi_graph_no_edges": {"loss": "multi_graph", "edge_weight": 0.0},
-    "multi_graph_pairwise": {"loss": "multi_graph_pairwise"},
-    "multi_graph_others": {"loss": "multi_graph", "targets": "others"},
-    "multi_graph_no_messages": {"loss": "multi_graph", "message_weight": 0.0},
-    "multi_graph_centered": {"loss": "multi_graph", "center_features": True},
-    "multi_graph_coupled": {"loss": "multi_graph", **COUPLED},
-    "multi_graph_coupled_imle": {"loss": "multi_graph", **COUPLED, "gradient_estimator": "imle"},
-    "multi_graph_coupled_heavy": {"loss": "multi_graph", **COUPLED, "edge_weight": 1.0},
-    "paper": {"loss": "paper"},
+    "infonce": {"alignment_loss": "infonce"},
+    "infonce_margin": {"alignment_loss": "infonce", "alignment_margin": 0.4},
+    "infonce_edges": {"alignment_loss": "infonce", "edge_weight": 1.0},
+    "infonce_edges_margin": {"alignment_loss": "infonce", "edge_weight": 1.0, "alignment_margin": 0.4},
+    "siglip": {"alignment_loss": "siglip"},
+    "optimal_transport": {"alignment_loss": "optimal_transport"},
+    "first_order_perturbed": {"alignment_loss": "first_order", "num_noise_samples": 16, **PERTURBED},
+    "form_a": {
+        "alignment_loss": "first_order",
+        "num_noise_samples": 16,
+        "alignment_margin": 0.0,
+        "noise_scale": 0.3,
+        **PERTURBED,
+    },
+    "first_order_imle": {"alignment_loss": "first_order", "gradient_estimator": "imle"},
+    "multi_graph": {"alignment_loss": "multi_graph"},
+    "multi_graph_perturbed": {"alignment_loss": "multi_graph", **PERTURBED},
+    "form_b": {
+        "alignment_loss": "multi_graph_pairwise",
+        "message_weight": 0.0,
+        "alignment_margin": 0.0,
+        "noise_scale": 0.3,
+        **PERTURBED,
+    },
+    "multi_graph_no_margin": {"alignment_loss": "multi_graph", "alignment_margin": 0.0},
+    "multi_graph_no_edges": {"alignment_loss": "multi_graph", "edge_weight": 0.0},
+    "multi_graph_pairwise": {"alignment_loss": "multi_graph_pairwise"},
+    "multi_graph_others": {"alignment_loss": "multi_graph", "alignment_targets": "others"},
+    "multi_graph_no_messages": {"alignment_loss": "multi_graph", "message_weight": 0.0},
+    "multi_graph_centered": {"alignment_loss": "multi_graph", "center_features": True},
+    "multi_graph_coupled": {"alignment_loss": "multi_graph", **COUPLED},
+    "multi_graph_coupled_imle": {"alignment_loss": "multi_graph", **COUPLED, "gradient_estimator": "imle"},
+    "multi_graph_coupled_heavy": {"alignment_loss": "multi_graph", **COUPLED, "edge_weight": 1.0},
+    "paper": {"alignment_loss": "paper"},
 }
 
 
@@ -169,22 +183,20 @@ def decoding_accuracy(features: dict[str, torch.Tensor], edge_weight: float) -> 
     return torch.stack(hits).float().mean().item()
 
 
-class FaultyObjective(AlignmentObjective):
+class FaultyObjective(MultiGraph):
     """Quadratic assignment between a modality and the mean of the others, with some of the paper's faults."""
 
     def __init__(self, *faults: str):
-        noise_scale = 0.05 if "little noise" in faults else 0.3
-        num_samples = 1 if "one sample" in faults else 4
-        super().__init__(
-            "multi_graph",
-            targets="others",
+        config = AlignmentConfig(
+            alignment_targets="others",
             edge_matching="coupled",
             edge_weight=0.5 if "costs not centered" in faults else 0.1,
             gradient_estimator="imle",
-            noise_scale=noise_scale,
-            num_samples=num_samples,
-            margin=0.0,
+            noise_scale=0.05 if "little noise" in faults else 0.3,
+            num_noise_samples=1 if "one sample" in faults else 4,
+            alignment_margin=0.0,
         )
+        super().__init__(config)
         self.faults = faults
 
     def graph_pairs(self, features, graph_network=None):
@@ -196,7 +208,7 @@ class FaultyObjective(AlignmentObjective):
             source.append(values)
             target.append(unit_vectors(torch.stack(partners).mean(0)))
         source, target = torch.stack(source), torch.stack(target)
-        source_index = nearest_neighbor_edges(source, self.num_neighbors)
+        source_index = nearest_neighbor_edges(source, 5)
         target_index = source_index if "shared edges" in self.faults else nearest_neighbor_edges(target, 5)
         if graph_network is not None:
             source = self._hear(source, source_index, graph_network)
@@ -285,7 +297,7 @@ def compare(options: argparse.Namespace, extra: dict) -> None:
     for name in options.objectives:
         if name not in OBJECTIVES:
             raise SystemExit(f"--objectives must be of {', '.join(OBJECTIVES)}, got {name!r}.")
-        objective = AlignmentObjective(**{**OBJECTIVES[name], **extra})
+        objective = AlignmentObjective(AlignmentConfig(**{**OBJECTIVES[name], **extra}))
         runs = [train(objective, seed, options) for seed in seeds(options)]
         recalls = " / ".join(interval(list(values)) for values in zip(*(run["recalls"] for run in runs), strict=True))
         first = first or runs
@@ -310,7 +322,7 @@ def compare_causes(options: argparse.Namespace) -> None:
         f"{'fault':<28} matched, unrelated features | recall@1 after {options.num_steps} steps | difference | matched"
     )
     variants = {"none": FaultyObjective(), **{fault: FaultyObjective(fault) for fault in FAULTS}}
-    variants |= {"all": FaultyObjective(*FAULTS), "paper": AlignmentObjective("paper")}
+    variants |= {"all": FaultyObjective(*FAULTS), "paper": AlignmentObjective(AlignmentConfig(alignment_loss="paper"))}
     first = None
     for name, objective in variants.items():
         runs = [train(objective, seed, options) for seed in seeds(options)]
@@ -372,13 +384,13 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=int, default=[24, 64, 128], help="of --part decoding")
     parser.add_argument("--output", type=Path, help="append the runs to this file of JSON lines")
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="options of AlignmentObjective, for all objectives"
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of AlignmentConfig, for all objectives"
     )
     return parser.parse_args(arguments)
 
 
 def objective_options(settings: list[str]) -> dict:
-    """`["noise_scale=0.2", "noise=gumbel"]` as keyword arguments."""
+    """`["noise_scale=0.2", "gradient_estimator=imle"]` as keyword arguments."""
     result = {}
     for setting in settings:
         name, _, value = setting.partition("=")

@@ -1,5 +1,6 @@
 """Gradients through a matching, which itself is piecewise constant in the costs: one family of estimators."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -234,7 +235,7 @@ def right_matching(
         ValueError: If no matching has right pairs alone.
     """
     batch = torch.broadcast_shapes(node_costs.shape[:-2], edge_costs.shape[:-2])
-    if (right.sum(-1) == 1).all() and (right.sum(-2) == 1).all():
+    if (right.sum(-1) == 1).all() & (right.sum(-2) == 1).all():
         return right.int().argmax(-1).expand(*batch, -1)
     largest_cost = sum(
         costs.shape[-1] * costs.detach().abs().amax().to(torch.float64)
@@ -342,11 +343,11 @@ class _Difference:
         return ahead, behind
 
     def _solve_unsettled(self, node_costs, edges, labels, settled):
-        if not settled.any():
+        left = (~settled).nonzero(as_tuple=True)
+        if len(left[0]) == settled.numel():
             return self.solve(node_costs, *edges, start=labels)
         labels = labels.clone()
-        if not settled.all():
-            left = ~settled
+        if len(left[0]) > 0:
             rest = (values.expand(*settled.shape, *values.shape[-2:])[left] for values in (node_costs, *edges))
             labels[left] = self.solve(*rest, start=labels[left])
         return labels
@@ -373,11 +374,12 @@ class _Matching(torch.autograd.Function):
     def backward(ctx, upstream, _):
         node_costs, *edges, labels = ctx.saved_tensors
         edge_costs, *edge_indices = edges
-        if not torch.isfinite(upstream).all():  # a loss scale that overflowed: the optimizer step will be skipped
+        largest = upstream.abs().amax().item() if upstream.numel() else 0.0
+        if not math.isfinite(largest):  # a loss scale that overflowed: the optimizer step will be skipped
             return torch.full_like(node_costs, torch.nan), torch.full_like(edge_costs, torch.nan), *[None] * 3
         # In float64 the largest value of a gradient scaled by any power of two divides out exactly.
         upstream = upstream.to(torch.float64)
-        if not upstream.any():
+        if largest == 0:
             return torch.zeros_like(node_costs), torch.zeros_like(edge_costs), *[None] * 3
         difference = ctx.difference
         size = upstream.abs().amax((-2, -1), keepdim=True) if difference.normalize else upstream.new_ones(())

@@ -1,4 +1,4 @@
-"""The graph network of the alignment objective: trained beside a model, not used to answer."""
+"""The graph network of the alignment objective: trained beside the model, not used to answer."""
 
 import warnings
 
@@ -148,5 +148,3 @@ class GraphNetwork(nn.Module):
             else:
                 node_features = self.dropout(node_features)
         return node_features
-
-

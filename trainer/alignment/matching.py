@@ -80,28 +80,32 @@ def match_graphs(
         >>> match_graphs(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(0, 0), edges, edges)
         tensor([1, 0])
     """
-    _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index)
+    problem = node_costs.detach(), edge_costs.detach(), source_edge_index, target_edge_index
+    device, num_nodes = node_costs.device, node_costs.shape[-1]
+    on_gpu = node_costs.is_cuda and edge_costs.numel() > 0 and num_nodes > MAX_EXACT_NODES
+    if not on_gpu:
+        problem = tuple(
+            values.to("cpu") for values in problem
+        )  # at once: each look at a value would be a copy as well
+    _check_problem(*problem)
     batch = torch.broadcast_shapes(
         node_costs.shape[:-2], edge_costs.shape[:-2], source_edge_index.shape[:-2], target_edge_index.shape[:-2]
     )
-    num_nodes = node_costs.shape[-1]
     if start is not None:
         _check_start(start, num_nodes, allow_unmatched)
-    has_edges = edge_costs.shape[-1] > 0 and edge_costs.shape[-2] > 0
-    problem = (node_costs.detach(), edge_costs.detach(), source_edge_index, target_edge_index, start)
     if num_nodes == 0 or batch.numel() == 0:
         labels = torch.empty(batch.numel(), num_nodes, dtype=torch.int64)
-    elif node_costs.is_cuda and has_edges and num_nodes > MAX_EXACT_NODES:
-        labels = _search_on_gpu(*problem, batch, allow_unmatched, generator, effort)
+    elif on_gpu:
+        labels = _search_on_gpu(*problem, start, batch, allow_unmatched, generator, effort)
     else:
         seed = 0
         if generator is not None:
             seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-        if has_edges:
-            labels = _search(*problem, batch, allow_unmatched, seed, effort)
+        if edge_costs.numel() > 0:
+            labels = _search(*problem, start, batch, allow_unmatched, seed, effort)
         else:
-            labels = _assign(_flat(node_costs.detach().to("cpu", torch.float64), batch, 2), allow_unmatched, seed)
-    return labels.reshape(*batch, num_nodes).to(node_costs.device)
+            labels = _assign(_flat(problem[0].to(torch.float64), batch, 2), allow_unmatched, seed)
+    return labels.reshape(*batch, num_nodes).to(device)
 
 
 def matching_cost(
@@ -199,11 +203,22 @@ def _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index)
     for name, edge_index in (("source", source_edge_index), ("target", target_edge_index)):
         if edge_index.dim() < 2 or edge_index.shape[-2] != 2:
             raise ValueError(f"`{name}_edge_index` must end in (2, num_edges), got {tuple(edge_index.shape)}.")
-        if edge_index.numel() and (edge_index.min() < 0 or edge_index.max() >= node_costs.shape[-1]):
-            raise ValueError(f"`{name}_edge_index` must name nodes 0 to {node_costs.shape[-1] - 1}.")
+    _check_values(node_costs, edge_costs, {"source": source_edge_index, "target": target_edge_index})
+
+
+def _check_values(node_costs, edge_costs, edges):
+    """The part of `_check_problem` that looks at values: on a GPU one wait, if nothing is wrong."""
+    num_nodes = node_costs.shape[-1]
+    # A sum is several times sooner than a look at every value; finite values whose sum is not get that look.
+    doubts = [~costs.detach().sum().isfinite() for costs in (node_costs, edge_costs) if costs.numel()]
+    doubts += [(values.min() < 0) | (values.max() >= num_nodes) for values in edges.values() if values.numel()]
+    if not doubts or not torch.stack(doubts).any():
+        return
+    for name, values in edges.items():
+        if values.numel() and (values.min() < 0 or values.max() >= num_nodes):
+            raise ValueError(f"`{name}_edge_index` must name nodes 0 to {num_nodes - 1}.")
     for name, costs in (("node_costs", node_costs), ("edge_costs", edge_costs)):
-        # A sum is several times sooner than a look at every value; finite values whose sum is not get that look.
-        if not math.isfinite(costs.detach().sum()) and not torch.isfinite(costs).all():
+        if not torch.isfinite(costs).all():
             raise ValueError(f"`{name}` must be finite, got NaN or infinity.")
 
 
@@ -214,7 +229,8 @@ def _check_start(start, num_nodes, allow_unmatched):
         )
     labels = start.sort(-1).values
     repeated = (labels[..., 1:] == labels[..., :-1]) & (labels[..., 1:] >= 0)
-    if repeated.any() or (labels >= num_nodes).any() or (labels < (-1 if allow_unmatched else 0)).any():
+    unknown = (labels >= num_nodes) | (labels < (-1 if allow_unmatched else 0))
+    if repeated.any() | unknown.any():
         unmatched = " or -1" if allow_unmatched else " (-1 needs `allow_unmatched`)"
         raise ValueError(f"`start` must name every target node 0 to {num_nodes - 1} at most once{unmatched}.")
 
@@ -233,7 +249,7 @@ def _search(node_costs, edge_costs, source_edge_index, target_edge_index, start,
     """Labels `(batch, num_nodes)` of problems with edges, by the compiled search."""
     from . import search
 
-    costs = _flat(node_costs.to("cpu", torch.float64), batch, 2).numpy()
+    costs = _flat(node_costs.to(torch.float64), batch, 2).numpy()
     num_problems, num_nodes = costs.shape[:2]
     num_starts, num_swaps = _search_lengths(effort, num_nodes, *CPU_SEARCHES)
     num_searches = num_starts + (start is not None)
@@ -249,9 +265,9 @@ def _search(node_costs, edge_costs, source_edge_index, target_edge_index, start,
         start = _flat(start.to("cpu", torch.int64), batch, 1)
     arguments = (
         *(tasks, labels, found_costs, costs),
-        *_shared(edge_costs.to("cpu", torch.float32), batch),
-        *_shared(source_edge_index.to("cpu", torch.int64), batch),
-        *_shared(target_edge_index.to("cpu", torch.int64), batch),
+        *_shared(edge_costs.to(torch.float32), batch),
+        *_shared(source_edge_index.to(torch.int64), batch),
+        *_shared(target_edge_index.to(torch.int64), batch),
         *(start.numpy(), allow_unmatched, MAX_EXACT_NODES, num_starts, num_swaps, seed),
     )
     _run(lambda task: search.solve(task, *arguments), len(tasks))

@@ -11,10 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .graph_network import sparse_matrix
-
 from .costs import gumbel_noise
 from .gradients import differentiable_matching
+from .graph_network import sparse_matrix
 from .graphs import (
     SMALLEST_NORM,
     end_differences,

@@ -1,31 +1,36 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
-from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment import (
     LOSSES,
+    AlignmentConfig,
     AlignmentObjective,
     GradientEstimator,
+    GraphNetwork,
     entropic_loss,
     hamming_loss,
     match_graphs,
     recall_at_k,
+    register_objective,
 )
+from logramed.trainer.alignment.config import OBJECTIVES
+from tests.host_syncs import count_host_syncs
 
 
 # Every loss by its name, and what else changes the path through the objective.
 CASES = {
-    **{loss: {"loss": loss} for loss in LOSSES if loss != "none"},
-    "infonce with edges": {"loss": "infonce", "edge_weight": 1.0, "message_weight": 0.3},
-    "against the others": {"targets": "others"},
+    **{loss: {"alignment_loss": loss} for loss in LOSSES if loss != "none"},
+    "infonce with edges": {"alignment_loss": "infonce", "edge_weight": 1.0, "message_weight": 0.3},
+    "against the others": {"alignment_targets": "others"},
     "perturbed": {"gradient_estimator": "fenchel_young"},
     "centered, blackbox": {"gradient_estimator": "blackbox", "center_features": True},
     "coupled": {"edge_matching": "coupled", "gradient_estimator": "imle", "edge_weight": 0.1},
-    "coupled, perturbed": {
-        "edge_matching": "coupled",
-        "gradient_estimator": GradientEstimator("fenchel_young", noise="gumbel"),
-    },
+    "coupled, perturbed": {"edge_matching": "coupled", "gradient_estimator": "fenchel_young"},
 }
+GIVEN_ESTIMATORS = {"coupled, perturbed": GradientEstimator("fenchel_young", noise="gumbel")}
 NOISY = ["perturbed", "centered, blackbox", "coupled", "coupled, perturbed", "paper"]
 MODALITIES = ("image", "answer", "extended")
 SIZE = 16
@@ -55,7 +60,12 @@ def seeded(seed=0):
 
 
 def make_objective(case, **options):
-    return AlignmentObjective(**CASES[case], **options)
+    options = {"gradient_estimator": GIVEN_ESTIMATORS.get(case), **options}
+    return AlignmentObjective(AlignmentConfig(**CASES[case]), **options)
+
+
+def objective_of(alignment_loss="multi_graph", **settings):
+    return AlignmentObjective(AlignmentConfig(alignment_loss=alignment_loss, **settings))
 
 
 def test_hamming_loss_counts_2_for_a_wrong_node_and_1_for_an_unmatched_one():
@@ -174,10 +184,10 @@ def test_a_loss_weight_or_scale_multiplies_the_gradient(case, scale):
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 5])
 @pytest.mark.parametrize("case", ["multi_graph", "coupled", "infonce with edges", "paper"])
-def test_small_batches_shrink_on_request(case, num_nodes):
+def test_small_batches_shrink(case, num_nodes):
     features = make_features(num_nodes)
     with pytest.warns(UserWarning, match="fewer neighbours"):
-        output = make_objective(case, small_batch="shrink")(features, make_network(), seeded())
+        output = make_objective(case)(features, make_network(), seeded())
     output.loss.backward()
     assert all(torch.isfinite(values.grad).all() for values in features.values())
 
@@ -185,12 +195,12 @@ def test_small_batches_shrink_on_request(case, num_nodes):
 def test_losses_without_edges_take_a_batch_of_one_and_of_two():
     for loss in ("first_order", "optimal_transport", "infonce", "siglip", "none"):
         for num_nodes in (1, 2):
-            assert torch.isfinite(AlignmentObjective(loss)(make_features(num_nodes)).loss)
+            assert torch.isfinite(objective_of(loss)(make_features(num_nodes)).loss)
 
 
 def test_none_is_a_loss_of_0_with_the_matching_at_node_costs():
     features = make_features(12)
-    output = AlignmentObjective("none")(features)
+    output = objective_of("none")(features)
     assert output.loss == 0
     assert not output.loss.requires_grad
     assert output.matching_accuracy == 1
@@ -208,36 +218,42 @@ def test_multi_graph_loss_is_the_entropic_loss_of_nodes_plus_that_of_edges_by_ha
     in_evaluation = 0.1 * (entropic_loss(nodes, 0.1) + 2 * entropic_loss(edges, 0.2))
     in_training = 0.1 * (entropic_loss(nodes - margins[0], 0.1) + 2 * entropic_loss(edges - margins[1], 0.2))
     for loss in ("multi_graph", "multi_graph_pairwise"):  # of two modalities there is one pair
-        options = {"num_neighbors": 3, "edge_weight": 2.0, "edge_temperature": 0.2, "message_weight": 0, "margin": 0.3}
-        objective = AlignmentObjective(loss, **options)
+        options = {
+            "num_neighbors": 3,
+            "edge_weight": 2.0,
+            "edge_temperature": 0.2,
+            "message_weight": 0,
+            "alignment_margin": 0.3,
+        }
+        objective = objective_of(loss, **options)
         torch.testing.assert_close(objective(features).loss, in_training)
         torch.testing.assert_close(objective(features, training=False).loss, in_evaluation)
 
 
 def test_first_order_is_multi_graph_without_edges_and_optimal_transport_its_entropic_form():
     features = make_features(8, noise=1.0)
-    plain = AlignmentObjective("multi_graph", edge_weight=0, message_weight=0)(features).loss
-    assert torch.equal(AlignmentObjective("first_order")(features).loss, plain)
-    transport = AlignmentObjective("optimal_transport", gradient_estimator="imle")
-    assert plain > AlignmentObjective("first_order", margin=0)(features).loss
+    plain = objective_of("multi_graph", edge_weight=0, message_weight=0)(features).loss
+    assert torch.equal(objective_of("first_order")(features).loss, plain)
+    transport = objective_of("optimal_transport", gradient_estimator="imle")
+    assert plain > objective_of("first_order", alignment_margin=0)(features).loss
     assert torch.equal(transport(features, generator=seeded()).loss, plain)
 
 
 def test_pairwise_edges_are_those_of_two_modalities_and_multi_graph_edges_those_of_all():
     features = {name: values.detach() for name, values in make_features(10, noise=1.0).items()}
-    joint = AlignmentObjective("multi_graph").graph_pairs(features)
-    pairwise = AlignmentObjective("multi_graph_pairwise").graph_pairs(features)
+    joint = objective_of("multi_graph").graph_pairs(features)
+    pairwise = objective_of("multi_graph_pairwise").graph_pairs(features)
     assert joint.names == pairwise.names == ["image>answer", "image>extended", "answer>extended"]
     assert torch.equal(joint.source_edge_index[0], joint.source_edge_index[2])
     assert not torch.equal(pairwise.source_edge_index[0], pairwise.source_edge_index[2])
     moved = {**features, "extended": torch.randn(10, SIZE, generator=seeded())}
-    still = AlignmentObjective("multi_graph_pairwise").graph_pairs(moved)
+    still = objective_of("multi_graph_pairwise").graph_pairs(moved)
     assert torch.equal(still.source_edge_index[0], pairwise.source_edge_index[0])
 
 
 def test_the_mean_of_the_others_does_not_contain_the_modality():
     features = {name: values.detach() for name, values in make_features(8, noise=1.0).items()}
-    objective = AlignmentObjective(targets="others", message_weight=0)
+    objective = objective_of(alignment_targets="others", message_weight=0)
     pairs = objective.graph_pairs(features)
     assert pairs.names == [f"{name}>others_than_{name}" for name in MODALITIES]
     unit = {name: torch.nn.functional.normalize(values, dim=-1) for name, values in features.items()}
@@ -252,7 +268,7 @@ def test_coupled_graphs_have_edges_of_their_own():
 
 
 def test_the_tensor_part_of_the_default_compiles_to_the_same_loss():
-    objective = AlignmentObjective(num_neighbors=3)
+    objective = objective_of(num_neighbors=3)
     network = make_network().eval()
 
     def loss_of(image, answer, extended):
@@ -276,20 +292,23 @@ def test_the_solver_given_takes_the_place_of_match_graphs():
         calls.append(problem[0].shape)
         return match_graphs(*problem, **options)
 
-    AlignmentObjective(solver=solver)(make_features(8), None, seeded())
+    output = AlignmentObjective(solver=solver)(make_features(8), None, seeded())
+    assert calls == []  # the loss needs no matching
+    assert output.matching_accuracy == output.matching_accuracy == 1
     assert calls == [(3, 8, 8)]
 
 
-def test_small_batches_are_refused_by_default():
-    with pytest.raises(ValueError, match="batch of 4 samples"):
-        AlignmentObjective()(make_features(4))
+def test_small_batches_are_refused_on_request():
+    for objective in (objective_of(small_batch="refuse"), AlignmentObjective(small_batch="refuse")):
+        with pytest.raises(ValueError, match="batch of 4 samples"):
+            objective(make_features(4))
 
 
 def test_without_extended_answers_there_is_one_pair():
-    output = AlignmentObjective()(make_features(modalities=("image", "answer")), None, seeded())
+    output = objective_of()(make_features(modalities=("image", "answer")), None, seeded())
     assert set(output.matchings) == {"image>answer"}
     with_none = {**make_features(modalities=("image", "answer")), "extended": None}
-    assert set(AlignmentObjective()(with_none, None, seeded()).matchings) == set(output.matchings)
+    assert set(objective_of()(with_none, None, seeded()).matchings) == set(output.matchings)
 
 
 def test_equal_samples_are_one_label():
@@ -306,8 +325,26 @@ def test_equal_samples_are_one_label():
 def test_an_edge_between_twins_may_be_laid_onto_any_of_its_group():
     features = make_features(8, noise=0.0)
     doubled = {name: torch.cat([values, values]).detach() for name, values in features.items()}
-    with_groups = AlignmentObjective(message_weight=0)(doubled, groups=torch.arange(8).repeat(2)).loss
-    assert with_groups < AlignmentObjective(message_weight=0)(doubled).loss - 0.05
+    with_groups = objective_of(message_weight=0)(doubled, groups=torch.arange(8).repeat(2)).loss
+    assert with_groups < objective_of(message_weight=0)(doubled).loss - 0.05
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in NOISY])
+def test_on_a_gpu_the_host_waits_once_for_finiteness_and_for_the_matching_only_if_it_is_asked_for(case, monkeypatch):
+    # Takes the paths of a GPU on the CPU.
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False, raising=False)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    objective, features, network, generator = make_objective(case), make_features(8), make_network(), seeded()
+    with count_host_syncs() as forward:
+        output = objective(features, network, generator, groups=torch.arange(8))
+    assert forward.total == 1, forward.places
+    with count_host_syncs() as backward:
+        output.loss.backward()
+    assert backward.total == 0, backward.places
+    with count_host_syncs() as asked:
+        accuracy = output.matching_accuracy
+    assert asked.total == 2, asked.places  # the seed for ties, and the costs, which are matched on the CPU
+    assert accuracy == 1
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -315,34 +352,57 @@ def test_nan_is_refused_with_the_name_of_its_modality(modality):
     features = {name: values.detach() for name, values in make_features().items()}
     features[modality][2, 3] = torch.nan
     with pytest.raises(ValueError, match=f"The {modality} features hold NaN"):
-        AlignmentObjective()(features)
+        objective_of()(features)
 
 
 def test_objective_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="two modalities"):
-        AlignmentObjective()(make_features(modalities=("image",)))
+        objective_of()(make_features(modalities=("image",)))
     with pytest.raises(ValueError, match=r"answer features must be .*\(8, 16\), got \(7, 16\)"):
-        AlignmentObjective()({"image": torch.zeros(8, 16), "answer": torch.zeros(7, 16)})
-    with pytest.raises(ValueError, match="`loss` must be one of"):
-        AlignmentObjective("triplet")
-    with pytest.raises(ValueError, match="`num_samples` must be at least 1"):
-        AlignmentObjective(gradient_estimator="imle", num_samples=0)
-    with pytest.raises(ValueError, match="`step` must be above 0"):
-        AlignmentObjective(gradient_estimator=GradientEstimator("imle", step=0))
-    with pytest.raises(ValueError, match="`gradient_estimator` must be one of"):
-        AlignmentObjective(gradient_estimator="score")
-    with pytest.raises(ValueError, match='"entropic"` smooths linear assignments alone'):
-        AlignmentObjective(edge_matching="coupled")
-    with pytest.raises(ValueError, match="`noise_scale` must not be negative, got -1"):
-        AlignmentObjective(noise_scale=-1)
-    with pytest.raises(ValueError, match=r'"coupled"` is for multi_graph and .*, not for .infonce'):
-        AlignmentObjective("infonce", edge_matching="coupled")
+        objective_of()({"image": torch.zeros(8, 16), "answer": torch.zeros(7, 16)})
     with pytest.raises(ValueError, match=r"`groups` must be of shape \(8,\), one for each node, got \(1,\)"):
-        AlignmentObjective()(make_features(8), groups=torch.zeros(1))
-    with pytest.raises(ValueError, match="`edge_weight` must not be negative, got -1"):
-        AlignmentObjective(edge_weight=-1)
-    with pytest.raises(ValueError, match=r"`edge_temperature` must be at least 0.03, got 0"):
-        AlignmentObjective(edge_temperature=0)
+        objective_of()(make_features(8), groups=torch.zeros(1))
+
+
+@pytest.fixture
+def squared_error():
+    @register_objective("squared_error")
+    class SquaredError(AlignmentObjective):
+        default_edge_weight = 0.5
+        default_margin = 0.0
+
+        def pair_loss(self, similarity, temperature, right):
+            return (similarity - right.float()).square().mean()
+
+    yield SquaredError
+    del OBJECTIVES["squared_error"]
+
+
+def test_an_objective_of_ones_own_is_a_class_and_its_name(squared_error):
+    features = make_features(8, noise=1.0, modalities=("image", "answer"))
+    objective = objective_of("squared_error", num_neighbors=3)
+    assert type(objective) is squared_error
+    assert not objective.uses_graph_network
+    output = objective(features)
+    pairs = objective.graph_pairs(features)
+    nodes, edges = (
+        (source[0] @ target[0].T - torch.eye(len(source[0]))).square().mean()
+        for source, target in ((pairs.source_nodes, pairs.target_nodes), (pairs.source_edges, pairs.target_edges))
+    )
+    torch.testing.assert_close(output.loss, nodes + 0.5 * edges)
+    assert output.matchings["image>answer"].shape == (1, 8)
+    assert "squared_error" in LOSSES
+    with pytest.raises(ValueError, match="an objective 'squared_error' already, SquaredError: choose another name"):
+        register_objective("squared_error")(squared_error)
+    with pytest.raises(ValueError, match="is for multi_graph and multi_graph_pairwise, not for 'squared_error'"):
+        objective_of("squared_error", edge_matching="coupled")
+
+
+def test_an_objective_is_copied_and_pickled_as_what_it_is():
+    objective = objective_of("infonce", alignment_temperature=0.2)
+    for copied in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+        assert type(copied) is type(objective)
+        assert copied.config == objective.config
 
 
 @pytest.mark.parametrize("case", ["multi_graph", "perturbed", "coupled", "infonce with edges"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment import hamming_loss
+from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment.graphs import edge_differences, nearest_neighbor_edges, unit_vectors
 from logramed.trainer.alignment.released import (
     InnerProducts,

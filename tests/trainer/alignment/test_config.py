@@ -1,0 +1,96 @@
+from dataclasses import asdict, fields
+
+import pytest
+import yaml
+from transformers import HfArgumentParser
+
+from logramed.trainer.alignment import GRANULARITIES, AlignmentConfig
+from logramed.trainer.arguments import LoGraMedTrainingArguments
+
+
+# Of every field another value than its default.
+OTHER_VALUES = {
+    "alignment_weight": 0.5,
+    "alignment_loss": "multi_graph_pairwise",
+    "alignment_granularity": "turn",
+    "use_extended_answers": False,
+    "accumulate_graph": True,
+    "gather_graph": True,
+    "alignment_memory": 64,
+    "alignment_targets": "others",
+    "num_neighbors": 3,
+    "small_batch": "refuse",
+    "edge_weight": 0.3,
+    "edge_matching": "coupled",
+    "message_weight": 0.2,
+    "center_features": True,
+    "alignment_margin": 0.1,
+    "alignment_temperature": 0.2,
+    "edge_temperature": 0.3,
+    "gradient_estimator": "imle",
+    "noise_scale": 0.7,
+    "num_noise_samples": 2,
+    "solver_effort": 0.5,
+    "graph_num_layers": 3,
+    "graph_hidden_size": 8,
+    "graph_aggregation": "mean",
+    "graph_dropout": 0.0,
+}
+
+
+def test_command_line_and_yaml_reach_every_field(tmp_path):
+    defaults = asdict(AlignmentConfig())
+    assert list(OTHER_VALUES) == list(defaults)
+    assert all(OTHER_VALUES[name] != default for name, default in defaults.items())
+    words = [word for name, value in OTHER_VALUES.items() for word in (f"--{name}", str(value))]
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(OTHER_VALUES | {"use_cpu": True}))
+    parser = HfArgumentParser(LoGraMedTrainingArguments)
+    [from_words] = parser.parse_args_into_dataclasses([*words, "--use_cpu", "true"])
+    [from_file] = parser.parse_yaml_file(file)
+    for arguments in (from_words, from_file):
+        assert isinstance(arguments, AlignmentConfig)
+        assert {name: getattr(arguments, name) for name in OTHER_VALUES} == OTHER_VALUES
+
+
+def test_the_checks_of_both_parents_run():
+    with pytest.raises(ValueError, match="`noise_scale` must not be negative; got -1"):
+        LoGraMedTrainingArguments(noise_scale=-1, use_cpu=True)
+    with pytest.raises(ValueError, match="load_best_model_at_end"):
+        LoGraMedTrainingArguments(load_best_model_at_end=True, eval_strategy="no", save_strategy="steps", use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "refusal"),
+    [
+        ({"alignment_loss": "triplet"}, "`alignment_loss` must be one of multi_graph, .*, none; got 'triplet'"),
+        ({"alignment_targets": "all"}, "`alignment_targets` must be one of each, others; got 'all'"),
+        ({"alignment_granularity": "word"}, f"`alignment_granularity` must be one of {', '.join(GRANULARITIES)}; got"),
+        ({"graph_aggregation": "median"}, "`graph_aggregation` must be one of max, mean, sum; got 'median'"),
+        ({"gradient_estimator": "score"}, "`gradient_estimator` must be one of entropic, blackbox"),
+        ({"small_batch": "drop"}, "`small_batch` must be one of refuse, shrink; got 'drop'"),
+        ({"alignment_weight": float("nan")}, "`alignment_weight` must not be negative; got nan"),
+        ({"edge_weight": -1}, "`edge_weight` must not be negative; got -1"),
+        ({"num_neighbors": 0}, "`num_neighbors` must be at least 1; got 0"),
+        ({"num_noise_samples": 0}, "`num_noise_samples` must be at least 1; got 0"),
+        ({"edge_temperature": 0}, "`edge_temperature` must be at least 0.03; got 0"),
+        ({"solver_effort": 0}, "`solver_effort` must be above 0; got 0"),
+        ({"alignment_granularity": "span", "use_extended_answers": False}, "needs `use_extended_answers`"),
+        (
+            {"alignment_loss": "infonce", "edge_matching": "coupled"},
+            "is for multi_graph and multi_graph_pairwise, not",
+        ),
+        ({"edge_matching": "coupled"}, '"entropic"` smooths linear assignments alone.*choose one of blackbox, imle'),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(values, refusal):
+    with pytest.raises(ValueError, match=refusal):
+        AlignmentConfig(**values)
+
+
+def test_no_objective_is_no_weight():
+    assert AlignmentConfig(alignment_loss="none").alignment_weight == 0
+
+
+def test_every_field_says_what_it_is():
+    assert all(len(setting.metadata["help"]) > 10 for setting in fields(AlignmentConfig))

@@ -1,0 +1,170 @@
+"""The settings of the alignment, in one dataclass, and the registry of objectives that `alignment_loss` names."""
+
+from dataclasses import dataclass, field, fields
+
+from .gradients import ESTIMATORS
+from .graph_network import AGGREGATIONS
+from .transport import MIN_TEMPERATURE
+
+
+GRANULARITIES = ("sample", "turn", "span")
+# Filled by `register_objective`. The names are a view, so that an objective registered later is a choice as well.
+OBJECTIVES: dict[str, type] = {}
+LOSSES = OBJECTIVES.keys()
+GRADIENT_ESTIMATORS = ("entropic", *ESTIMATORS)
+EDGE_MATCHINGS = ("separate", "coupled")
+TARGETS = ("each", "others")
+LEAST = {
+    "alignment_weight": 0,
+    "num_neighbors": 1,
+    "edge_weight": 0,
+    "message_weight": 0,
+    "alignment_margin": 0,
+    "alignment_temperature": MIN_TEMPERATURE,
+    "edge_temperature": MIN_TEMPERATURE,
+    "noise_scale": 0,
+    "num_noise_samples": 1,
+    "alignment_memory": 0,
+    "graph_num_layers": 1,
+    "graph_hidden_size": 1,
+}
+
+
+def register_objective(name: str):
+    """
+    A decorator that makes a subclass of `AlignmentObjective` the objective of this name, for `alignment_loss`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def register(objective: type) -> type:
+        if name in OBJECTIVES:
+            raise ValueError(
+                f"There is an objective {name!r} already, {OBJECTIVES[name].__name__}: choose another name."
+            )
+        OBJECTIVES[name] = objective
+        return objective
+
+    return register
+
+
+def _setting(default, text: str, choices=None):
+    return field(default=default, metadata={"help": text, **({} if choices is None else {"choices": choices})})
+
+
+@dataclass
+class AlignmentConfig:
+    """
+    How nodes are aligned. `LoGraMedTrainingArguments` inherits every field; trainer/README.md lists them.
+
+    Raises:
+        ValueError: For a value that is not one of those named or out of range, and for coupled edges of a loss that
+            has none or with the entropic estimator.
+    """
+
+    alignment_weight: float = _setting(
+        1.0, "Weight of the alignment loss beside the language-modeling loss. 0 turns it off."
+    )
+    alignment_loss: str = _setting(
+        "multi_graph", "Objective of the alignment; `none` is `alignment_weight` 0.", LOSSES
+    )
+    alignment_granularity: str = _setting(
+        "sample",
+        "What a node of the graphs is: a sample, a dialogue turn, or a sentence (span) of an extended answer, of the "
+        "whole batch.",
+        GRANULARITIES,
+    )
+    use_extended_answers: bool = _setting(
+        True, "Whether the extended answers are the third graph; without them there are two."
+    )
+    accumulate_graph: bool = _setting(
+        False,
+        "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`), exactly, for one more "
+        "forward pass of each but the first.",
+    )
+    gather_graph: bool = _setting(False, "One graph over the micro-batches of all processes, with gradients.")
+    alignment_memory: int = _setting(0, "Nodes of earlier micro-batches that join the graph as constants; 0: none.")
+    alignment_targets: str = _setting(
+        "each", "What a modality is matched with: each other one, or the mean of the others.", TARGETS
+    )
+    num_neighbors: int = _setting(5, "Edges of a node, to its nearest others.")
+    small_batch: str = _setting(
+        "shrink",
+        "A batch with too few nodes for `num_neighbors`, such as the last of an epoch: `shrink` the number of "
+        "neighbours with one warning, or `refuse` it.",
+        ("refuse", "shrink"),
+    )
+    edge_weight: float | None = _setting(
+        None, "Weight of edges beside nodes; by default 1, and 0 for `infonce` and `siglip`."
+    )
+    edge_matching: str = _setting(
+        "separate",
+        "Whether edges find their partners by themselves, or (`coupled`, quadratic assignment) go with their nodes.",
+        EDGE_MATCHINGS,
+    )
+    message_weight: float | None = _setting(
+        None,
+        "Weight of the graph network's messages beside a node's own features; by default 0.1 for `multi_graph` and "
+        "`multi_graph_pairwise`, else 0: no message passing.",
+    )
+    center_features: bool = _setting(False, "Subtract each modality's mean over the nodes.")
+    alignment_margin: float | None = _setting(
+        None,
+        "What right pairs must be better by in training, in units of cosine; by default 0.4, and 0 for `infonce` and "
+        "`siglip`.",
+    )
+    alignment_temperature: float = _setting(
+        0.1, "Temperature of nodes, for the entropic estimator, `infonce` and `siglip`."
+    )
+    edge_temperature: float = _setting(0.15, "The same of edges.")
+    gradient_estimator: str = _setting(
+        "entropic",
+        "How the gradient of the matching is estimated: smoothed by entropy, or by noise.",
+        GRADIENT_ESTIMATORS,
+    )
+    noise_scale: float = _setting(
+        0.1,
+        "Scale of the noise on the costs of matching, in units of cosine. Not for the entropic estimator; `paper` has "
+        "its own.",
+    )
+    num_noise_samples: int = _setting(4, "Noise samples of which the estimators (but `blackbox`) take the mean.")
+    solver_effort: float = _setting(1.0, "Length of the search for each coupled matching, relative to the default.")
+    graph_num_layers: int = _setting(2, "Layers of the graph network.")
+    graph_hidden_size: int | None = _setting(
+        None, "Size of its features between layers, by default that of the language model; narrower is faster."
+    )
+    graph_aggregation: str = _setting("max", "How it joins the messages to a node.", tuple(AGGREGATIONS))
+    graph_dropout: float = _setting(0.1, "Share of features that it drops after each layer in training.")
+
+    def __post_init__(self):
+        if self.alignment_loss == "none":
+            self.alignment_weight = 0.0
+        for setting in fields(AlignmentConfig):
+            value, choices = getattr(self, setting.name), setting.metadata.get("choices")
+            if choices is not None and value not in choices:
+                raise ValueError(f"`{setting.name}` must be one of {', '.join(choices)}; got {value!r}.")
+            least = LEAST.get(setting.name)
+            if least is not None and value is not None and not value >= least:
+                bound = f"be at least {least}" if least else "not be negative"
+                raise ValueError(f"`{setting.name}` must {bound}; got {value}.")
+        if not self.solver_effort > 0:
+            raise ValueError(f"`solver_effort` must be above 0; got {self.solver_effort}.")
+        if self.alignment_granularity == "span" and not self.use_extended_answers:
+            raise ValueError(
+                "`alignment_granularity='span'` needs `use_extended_answers`: the spans are those of these answers."
+            )
+        if self.edge_matching == "coupled":
+            self._check_coupled_edges()
+
+    def _check_coupled_edges(self):
+        able = [name for name, objective in OBJECTIVES.items() if objective.can_couple_edges]
+        if self.alignment_loss not in able:
+            raise ValueError(
+                f'`edge_matching="coupled"` is for {" and ".join(able)}, not for {self.alignment_loss!r}.'
+            )
+        if self.gradient_estimator == "entropic" and self.edge_weight != 0:
+            raise ValueError(
+                '`gradient_estimator="entropic"` smooths linear assignments alone. With `edge_matching="coupled"` '
+                f"choose one of {', '.join(ESTIMATORS)}."
+            )

@@ -1,0 +1,91 @@
+"""The alignment objectives by name: each a class that says what sets it apart, here or in a module of your own."""
+
+import torch
+
+from .config import register_objective
+from .contrast import infonce_loss, siglip_loss
+from .gradients import hamming_loss
+from .objective import AlignmentObjective, AlignmentOutput
+from .released import released_matchings
+
+
+@register_objective("multi_graph")
+class MultiGraph(AlignmentObjective):
+    """
+    The graphs of all modalities are matched with each other, node to node and edge to edge. An edge is the difference
+    of two nodes, and joins a node to its nearest neighbours by all modalities together.
+    """
+
+    default_edge_weight = 1.0
+    default_message_weight = 0.1
+    can_couple_edges = True
+    takes_estimator = True
+
+
+@register_objective("multi_graph_pairwise")
+class MultiGraphPairwise(MultiGraph):
+    """The same, but every two modalities have edges of their own, by these two."""
+
+    def shared_edges(self, source, target, modalities):
+        return self._nearest(torch.cat([source, target], -1))
+
+
+@register_objective("first_order")
+class FirstOrder(AlignmentObjective):
+    """Nodes alone: no edges, no message passing."""
+
+    takes_estimator = True
+
+
+@register_objective("optimal_transport")
+class OptimalTransport(AlignmentObjective):
+    """Nodes alone, by the entropic estimator."""
+
+
+@register_objective("infonce")
+class InfoNCE(AlignmentObjective):
+    """Contrastive, between every two modalities; with an `edge_weight` also between edges."""
+
+    default_edge_weight = default_message_weight = default_margin = 0.0
+
+    def pair_loss(self, similarity, temperature, right):
+        return infonce_loss(similarity, temperature, right)
+
+
+@register_objective("siglip")
+class SigLIP(InfoNCE):
+    """The same, with every pair a yes or no of its own."""
+
+    def pair_loss(self, similarity, temperature, right):
+        return siglip_loss(similarity, temperature, right)
+
+
+@register_objective("paper")
+class Released(AlignmentObjective):
+    """
+    What the research release computes, faults included (README.md here lists them). It can reach 0 without aligning
+    anything. Noise, samples, margin, temperatures, centering and weights are the release's.
+    """
+
+    uses_graph_network = True
+
+    def match(self, features, graph_network, groups, *, generator, training):
+        names, matchings, labels = released_matchings(
+            features,
+            graph_network,
+            num_neighbors=self.config.num_neighbors,
+            small_batch=self.small_batch,
+            generator=generator,
+            training=training,
+            solver=self.solver,
+        )
+        loss = hamming_loss(matchings, groups.unsqueeze(0) == groups.unsqueeze(1))
+        return AlignmentOutput(loss, names, groups, lambda: labels.unsqueeze(1))
+
+
+@register_objective("none")
+class NoObjective(AlignmentObjective):
+    """A loss of 0, with the matching at node costs."""
+
+    def pair_loss(self, similarity, temperature, right):
+        return similarity.new_zeros(())
