@@ -50,17 +50,19 @@ def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[
         ids, images and system text.
     """
     generator = random.Random(seed)
-    candidates = [(number, turn) for number, row in enumerate(rows) for turn in range(count_turns(row))]
+    num_turns = [count_turns(row) for row in rows]
+    candidates = [(number, turn) for number, turns in enumerate(num_turns) for turn in range(turns)]
     generator.shuffle(candidates)
     num_wanted = round(share * len(candidates))
     held_out: dict[int, set[int]] = {}
     for number, turn in candidates:
-        if sum(map(len, held_out.values())) == num_wanted:
+        if num_wanted == 0:
             break
-        if len(held_out.get(number, ())) + 1 < count_turns(rows[number]):
+        if len(held_out.get(number, ())) + 1 < num_turns[number]:
             held_out.setdefault(number, set()).add(turn)
+            num_wanted -= 1
     training = [
-        with_turns(row, [turn for turn in range(count_turns(row)) if turn not in held_out.get(number, ())])
+        with_turns(row, [turn for turn in range(num_turns[number]) if turn not in held_out.get(number, ())])
         for number, row in enumerate(rows)
     ]
     return training, [with_turns(rows[number], sorted(turns)) for number, turns in sorted(held_out.items())]

@@ -1,7 +1,10 @@
+import random
+
 import pytest
 import torch
 
 from logramed.trainer.alignment import matching_accuracy, recall_at_k
+from logramed.trainer.alignment.retrieval import retrieval_metrics
 
 
 def recall_by_sorting(queries, candidates, k):
@@ -44,6 +47,63 @@ def test_recall_refuses_what_it_cannot_answer():
         recall_at_k(torch.eye(3), torch.eye(3) * torch.nan)
     with pytest.raises(ValueError, match=r"\(3, 3\) and \(2, 3\)"):
         recall_at_k(torch.eye(3), torch.eye(3)[:2])
+
+
+def recall_by_loops(queries, candidates, groups, k):
+    """One query after another: its own group, by the best of it, must have fewer than k others at or before it."""
+    num_found = 0
+    for query, own in zip(queries.tolist(), groups, strict=True):
+        best = {}
+        for candidate, group in zip(candidates.tolist(), groups, strict=True):
+            cosine = sum(a * b for a, b in zip(query, candidate, strict=True))
+            best[group] = max(cosine, best.get(group, -2.0))
+        num_found += sum(value >= best[own] for group, value in best.items() if group != own) < k
+    return num_found / len(groups)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_retrieval_metrics_equal_loops_over_queries(seed):
+    """One-hot features and their negatives: cosines are exact, so that ties are frequent and certain."""
+    generator = random.Random(seed)
+    num_nodes = generator.choice([5, 9, 24])
+    vectors = torch.cat([torch.eye(4), -torch.eye(4)])
+    nodes = {
+        name: vectors[[generator.randrange(8) for _ in range(num_nodes)]] for name in ("image", "answer", "extended")
+    }
+    groups = [generator.randrange(8) for _ in range(num_nodes)]
+    answer_keys = [group // 2 for group in groups]
+    expected = {}
+    for source in nodes:
+        for target in nodes:
+            keys = answer_keys if "answer" in (source, target) else groups
+            for k in (1, 5):
+                if source != target and k < len(set(keys)):
+                    name = f"recall_at_{k}_{source}_to_{target}"
+                    expected[name] = recall_by_loops(nodes[source], nodes[target], keys, k)
+    assert retrieval_metrics(nodes, torch.tensor(groups), torch.tensor(answer_keys)) == pytest.approx(expected)
+    without_keys = retrieval_metrics(nodes, torch.tensor(groups))
+    for name in without_keys.keys() & expected.keys():
+        if "answer" not in name:
+            assert without_keys[name] == pytest.approx(expected[name])
+
+
+def test_retrieval_metrics_are_those_of_recall_at_k_and_scale_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(30, 6, generator=generator)
+    answer = image + torch.randn(30, 6, generator=generator)
+    metrics = retrieval_metrics({"image": 3 * image, "answer": answer}, torch.arange(30))
+    assert metrics == {
+        f"recall_at_{k}_{'image_to_answer' if forward else 'answer_to_image'}": recall_by_sorting(
+            *((image, answer) if forward else (answer, image)), k
+        )
+        for forward in (True, False)
+        for k in (1, 5)
+    }
+
+
+def test_retrieval_metrics_name_what_is_not_finite():
+    with pytest.raises(ValueError, match="`answer` must be finite"):
+        retrieval_metrics({"image": torch.eye(3), "answer": torch.eye(3) * torch.nan}, torch.arange(3))
 
 
 def test_matching_accuracy_counts_nodes_matched_to_themselves():

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 from datasets import Dataset
 
@@ -81,3 +83,28 @@ def test_shuffled_turns_keep_question_answer_and_extension_together():
         assert sum(part["type"] == "image" for m in seen["messages"] for part in m["content"]) == 1
         orders.add(tuple(order))
     assert len(orders) > 1
+
+
+def hold_out_one_by_one(rows, share, seed):
+    """(row, turn) of each turn held out: counted anew before each draw."""
+    generator = random.Random(seed)
+    candidates = [(number, turn) for number, row in enumerate(rows) for turn in range(len(row["messages"]) // 2)]
+    generator.shuffle(candidates)
+    held_out = []
+    for number, turn in candidates:
+        is_enough = len(held_out) >= round(share * len(candidates))
+        num_held = sum(other == number for other, _ in held_out)
+        if not is_enough and num_held + 1 < len(rows[number]["messages"]) // 2:
+            held_out.append((number, turn))
+    return sorted(held_out)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_hold_out_draws_what_counting_anew_draws(seed, share):
+    generator = random.Random(seed)
+    rows = [row(str(number), generator.randint(1, 5)) for number in range(12)]
+    training, held_out = hold_out_turns(rows, share, seed)
+    expected = [f"answer {number}{turn}" for number, turn in hold_out_one_by_one(rows, share, seed)]
+    assert answers(held_out) == expected
+    assert answers(training) == [answer for answer in answers(rows) if answer not in expected]
