@@ -15,7 +15,6 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from logramed.trainer.alignment.config import GRANULARITIES
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
-from logramed.trainer.data.records import canonical_row
 from logramed.trainer.node_inputs import BatchTexts, NodeText, build_nodes
 
 
@@ -152,7 +151,11 @@ def canonical(row: dict[str, Any], position: str) -> dict[str, Any]:
     """`row` as `logramed.trainer.data` gives rows, whatever form it has."""
     messages = row.get("messages")
     is_canonical = row.keys() >= CANONICAL_KEYS and all(isinstance(message["content"], list) for message in messages)
-    return row if is_canonical else canonical_row(row, position)
+    if is_canonical:
+        return row
+    from logramed.trainer.data.records import canonical_row
+
+    return canonical_row(row, position)
 
 
 class Encoding(NamedTuple):

@@ -44,7 +44,7 @@ def name_units(model: torch.nn.Module, accelerator: Accelerator) -> None:
             module._no_split_modules = type(names)(name for name in names if name in present)
     own = {"GraphNetwork"} & present
     model._no_split_modules = [*(getattr(model.base, "_no_split_modules", None) or ()), *own]
-    plugin = accelerator.state.fsdp_plugin
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.transformer_cls_names_to_wrap is not None:
         plugin.transformer_cls_names_to_wrap = [*{*plugin.transformer_cls_names_to_wrap, *own}]
 

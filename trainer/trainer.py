@@ -19,8 +19,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from logramed.trainer.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable, unwrap_adapters
-from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, retrieval_metrics
-from logramed.trainer.alignment.graph_network import GraphNetwork
+from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, GraphNetwork
+from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.checkpoints import LoggedSums, ResumingCallback, WholeCheckpoints
 from logramed.trainer.collator import LoGraMedDataCollator
@@ -130,6 +130,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             granularity=self.args.alignment_granularity,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             completion_only_loss=self.args.completion_only_loss,
+            image_token_id=getattr(self.model.config, "image_token_id", None),
             text_hidden_size=text_config.hidden_size,
             packs_in_one_row="flash" in (getattr(text_config, "_attn_implementation", None) or ""),
         )
@@ -268,7 +269,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 self.model.save_pretrained(output_dir, state_dict)
                 self.processing_class.save_pretrained(output_dir)
                 torch.save(self.args, Path(output_dir) / TRAINING_ARGS_NAME)
-                if self._staged:  # a checkpoint
+                if getattr(self, "_staged", False):  # a checkpoint
                     self.model.save_alignment(output_dir, state_dict or self.model.state_dict())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")

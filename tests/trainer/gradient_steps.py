@@ -45,13 +45,11 @@ class KeepGradients(TrainerCallback):
 
 def small_model(tied=False, adapters=False, dtype=torch.float32, **values):
     text_sizes = {"vocab_size": 84, "tie_word_embeddings": tied}
-    values = {"graph_num_neighbors": 2, "graph_dropout": 0.0, **values}
     model = tiny_model(text_sizes=text_sizes, tie_word_embeddings=tied, **values).to(dtype)
     if not adapters:
         return model
-    parts = ["graph_network", "multi_modal_projector"]
     torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=parts))
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["multi_modal_projector"]))
 
 
 def uneven_turns(rows):
@@ -76,6 +74,8 @@ def take_steps(folder, rows, model=None, dealt=None, prepare=None, resume=None, 
         "use_cpu": True,
         "seed": 3,
         "train_sampling_strategy": "sequential",
+        "num_neighbors": 2,
+        "graph_dropout": 0.0,
     }
     keep = KeepGradients()
     trainer = LoGraMedTrainer(

@@ -8,7 +8,7 @@ from transformers import LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from logramed import LoGraMedImageProcessor, LoGraMedProcessor
-from logramed.node_features_logramed import GRANULARITIES
+from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer import collator as collator_module
 from logramed.trainer.collator import LoGraMedDataCollator, join_answers, number_spans, split_sentences
 from logramed.trainer.data.rows import BadRows, finish

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from logramed.node_features_logramed import GRANULARITIES
+from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph, random_state, replayed
 from tests.trainer.gradient_steps import small_model, take_steps, uneven_turns
 

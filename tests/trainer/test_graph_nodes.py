@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from logramed.node_features_logramed import GRANULARITIES
+from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, gather_nodes, same_randomness

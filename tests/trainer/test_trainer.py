@@ -2,26 +2,28 @@ import itertools
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from trl import SFTTrainer
 
-from logramed.node_features_logramed import GRANULARITIES
-from logramed.trainer.alignment import GRADIENT_ESTIMATORS, LOSSES, AlignmentObjective, GradientEstimator
+from logramed.trainer.alignment import (
+    GRADIENT_ESTIMATORS,
+    GRANULARITIES,
+    LOSSES,
+    AlignmentConfig,
+    AlignmentObjective,
+    GradientEstimator,
+)
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.trainer import (
-    AlignmentRecorder,
-    LoGraMedTrainer,
-    build_objective,
-    node_keys,
-    retrieval_metrics,
-    text_keys,
-)
+from logramed.trainer.alignment.retrieval import retrieval_metrics
+from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny import tiny_processor, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 
 def small_model(**values):
-    return tiny_model(text_sizes={"vocab_size": 84}, graph_num_neighbors=2, graph_dropout=0.0, **values)
+    return tiny_model(text_sizes={"vocab_size": 84}, **values)
 
 
 def arguments(folder, **values):
@@ -36,6 +38,8 @@ def arguments(folder, **values):
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": 3,
+        "num_neighbors": 2,
+        "graph_dropout": 0.0,
     }
     return LoGraMedTrainingArguments(**{**defaults, **values})
 
@@ -140,15 +144,14 @@ def test_objective_none_is_weight_zero(tmp_path, rows):
     assert torch.equal(weights(none), weights(train(tmp_path, rows, alignment_weight=0)))
 
 
-def test_graph_network_is_trained_only_where_the_objective_uses_it(tmp_path, rows):
+def test_there_is_a_graph_network_only_where_the_objective_uses_it(tmp_path, rows):
     def is_trained(**values):
-        network = train(tmp_path, rows, max_steps=1, **values).model.model.graph_network
-        return {parameter.requires_grad for parameter in network.parameters()}
+        return train(tmp_path, rows, max_steps=1, **values).model.graph_network is not None
 
-    assert is_trained() == {True}
-    assert is_trained(message_weight=0.0) == {False}
-    assert is_trained(alignment_loss="infonce") == {False}
-    assert is_trained(alignment_weight=0.0) == {False}
+    assert is_trained()
+    assert not is_trained(message_weight=0.0)
+    assert not is_trained(alignment_loss="infonce")
+    assert not is_trained(alignment_weight=0.0)
 
 
 def test_several_evaluation_sets_by_name(tmp_path, rows):
@@ -156,26 +159,28 @@ def test_several_evaluation_sets_by_name(tmp_path, rows):
     assert {"eval_first_recall_at_1_image_to_answer", "eval_second_loss"} <= trainer.evaluate().keys()
 
 
-def test_arguments_reach_the_objective():
-    arguments = LoGraMedTrainingArguments(
-        alignment_loss="multi_graph_pairwise",
-        alignment_targets="others",
-        edge_weight=0.5,
-        edge_matching="coupled",
-        message_weight=0.2,
-        alignment_margin=0.1,
-        alignment_temperature=0.2,
-        edge_temperature=0.3,
-        gradient_estimator="imle",
-        noise_scale=0.7,
-        num_noise_samples=2,
-        use_cpu=True,
+def test_arguments_reach_the_objective_and_the_graph_network(tmp_path, rows):
+    values = {
+        "alignment_loss": "multi_graph_pairwise",
+        "alignment_targets": "others",
+        "edge_weight": 0.5,
+        "edge_matching": "coupled",
+        "gradient_estimator": "imle",
+        "noise_scale": 0.7,
+        "num_noise_samples": 2,
+        "alignment_margin": 0.1,
+        "center_features": True,
+        "graph_num_layers": 3,
+        "graph_hidden_size": 8,
+    }
+    trainer = LoGraMedTrainer(
+        small_model(), arguments(tmp_path, **values), processing_class=tiny_processor(), train_dataset=rows
     )
-    objective = build_objective(arguments, small_model().config, "shrink")
-    assert (objective.loss, objective.targets, objective.is_coupled) == ("multi_graph_pairwise", "others", True)
-    assert (objective.edge_weight, objective.message_weight) == (0.5, 0.2)
-    assert (objective.temperature, objective.edge_temperature) == (0.2, 0.3)
+    objective = trainer.objectives["train"]
     assert objective.estimator == GradientEstimator("imle", noise_scale=0.7, margin=0.1, num_samples=2)
+    assert (objective.is_coupled, objective.config.center_features) == (True, True)
+    shapes = [tuple(weight.shape) for name, weight in trainer.model.graph_network.named_parameters() if "root" in name]
+    assert shapes == [(8, 32), (8, 8), (32, 8)]
 
 
 def test_without_extended_answers_there_are_two_modalities(tmp_path, rows):
@@ -187,7 +192,7 @@ def test_without_extended_answers_there_are_two_modalities(tmp_path, rows):
 
 def test_collator_without_node_texts_is_refused_while_alignment_is_on(tmp_path, rows):
     collator = LoGraMedDataCollator(tiny_processor(), alignment=False)
-    with pytest.raises(ValueError, match=r"`alignment_weight` is 1.0, but the batch has no `answer_input_ids`"):
+    with pytest.raises(ValueError, match=r"`alignment_weight` is 1.0, but the batch has no `nodes`"):
         train(tmp_path, rows, data_collator=collator)
 
 
@@ -199,15 +204,13 @@ def test_vision_tower_runs_once_a_step(tmp_path, rows):
 
 
 def test_every_part_of_the_model_is_trained(tmp_path, rows):
-    before = small_model()
-    trainer = train(tmp_path, rows, max_steps=1)
+    options = {"processing_class": tiny_processor(), "train_dataset": rows}
+    trainer = LoGraMedTrainer(small_model(), arguments(tmp_path, max_steps=1), **options)
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    trainer.train()
+    now = dict(trainer.model.named_parameters())
     for part in ("vision_tower.encoder", "multi_modal_projector", "language_model.layers", "graph_network"):
-        names = [name for name, _ in before.named_parameters() if part in name]
-        assert names
-        now = dict(trainer.model.named_parameters())
-        assert any(not torch.equal(now[name], value) for name, value in before.named_parameters() if name in names), (
-            part
-        )
+        assert any(part in name and not torch.equal(now[name], value) for name, value in before.items()), part
 
 
 def test_batch_too_small_for_the_graph_is_refused_or_shrunk_as_asked(tmp_path, rows):
@@ -250,13 +253,6 @@ def test_retrieval_leaves_out_ranks_that_every_sample_would_reach():
     assert sorted(names) == ["recall_at_1_answer_to_image", "recall_at_1_image_to_answer"]
 
 
-def test_text_keys_are_equal_for_equal_texts_with_other_padding():
-    tokenizer = tiny_tokenizer()
-    pad = tokenizer.pad_token_id
-    keys = text_keys(torch.tensor([[5, 6, pad], [pad, 5, 6], [6, 5, pad]]), tokenizer)
-    assert keys[0] == keys[1] != keys[2]
-
-
 def test_retrieval_of_answers_has_groups_of_its_own():
     image = torch.eye(8)
     other = image[[1, 0, 2, 3, 4, 5, 6, 7]]
@@ -264,45 +260,6 @@ def test_retrieval_of_answers_has_groups_of_its_own():
     metrics = retrieval_metrics(nodes, torch.arange(8), torch.tensor([1, 1, 2, 3, 4, 5, 6, 7]))
     assert metrics["recall_at_1_image_to_answer"] == metrics["recall_at_1_answer_to_image"] == 1.0
     assert metrics["recall_at_1_image_to_extended"] == metrics["recall_at_1_extended_to_image"] == 0.75
-
-
-def turn_inputs(**values):
-    """Four turns: the second differs from the first in its extended answer alone, the third not at all."""
-    return {
-        "num_turns": torch.tensor([3, 1]),
-        "answer_input_ids": torch.tensor([[5, 6, 0], [5, 6, 0], [5, 6, 0], [5, 7, 8]]),
-        "extended_input_ids": torch.tensor([[9, 10], [9, 11], [9, 10], [9, 10]]),
-        "extended_span_ids": torch.tensor([[0, 1], [0, 0], [0, 1], [-1, 0]]),
-        **values,
-    }
-
-
-def pattern(keys):
-    """Keys by the order of their first use: `[7, 3, 7]` becomes `[0, 1, 0]`."""
-    keys = keys.tolist()
-    return [list(dict.fromkeys(keys)).index(key) for key in keys]
-
-
-def test_turns_are_one_where_no_text_tells_them_apart_and_spans_where_their_turns_are():
-    tokenizer = tiny_tokenizer()
-    for granularity, places in (("turn", [0, 1, 2, 3]), ("span", [0, 0, 1, 2, 2, 3])):
-        groups, answer_keys = node_keys(turn_inputs(), granularity, tokenizer)
-        assert pattern(groups) == [[0, 1, 0, 2][place] for place in places]
-        assert pattern(answer_keys) == [[0, 0, 0, 1][place] for place in places]
-    # Keys are of the texts alone, so that nodes of several batches can be joined.
-    alone, _ = node_keys({name: value[1:2] for name, value in turn_inputs().items()}, "turn", tokenizer)
-    assert alone == node_keys(turn_inputs(), "turn", tokenizer)[0][1]
-    short = {name: value for name, value in turn_inputs().items() if not name.startswith("extended")}
-    groups, answer_keys = node_keys(short, "turn", tokenizer)
-    assert torch.equal(groups, answer_keys)
-
-
-def test_texts_that_are_equal_only_when_joined_are_no_group():
-    inputs = turn_inputs(
-        answer_input_ids=torch.tensor([[5, 6], [5, 0]]), extended_input_ids=torch.tensor([[7, 0], [6, 7]])
-    )
-    groups, _ = node_keys(inputs, "turn", tiny_tokenizer())
-    assert groups[0] != groups[1]
 
 
 def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gradient():
@@ -313,7 +270,7 @@ def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gr
         images = torch.eye(2, 8).repeat_interleave(3, 0)[order]
         images = images + 0.2 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
         nodes = {"image": images, "answer": answers.repeat_interleave(3, 0)}
-        output = AlignmentObjective("first_order")(nodes, training=False)
+        output = AlignmentObjective(AlignmentConfig(alignment_loss="first_order"))(nodes, training=False)
         output.loss.backward()
         found[name] = output.loss.item(), answers.grad.norm().item()
     assert found["right"][0] > 0.1  # a tenth of log 3: three answers are equally near
@@ -384,59 +341,10 @@ def test_retrieval_is_over_the_turns_of_all_evaluation_batches(tmp_path, rows):
         found.append([value for name, value in metrics.items() if "recall" in name])
     assert found[0] == pytest.approx(found[1])
     batch = LoGraMedDataCollator(tiny_processor(), granularity="turn")(list(rows))
-    recorder = AlignmentRecorder(None, training=False, generator=None)
     with torch.no_grad():
-        trainer.model.eval()(**batch, alignment_objective=recorder, alignment_granularity="turn")
-    groups, answer_keys = node_keys(batch, "turn", trainer._tokenizer)
-    expected = retrieval_metrics(recorder.node_features, groups, answer_keys)
+        features = trainer.model.eval()(**batch).node_features
+    expected = retrieval_metrics(features, batch["nodes"]["groups"], batch["nodes"]["answer_keys"])
     assert found[1] == pytest.approx(list(expected.values()))
-
-
-def random_nodes(num_nodes, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(num_nodes, 8, generator=generator) for name in ("image", "answer")}
-
-
-@pytest.mark.parametrize("with_gradient", [False, True])
-def test_extra_nodes_join_those_of_the_batch_in_the_objective(with_gradient):
-    objective = AlignmentObjective("infonce")
-    own, groups = random_nodes(5, 0), torch.tensor([3, 3, 4, 5, 6])
-    stored, stored_groups = random_nodes(7, 1), torch.arange(3, 10)
-
-    def join(nodes, node_groups):
-        further = {name: values.requires_grad_(with_gradient) for name, values in stored.items()}
-        joined = {name: torch.cat([values, further[name]]) for name, values in nodes.items()}
-        return joined, torch.cat([node_groups, stored_groups])
-
-    recorder = AlignmentRecorder(objective, True, None, groups, extra_nodes=join)
-    nodes = {name: values.clone().requires_grad_() for name, values in own.items()}
-    recorder(nodes, None)
-    together = {name: torch.cat([values, stored[name]]) for name, values in own.items()}
-    expected = objective(together, None, groups=torch.cat([groups, stored_groups]))
-    torch.testing.assert_close(recorder.output.loss.detach(), expected.loss.detach())
-    assert all(torch.equal(recorder.node_features[name], own[name]) for name in own)  # for retrieval: the batch's own
-    recorder.output.loss.backward()
-    assert all(values.grad.any() for values in nodes.values())
-    assert all((values.grad is not None) == with_gradient for values in stored.values())
-
-
-def test_recorder_keeps_attention_only_when_asked():
-    attention = {"regions": torch.rand(2, 4, requires_grad=True)}
-    features = {"image": torch.ones(2, 3)}
-    for keep_attention in (False, True):
-        recorder = AlignmentRecorder(None, False, None, keep_attention=keep_attention)
-        recorder(features, None, attention=attention)
-        assert bool(recorder.attention) == keep_attention
-    assert not recorder.attention["regions"].requires_grad
-
-
-def test_recorder_without_objective_only_keeps_the_features():
-    recorder = AlignmentRecorder(None, training=False, generator=torch.Generator())
-    features = {"image": torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)}
-    recorder(features, None)
-    assert recorder.output is None
-    assert recorder.node_features["image"].dtype == torch.float32
-    assert not recorder.node_features["image"].requires_grad
 
 
 def test_best_checkpoint_is_loaded_at_the_end_and_resuming_goes_on_as_uninterrupted(tmp_path, rows):
@@ -454,8 +362,10 @@ def test_best_checkpoint_is_loaded_at_the_end_and_resuming_goes_on_as_uninterrup
     }
     trainer = train(tmp_path, rows, **options)
     best = tmp_path / "run" / trainer.state.best_model_checkpoint.split("/")[-1]
-    kept = type(trainer.model).from_pretrained(best)
-    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), kept.parameters(), strict=True))
+    kept = type(trainer.model.model).from_pretrained(best)
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.model.parameters(), kept.parameters(), strict=True))
+    network = load_file(best / "alignment.safetensors")
+    assert all(torch.equal(value, network[name]) for name, value in trainer.model.state_dict().items() if "graph" in name)
     resumed = LoGraMedTrainer(
         small_model(seed=9),
         arguments(tmp_path, **{name: value for name, value in options.items() if name != "eval_dataset"}),
@@ -467,40 +377,104 @@ def test_best_checkpoint_is_loaded_at_the_end_and_resuming_goes_on_as_uninterrup
     assert logged(resumed, "loss") == logged(trainer, "loss")
 
 
-def test_checkpoint_that_lacks_a_weight_is_refused(tmp_path, rows):
-    from safetensors.torch import load_file, save_file
-
-    train(tmp_path, rows, save_strategy="steps", save_steps=2)
-    path = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+def without_a_weight(path, name):
+    """Leave a weight out of a checkpoint, as if another program had written it so."""
     state = load_file(path)
-    del state["graph_network.conv1.lin_root.weight"]
+    del state[name]
     save_file(state, path, metadata={"format": "pt"})
-    (path.parent / "manifest.json").unlink()  # as if another program had written it so
-    trainer = LoGraMedTrainer(
-        small_model(), arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows
-    )
-    with pytest.raises(
-        ValueError, match=r"lacks 1 weights of the model \(model.graph_network.conv1.lin_root.weight\)"
-    ):
-        trainer.train(resume_from_checkpoint=str(path.parent))
+    (path.parent / "manifest.json").unlink()
 
 
-def test_lora_adapter_carries_graph_network_and_projector(tmp_path, rows):
-    from peft import LoraConfig, PeftModel, get_peft_model
+def test_checkpoint_that_lacks_a_weight_is_refused(tmp_path, rows):
+    train(tmp_path, rows, save_strategy="steps", save_steps=2)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    without_a_weight(checkpoint / "model.safetensors", "multi_modal_projector.linear_1.weight")
+    options = {"processing_class": tiny_processor(), "train_dataset": rows}
+    trainer = LoGraMedTrainer(small_model(), arguments(tmp_path), **options)
+    with pytest.raises(ValueError, match=r"1 weights of the model are missing .*multi_modal_projector.linear_1.weight"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
-    config = LoraConfig(
-        r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["graph_network", "multi_modal_projector"]
-    )
-    trainer = train(tmp_path, rows, model=get_peft_model(small_model(), config))
+
+def test_checkpoint_that_lacks_a_weight_of_the_graph_network_is_refused(tmp_path, rows):
+    train(tmp_path, rows, save_strategy="steps", save_steps=2)
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    without_a_weight(checkpoint / "alignment.safetensors", "graph_network.conv1.lin_root.weight")
+    options = {"processing_class": tiny_processor(), "train_dataset": rows}
+    trainer = LoGraMedTrainer(small_model(), arguments(tmp_path), **options)
+    with pytest.raises(ValueError, match=r"conv1.lin_root.weight"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_published_folder_holds_no_graph_network_and_a_checkpoint_does(tmp_path, rows):
+    trainer = train(tmp_path, rows, save_strategy="steps", save_steps=2)
+    trainer.save_model()
+    assert not any("graph" in name for name in load_file(tmp_path / "run" / "model.safetensors"))
+    assert not (tmp_path / "run" / "alignment.safetensors").exists()
+    names = load_file(tmp_path / "run" / "checkpoint-2" / "alignment.safetensors")
+    assert "graph_network.conv1.lin_rel.weight" in names
+
+
+def test_lora_adapter_carries_the_projector_and_resumes_with_its_graph_network(tmp_path, rows):
+    def adapted():
+        torch.manual_seed(0)
+        config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["multi_modal_projector"])
+        return get_peft_model(small_model(), config)
+
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    trainer = train(tmp_path, rows, model=adapted(), **options)
     trainer.save_model()
     loaded = PeftModel.from_pretrained(small_model(), tmp_path / "run").state_dict()
-    trained = trainer.model.state_dict()
-    start = get_peft_model(small_model(), config).state_dict()
-    for part in ("graph_network.modules_to_save", "multi_modal_projector.modules_to_save", "lora_B"):
+    trained, start = trainer.model.model.state_dict(), adapted().state_dict()
+    for part in ("multi_modal_projector.modules_to_save", "lora_B"):
         names = [name for name in trained if part in name]
         assert names
         assert all(torch.equal(loaded[name], trained[name]) for name in names)
         assert any(not torch.equal(start[name], trained[name]) for name in names)
+    resumed = LoGraMedTrainer(
+        adapted(), arguments(tmp_path, **options), processing_class=tiny_processor(), train_dataset=rows
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert logged(resumed, "alignment_loss") == logged(trainer, "alignment_loss")
+    assert torch.equal(weights(resumed), weights(trainer))
+
+
+@pytest.mark.parametrize("values", [{"label_smoothing_factor": 0.1}, {"loss_type": "dft"}, {}], ids=str)
+def test_alignment_trains_whatever_the_language_modeling_loss_is(tmp_path, rows, values):
+    """With a weight of 0 as `SFTTrainer`; with another the gradient is that of both losses, in one pass."""
+    values = {**values, "max_steps": 2}
+    collator = LoGraMedDataCollator(tiny_processor(), alignment=False)
+    plain = train(tmp_path, rows, SFTTrainer, data_collator=collator, remove_unused_columns=False, **values)
+    zero = train(tmp_path, rows, alignment_weight=0, **values)
+    assert logged(zero, "loss") == pytest.approx(logged(plain, "loss"))
+    torch.testing.assert_close(weights(zero), weights(plain))
+    model, calls = small_model(), []
+    model.model.language_model.layers[0].register_forward_hook(lambda *call: calls.append(call))
+    aligned = train(tmp_path, rows, model=model, **values)
+    assert len(calls) == 2 * 2 + 4  # of each step, and once to see how texts can be laid out
+    assert not torch.allclose(weights(aligned)[: len(weights(zero))], weights(zero))
+    for name in ("entropy", "mean_token_accuracy"):
+        assert logged(aligned, name)[0] == pytest.approx(logged(plain, name)[0], rel=1e-4)
+
+
+def test_alignment_trains_beside_a_loss_of_ones_own(tmp_path, rows):
+    def own_loss(outputs, labels, num_items_in_batch=None):
+        logits, targets = outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / num_items_in_batch
+
+    def trained(alignment_weight, compute_loss_func):
+        trainer = LoGraMedTrainer(
+            small_model(),
+            arguments(tmp_path, alignment_weight=alignment_weight, optim="sgd"),
+            processing_class=tiny_processor(),
+            train_dataset=rows,
+            compute_loss_func=compute_loss_func,
+        )
+        trainer.train()
+        return trainer
+
+    for weight in (0.0, 1.0):  # the loss that `SFTTrainer` has by default, written out
+        own, default = trained(weight, own_loss), trained(weight, None)
+        torch.testing.assert_close(weights(own), weights(default), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
