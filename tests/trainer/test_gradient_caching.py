@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from logramed.trainer.alignment import GRANULARITIES
-from logramed.trainer.gradient_caching import CachedGradientRecorder, StepGraph, random_state, replayed
+from logramed.trainer import trainer as trainer_module
+from logramed.trainer.gradient_caching import StepGraph, cached_loss, random_state, replayed
 from tests.trainer.gradient_steps import small_model, take_steps, uneven_turns
 
 
@@ -89,7 +90,7 @@ def test_one_micro_batch_is_plain_training(tmp_path, rows):
 
 
 def model_with_dropout():
-    model = small_model(graph_dropout=0.2)
+    model = small_model()
     model.config.text_config.attention_dropout = 0.2
     for module in model.modules():
         for name in ("dropout", "attention_dropout"):  # of towers and language models
@@ -100,21 +101,21 @@ def model_with_dropout():
 
 def test_with_dropout_the_second_pass_has_the_features_of_the_first_bit_for_bit(tmp_path, rows, monkeypatch):
     first, second = [], []
-    compute, record = StepGraph.compute_nodes, CachedGradientRecorder.__call__
+    compute = StepGraph.compute_nodes
 
     def compute_and_keep(self, *args):
         compute(self, *args)
         first.extend({name: leaf.detach().clone() for name, leaf in leaves.items()} for leaves, _ in self._nodes)
 
-    def record_and_keep(self, features, *args, **kwargs):
-        record(self, features, *args, **kwargs)
+    def share_and_keep(features, *args):
         second.append({name: values.detach().clone() for name, values in features.items()})
+        return cached_loss(features, *args)
 
     monkeypatch.setattr(StepGraph, "compute_nodes", compute_and_keep)
-    monkeypatch.setattr(CachedGradientRecorder, "__call__", record_and_keep)
+    monkeypatch.setattr(trainer_module, "cached_loss", share_and_keep)
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "accumulate_graph": True}
     same = [0, 1] * 4  # equal micro-batches differ by their dropout alone
-    take_steps(tmp_path, rows, dealt=same, model=model_with_dropout(), **options)
+    take_steps(tmp_path, rows, dealt=same, model=model_with_dropout(), graph_dropout=0.2, **options)
     assert len(first) == len(second) == 3
     for name in ("image", "answer", "extended"):
         for before, after in zip(first, second, strict=True):
@@ -124,7 +125,7 @@ def test_with_dropout_the_second_pass_has_the_features_of_the_first_bit_for_bit(
 
 def test_a_seeded_run_with_dropout_is_the_same_again(tmp_path, rows):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "accumulate_graph": True}
-    found = [take_steps(tmp_path, rows, model=model_with_dropout(), max_steps=2, **options) for _ in range(2)]
+    found = [take_steps(tmp_path, rows, model=model_with_dropout(), max_steps=2, graph_dropout=0.2, **options) for _ in range(2)]
     assert_equal_steps(*found, rtol=0, atol=0)
 
 
@@ -149,9 +150,7 @@ def test_cached_gradients_are_those_of_the_unscaled_loss(scale):
             assert len(groups) == 6
             loss = loss_of(joined["image"])
         else:
-            recorder = CachedGradientRecorder(graph.cached_gradients(), uses_graph_network=False)
-            recorder(features, None)
-            loss = recorder.loss
+            loss = cached_loss(features, graph.cached_gradients(), None)
             assert loss.item() == 0
         graph.finish(loss)
         (scale * loss).backward()
@@ -160,11 +159,18 @@ def test_cached_gradients_are_those_of_the_unscaled_loss(scale):
 
 def test_an_overflow_reaches_the_gradient_and_not_the_loss():
     features = torch.ones(2, 3, requires_grad=True)
-    recorder = CachedGradientRecorder({"image": torch.full((2, 3), torch.inf)}, uses_graph_network=False)
-    recorder({"image": features}, None)
-    assert recorder.loss.item() == 0
-    recorder.loss.backward()
+    loss = cached_loss({"image": features}, {"image": torch.full((2, 3), torch.inf)}, None)
+    assert loss.item() == 0
+    loss.backward()
     assert torch.isinf(features.grad).all()
+
+
+def test_small_gradients_of_half_precision_features_are_scaled_before_they_are_cast():
+    """Unscaled, they are below the smallest float16; the loss scaling of mixed precision is there to keep them."""
+    features = torch.ones(2, 3, dtype=torch.float16, requires_grad=True)
+    gradient = torch.full((2, 3), 2.0**-26)
+    (2.0**16 * cached_loss({"image": features}, {"image": gradient}, None)).backward()
+    assert torch.equal(features.grad, torch.full((2, 3), 2.0**-10, dtype=torch.float16))
 
 
 def test_gradients_are_refused_before_there_are_any():

@@ -2,11 +2,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from logramed.trainer.alignment import GRANULARITIES
+from logramed.trainer.aligned_model import AlignedModel
+from logramed.trainer.alignment import GRANULARITIES, AlignmentObjective
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, gather_nodes, same_randomness
-from logramed.trainer.trainer import AlignmentRecorder, build_objective, node_keys
+from logramed.trainer.trainer import build_graph_network
 from tests.tiny import tiny_processor
 from tests.trainer.gradient_steps import small_model, take_steps
 
@@ -94,20 +95,20 @@ def test_a_batch_with_the_memory_of_another_is_the_joint_batch_with_that_one_con
     _, keep, logged = take_steps(
         tmp_path, rows, max_steps=2, alignment_memory=64, alignment_granularity=granularity, model=small_model()
     )
-    model = small_model().train()
+    arguments = LoGraMedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, num_neighbors=2, graph_dropout=0.0)
+    arguments.seed = 3
+    network = build_graph_network(arguments, small_model())
+    model = AlignedModel(small_model(), network, granularity).train()
     collator = LoGraMedDataCollator(tiny_processor(), granularity=granularity)
-    recorders, groups, language_modeling = [], [], []
+    outputs, groups, language_modeling = [], [], []
     for first in (0, 4):
         batch = collator(list(rows.select(range(first, first + 4))))
-        recorders.append(_KeepLive())
-        groups.append(node_keys(batch, granularity, tiny_processor().tokenizer)[0])
-        output = model(**batch, alignment_objective=recorders[-1], alignment_granularity=granularity)
-        language_modeling.append(output.loss)
-    old, new = (recorder.features for recorder in recorders)
+        groups.append(batch["nodes"]["groups"])
+        outputs.append(model(**batch))
+        language_modeling.append(-outputs[-1].log_probs.sum() / outputs[-1].label_mask.sum())
+    old, new = (output.node_features for output in outputs)
     joint = {name: torch.cat([new[name], old[name].detach()]) for name in new}
-    arguments = LoGraMedTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    objective = build_objective(arguments, model.config, "refuse")
-    alignment = objective(joint, model.model.graph_network, groups=torch.cat(groups[::-1]))
+    alignment = AlignmentObjective(arguments)(joint, network, groups=torch.cat(groups[::-1]))
     assert logged["alignment_loss"][1] == pytest.approx(alignment.loss.item(), rel=1e-5)
     assert logged["matching_accuracy"][1] == pytest.approx(alignment.matching_accuracy.item())
     assert logged["alignment_loss"][0] != pytest.approx(logged["alignment_loss"][1], rel=1e-2)
@@ -115,13 +116,6 @@ def test_a_batch_with_the_memory_of_another_is_the_joint_batch_with_that_one_con
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(keep.gradients[1][name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
-
-
-class _KeepLive:
-    """Keeps the features with their gradient."""
-
-    def __call__(self, node_features, graph_network, attention=None):
-        self.features = node_features
 
 
 def test_memory_is_for_training_alone_and_registered_for_checkpoints(tmp_path, rows):
@@ -165,20 +159,3 @@ def test_a_run_that_goes_on_from_the_state_of_its_memory_is_the_uninterrupted_on
     )
     assert len(logged["alignment_loss"]) == 4
     assert resumed["alignment_loss"] == logged["alignment_loss"]
-
-
-def test_recorder_gives_the_objective_the_joined_nodes_and_keeps_those_of_the_batch():
-    calls = []
-
-    def objective(features, graph_network, generator, training, groups):
-        calls.append((features["image"][:, 0].tolist(), groups.tolist()))
-        return type("Output", (), {"loss": features["image"].sum()})
-
-    memory = AlignmentMemory(5)
-    memory.remember(*nodes(8))
-    features, groups = nodes(1, 2)
-    recorder = AlignmentRecorder(objective, True, None, groups, BeyondBatch(False, memory))
-    recorder(features, None)
-    assert calls == [([1, 2, 8], [1, 2, 8])]
-    assert recorder.node_features["image"][:, 0].tolist() == [1, 2]
-    assert recorder.loss.item() == 33

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from logramed.trainer import matching_picture
+from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.matching_picture import MatchedNodes, draw_matching, match_nodes
 from tests.tiny import tiny_processor
@@ -17,14 +17,15 @@ def model_and_collator(granularity="turn", **values):
 
 def fix_nodes(monkeypatch, order):
     """Makes the image of each node the text of another one: node i goes to node `order[i]`."""
-    original = matching_picture.AlignmentRecorder.__call__
+    original = AlignedModel.forward
 
-    def call(recorder, node_features, graph_network, attention=None):
-        original(recorder, node_features, graph_network, attention=attention)
+    def forward(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
         texts = torch.eye(len(order))
-        recorder.node_features = {"image": texts[order], "answer": texts, "extended": texts}
+        output.node_features = {"image": texts[order], "answer": texts, "extended": texts}
+        return output
 
-    monkeypatch.setattr(matching_picture.AlignmentRecorder, "__call__", call)
+    monkeypatch.setattr(AlignedModel, "forward", forward)
 
 
 def test_each_turn_is_matched_and_described(rows, monkeypatch):

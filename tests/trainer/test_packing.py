@@ -1,18 +1,21 @@
 import pytest
 import torch
 
-from logramed.packing_logramed import encode_packed, fill_rows, lay_out
+from logramed.trainer.aligned_model import encode_texts
+from logramed.trainer.packing import fill_rows, lay_out
 from tests.tiny_models import tiny_model
+from tests.trainer.test_aligned_model import text_nodes
 
 
-def padded(texts, side):
-    """Token ids and mask of texts, padded with a token that stands for words too."""
-    longest = max(len(text) for text in texts)
-    ids, mask = torch.full((len(texts), longest), 7), torch.zeros(len(texts), longest, dtype=torch.int64)
-    for row, text in enumerate(texts):
-        place = slice(len(text)) if side == "right" else slice(longest - len(text), None)
-        ids[row, place], mask[row, place] = torch.tensor(text), 1
-    return ids, mask
+def encode(decoder, texts):
+    """Hidden states of all tokens of texts, from a layout that `lay_out` chooses."""
+    lengths, longest = [len(text) for text in texts], max(map(len, texts))
+    tokens = torch.tensor([token for text in texts for token in text])
+    packed_ids, positions, places = fill_rows(tokens, torch.tensor(lengths), *lay_out(lengths, 32))
+    nodes = text_nodes(texts, None)
+    nodes |= {"packed_input_ids": packed_ids, "packed_position_ids": positions, "packed_places": places}
+    assert nodes["text_input_ids"].shape[1] == longest
+    return encode_texts(decoder, nodes, "packed")
 
 
 def draw_texts(lengths, seed=0):
@@ -23,7 +26,6 @@ def draw_texts(lengths, seed=0):
 ANSWERS, EXTENDED = draw_texts([1, 3, 1, 2, 1]), draw_texts([9, 4, 11, 7, 1], seed=1)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(
     ("language_model", "sizes"),
@@ -33,11 +35,10 @@ ANSWERS, EXTENDED = draw_texts([1, 3, 1, 2, 1]), draw_texts([9, 4, 11, 7, 1], se
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
     ],
 )
-def test_packed_texts_have_the_states_and_gradients_that_each_has_alone(language_model, sizes, attention, side):
+def test_packed_texts_have_the_states_and_gradients_that_each_has_alone(language_model, sizes, attention):
     model = tiny_model(language_model=language_model, text_sizes=sizes).model.language_model.double()
     model.set_attn_implementation(attention)
-    encoded = encode_packed(model, {"answer": padded(ANSWERS, side), "extended": padded(EXTENDED, side)})
-    packed = torch.cat([hidden_states[mask] for hidden_states, mask in encoded.values()])
+    packed = encode(model, ANSWERS + EXTENDED)
     alone = torch.cat([model(input_ids=torch.tensor([text])).last_hidden_state[0] for text in ANSWERS + EXTENDED])
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if attention == "eager" else {}  # whose softmax is in float32
     torch.testing.assert_close(packed, alone, **tolerance)
@@ -46,21 +47,14 @@ def test_packed_texts_have_the_states_and_gradients_that_each_has_alone(language
     torch.testing.assert_close(*gradients, **tolerance)
 
 
-def test_padding_holds_zeros_and_a_missing_mask_means_none():
-    model = tiny_model().model.language_model
-    ids, mask = padded(EXTENDED, "left")
-    encoded = encode_packed(model, {"padded": (ids, mask), "full": (ids, None)})
-    assert not encoded["padded"][0][mask == 0].any()
-    assert encoded["full"][1].all()
-
-
 def test_another_text_changes_nothing_in_the_states_of_the_rest():
     model = tiny_model().model.language_model
-    before = encode_packed(model, {"answer": padded(EXTENDED, "right")})["answer"][0]
-    other = [EXTENDED[0], draw_texts([6], seed=9)[0], *EXTENDED[2:]]
-    after = encode_packed(model, {"answer": padded(other, "right")})["answer"][0]
-    rest = [0, 2, 3, 4]
-    torch.testing.assert_close(after[rest], before[rest])
+    lengths = [len(text) for text in EXTENDED]
+    before = encode(model, EXTENDED).split(lengths)
+    other = [EXTENDED[0], draw_texts([lengths[1]], seed=9)[0], *EXTENDED[2:]]
+    after = encode(model, other).split(lengths)
+    for number in (0, 2, 3, 4):
+        torch.testing.assert_close(after[number], before[number])
     assert not torch.allclose(after[1], before[1])
 
 
@@ -72,7 +66,7 @@ def test_language_model_runs_once_and_on_little_but_the_tokens_themselves():
         draw_texts([length % 7 + 1 for length in range(16)]),
         draw_texts([3 * length + 9 for length in range(16)]),
     ]
-    encode_packed(model, {"answer": padded(texts[0], "right"), "extended": padded(texts[1], "right")})
+    encode(model, [*texts[0], *texts[1]])
     num_tokens = sum(len(text) for part in texts for text in part)
     assert len(seen) == 1
     assert num_tokens <= seen[0] <= 1.06 * num_tokens  # a padded pass for each text modality takes 1.8 times as many

@@ -1,8 +1,11 @@
 import itertools
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
 
-from logramed.trainer.unused_weights import freeze_unused_weights
+from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
 from tests.tiny_models import TOWERS, tiny_inputs, tiny_model
 
 
@@ -16,12 +19,31 @@ def test_exactly_the_weights_without_a_gradient_are_frozen(tower, values):
     inputs = tiny_inputs(model)
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    freeze_unused_weights(model, uses_graph_network=False)
+    freeze_unused_weights(model)
     assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == without
     assert any("vision_tower" in name for name in without)
 
 
-def test_a_graph_network_in_use_is_trained():
-    model = tiny_model()
-    freeze_unused_weights(model, uses_graph_network=True)
-    assert all(parameter.requires_grad for parameter in model.model.graph_network.parameters())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_is_trained_beside_a_16_bit_base_is_float32(dtype, tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["multi_modal_projector"])
+    model = get_peft_model(tiny_model().to(dtype), config)
+    model.base_model.model.lm_head.to(dtype)
+    train_in_float32(model, TrainingArguments(str(tmp_path), bf16=True, use_cpu=True))
+    dtypes = {weight.requires_grad: weight.dtype for weight in model.parameters()}
+    assert dtypes == {True: torch.float32, False: dtype}
+
+
+def test_parts_in_full_beside_a_16_bit_base_need_mixed_precision(tmp_path):
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["multi_modal_projector"])
+    model = get_peft_model(tiny_model().to(torch.bfloat16), config)
+    with pytest.raises(ValueError, match=r"weights are trained in full beside a 16-bit base.*Set `bf16`"):
+        train_in_float32(model, TrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_weights_are_loaded_from_a_folder_in_the_dtype_that_is_there(tmp_path):
+    model, other = tiny_model(), tiny_model(seed=1).double()
+    model.save_pretrained(tmp_path)
+    load_weights(other, tmp_path)
+    for weight, expected in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, expected.double())
