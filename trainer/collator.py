@@ -1,17 +1,20 @@
 """From training rows to the tensors of a batch."""
 
+import io
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
+from transformers.utils.chat_template_utils import render_jinja_template
 
-from logramed.node_features_logramed import GRANULARITIES
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
+from logramed.trainer.node_inputs import GRANULARITIES, NodeTexts, build_node_inputs
 
 
 logger = logging.get_logger(__name__)
@@ -22,8 +25,8 @@ SENTENCE_ENDS = ".!?"
 SENTENCE_END_PATTERN = re.compile(rf"[{SENTENCE_ENDS}]+[\"')\]]*(?=\s)")
 # Words before a full stop that does not end a sentence: these, and letters with full stops between them ("e.g").
 ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof", "vs")
+GENERATION_PATTERN = re.compile(r"\{%-?\s*generation\b")
 ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
-OUTSIDE_SPANS = -1
 
 
 def join_answers(answers: list[str], joiner: str = ". ") -> str:
@@ -73,39 +76,16 @@ def _follows_abbreviation(text: str, match: re.Match) -> bool:
     return match[0] == "." and word is not None
 
 
-def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """
-    The number of the span of each token, -1 for tokens without characters in any.
-
-    Args:
-        offsets (`list[tuple[int, int]]`): Start and end of each token, in characters; equal for special tokens.
-        spans (`list[tuple[int, int]]`): In their order. Those without a token are not counted.
-
-    Example:
-        >>> number_spans([(0, 0), (0, 3), (3, 4), (5, 9)], [(0, 4), (5, 9)])
-        [-1, 0, 0, 1]
-    """
-    found = [
-        next((n for n, (first, last) in enumerate(spans) if start < last and end > first), OUTSIDE_SPANS)
-        if end > start
-        else OUTSIDE_SPANS
-        for start, end in offsets
-    ]
-    numbers = {span: number for number, span in enumerate(sorted(set(found) - {OUTSIDE_SPANS}))}
-    return [numbers.get(span, OUTSIDE_SPANS) for span in found]
-
-
-def pad_right(sequences: list[list[int]], padding_value: int) -> torch.Tensor:
-    """`(batch_size, longest)` int64 of `sequences`, filled up on the right."""
-    tensors = [torch.tensor(sequence, dtype=torch.int64) for sequence in sequences]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding_value)
-
-
 def open_image(image: Any, row_id: str) -> Image.Image:
-    """A decoded image of a path or of an image that `datasets` has opened; errors name the row and the path."""
+    """
+    A decoded image of a path, of an image that `datasets` has opened, or of the `{"bytes": ..., "path": ...}` that it
+    keeps; errors name the row and the path.
+    """
     if isinstance(image, Image.Image):
         return image
-    if not isinstance(image, str | Path):
+    if isinstance(image, dict):
+        image = image["path"] if image.get("bytes") is None else io.BytesIO(image["bytes"])
+    if not isinstance(image, str | Path | io.BytesIO):
         raise TypeError(f"Row {row_id!r}: an image must be a path or a PIL image, got {type(image).__name__}.")
     try:
         with Image.open(image) as opened:
@@ -145,37 +125,49 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
     return turns
 
 
+def is_canonical(row: dict[str, Any]) -> bool:
+    """Whether a row has the form that our loaders give it: all four keys, and messages of content parts."""
+    if not all(name in row for name in ("id", "images", "messages", "extended_answers")):
+        return False
+    return all(isinstance(message["content"], list | tuple) for message in row["messages"] or [])
+
+
 @dataclass
 class LoGraMedDataCollator:
     """
-    Builds training batches of canonical rows (`id`, `images`, `messages`, `extended_answers`).
+    Builds training batches of rows, with the processor of any image-text-to-text model of transformers 5.
 
-    Sequences are padded on the right. Labels cover what the model has to write and nothing else: each answer and the
-    end of its turn, as the chat template lays them out.
+    Labels cover what the model has to write and nothing else: what the chat template marks with `{% generation %}` or,
+    in a template without such marks, each answer and the end of its turn, as the template lays them out.
 
     Args:
         processor (`ProcessorMixin`):
-            `LoGraMedProcessor` or transformers' `LlavaProcessor`, with a fast tokenizer that has a padding token.
+            With a fast tokenizer that has a padding token.
         max_length (`int`, *optional*):
             Longer sequences lose their end. One whose image tokens or whose first answer does not fit is refused.
         alignment (`bool`):
-            Also give the texts of the alignment graphs.
+            Also give what the alignment graphs need.
         extended (`bool`):
-            Whether the extended answers are one of these texts.
+            Whether the extended answers are nodes of these graphs.
         granularity (`str`):
             What a node of these graphs is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
         answer_joiner (`str`):
-            Stands between the answers of a sample in these texts, where the nodes are samples.
+            Stands between the answers of a sample in their texts, where the nodes are samples.
         chat_template (`str`, *optional*):
             Chat template, or its name, instead of the processor's own.
+        pad_to_multiple_of (`int`, *optional*):
+            Sequences are padded to a multiple of this length.
+        completion_only_loss (`bool`, *optional*):
+            False for labels of all tokens but those of images; by default, as with True, the answers alone.
+        text_hidden_size (`int`, *optional*):
+            Hidden size of the language model, by which texts are packed (see `lay_out`).
+        packs_in_one_row (`bool`, *optional*):
+            Whether its attention costs nothing between packed texts.
 
-    Calling it returns a dictionary of `input_ids`, `attention_mask`, `labels` `(batch_size, sequence_length)`,
-    `num_images` `(batch_size,)` int64 and, if there are images, `pixel_values` `(num_images, num_channels, height,
-    width)` in the order of the rows. With `alignment` also `answer_input_ids`, `answer_attention_mask`,
-    with `extended` `extended_input_ids` and `extended_attention_mask`, all of a sample's answers in one text. Where
-    nodes are turns or spans, each turn's is a text of its own instead, in the order of the rows, and there are also
-    `num_turns` `(batch_size,)` int64, `question_input_ids`, `question_attention_mask` and, with `extended`,
-    `extended_span_ids`, of the shape of `extended_input_ids`: the sentence of each token, -1 outside.
+    Called with a list of rows, canonical ones (`id`, `images`, `messages`, `extended_answers`) or such as
+    `logramed.trainer.data.records.canonical_row` knows, it returns a dictionary: all tensors that the processor
+    returned, padded on the right, `labels` `(batch_size, sequence_length)` int64 and, with `alignment`, `nodes`, the
+    dictionary of `build_node_inputs`.
 
     Raises:
         ValueError: For a row that cannot be used, naming its id, or a `granularity` that there is not.
@@ -188,6 +180,10 @@ class LoGraMedDataCollator:
     granularity: str = "sample"
     answer_joiner: str = ". "
     chat_template: str | None = None
+    pad_to_multiple_of: int | None = None
+    completion_only_loss: bool | None = None
+    text_hidden_size: int = 1024
+    packs_in_one_row: bool = False
     _layouts: dict[tuple, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
     _add_special_tokens: bool | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -202,28 +198,21 @@ class LoGraMedDataCollator:
             raise ValueError(
                 "`granularity='span'` needs `extended=True`: the spans are those of the extended answers."
             )
-        tokens = [self.processor.image_token]
-        tokens += [getattr(self.processor, name, None) for name in ("image_start_token", "image_end_token")]
-        ids = self.processor.tokenizer.convert_tokens_to_ids([token for token in tokens if token is not None])
-        self._image_token_ids = frozenset(ids)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [self._read_row(row, position) for position, row in enumerate(rows)]
         conversations = [clean_messages(row["messages"]) for row in rows]
         texts = [self.render(messages) for messages in conversations]
         batch = self._process(rows, texts)
-        labels = []
-        for row, messages, text, input_ids in zip(rows, conversations, texts, batch["input_ids"], strict=True):
-            spans = self._find_answers(row, messages, text)
-            labels.append(self._truncate(row, input_ids, self._label(row, text, input_ids, spans)))
-        batch["input_ids"] = [ids[: self.max_length] for ids in batch["input_ids"]]
-        tensors = {**self._pad("", batch["input_ids"]), "labels": pad_right(labels, IGNORED_LABEL)}
-        tensors["num_images"] = torch.tensor([len(row["images"]) for row in rows], dtype=torch.int64)
-        if "pixel_values" in batch:
-            tensors["pixel_values"] = torch.stack([torch.as_tensor(image) for image in batch["pixel_values"]])
+        offsets, replacements = batch.pop("offset_mapping"), batch.pop("text_replacement_offsets", None)
+        replacements = self._check_replacements(rows, replacements)
+        spans = [self._find_answers(*found) for found in zip(rows, conversations, texts, strict=True)]
+        spans = [[_shift(span, found) for span in row] for row, found in zip(spans, replacements, strict=True)]
+        batch["labels"] = self._label(batch, offsets, spans)
+        batch = self._fit(rows, batch)
         if self.alignment:
-            build = self._build_alignment_texts if self.granularity == "sample" else self._build_turn_texts
-            tensors |= build(rows, conversations)
-        return tensors
+            batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"])
+        return batch
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """A conversation as text, by the chat template."""
@@ -234,30 +223,60 @@ class LoGraMedDataCollator:
             tokenize=False,
         )
 
-    def _process(self, rows: list[dict[str, Any]], texts: list[str]) -> dict[str, list]:
-        """The processor's `input_ids` and `pixel_values`, unpadded and uncut."""
+    def _read_row(self, row: dict[str, Any], position: int) -> dict[str, Any]:
+        if not is_canonical(row):
+            from logramed.trainer.data.records import canonical_row
+
+            row = canonical_row(row, position)
+        return {**row, "images": row["images"] or []}
+
+    def _process(self, rows: list[dict[str, Any]], texts: list[str]) -> BatchFeature:
+        """All that the processor makes of the batch, uncut."""
+        image_token = self.processor.image_token
         for row, text in zip(rows, texts, strict=True):
-            num_placeholders = text.count(self.processor.image_token)
-            if num_placeholders != len(row["images"]):
+            if text.count(image_token) != len(row["images"]):
                 raise ValueError(
-                    f"Row {row['id']!r}: its text has {num_placeholders} image placeholder(s) "
-                    f"{self.processor.image_token}, but it has {len(row['images'])} image(s)."
+                    f"Row {row['id']!r}: its text has {text.count(image_token)} image placeholder(s) {image_token}, "
+                    f"but it has {len(row['images'])} image(s)."
                 )
-        images = [open_image(image, row["id"]) for row in rows for image in row["images"]]
-        return self.processor(text=texts, images=images or None, add_special_tokens=self._adds_special_tokens())
+        images = [[open_image(image, row["id"]) for image in row["images"]] for row in rows]
+        return self.processor(
+            text=texts,
+            images=images if any(images) else None,
+            add_special_tokens=self._adds_special_tokens(),
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+            return_offsets_mapping=True,
+            return_text_replacement_offsets=True,
+        )
+
+    def _check_replacements(self, rows, replacements):
+        """Where the placeholders of each text were replaced; all of them must have been."""
+        replacements = replacements or [[] for _ in rows]
+        for row, found in zip(rows, replacements, strict=True):
+            if len(found) != len(row["images"]):
+                raise ValueError(
+                    f"Row {row['id']!r}: {type(self.processor).__name__} does not say where it put the tokens of "
+                    "images, so answers cannot be found. It must return `text_replacement_offsets`, as the "
+                    "processors of transformers 5.23 do."
+                )
+        return replacements
 
     def _adds_special_tokens(self) -> bool:
         """Whether special tokens come on top of the template's in generation, which training must agree with."""
         if self._add_special_tokens is None:
             messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
             generated = self.processor.apply_chat_template(messages, chat_template=self.chat_template, tokenize=True)
-            input_ids = generated[0] if isinstance(generated[0], list) else list(generated)
             plain_ids = self.processor.tokenizer(self.render(messages), add_special_tokens=False)["input_ids"]
-            self._add_special_tokens = input_ids != plain_ids
+            self._add_special_tokens = torch.as_tensor(generated).flatten().tolist() != plain_ids
         return self._add_special_tokens
 
     def _find_answers(self, row: dict[str, Any], messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
         """Start and end in `text` of what the model writes, one pair an answer."""
+        marked = self._find_marked(messages, text)
+        if marked is not None:
+            return marked
         structure = get_structure(messages)
         try:
             if structure not in self._layouts:
@@ -265,6 +284,21 @@ class LoGraMedDataCollator:
             return locate_answers(text, messages, self._layouts[structure])
         except ValueError as error:
             raise ValueError(f"Row {row['id']!r}: {error}") from error
+
+    def _find_marked(self, messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]] | None:
+        """What the template marks as the model's in `text`; None where it has no such marks."""
+        template = self.processor.chat_template
+        if isinstance(template, dict):
+            template = template.get(self.chat_template or "default", self.chat_template)
+        else:
+            template = self.chat_template or template
+        if not isinstance(template, str) or not GENERATION_PATTERN.search(template):
+            return None
+        names = {**self.processor.tokenizer.special_tokens_map, "image_token": self.processor.image_token}
+        (rendered,), (spans,) = render_jinja_template(
+            [messages], chat_template=template, return_assistant_tokens_mask=True, **names
+        )
+        return [tuple(span) for span in spans] if rendered == text else None
 
     def _find_layout(self, messages: list[dict[str, Any]]) -> Layout:
         layout = find_layout(messages, self.render)
@@ -275,39 +309,47 @@ class LoGraMedDataCollator:
             )
         return layout
 
-    def _label(self, row: dict[str, Any], text: str, input_ids: list[int], spans: list[tuple[int, int]]) -> list[int]:
-        """Labels of `input_ids`: the tokens that overlap one of `spans` in `text`, whose images are one token each."""
-        encoding = self.processor.tokenizer(
-            text, add_special_tokens=self._adds_special_tokens(), return_offsets_mapping=True
-        )
-        plain_ids = encoding["input_ids"]
-        is_answer = [
-            any(token_start < end and token_end > start for start, end in spans)
-            for token_start, token_end in encoding["offset_mapping"]
-        ]
-        if not is_answer[-1] and plain_ids[-1] == self.processor.tokenizer.eos_token_id:
-            # The tokenizer ended the sequence, hence the last answer, with a token that stands nowhere in the text.
-            is_answer[-1] = True
-        text_ids = [token_id for token_id in plain_ids if token_id not in self._image_token_ids]
-        answer_flags = (
-            flag for token_id, flag in zip(plain_ids, is_answer, strict=True) if token_id not in self._image_token_ids
-        )
-        if text_ids != [token_id for token_id in input_ids if token_id not in self._image_token_ids]:
-            raise ValueError(
-                f"Row {row['id']!r}: the processor made other text tokens with images than without, so answers cannot "
-                f"be found. {self.processor.image_token} must be a special token of the tokenizer."
-            )
-        return [
-            token_id if token_id not in self._image_token_ids and next(answer_flags) else IGNORED_LABEL
-            for token_id in input_ids
-        ]
+    def _label(self, batch: BatchFeature, offsets: torch.Tensor, spans: list[list[tuple[int, int]]]) -> torch.Tensor:
+        """Labels of `input_ids`: the tokens that overlap one of `spans` in the texts with the tokens of images."""
+        is_token = batch["attention_mask"].bool()
+        starts, ends = offsets.unbind(-1)
+        is_learned = torch.zeros_like(is_token)
+        for row, row_spans in enumerate(spans):
+            for start, end in row_spans:
+                is_learned[row] |= (starts[row] < end) & (ends[row] > start)
+        # A tokenizer may end the sequence, hence the last answer, with a token that stands nowhere in the text.
+        last = (torch.arange(len(spans)), is_token.sum(dim=1) - 1)
+        ended = (batch["input_ids"][last] == self.processor.tokenizer.eos_token_id) & (starts[last] == ends[last])
+        is_learned[last] |= ended
+        if self.completion_only_loss is False:
+            is_learned = torch.ones_like(is_token)
+        is_learned &= is_token & ~self._is_image(batch["input_ids"])
+        return batch["input_ids"].masked_fill(~is_learned, IGNORED_LABEL)
 
-    def _truncate(self, row: dict[str, Any], input_ids: list[int], labels: list[int]) -> list[int]:
-        """`labels` cut to `max_length`; refuses to cut into an image or to leave no answer."""
-        if self.max_length is not None and len(input_ids) > self.max_length:
-            needed = max(
-                (n for n, token_id in enumerate(input_ids, 1) if token_id in self._image_token_ids), default=0
-            )
+    def _is_image(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.isin(input_ids, torch.tensor(self.processor.image_token_ids))
+
+    def _fit(self, rows: list[dict[str, Any]], batch: BatchFeature) -> dict[str, torch.Tensor]:
+        """The batch with sequences cut to `max_length` and padded to a multiple; refuses to cut what is needed."""
+        for row, mask, input_ids, labels in zip(
+            rows, batch["attention_mask"], batch["input_ids"], batch["labels"], strict=True
+        ):
+            self._check_cut(row, int(mask.sum()), self._is_image(input_ids), labels != IGNORED_LABEL)
+        shape, padding = batch["input_ids"].shape, {"input_ids": self.processor.tokenizer.pad_token_id}
+        padding["labels"] = IGNORED_LABEL
+        length = min(shape[1], self.max_length or shape[1])
+        num_added = -length % (self.pad_to_multiple_of or 1)
+        return {
+            name: torch.nn.functional.pad(values[:, :length], (0, num_added), value=padding.get(name, 0))
+            if torch.is_tensor(values) and values.shape == shape
+            else values
+            for name, values in batch.items()
+        }
+
+    def _check_cut(self, row: dict[str, Any], num_tokens: int, is_image: torch.Tensor, is_learned: torch.Tensor):
+        """Whether a sequence can be cut to `max_length`: its images whole, and an answer left."""
+        if self.max_length is not None and num_tokens > self.max_length:
+            needed = max(is_image.nonzero().flatten().tolist(), default=-1) + 1
             if needed > self.max_length:
                 raise ValueError(
                     f"Row {row['id']!r} needs {needed} tokens to keep its {len(row['images'])} image(s) whole, but "
@@ -315,81 +357,72 @@ class LoGraMedDataCollator:
                 )
             logger.warning_once(
                 f"Samples longer than `max_length` ({self.max_length}) lose their end, the first of them "
-                f"{row['id']!r} ({len(input_ids)} tokens). Raise `max_length` to train on all answers."
+                f"{row['id']!r} ({num_tokens} tokens). Raise `max_length` to train on all answers."
             )
-        kept = labels[: self.max_length]
-        if all(label == IGNORED_LABEL for label in kept):
-            first = next((n for n, label in enumerate(labels, 1) if label != IGNORED_LABEL), None)
+        if not is_learned[: self.max_length].any():
+            learned = is_learned.nonzero().flatten().tolist()
             reason = (
-                "has no answer to learn"
-                if first is None
-                else f"has its first answer at token {first}, beyond `max_length` {self.max_length}"
+                f"has its first answer at token {learned[0] + 1}, beyond `max_length` {self.max_length}"
+                if learned
+                else "has no answer to learn"
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
-        return kept
 
-    def _build_alignment_texts(
-        self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]
-    ) -> dict[str, torch.Tensor]:
+    def _build_nodes(self, rows, conversations, input_ids) -> dict[str, torch.Tensor]:
+        read = self._read_sample_texts if self.granularity == "sample" else self._read_turn_texts
+        return build_node_inputs(
+            read(rows, conversations),
+            self.processor.tokenizer,
+            self._is_image(input_ids).nonzero()[:, 0],
+            self.granularity,
+            self.text_hidden_size,
+            max_length=self.max_length,
+            single_row=self.packs_in_one_row,
+        )
+
+    def _read_sample_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
+        """The texts of the nodes where these are samples: all answers of a sample in one."""
         answers = [
             [read_answer(message) for message in messages if message["role"] == "assistant"]
             for messages in conversations
         ]
-        tensors = self._pad("answer_", self._tokenize_answers(rows, answers))
+        kinds = {"answer": answers}
         if self.extended:
-            extended = [read_extended_answers(row) for row in rows]
-            tensors |= self._pad("extended_", self._tokenize_answers(rows, extended))
-        return tensors
+            kinds["extended"] = [read_extended_answers(row) for row in rows]
+        texts = {kind: [join_answers(own, self.answer_joiner) for own in found] for kind, found in kinds.items()}
+        return NodeTexts(texts, list(range(len(rows))), [row["id"] for row in rows])
 
-    def _build_turn_texts(
-        self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]
-    ) -> dict[str, torch.Tensor]:
-        """The texts of all turns, one row a turn."""
+    def _read_turn_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
+        """The texts of all turns, and the sentences of their extended answers."""
         turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
-        tensors = {"num_turns": torch.tensor([len(row_turns) for row_turns in turns], dtype=torch.int64)}
-        for name, place in (("question", 0), ("answer", 1)):
-            texts = [(row, [turn[place]]) for row, row_turns in zip(rows, turns, strict=True) for turn in row_turns]
-            tensors |= self._pad(f"{name}_", [self._tokenize_joined(row, text) for row, text in texts])
-        if self.extended:
-            tensors |= self._build_spans(rows, [len(row_turns) for row_turns in turns])
-        return tensors
-
-    def _build_spans(self, rows: list[dict[str, Any]], num_turns: list[int]) -> dict[str, torch.Tensor]:
-        """The extended answers of all turns, one row a turn, and the sentences they consist of."""
-        sequences, span_ids = [], []
-        for row, num_answers in zip(rows, num_turns, strict=True):
-            extended = read_extended_answers(row)
-            if len(extended) != num_answers:
-                raise ValueError(
-                    f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
-                    f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
-                )
-            for text in extended:
-                input_ids, numbers = self._tokenize_sentences(text)
-                if max(numbers, default=OUTSIDE_SPANS) == OUTSIDE_SPANS:
-                    raise ValueError(f"Row {row['id']!r}: the tokenizer makes no token of the answer {text!r}.")
-                sequences.append(input_ids)
-                span_ids.append(numbers)
-        return {**self._pad("extended_", sequences), "extended_span_ids": pad_right(span_ids, OUTSIDE_SPANS)}
-
-    def _tokenize_sentences(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of one text, and the sentence of each."""
-        text = join_answers([text])
-        encoding = self.processor.tokenizer(text, return_offsets_mapping=True)
-        numbers = number_spans(encoding["offset_mapping"][: self.max_length], split_sentences(text))
-        return encoding["input_ids"][: self.max_length], numbers
-
-    def _tokenize_answers(self, rows: list[dict[str, Any]], texts: list[list[str]]) -> list[list[int]]:
-        return [self._tokenize_joined(row, row_texts) for row, row_texts in zip(rows, texts, strict=True)]
-
-    def _tokenize_joined(self, row: dict[str, Any], texts: list[str]) -> list[int]:
-        input_ids = self.processor.tokenizer(join_answers(texts, self.answer_joiner))["input_ids"]
-        if not input_ids:
-            raise ValueError(f"Row {row['id']!r}: the tokenizer makes no token of the answers {texts!r}.")
-        return input_ids[: self.max_length]
-
-    def _pad(self, prefix: str, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
-        return {
-            f"{prefix}input_ids": pad_right(sequences, self.processor.tokenizer.pad_token_id),
-            f"{prefix}attention_mask": pad_right([[1] * len(sequence) for sequence in sequences], 0),
+        texts = {
+            kind: [join_answers([turn[place]]) for own in turns for turn in own]
+            for place, kind in enumerate(("question", "answer"))
         }
+        sentences = None
+        if self.extended:
+            texts["extended"] = [
+                join_answers([text])
+                for row, own in zip(rows, turns, strict=True)
+                for text in self._read_turns_extended(row, len(own))
+            ]
+            sentences = [split_sentences(text) for text in texts["extended"]]
+        samples = [sample for sample, own in enumerate(turns) for _ in own]
+        return NodeTexts(texts, samples, [row["id"] for row in rows], sentences)
+
+    def _read_turns_extended(self, row: dict[str, Any], num_answers: int) -> list[str]:
+        extended = read_extended_answers(row)
+        if len(extended) != num_answers:
+            raise ValueError(
+                f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
+                f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
+            )
+        return extended
+
+
+def _shift(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[int, int]:
+    """`span` of a rendered text, in characters of the text whose placeholders are replaced."""
+    ends = [replaced["span"][1] for replaced in replacements]
+    gains = [0, *(replaced["new_span"][1] - replaced["span"][1] for replaced in replacements)]
+    start, end = (place + gains[bisect_right(ends, place)] for place in span)
+    return start, end

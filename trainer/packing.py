@@ -1,4 +1,4 @@
-"""Many short texts in one pass of a language model: packed without padding, kept apart by their positions."""
+"""Rows of many short texts for one pass of a language model: without padding, kept apart by their positions."""
 
 import heapq
 from collections.abc import Sequence
@@ -9,52 +9,6 @@ import torch
 # Rows of attention that needs no mask of its own may be of any length; in the others a row is at most this many of the
 # longest text, which bounds the memory of the mask and of the scores.
 LONGEST_TEXTS_IN_A_ROW = 4
-
-
-def encode_packed(
-    language_model: torch.nn.Module, texts: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """
-    The last hidden states of all texts, each as if it had been encoded alone, from one pass of the language model.
-
-    The tokens that are no padding stand one text behind the other; positions that start at 0 again tell transformers
-    which tokens may attend to each other, in every implementation of attention, sliding windows included.
-
-    Args:
-        language_model (`torch.nn.Module`): A decoder of transformers without its head.
-        texts (`dict[str, tuple[torch.Tensor, torch.Tensor]]`): Token ids and attention mask, `(num_texts,
-            sequence_length)` each, of any lengths and with padding on any side; a mask that is None is all ones.
-
-    Returns:
-        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: For each key the hidden states `(num_texts, sequence_length,
-        hidden_size)`, 0 at padding, and the mask as bool.
-
-    Raises:
-        ValueError: If no text has a token.
-    """
-    masks = {
-        name: torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-        for name, (ids, mask) in texts.items()
-    }
-    lengths = torch.cat([mask.sum(dim=1) for mask in masks.values()])
-    config = language_model.config
-    layout = lay_out(lengths.tolist(), config.hidden_size, single_row="flash" in (config._attn_implementation or ""))
-    tokens = torch.cat([ids[masks[name]] for name, (ids, _) in texts.items()])
-    input_ids, position_ids, places = fill_rows(tokens, lengths, *layout)
-    outputs = language_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, return_dict=True)
-    hidden_states = outputs.last_hidden_state.flatten(0, 1)[places]
-    counts = torch.stack([mask.sum() for mask in masks.values()]).tolist()
-    return {
-        name: (_spread(part, mask), mask)
-        for (name, mask), part in zip(masks.items(), hidden_states.split(counts), strict=True)
-    }
-
-
-def _spread(hidden_states, mask):
-    """Hidden states of tokens `(num_tokens, hidden_size)` at the places where the mask is true, and 0 elsewhere."""
-    spread = hidden_states.new_zeros(*mask.shape, hidden_states.shape[-1])
-    spread[mask] = hidden_states
-    return spread
 
 
 def lay_out(lengths: Sequence[int], hidden_size: int, single_row: bool = False) -> tuple[list[int], int, int]:
@@ -79,7 +33,7 @@ def lay_out(lengths: Sequence[int], hidden_size: int, single_row: bool = False) 
     """
     total, longest = sum(lengths), max(lengths, default=0)
     if total == 0:
-        raise ValueError("The texts of the graph nodes have no tokens: every attention mask is all zeros.")
+        raise ValueError("The texts of the graph nodes have no tokens.")
     counts = range(-(-total // (LONGEST_TEXTS_IN_A_ROW * longest)), -(-total // longest) + 1)
     layouts = [_deal_out(lengths, num_rows) for num_rows in ({1} if single_row else counts)]
     return min(layouts, key=lambda layout: layout[1] * layout[2] * (6 * hidden_size + layout[2]))
