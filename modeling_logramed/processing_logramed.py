@@ -1,6 +1,7 @@
 """The processor of LoGra-Med: images and text in, model inputs out."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ class LoGraMedProcessor(ProcessorMixin):
             chat_template = dict(CHAT_TEMPLATES)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
-    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, return_text_replacement_offsets=False, **kwargs) -> BatchFeature:
         """
         Prepare texts and the images for their placeholders.
 
@@ -210,6 +211,9 @@ class LoGraMedProcessor(ProcessorMixin):
                 One image, a list of images in the order of the placeholders, or one list of images for each text.
             text (`str` or `list[str]`, *optional*):
                 Texts, in which each `image_token` is a placeholder of one image.
+            return_text_replacement_offsets (`bool`, *optional*):
+                Add `text_replacement_offsets`, for each text the places of its placeholders before and after they
+                are replaced, as transformers' own processors do.
             kwargs:
                 Arguments of the image processor and the tokenizer, together or as `images_kwargs` and `text_kwargs`.
                 Special tokens are not added to texts that begin with the token that begins a sequence.
@@ -234,7 +238,21 @@ class LoGraMedProcessor(ProcessorMixin):
         inputs = self._tokenize(texts, text_kwargs)
         if flat_images:
             inputs.update(self.image_processor(flat_images, return_tensors=return_tensors, **image_kwargs))
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        features = BatchFeature(inputs, tensor_type=return_tensors)
+        if return_text_replacement_offsets:
+            features["text_replacement_offsets"] = [self._find_replacements(entry) for entry in texts]
+        return features
+
+    def _find_replacements(self, text: str) -> list[dict[str, Any]]:
+        """Start and end of each placeholder in `text`, and of its replacement in the expanded text."""
+        width = len(self._expand(self.image_token)) if self.image_token in text else 0
+        gain = width - len(self.image_token)
+        found = [match.span() for match in re.finditer(re.escape(self.image_token), text)]
+        new_starts = [start + number * gain for number, (start, _) in enumerate(found)]
+        return [
+            {"type": "image", "span": span, "new_span": (start, start + width)}
+            for span, start in zip(found, new_starts, strict=True)
+        ]
 
     def _sort_arguments(self, kwargs: dict[str, Any]) -> tuple[dict, dict, str | None]:
         """The arguments of the image processor, those of the tokenizer, and `return_tensors`."""
