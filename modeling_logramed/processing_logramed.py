@@ -29,9 +29,10 @@ IMAGE_ARGUMENTS = {
     "do_convert_rgb",
     "input_data_format",
 }
-# `return_tensors` is an argument of both; the other two of version 5 are for what this processor does not do.
-TEXT_ARGUMENTS = {*TextKwargs.__annotations__, "return_text_replacement_offsets"} - {
+# `return_tensors` is an argument of both; the other three of version 5 are for what this processor does not do.
+TEXT_ARGUMENTS = set(TextKwargs.__annotations__) - {
     "return_mm_token_type_ids",
+    "return_text_replacement_offsets",
     "sanitize_control_tokens",
     "return_tensors",
 }
@@ -201,7 +202,7 @@ class LoGraMedProcessor(ProcessorMixin):
             chat_template = dict(CHAT_TEMPLATES)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
-    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, return_text_replacement_offsets=False, **kwargs) -> BatchFeature:
         """
         Prepare texts and the images for their placeholders.
 
@@ -210,6 +211,9 @@ class LoGraMedProcessor(ProcessorMixin):
                 One image, a list of images in the order of the placeholders, or one list of images for each text.
             text (`str` or `list[str]`, *optional*):
                 Texts, in which each `image_token` is a placeholder of one image.
+            return_text_replacement_offsets (`bool`, *optional*):
+                Add `text_replacement_offsets`, for each text the places of its placeholders before and after they
+                are replaced, as transformers' own processors do.
             kwargs:
                 Arguments of the image processor and the tokenizer, together or as `images_kwargs` and `text_kwargs`.
                 Special tokens are not added to texts that begin with the token that begins a sequence.
@@ -217,8 +221,7 @@ class LoGraMedProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, each
             placeholder repeated `num_image_tokens` times, and `pixel_values` of shape `(num_images, 3, height, width)`
-            if there are images; with `return_text_replacement_offsets` also where these tokens stand, as transformers 5
-            has it.
+            if there are images.
 
         Raises:
             ValueError: If there are more or fewer placeholders than images, or truncation would cut an image.
@@ -232,13 +235,24 @@ class LoGraMedProcessor(ProcessorMixin):
         if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
             raise TypeError("`text` must be a string or a list of strings.")
         flat_images = _images_by_text(images, [entry.count(self.image_token) for entry in texts])
-        returns_offsets = text_kwargs.pop("return_text_replacement_offsets", False)
         inputs = self._tokenize(texts, text_kwargs)
-        if returns_offsets:
-            inputs["text_replacement_offsets"] = [self._replacement_offsets(entry) for entry in texts]
         if flat_images:
             inputs.update(self.image_processor(flat_images, return_tensors=return_tensors, **image_kwargs))
-        return BatchFeature(inputs, tensor_type=return_tensors)
+        features = BatchFeature(inputs, tensor_type=return_tensors)
+        if return_text_replacement_offsets:
+            features["text_replacement_offsets"] = [self._find_replacements(entry) for entry in texts]
+        return features
+
+    def _find_replacements(self, text: str) -> list[dict[str, Any]]:
+        """Start and end of each placeholder in `text`, and of its replacement in the expanded text."""
+        width = len(self._expand(self.image_token)) if self.image_token in text else 0
+        gain = width - len(self.image_token)
+        found = [match.span() for match in re.finditer(re.escape(self.image_token), text)]
+        new_starts = [start + number * gain for number, (start, _) in enumerate(found)]
+        return [
+            {"type": "image", "span": span, "new_span": (start, start + width)}
+            for span, start in zip(found, new_starts, strict=True)
+        ]
 
     def _sort_arguments(self, kwargs: dict[str, Any]) -> tuple[dict, dict, str | None]:
         """The arguments of the image processor, those of the tokenizer, and `return_tensors`."""
@@ -260,35 +274,16 @@ class LoGraMedProcessor(ProcessorMixin):
         return_tensors = image_kwargs.pop("return_tensors", return_tensors)
         return image_kwargs, text_kwargs, return_tensors
 
-    def _image_tokens(self) -> str:
-        """What stands for an image in the text that is tokenized."""
-        if not self.num_image_tokens:
-            raise ValueError("Images need `num_image_tokens`: give the processor that of the model's config.")
-        return (
-            (self.image_start_token or "") + self.image_token * self.num_image_tokens + (self.image_end_token or "")
-        )
-
     def _expand(self, text: str) -> str:
         """The text with each placeholder replaced by the tokens of an image."""
-        return text.replace(self.image_token, self._image_tokens()) if self.image_token in text else text
-
-    def _replacement_offsets(self, text: str) -> list[dict[str, Any]]:
-        """Where each placeholder stands in the text, and its tokens in the expanded one, as transformers 5 has it."""
-        offsets, gained = [], 0
-        for match in re.finditer(re.escape(self.image_token), text):
-            replacement = self._image_tokens()
-            start = match.start() + gained
-            gained += len(replacement) - len(match[0])
-            offsets.append(
-                {
-                    "type": "image",
-                    "span": match.span(),
-                    "new_span": (start, start + len(replacement)),
-                    "text": match[0],
-                    "replacement": replacement,
-                }
-            )
-        return offsets
+        if self.image_token not in text:
+            return text
+        if not self.num_image_tokens:
+            raise ValueError("Images need `num_image_tokens`: give the processor that of the model's config.")
+        image_tokens = self.image_token * self.num_image_tokens
+        return text.replace(
+            self.image_token, (self.image_start_token or "") + image_tokens + (self.image_end_token or "")
+        )
 
     def _tokenize(self, texts: list[str], text_kwargs: dict[str, Any]) -> dict[str, list]:
         """Expand and tokenize texts; lists. Refuses to lose an image token."""

@@ -191,7 +191,9 @@ class AlignedModel(nn.Module):
         path = Path(folder) / ALIGNMENT_FILE
         if not path.is_file():
             raise ValueError(f"{folder} has no {ALIGNMENT_FILE}: it was not saved by a run with alignment.")
-        state = {name.removeprefix("graph_network."): value for name, value in safetensors.torch.load_file(path).items()}
+        state = {
+            name.removeprefix("graph_network."): value for name, value in safetensors.torch.load_file(path).items()
+        }
         try:
             self.graph_network.load_state_dict(state)
         except RuntimeError as error:

@@ -1,21 +1,21 @@
 """From training rows to the tensors of a batch."""
 
-import bisect
 import io
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from logramed.trainer.alignment.config import GRANULARITIES
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
-from logramed.trainer.node_inputs import BatchTexts, NodeText, build_nodes
+from logramed.trainer.node_inputs import NodeTexts, build_node_inputs
 
 
 logger = logging.get_logger(__name__)
@@ -26,10 +26,8 @@ SENTENCE_ENDS = ".!?"
 SENTENCE_END_PATTERN = re.compile(rf"[{SENTENCE_ENDS}]+[\"')\]]*(?=\s)")
 # Words before a full stop that does not end a sentence: these, and letters with full stops between them ("e.g").
 ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof", "vs")
+GENERATION_PATTERN = re.compile(r"\{%-?\s*generation\b")
 ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
-OUTSIDE_SPANS = -1
-GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
-CANONICAL_KEYS = {"id", "images", "messages", "extended_answers"}
 
 
 def join_answers(answers: list[str], joiner: str = ". ") -> str:
@@ -79,34 +77,15 @@ def _follows_abbreviation(text: str, match: re.Match) -> bool:
     return match[0] == "." and word is not None
 
 
-def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
-    """
-    The number of the span of each token, -1 for tokens without characters in any.
-
-    Args:
-        offsets (`list[tuple[int, int]]`): Start and end of each token, in characters; equal for special tokens.
-        spans (`list[tuple[int, int]]`): In their order. Those without a token are not counted.
-
-    Example:
-        >>> number_spans([(0, 0), (0, 3), (3, 4), (5, 9)], [(0, 4), (5, 9)])
-        [-1, 0, 0, 1]
-    """
-    found = [
-        next((n for n, (first, last) in enumerate(spans) if start < last and end > first), OUTSIDE_SPANS)
-        if end > start
-        else OUTSIDE_SPANS
-        for start, end in offsets
-    ]
-    numbers = {span: number for number, span in enumerate(sorted(set(found) - {OUTSIDE_SPANS}))}
-    return [numbers.get(span, OUTSIDE_SPANS) for span in found]
-
-
 def open_image(image: Any, row_id: str) -> Image.Image:
-    """A decoded image of a path, of its encoded bytes, or of an image already open; errors name the row and the path."""
+    """
+    A decoded image of a path, of an image that `datasets` has opened, or of the `{"bytes": ..., "path": ...}` that it
+    keeps; errors name the row and the path.
+    """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image.get("path")
+        image = image["path"] if image.get("bytes") is None else io.BytesIO(image["bytes"])
     if not isinstance(image, str | Path | io.BytesIO):
         raise TypeError(f"Row {row_id!r}: an image must be a path or a PIL image, got {type(image).__name__}.")
     try:
@@ -147,79 +126,52 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
     return turns
 
 
-def canonical(row: dict[str, Any], position: str) -> dict[str, Any]:
-    """`row` as `logramed.trainer.data` gives rows, whatever form it has."""
-    messages = row.get("messages")
-    is_canonical = row.keys() >= CANONICAL_KEYS and all(isinstance(message["content"], list) for message in messages)
-    if is_canonical:
-        return row
-    from logramed.trainer.data.records import canonical_row
-
-    return canonical_row(row, position)
-
-
-class Encoding(NamedTuple):
-    """
-    One row as its processor made tokens of it.
-
-    Attributes: the rendered `text`; the `input_ids` and attention `mask` of its tokens; their `offsets`, start and end in
-    the text in which image tokens have replaced placeholders; and these `replacements`, as transformers gives them.
-    """
-
-    text: str
-    input_ids: list[int]
-    mask: list[int]
-    offsets: list[tuple[int, int]]
-    replacements: list[dict[str, Any]]
-
-    def shift(self, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Spans of the rendered text as spans of the text with image tokens."""
-        ends = [replaced["span"][1] for replaced in self.replacements]
-        gained = [0, *(replaced["new_span"][1] - replaced["span"][1] for replaced in self.replacements)]
-        return [tuple(place + gained[bisect.bisect_right(ends, place)] for place in span) for span in spans]
-
-    def overlaps(self, spans: list[tuple[int, int]]) -> list[bool]:
-        """For each token whether it overlaps one of the spans."""
-        return [any(first < end and last > start for start, end in spans) for first, last in self.offsets]
+def is_canonical(row: dict[str, Any]) -> bool:
+    """Whether a row has the form that our loaders give it: all four keys, and messages of content parts."""
+    if not all(name in row for name in ("id", "images", "messages", "extended_answers")):
+        return False
+    return all(isinstance(message["content"], list | tuple) for message in row["messages"] or [])
 
 
 @dataclass
 class LoGraMedDataCollator:
     """
-    Builds training batches for any processor of images and text in transformers 5.
+    Builds training batches of rows, with the processor of any image-text-to-text model of transformers 5.
 
-    A batch is what the processor makes of the rows, every tensor of it, padded on the right, with `labels`, which
-    cover what the model has to write and nothing else: each answer and the end of its turn. Where the chat template
-    marks these (`{% generation %}`), its marks are taken; otherwise they are found by how the template lays out texts.
+    Labels cover what the model has to write and nothing else: what the chat template marks with `{% generation %}` or,
+    in a template without such marks, each answer and the end of its turn, as the template lays them out.
 
     Args:
         processor (`ProcessorMixin`):
-            `LoGraMedProcessor` or one of transformers', with a fast tokenizer that has a padding token.
+            With a fast tokenizer that has a padding token.
         max_length (`int`, *optional*):
             Longer sequences lose their end. One whose image tokens or whose first answer does not fit is refused.
         alignment (`bool`):
-            Also give the graph nodes, as `nodes` (see `logramed.trainer.node_inputs.build_nodes`).
+            Also give what the alignment graphs need.
         extended (`bool`):
-            Whether the extended answers are texts of these.
+            Whether the extended answers are nodes of these graphs.
         granularity (`str`):
-            What a node is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
+            What a node of these graphs is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
         answer_joiner (`str`):
-            Stands between the answers of a sample in these texts, where the nodes are samples.
+            Stands between the answers of a sample in their texts, where the nodes are samples.
         chat_template (`str`, *optional*):
             Chat template, or its name, instead of the processor's own.
         pad_to_multiple_of (`int`, *optional*):
-            Sequences are padded to a multiple of it.
+            Sequences are padded to a multiple of this length.
         completion_only_loss (`bool`, *optional*):
-            False puts the loss on the prompts too; image tokens and padding never have any.
-        image_token_id (`int`, *optional*):
-            The token that takes an image feature; the processor's if not given.
-        text_hidden_size (`int`), packs_in_one_row (`bool`):
-            Of the model, for the layout of the nodes' texts (see `build_nodes`).
+            False for labels of all tokens but those of images; by default, as with True, the answers alone.
+        text_hidden_size (`int`, *optional*):
+            Hidden size of the language model, by which texts are packed (see `lay_out`).
+        packs_in_one_row (`bool`, *optional*):
+            Whether its attention costs nothing between packed texts.
 
-    Calling it with rows as `logramed.trainer.data` gives them, or with any that it reads, returns the batch.
+    Called with a list of rows, canonical ones (`id`, `images`, `messages`, `extended_answers`) or such as
+    `logramed.trainer.data.records.canonical_row` knows, it returns a dictionary: all tensors that the processor
+    returned, padded on the right, `labels` `(batch_size, sequence_length)` int64 and, with `alignment`, `nodes`, the
+    dictionary of `build_node_inputs`.
 
     Raises:
-        ValueError: For a row that cannot be used, naming its id, or an unknown `granularity`.
+        ValueError: For a row that cannot be used, naming its id, or a `granularity` that there is not.
     """
 
     processor: ProcessorMixin
@@ -231,7 +183,6 @@ class LoGraMedDataCollator:
     chat_template: str | None = None
     pad_to_multiple_of: int | None = None
     completion_only_loss: bool | None = None
-    image_token_id: int | None = None
     text_hidden_size: int = 1024
     packs_in_one_row: bool = False
     _layouts: dict[tuple, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -248,30 +199,20 @@ class LoGraMedDataCollator:
             raise ValueError(
                 "`granularity='span'` needs `extended=True`: the spans are those of the extended answers."
             )
-        if self.image_token_id is None:
-            self.image_token_id = self.processor.image_token_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        rows = [canonical(row, f"row {number} of a batch") for number, row in enumerate(rows)]
+        rows = [self._read_row(row, position) for position, row in enumerate(rows)]
         conversations = [clean_messages(row["messages"]) for row in rows]
-        batch, encodings = self._process(rows, conversations)
-        labels = [
-            self._label(row, messages, encoding)
-            for row, messages, encoding in zip(rows, conversations, encodings, strict=True)
-        ]
-        batch["labels"] = torch.tensor(labels)
-        self._truncate(batch)
+        texts = [self.render(messages) for messages in conversations]
+        batch = self._process(rows, texts)
+        offsets, replacements = batch.pop("offset_mapping"), batch.pop("text_replacement_offsets", None)
+        replacements = self._check_replacements(rows, replacements)
+        spans = [self._find_answers(*found) for found in zip(rows, conversations, texts, strict=True)]
+        spans = [[_shift(span, found) for span in row] for row, found in zip(spans, replacements, strict=True)]
+        batch["labels"] = self._label(batch, offsets, spans)
+        batch = self._fit(rows, batch)
         if self.alignment:
-            image_sample = (batch["input_ids"] == self.image_token_id).nonzero()[:, 0]
-            self._refuse_rows_without_images(rows, image_sample)
-            batch["nodes"] = build_nodes(
-                self._read_texts(rows, conversations),
-                image_sample,
-                self.processor.tokenizer.pad_token_id,
-                self.granularity,
-                self.text_hidden_size,
-                self.packs_in_one_row,
-            )
+            batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"])
         return batch
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
@@ -283,87 +224,58 @@ class LoGraMedDataCollator:
             tokenize=False,
         )
 
-    def _process(self, rows, conversations) -> tuple[dict[str, torch.Tensor], list[Encoding]]:
-        """The processor's tensors, and for each row what `_label` goes by."""
-        texts = [self.render(messages) for messages in conversations]
+    def _read_row(self, row: dict[str, Any], position: int) -> dict[str, Any]:
+        if not is_canonical(row):
+            from logramed.trainer.data.records import canonical_row
+
+            row = canonical_row(row, position)
+        return {**row, "images": row["images"] or []}
+
+    def _process(self, rows: list[dict[str, Any]], texts: list[str]) -> BatchFeature:
+        """All that the processor makes of the batch, uncut."""
+        image_token = self.processor.image_token
         for row, text in zip(rows, texts, strict=True):
-            self._check_placeholders(row, text)
+            if text.count(image_token) != len(row["images"]):
+                raise ValueError(
+                    f"Row {row['id']!r}: its text has {text.count(image_token)} image placeholder(s) {image_token}, "
+                    f"but it has {len(row['images'])} image(s)."
+                )
         images = [[open_image(image, row["id"]) for image in row["images"]] for row in rows]
-        found = self.processor(
-            text=list(texts),  # some replace placeholders in it
+        return self.processor(
+            text=texts,
             images=images if any(images) else None,
+            add_special_tokens=self._adds_special_tokens(),
             padding=True,
             padding_side="right",
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            add_special_tokens=self._adds_special_tokens(),
+            return_tensors="pt",
             return_offsets_mapping=True,
             return_text_replacement_offsets=True,
         )
-        offsets, replacements = found.pop("offset_mapping"), found.pop("text_replacement_offsets", None)
-        if any(images) and not replacements:
-            raise ValueError(
-                f"{type(self.processor).__name__} does not tell which characters its image tokens replace "
-                "(`return_text_replacement_offsets`, transformers 5.15), so answers cannot be found in its tokens."
-            )
-        replacements = replacements or [[]] * len(rows)
-        encodings = [
-            Encoding(text, ids, mask, pairs, replaced)
-            for text, ids, mask, pairs, replaced in zip(
-                texts, found["input_ids"], found["attention_mask"], offsets, replacements, strict=True
-            )
-        ]
-        return dict(found.convert_to_tensors(tensor_type="pt")), encodings
 
-    def _check_placeholders(self, row, text):
-        num_placeholders, num_images = text.count(self.processor.image_token), len(row["images"])
-        # A template may write another placeholder than the token itself (Gemma 3): then there is none of these.
-        if num_placeholders not in ({num_images} if self._template_writes_image_token() else {num_images, 0}):
-            raise ValueError(
-                f"Row {row['id']!r}: its text has {num_placeholders} image placeholder(s) "
-                f"{self.processor.image_token}, but it has {num_images} image(s)."
-            )
-
-    def _template_writes_image_token(self) -> bool:
-        content = [{"type": "image"}, {"type": "text", "text": "?"}]
-        return self.processor.image_token in self.render([{"role": "user", "content": content}])
+    def _check_replacements(self, rows, replacements):
+        """Where the placeholders of each text were replaced; all of them must have been."""
+        replacements = replacements or [[] for _ in rows]
+        for row, found in zip(rows, replacements, strict=True):
+            if len(found) != len(row["images"]):
+                raise ValueError(
+                    f"Row {row['id']!r}: {type(self.processor).__name__} does not say where it put the tokens of "
+                    "images, so answers cannot be found. It must return `text_replacement_offsets`, as the "
+                    "processors of transformers 5.23 do."
+                )
+        return replacements
 
     def _adds_special_tokens(self) -> bool:
         """Whether special tokens come on top of the template's in generation, which training must agree with."""
         if self._add_special_tokens is None:
             messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-            generated = self.processor.apply_chat_template(
-                messages, chat_template=self.chat_template, tokenize=True, return_dict=False
-            )
-            input_ids = generated[0] if isinstance(generated[0], list) else list(generated)
+            generated = self.processor.apply_chat_template(messages, chat_template=self.chat_template, tokenize=True)
             plain_ids = self.processor.tokenizer(self.render(messages), add_special_tokens=False)["input_ids"]
-            self._add_special_tokens = input_ids != plain_ids
+            self._add_special_tokens = torch.as_tensor(generated).flatten().tolist() != plain_ids
         return self._add_special_tokens
-
-    def _label(self, row: dict[str, Any], messages: list[dict[str, Any]], encoding: Encoding) -> list[int]:
-        """The labels of a padded row; refuses to cut into an image, or to leave no answer."""
-        answers = encoding.shift(self._find_answers(row, messages, encoding.text))
-        images = [replaced["new_span"] for replaced in encoding.replacements]
-        is_image = encoding.overlaps(images)
-        if self.completion_only_loss is False:
-            is_answer = [not image and bool(kept) for image, kept in zip(is_image, encoding.mask, strict=True)]
-        else:
-            is_answer = encoding.overlaps(answers)
-            last = sum(encoding.mask) - 1
-            if encoding.offsets[last][0] == encoding.offsets[last][1] and (
-                encoding.input_ids[last] == self.processor.tokenizer.eos_token_id
-            ):
-                # The tokenizer ended the sequence, hence the last answer, with a token that stands nowhere in the text.
-                is_answer[last] = True
-        labels = [
-            token_id if answer else IGNORED_LABEL
-            for token_id, answer in zip(encoding.input_ids, is_answer, strict=True)
-        ]
-        self._refuse_cuts(row, labels, is_image, sum(encoding.mask))
-        return labels
 
     def _find_answers(self, row: dict[str, Any], messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
         """Start and end in `text` of what the model writes, one pair an answer."""
-        marked = self._find_marked(messages)
+        marked = self._find_marked(messages, text)
         if marked is not None:
             return marked
         structure = get_structure(messages)
@@ -374,21 +286,20 @@ class LoGraMedDataCollator:
         except ValueError as error:
             raise ValueError(f"Row {row['id']!r}: {error}") from error
 
-    def _find_marked(self, messages) -> list[tuple[int, int]] | None:
-        """What the template marks as the model's to write, or None if it marks nothing."""
-        templates = self.processor.chat_template
-        template = self.chat_template or templates
-        if isinstance(templates, dict):
-            template = templates.get(self.chat_template or "default", self.chat_template)
-        if not isinstance(template, str) or not GENERATION_MARK.search(template):
+    def _find_marked(self, messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]] | None:
+        """What the template marks as the model's in `text`; None where it has no such marks."""
+        template = self.processor.chat_template
+        if isinstance(template, dict):
+            template = template.get(self.chat_template or "default", self.chat_template)
+        else:
+            template = self.chat_template or template
+        if not isinstance(template, str) or not GENERATION_PATTERN.search(template):
             return None
-        _, indices = render_jinja_template(
-            conversations=[messages],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self.processor.tokenizer.special_tokens_map,
+        names = {**self.processor.tokenizer.special_tokens_map, "image_token": self.processor.image_token}
+        (rendered,), (spans,) = render_jinja_template(
+            [messages], chat_template=template, return_assistant_tokens_mask=True, **names
         )
-        return [tuple(pair) for pair in indices[0]]
+        return [tuple(span) for span in spans] if rendered == text else None
 
     def _find_layout(self, messages: list[dict[str, Any]]) -> Layout:
         layout = find_layout(messages, self.render)
@@ -399,9 +310,47 @@ class LoGraMedDataCollator:
             )
         return layout
 
-    def _refuse_cuts(self, row, labels: list[int], is_image: list[bool], num_tokens: int) -> None:
+    def _label(self, batch: BatchFeature, offsets: torch.Tensor, spans: list[list[tuple[int, int]]]) -> torch.Tensor:
+        """Labels of `input_ids`: the tokens that overlap one of `spans` in the texts with the tokens of images."""
+        is_token = batch["attention_mask"].bool()
+        starts, ends = offsets.unbind(-1)
+        is_learned = torch.zeros_like(is_token)
+        for row, row_spans in enumerate(spans):
+            for start, end in row_spans:
+                is_learned[row] |= (starts[row] < end) & (ends[row] > start)
+        # A tokenizer may end the sequence, hence the last answer, with a token that stands nowhere in the text.
+        last = (torch.arange(len(spans)), is_token.sum(dim=1) - 1)
+        ended = (batch["input_ids"][last] == self.processor.tokenizer.eos_token_id) & (starts[last] == ends[last])
+        is_learned[last] |= ended
+        if self.completion_only_loss is False:
+            is_learned = torch.ones_like(is_token)
+        is_learned &= is_token & ~self._is_image(batch["input_ids"])
+        return batch["input_ids"].masked_fill(~is_learned, IGNORED_LABEL)
+
+    def _is_image(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return torch.isin(input_ids, torch.tensor(self.processor.image_token_ids))
+
+    def _fit(self, rows: list[dict[str, Any]], batch: BatchFeature) -> dict[str, torch.Tensor]:
+        """The batch with sequences cut to `max_length` and padded to a multiple; refuses to cut what is needed."""
+        for row, mask, input_ids, labels in zip(
+            rows, batch["attention_mask"], batch["input_ids"], batch["labels"], strict=True
+        ):
+            self._check_cut(row, int(mask.sum()), self._is_image(input_ids), labels != IGNORED_LABEL)
+        shape, padding = batch["input_ids"].shape, {"input_ids": self.processor.tokenizer.pad_token_id}
+        padding["labels"] = IGNORED_LABEL
+        length = min(shape[1], self.max_length or shape[1])
+        num_added = -length % (self.pad_to_multiple_of or 1)
+        return {
+            name: torch.nn.functional.pad(values[:, :length], (0, num_added), value=padding.get(name, 0))
+            if torch.is_tensor(values) and values.shape == shape
+            else values
+            for name, values in batch.items()
+        }
+
+    def _check_cut(self, row: dict[str, Any], num_tokens: int, is_image: torch.Tensor, is_learned: torch.Tensor):
+        """Whether a sequence can be cut to `max_length`: its images whole, and an answer left."""
         if self.max_length is not None and num_tokens > self.max_length:
-            needed = max((number for number, image in enumerate(is_image, 1) if image), default=0)
+            needed = max(is_image.nonzero().flatten().tolist(), default=-1) + 1
             if needed > self.max_length:
                 raise ValueError(
                     f"Row {row['id']!r} needs {needed} tokens to keep its {len(row['images'])} image(s) whole, but "
@@ -411,72 +360,70 @@ class LoGraMedDataCollator:
                 f"Samples longer than `max_length` ({self.max_length}) lose their end, the first of them "
                 f"{row['id']!r} ({num_tokens} tokens). Raise `max_length` to train on all answers."
             )
-        if all(label == IGNORED_LABEL for label in labels[: self.max_length]):
-            first = next((n for n, label in enumerate(labels, 1) if label != IGNORED_LABEL), None)
+        if not is_learned[: self.max_length].any():
+            learned = is_learned.nonzero().flatten().tolist()
             reason = (
-                "has no answer to learn"
-                if first is None
-                else f"has its first answer at token {first}, beyond `max_length` {self.max_length}"
+                f"has its first answer at token {learned[0] + 1}, beyond `max_length` {self.max_length}"
+                if learned
+                else "has no answer to learn"
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
 
-    def _truncate(self, batch: dict[str, torch.Tensor]) -> None:
-        """Cut whatever has a value for each token."""
-        shape = batch["input_ids"].shape
-        for name, values in batch.items():
-            if torch.is_tensor(values) and values.shape[:2] == shape:
-                batch[name] = values[:, : self.max_length]
-
-    def _refuse_rows_without_images(self, rows, image_sample: torch.Tensor) -> None:
-        lacking = set(range(len(rows))) - set(image_sample.tolist())
-        if lacking:
-            row_id = rows[min(lacking)]["id"]
-            raise ValueError(f"Alignment needs an image in every sample, but row {row_id!r} has none.")
-
-    def _read_texts(self, rows, conversations) -> BatchTexts:
-        """The texts of the batch's nodes."""
-        extended = [read_extended_answers(row) for row in rows] if self.extended else []
-        if self.granularity == "sample":
-            answers = [[read_answer(m) for m in messages if m["role"] == "assistant"] for messages in conversations]
-            return BatchTexts(
-                [self._tokenize(row, texts) for row, texts in zip(rows, answers, strict=True)],
-                [self._tokenize(row, texts) for row, texts in zip(rows, extended, strict=False)],
-                [],
-            )
-        turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
-        for row, row_turns, texts in zip(rows, turns, extended, strict=False):
-            if len(texts) != len(row_turns):
-                raise ValueError(
-                    f"Row {row['id']!r} has {len(texts)} `extended_answers` for {len(row_turns)} answer(s), but nodes "
-                    f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
-                )
-        pairs = [(row, turn) for row, row_turns in zip(rows, turns, strict=True) for turn in row_turns]
-        return BatchTexts(
-            [self._tokenize(row, [answer]) for row, (_, answer) in pairs],
-            [self._tokenize_spans(row, text) for row, texts in zip(rows, extended, strict=False) for text in texts],
-            [self._tokenize(row, [question]) for row, (question, _) in pairs],
-            [len(row_turns) for row_turns in turns],
+    def _build_nodes(self, rows, conversations, input_ids) -> dict[str, torch.Tensor]:
+        read = self._read_sample_texts if self.granularity == "sample" else self._read_turn_texts
+        return build_node_inputs(
+            read(rows, conversations),
+            self.processor.tokenizer,
+            self._is_image(input_ids).nonzero()[:, 0],
+            self.granularity,
+            self.text_hidden_size,
+            max_length=self.max_length,
+            single_row=self.packs_in_one_row,
         )
 
-    def _tokenize(self, row: dict[str, Any], texts: list[str]) -> NodeText:
-        """Several answers as one text; special tokens are read with it, but are no part of it."""
-        encoding = self.processor.tokenizer(join_answers(texts, self.answer_joiner), return_special_tokens_mask=True)
-        content = [-1 if special else 0 for special in encoding["special_tokens_mask"]]
-        return self._check_content(row, texts, NodeText(encoding["input_ids"], content))
-
-    def _tokenize_spans(self, row: dict[str, Any], text: str) -> NodeText:
-        """One text, and the sentence of each of its tokens."""
-        text = join_answers([text])
-        encoding = self.processor.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-        offsets = [
-            (0, 0) if special else tuple(pair)
-            for pair, special in zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
+    def _read_sample_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
+        """The texts of the nodes where these are samples: all answers of a sample in one."""
+        answers = [
+            [read_answer(message) for message in messages if message["role"] == "assistant"]
+            for messages in conversations
         ]
-        numbers = number_spans(offsets[: self.max_length], split_sentences(text))
-        return self._check_content(row, [text], NodeText(encoding["input_ids"], numbers))
+        kinds = {"answer": answers}
+        if self.extended:
+            kinds["extended"] = [read_extended_answers(row) for row in rows]
+        texts = {kind: [join_answers(own, self.answer_joiner) for own in found] for kind, found in kinds.items()}
+        return NodeTexts(texts, list(range(len(rows))), [row["id"] for row in rows])
 
-    def _check_content(self, row, texts, node: NodeText) -> NodeText:
-        ids, content = node.input_ids[: self.max_length], node.content[: self.max_length]
-        if max(content, default=-1) < 0:
-            raise ValueError(f"Row {row['id']!r}: the tokenizer makes no token of the answers {texts!r}.")
-        return NodeText(ids, content)
+    def _read_turn_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
+        """The texts of all turns, and the sentences of their extended answers."""
+        turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
+        texts = {
+            kind: [join_answers([turn[place]]) for own in turns for turn in own]
+            for place, kind in enumerate(("question", "answer"))
+        }
+        sentences = None
+        if self.extended:
+            texts["extended"] = [
+                join_answers([text])
+                for row, own in zip(rows, turns, strict=True)
+                for text in self._read_turns_extended(row, len(own))
+            ]
+            sentences = [split_sentences(text) for text in texts["extended"]]
+        samples = [sample for sample, own in enumerate(turns) for _ in own]
+        return NodeTexts(texts, samples, [row["id"] for row in rows], sentences)
+
+    def _read_turns_extended(self, row: dict[str, Any], num_answers: int) -> list[str]:
+        extended = read_extended_answers(row)
+        if len(extended) != num_answers:
+            raise ValueError(
+                f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
+                f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
+            )
+        return extended
+
+
+def _shift(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[int, int]:
+    """`span` of a rendered text, in characters of the text whose placeholders are replaced."""
+    ends = [replaced["span"][1] for replaced in replacements]
+    gains = [0, *(replaced["new_span"][1] - replaced["span"][1] for replaced in replacements)]
+    start, end = (place + gains[bisect_right(ends, place)] for place in span)
+    return start, end

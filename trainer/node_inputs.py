@@ -1,156 +1,230 @@
-"""
-The graph nodes of a batch as tensors: their texts, laid out for the language model, and which tokens, regions and
-spans make which node. Made on the CPU with the batch, so that a device need not be asked for lengths or numbers.
-"""
+"""What alignment needs of a batch beside the model's inputs: texts of graph nodes, places of their tokens, keys."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from logramed.trainer.packing import fill_rows, lay_out
 
 
-NONE = -1  # where there is no node, span or region
+NO_SPAN = -1
+NO_TOKEN = -1  # stands between two texts whose token ids become one key
+
+
+@dataclass(frozen=True)
+class NodeTexts:
+    """
+    The texts of the graph nodes of a batch.
+
+    Attributes:
+        texts (`dict[str, list[str]]`):
+            By kind, in the order `"question"` (of turns alone), `"answer"`, `"extended"` (if used); of each kind one
+            for each sample or, where nodes are turns or spans, for each turn.
+        samples (`list[int]`):
+            The place in the batch of the sample that each text of a kind belongs to, ascending.
+        row_ids (`list[str]`):
+            Of the samples.
+        sentences (`list[list[tuple[int, int]]]`, *optional*):
+            Start and end, in characters, of the spans of each extended answer; None where nodes are samples.
+    """
+
+    texts: dict[str, list[str]]
+    samples: list[int]
+    row_ids: list[str]
+    sentences: list[list[tuple[int, int]]] | None = None
 
 
 @dataclass
-class NodeText:
-    """
-    A text of a node.
-
-    Attributes:
-        input_ids (`list[int]`): Its tokens, special ones among them.
-        content (`list[int]`): For each token 0 if it is of the text, -1 if it is a special token; of an extended answer
-            with spans the number of its span, counted from 0.
-    """
+class EncodedText:
+    """Tokens of one text: their ids, start and end in characters, and whether each is a part of the text's mean."""
 
     input_ids: list[int]
-    content: list[int]
+    offsets: list[tuple[int, int]]
+    is_content: list[bool]
 
 
-@dataclass
-class BatchTexts:
-    """
-    The texts of a batch's nodes, each kind in the order of the samples.
-
-    Attributes:
-        answers, extended, questions (`list[NodeText]`): One a sample, or one a turn; without extended answers or, where
-            nodes are samples, questions, these are empty.
-        num_turns (`list[int]`, *optional*): Turns of each sample, where nodes are turns or spans.
-    """
-
-    answers: list[NodeText]
-    extended: list[NodeText]
-    questions: list[NodeText]
-    num_turns: list[int] | None = None
-
-    @property
-    def all(self) -> list[NodeText]:
-        return [*self.questions, *self.answers, *self.extended]
-
-
-def build_nodes(
-    texts: BatchTexts,
+def build_node_inputs(
+    node_texts: NodeTexts,
+    tokenizer: PreTrainedTokenizerBase,
     image_sample: torch.Tensor,
-    pad_token_id: int,
-    granularity: str = "sample",
-    hidden_size: int = 1024,
-    packs_in_one_row: bool = False,
+    granularity: str,
+    hidden_size: int,
+    max_length: int | None = None,
+    single_row: bool = False,
 ) -> dict[str, torch.Tensor]:
     """
-    What `AlignedModel` takes as `nodes`.
+    All that alignment needs of a batch, made before the batch goes to a device, so that the device is asked nothing.
+
+    Content tokens, over which the mean of a text is taken, are those that are no special tokens: a tokenizer's `<s>`
+    is encoded, but says nothing. Of extended answers with spans they are those within a span.
 
     Args:
-        texts (`BatchTexts`): Of the nodes.
-        image_sample (`torch.Tensor` of shape `(num_image_tokens,)`, int64): The sample of each image token, ascending.
-        pad_token_id (`int`): Fills up the texts.
-        granularity (`str`, *optional*, defaults to `"sample"`): What a node is.
-        hidden_size (`int`, *optional*, defaults to 1024): Of the language model; the layout of least cost depends on it.
-        packs_in_one_row (`bool`, *optional*, defaults to `False`): For attention that costs nothing between texts.
+        node_texts (`NodeTexts`): The texts, T of each kind.
+        tokenizer (`PreTrainedTokenizerBase`): A fast one.
+        image_sample (`torch.Tensor` of shape `(num_image_tokens,)`, int64): Sample of each image token of the batch.
+        granularity (`str`): What a node is, one of `GRANULARITIES`.
+        hidden_size, single_row: For the layout of packed texts (see `lay_out`).
+        max_length (`int`, *optional*): Longer texts lose their end.
 
     Returns:
-        `dict[str, torch.Tensor]`, all int64, for T texts of each kind, kinds in the order question, answer, extended:
+        `dict[str, torch.Tensor]`, all int64:
 
-        - `text_input_ids`, `text_attention_mask` `(num_texts, longest)`: all texts, padded on the right;
-        - `packed_input_ids`, `packed_position_ids` `(num_rows, row_length)`: the same in few rows;
-        - `padded_places`, `packed_places` `(num_content_tokens,)`: where each token that counts stands in either form;
-        - `text_of_token` `(num_content_tokens,)`: the text that it belongs to;
-        - `image_sample`: as given;
-        - `groups`, `answer_keys` `(num_nodes,)`: see `node_keys`;
+        - `text_input_ids`, `text_attention_mask` `(num_kinds * T, longest)`: the texts, kind after kind, padded on the
+          right; `packed_input_ids`, `packed_position_ids` `(num_rows, row_length)`: the same tokens packed.
+        - `padded_places`, `packed_places`, `text_of_token` `(num_content_tokens,)`: the place of each content token
+          in the flattened padded and packed form, and its text, ascending.
+        - `image_sample`, as given.
+        - `groups`, `answer_keys` `(num_nodes,)`: equal for nodes that are one and the same, and for equal answers (see
+          `node_keys`).
+        - Where nodes are turns or spans: `turn_places` `(T,)`, the place of each turn in the flattened `turn_index`
+          `(batch_size, max_turns)`, the turns of each sample; `region_index` `(batch_size, max_regions)`, its image
+          tokens. With extended answers `span_of_token`, the span of each of their content tokens, counted through the
+          batch; `span_index` `(T, max_spans)`, the spans of each turn; `turn_of_span` `(num_spans,)`. Indices are -1
+          where there is nothing.
 
-        and where nodes are turns or spans
-
-        - `turn_index` `(batch_size, max_turns)`: the turns of each sample; `region_index` `(batch_size, max_regions)`:
-          its image tokens; -1 for none;
-        - `turn_places` `(T,)`: where each turn stands in `turn_index`;
-        - with extended answers `span_of_token` `(num_content_tokens of these,)`, `span_index` `(T, max_spans)`: the
-          spans of each turn, -1 for none; `turn_of_span` `(num_spans,)`.
+    Raises:
+        ValueError: If a sample has no image or a text no content token, naming the row.
     """
-    nodes = _lay_out_texts(texts.all, pad_token_id, hidden_size, packs_in_one_row)
+    _check_images(node_texts.row_ids, image_sample)
+    encoded = {kind: encode_texts(texts, tokenizer, max_length) for kind, texts in node_texts.texts.items()}
+    spans = None
+    if node_texts.sentences is not None and "extended" in encoded:
+        spans = [
+            number_spans(text.offsets, sentences)
+            for text, sentences in zip(encoded["extended"], node_texts.sentences, strict=True)
+        ]
+        for text, numbers in zip(encoded["extended"], spans, strict=True):
+            text.is_content = [number != NO_SPAN for number in numbers]
+    _check_content(node_texts, encoded)
+    nodes = {**place_tokens([text for texts in encoded.values() for text in texts], hidden_size, single_row)}
     nodes["image_sample"] = image_sample
-    nodes["groups"], nodes["answer_keys"] = node_keys(texts, granularity)
-    if texts.num_turns is not None:
-        nodes |= _index_turns(texts.num_turns, image_sample)
-        nodes |= _index_spans(texts.extended)
+    if granularity != "sample":
+        nodes |= index_turns(torch.tensor(node_texts.samples), image_sample, len(node_texts.row_ids))
+    if spans is not None:
+        nodes |= index_spans(spans)
+    turn_of_span = nodes["turn_of_span"] if granularity == "span" else None
+    nodes["groups"], nodes["answer_keys"] = node_keys(encoded, granularity, turn_of_span)
     return nodes
 
 
-def _lay_out_texts(texts, pad_token_id, hidden_size, packs_in_one_row):
-    lengths = [len(text.input_ids) for text in texts]
-    longest = max(lengths)
-    ids = [torch.tensor(text.input_ids) for text in texts]
-    numbers = torch.tensor([number for text in texts for number in text.content])
-    text_numbers = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths))
-    padded_places = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
-    layout = lay_out(lengths, hidden_size, packs_in_one_row)
-    packed_ids, positions, places = fill_rows(torch.cat(ids), torch.tensor(lengths), *layout)
-    counts = numbers >= 0
+def _check_images(row_ids, image_sample):
+    counts = torch.bincount(image_sample, minlength=len(row_ids)).tolist()
+    if 0 in counts:
+        raise ValueError(
+            f"Alignment needs an image in every sample, but row {row_ids[counts.index(0)]!r} has none. Leave such "
+            "rows out, or train without alignment."
+        )
+
+
+def _check_content(node_texts, encoded):
+    for kind, texts in encoded.items():
+        for place, text in enumerate(texts):
+            if not any(text.is_content):
+                row_id = node_texts.row_ids[node_texts.samples[place]]
+                name = "extended answer" if kind == "extended" else kind
+                written = node_texts.texts[kind][place]
+                raise ValueError(f"Row {row_id!r}: the tokenizer makes no token of the {name} {written!r}.")
+
+
+def encode_texts(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
+) -> list[EncodedText]:
+    """The tokens of each text, special tokens among them, at most `max_length`."""
+    encoding = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
+    columns = encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"]
+    return [
+        EncodedText(ids[:max_length], offsets[:max_length], [not special for special in mask[:max_length]])
+        for ids, offsets, mask in zip(*columns, strict=True)
+    ]
+
+
+def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+    """
+    The number of the span of each token, -1 for tokens without characters in any.
+
+    Args:
+        offsets (`list[tuple[int, int]]`): Start and end of each token, in characters; equal for special tokens.
+        spans (`list[tuple[int, int]]`): In their order. Those without a token are not counted.
+
+    Example:
+        >>> number_spans([(0, 0), (0, 3), (3, 4), (5, 9)], [(0, 4), (5, 9)])
+        [-1, 0, 0, 1]
+    """
+    found = [
+        next((n for n, (first, last) in enumerate(spans) if start < last and end > first), NO_SPAN)
+        if end > start
+        else NO_SPAN
+        for start, end in offsets
+    ]
+    numbers = {span: number for number, span in enumerate(sorted(set(found) - {NO_SPAN}))}
+    return [numbers.get(span, NO_SPAN) for span in found]
+
+
+def place_tokens(texts: Sequence[EncodedText], hidden_size: int, single_row: bool = False) -> dict[str, torch.Tensor]:
+    """The texts padded and packed, and the places of their content tokens in both (see `build_node_inputs`)."""
+    sequences = [torch.tensor(text.input_ids) for text in texts]
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
+    layout = lay_out(lengths.tolist(), hidden_size, single_row)
+    packed_input_ids, packed_position_ids, packed_places = fill_rows(torch.cat(sequences), lengths, *layout)
+    is_content = torch.tensor([flag for text in texts for flag in text.is_content])
     return {
-        "text_input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
-        "text_attention_mask": (torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)).long(),
-        "packed_input_ids": packed_ids,
-        "packed_position_ids": positions,
-        "packed_places": places[counts],
-        "padded_places": padded_places[counts],
-        "text_of_token": text_numbers[counts],
+        "text_input_ids": input_ids,
+        "text_attention_mask": mask.long(),
+        "packed_input_ids": packed_input_ids,
+        "packed_position_ids": packed_position_ids,
+        "padded_places": mask.flatten().nonzero().squeeze(1)[is_content],
+        "packed_places": packed_places[is_content],
+        "text_of_token": torch.arange(len(texts)).repeat_interleave(lengths)[is_content],
     }
 
 
-def _index_turns(num_turns, image_sample):
-    regions = torch.bincount(image_sample, minlength=len(num_turns)).tolist()
-    turn_index = _number_rows(num_turns)
+def index_turns(samples: torch.Tensor, image_sample: torch.Tensor, batch_size: int) -> dict[str, torch.Tensor]:
+    """The turns and the image tokens of each sample (see `build_node_inputs`)."""
+    turn_index = index_members(samples, batch_size)
+    places = (turn_index.flatten() >= 0).nonzero().squeeze(1)
     return {
         "turn_index": turn_index,
-        "turn_places": (turn_index >= 0).flatten().nonzero().squeeze(1),
-        "region_index": _number_rows(regions),
+        "turn_places": places,
+        "region_index": index_members(image_sample, batch_size),
     }
 
 
-def _index_spans(extended):
-    if not extended:
-        return {}
-    counts = [max(text.content) + 1 for text in extended]
-    firsts = [0, *accumulate(counts)]
-    spans = [
-        first + number for first, text in zip(firsts, extended, strict=False) for number in text.content if number >= 0
-    ]
+def index_spans(spans: list[list[int]]) -> dict[str, torch.Tensor]:
+    """The spans of each turn, counted through the batch, from those of its text's tokens (see `build_node_inputs`)."""
+    counts = torch.tensor([max(numbers) + 1 for numbers in spans])
+    firsts = (counts.cumsum(0) - counts).tolist()
+    turn_of_span = torch.arange(len(spans)).repeat_interleave(counts)
     return {
-        "span_of_token": torch.tensor(spans),
-        "span_index": _number_rows(counts),
-        "turn_of_span": torch.arange(len(extended)).repeat_interleave(torch.tensor(counts)),
+        "span_of_token": torch.tensor(
+            [first + n for first, numbers in zip(firsts, spans, strict=True) for n in numbers if n != NO_SPAN]
+        ),
+        "span_index": index_members(turn_of_span, len(spans)),
+        "turn_of_span": turn_of_span,
     }
 
 
-def _number_rows(counts: Sequence[int]) -> torch.Tensor:
-    """`(len(counts), max(counts))`: numbers from 0 upwards, `counts` of them in each row, then -1."""
-    numbers = torch.arange(sum(counts)).split(list(counts))
-    return torch.nn.utils.rnn.pad_sequence(list(numbers), batch_first=True, padding_value=NONE)
+def index_members(owners: torch.Tensor, num_owners: int) -> torch.Tensor:
+    """
+    The members of each owner: `(num_owners, most members)` int64, filled up with -1.
+
+    Example:
+        >>> index_members(torch.tensor([0, 0, 2]), 3)
+        tensor([[ 0,  1],
+                [-1, -1],
+                [ 2, -1]])
+    """
+    members = torch.arange(len(owners)).split(torch.bincount(owners, minlength=num_owners).tolist())
+    return torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 
 
-def node_keys(texts: BatchTexts, granularity: str) -> tuple[torch.Tensor, torch.Tensor]:
+def node_keys(
+    encoded: dict[str, list[EncodedText]], granularity: str, turn_of_span: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
 
@@ -159,22 +233,18 @@ def node_keys(texts: BatchTexts, granularity: str) -> tuple[torch.Tensor, torch.
     many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
     equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about.
     """
-    answer_keys = [text_key(text.input_ids) for text in texts.answers]
-    groups = answer_keys
-    if granularity != "sample" and texts.extended:
-        pairs = zip(texts.answers, texts.extended, strict=True)
-        # A number that is no token, so that both texts stay apart.
-        groups = [text_key([*answer.input_ids, NONE, *extended.input_ids]) for answer, extended in pairs]
+    answers = [text.input_ids for text in encoded["answer"]]
+    answer_keys = text_keys(answers)
+    if granularity == "sample" or "extended" not in encoded:
+        return answer_keys, answer_keys
+    extended = [text.input_ids for text in encoded["extended"]]
+    groups = text_keys([[*first, NO_TOKEN, *second] for first, second in zip(answers, extended, strict=True)])
     if granularity == "span":
-        counts = [max(text.content) + 1 for text in texts.extended]
-        groups, answer_keys = (
-            list(chain.from_iterable([key] * count for key, count in zip(keys, counts, strict=True)))
-            for keys in (groups, answer_keys)
-        )
-    return torch.tensor(groups), torch.tensor(answer_keys)
+        return groups[turn_of_span], answer_keys[turn_of_span]
+    return groups, answer_keys
 
 
-def text_key(input_ids: Sequence[int]) -> int:
-    """A number of 63 bits, equal for equal texts."""
-    digest = hashlib.blake2b(",".join(map(str, input_ids)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def text_keys(sequences: list[list[int]]) -> torch.Tensor:
+    """For each sequence of token ids an int64 `(num_sequences,)`, equal for equal ones."""
+    digests = [hashlib.blake2b(",".join(map(str, ids)).encode(), digest_size=8).digest() for ids in sequences]
+    return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests])

@@ -1,4 +1,4 @@
-"""Where many short texts stand in one pass of a language model: in few rows, kept apart by their positions."""
+"""Rows of many short texts for one pass of a language model: without padding, kept apart by their positions."""
 
 import heapq
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def lay_out(lengths: Sequence[int], hidden_size: int, single_row: bool = False) 
     """
     total, longest = sum(lengths), max(lengths, default=0)
     if total == 0:
-        raise ValueError("The texts of the graph nodes have no tokens: every attention mask is all zeros.")
+        raise ValueError("The texts of the graph nodes have no tokens.")
     counts = range(-(-total // (LONGEST_TEXTS_IN_A_ROW * longest)), -(-total // longest) + 1)
     layouts = [_deal_out(lengths, num_rows) for num_rows in ({1} if single_row else counts)]
     return min(layouts, key=lambda layout: layout[1] * layout[2] * (6 * hidden_size + layout[2]))

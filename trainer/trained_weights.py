@@ -27,7 +27,10 @@ def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Paramete
     """Layers behind the last hidden state that `config` reads, what follows them, and embeddings of masked patches."""
     num_layers = config.vision_config.num_hidden_layers
     selected = config.vision_feature_layer
-    read = [*(selected if isinstance(selected, list | tuple) else [selected]), *getattr(config, "connected_layers", ())]
+    read = [
+        *(selected if isinstance(selected, list | tuple) else [selected]),
+        *getattr(config, "connected_layers", ()),
+    ]
     num_used = max(layer % (num_layers + 1) for layer in read)
     parts = [value for name, value in tower.named_parameters() if name.endswith("mask_token")]
     for module in tower.modules():

@@ -130,7 +130,6 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             granularity=self.args.alignment_granularity,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             completion_only_loss=self.args.completion_only_loss,
-            image_token_id=getattr(self.model.config, "image_token_id", None),
             text_hidden_size=text_config.hidden_size,
             packs_in_one_row="flash" in (getattr(text_config, "_attn_implementation", None) or ""),
         )

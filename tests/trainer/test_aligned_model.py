@@ -100,7 +100,9 @@ def gradients(model, features):
     """Of a loss that has the features of all modalities meet."""
     model.zero_grad()
     directions = {name: torch.nn.functional.normalize(values, dim=-1) for name, values in features.items()}
-    loss = (directions["image"] @ directions["answer"].T)[0, 1] + (directions["extended"] @ directions["image"].T).sum()
+    loss = (directions["image"] @ directions["answer"].T)[0, 1] + (
+        directions["extended"] @ directions["image"].T
+    ).sum()
     loss.backward()
     found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     assert found
@@ -120,7 +122,9 @@ def test_gradients_are_those_of_a_plain_computation_one_by_one(families, name):
     found = gradients(model, output.node_features)
     assert found.keys() == expected.keys()
     for key, gradient in expected.items():
-        torch.testing.assert_close(found[key], gradient, rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            found[key], gradient, rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -140,7 +144,13 @@ def test_the_one_pass_gives_the_models_own_loss_and_logits(families, name):
         torch.testing.assert_close(with_logits[figure].float(), output[figure].float(), rtol=1e-4, atol=1e-4)
 
 
-SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+}
 DECODERS = {
     "llama": (SIZES, "packed"),
     "mistral": ({**SIZES, "num_key_value_heads": 2, "sliding_window": 2}, "packed"),
@@ -156,7 +166,14 @@ DECODERS = {
         "padded",
     ),
     "falcon_h1": (
-        {**SIZES, "num_key_value_heads": 2, "mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_d_state": 8},
+        {
+            **SIZES,
+            "num_key_value_heads": 2,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 2,
+            "mamba_d_head": 16,
+            "mamba_d_state": 8,
+        },
         "padded",
     ),
     "lfm2": ({**SIZES, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]}, "padded"),
@@ -191,7 +208,9 @@ def test_images_that_are_no_tokens_are_refused_with_the_reason():
     vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2, "image_size": 8,
               "patch_size": 4, "vision_output_dim": 64, "intermediate_layers_indices": [0]}  # fmt: skip
     mllama = MllamaForConditionalGeneration(MllamaConfig(vision_config=vision, text_config=text))
-    with pytest.raises(ValueError, match=r"MllamaForConditionalGeneration cannot be aligned: it has no `get_image_feat"):
+    with pytest.raises(
+        ValueError, match=r"MllamaForConditionalGeneration cannot be aligned: it has no `get_image_feat"
+    ):
         refuse_unalignable(mllama)
     with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be aligned"):
         refuse_unalignable(LlamaForCausalLM(LlamaConfig(**SIZES)))

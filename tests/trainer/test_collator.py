@@ -8,14 +8,17 @@ from transformers import LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from logramed import LoGraMedImageProcessor, LoGraMedProcessor
-from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer import collator as collator_module
-from logramed.trainer.collator import LoGraMedDataCollator, join_answers, number_spans, split_sentences
+from logramed.trainer.collator import LoGraMedDataCollator, join_answers, split_sentences
 from logramed.trainer.data.rows import BadRows, finish
 from tests.tiny import tiny_processor, tiny_tokenizer
 
 
 NUM_IMAGE_TOKENS = 4
+
+
+def plain_collator(processor, **values):
+    return LoGraMedDataCollator(processor, alignment=False, **values)
 
 
 def message(role, *parts):
@@ -63,7 +66,7 @@ def rows(image_path):
 
 def test_labels_are_the_answers_and_their_ends_in_a_case_worked_by_hand(rows):
     processor = tiny_processor(NUM_IMAGE_TOKENS)
-    batch = LoGraMedDataCollator(processor)(rows)
+    batch = plain_collator(processor)(rows)
     expected = [
         ("<s> USER : <image> <image> <image> <image> what organ is shown ? ASSISTANT :", "left lung </s>"),
         ("USER : a mass ? ASSISTANT :", "no </s>"),
@@ -88,9 +91,7 @@ def kept_text(processor, batch, index):
 
 def test_rows_of_several_images_and_of_text_alone_share_a_batch(rows):
     processor = tiny_processor(NUM_IMAGE_TOKENS)
-    batch = LoGraMedDataCollator(processor)(rows)
-    assert batch["num_images"].tolist() == [1, 2, 0]
-    assert batch["num_images"].dtype == torch.int64
+    batch = plain_collator(processor)(rows)
     assert (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [4, 8, 0]
     assert not ((batch["labels"] != -100) & (batch["input_ids"] == processor.image_token_id)).any()
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
@@ -107,7 +108,7 @@ def test_rows_of_several_images_and_of_text_alone_share_a_batch(rows):
 
 def test_padding_is_on_the_right_whatever_side_the_tokenizer_pads(rows):
     processor = tiny_processor(NUM_IMAGE_TOKENS)
-    collator = LoGraMedDataCollator(processor)
+    collator = plain_collator(processor)
     batch = collator(rows)
     assert processor.tokenizer.padding_side == "left"
     for index, row in enumerate(rows):
@@ -123,13 +124,12 @@ def test_padding_is_on_the_right_whatever_side_the_tokenizer_pads(rows):
 
 
 def test_a_batch_without_images_has_no_pixel_values(rows):
-    batch = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS))(rows[2:])
-    assert "pixel_values" not in batch
-    assert batch["num_images"].tolist() == [0]
+    batch = plain_collator(tiny_processor(NUM_IMAGE_TOKENS))(rows[2:])
+    assert batch.keys() == {"input_ids", "attention_mask", "labels"}
 
 
 def test_rows_from_a_dataset_with_its_nulls_give_the_same_batch(rows):
-    collator = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS))
+    collator = plain_collator(tiny_processor(NUM_IMAGE_TOKENS))
     rows = [rows[0], rows[2]]
     dataset = finish(rows, [[], []], BadRows("raise"), "test").dataset
     assert dataset[0]["messages"][0]["content"][0] == {"type": "image", "text": None}
@@ -177,7 +177,7 @@ def test_answers_are_found_in_any_template(rows, template, expected):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<|im_start|>", "<|im_end|>"]})
     row = rows[0]
     row["messages"][1]["content"][0]["text"] = " left lung\n"
-    batch = LoGraMedDataCollator(processor, chat_template=template)([row])
+    batch = plain_collator(processor, chat_template=template)([row])
     assert kept_text(processor, batch, 0) == expected
 
 
@@ -191,7 +191,7 @@ def test_an_answer_that_also_stands_in_the_prompt_is_labeled_once(image_path):
         message("user", "yes"),
         message("assistant", "a"),
     )
-    batch = LoGraMedDataCollator(processor)([row])
+    batch = plain_collator(processor)([row])
     assert kept_text(processor, batch, 0) == "yes </s> | a </s>"
     assert (batch["labels"] != -100).sum() == 4
 
@@ -206,14 +206,14 @@ def test_an_answer_that_also_stands_in_the_prompt_is_labeled_once(image_path):
 )
 def test_templates_in_which_answers_cannot_be_found_are_refused(rows, template, reason):
     with pytest.raises(ValueError, match=reason):
-        LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), chat_template=template)(rows[:1])
+        plain_collator(tiny_processor(NUM_IMAGE_TOKENS), chat_template=template)(rows[:1])
 
 
 def test_tokens_around_images_move_no_label(rows):
     tokenizer = tiny_tokenizer(["<im_start>", "<im_end>"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<im_start>", "<im_end>"]})
     plain = LoGraMedProcessor(LoGraMedImageProcessor(size=8), tokenizer, num_image_tokens=4)
-    expected = LoGraMedDataCollator(plain)(rows)
+    expected = plain_collator(plain)(rows)
     processor = LoGraMedProcessor(
         LoGraMedImageProcessor(size=8),
         tokenizer,
@@ -221,7 +221,7 @@ def test_tokens_around_images_move_no_label(rows):
         image_start_token="<im_start>",
         image_end_token="<im_end>",
     )
-    batch = LoGraMedDataCollator(processor)(rows)
+    batch = plain_collator(processor)(rows)
     assert batch["input_ids"].shape[1] == expected["input_ids"].shape[1] + 2
     for index in range(3):
         assert kept_text(processor, batch, index) == kept_text(plain, expected, index)
@@ -234,7 +234,7 @@ def test_transformers_own_llava_processor_works_too(rows):
     processor = LlavaProcessor(
         image_processor, tokenizer, patch_size=4, vision_feature_select_strategy="full", chat_template=TRIMMING
     )
-    batch = LoGraMedDataCollator(processor)(rows)
+    batch = plain_collator(processor)(rows)
     assert (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist() == [4, 8, 0]
     assert batch["pixel_values"].shape == (3, 3, 8, 8)
     assert kept_text(processor, batch, 0) == "left lung </s> | no </s>"
@@ -248,7 +248,7 @@ def test_special_tokens_of_the_tokenizer_are_added_once_and_an_end_is_learned(ro
         single="<s> $A </s>" if adds_end else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     template = template_of("[{{ message['role'] }}] ", " . ", "[assistant] ")
-    batch = LoGraMedDataCollator(processor, chat_template=template)(rows[:1])
+    batch = plain_collator(processor, chat_template=template)(rows[:1])
     assert (batch["input_ids"][0] == 1).sum() == 1
     assert kept_text(processor, batch, 0) == "left lung . | no ." + (" </s>" if adds_end else "")
 
@@ -257,43 +257,23 @@ def test_a_template_that_ends_no_answer_is_warned_about(rows, monkeypatch):
     warnings = []
     monkeypatch.setattr(collator_module.logger, "warning_once", warnings.append)
     processor = tiny_processor(NUM_IMAGE_TOKENS)
-    LoGraMedDataCollator(processor)(rows)
+    plain_collator(processor)(rows)
     assert warnings == []
-    LoGraMedDataCollator(processor, chat_template=template_of("[{{ message['role'] }}] ", ""))(rows[:1])
+    plain_collator(processor, chat_template=template_of("[{{ message['role'] }}] ", ""))(rows[:1])
     assert "does not learn to stop" in warnings[0]
 
 
 def test_truncation_drops_the_end_but_never_a_part_of_an_image(rows):
     processor = tiny_processor(NUM_IMAGE_TOKENS)
-    whole = LoGraMedDataCollator(processor)(rows[:1])
-    cut = LoGraMedDataCollator(processor, max_length=20)(rows[:1])
+    whole = plain_collator(processor)(rows[:1])
+    cut = plain_collator(processor, max_length=20)(rows[:1])
     assert torch.equal(cut["input_ids"], whole["input_ids"][:, :20])
     assert torch.equal(cut["labels"], whole["labels"][:, :20])
     assert kept_text(processor, cut, 0) == "left lung </s>"
     with pytest.raises(ValueError, match=r"'two turns' needs 7 tokens to keep its 1 image.*`max_length` is 6"):
-        LoGraMedDataCollator(processor, max_length=6)(rows[:1])
+        plain_collator(processor, max_length=6)(rows[:1])
     with pytest.raises(ValueError, match="'two turns' has its first answer at token 15, beyond `max_length` 14"):
-        LoGraMedDataCollator(processor, max_length=14)(rows[:1])
-
-
-def test_alignment_texts_are_all_answers_of_a_sample_padded_on_the_right(rows):
-    processor = tiny_processor(NUM_IMAGE_TOKENS)
-    rows[0]["extended_answers"] = ["left\nlung.", "no mass"]
-    batch = LoGraMedDataCollator(processor)(rows)
-
-    def texts(name):
-        pairs = zip(batch[f"{name}_input_ids"].tolist(), batch[f"{name}_attention_mask"].tolist(), strict=True)
-        for ids, mask in pairs:
-            assert mask == sorted(mask, reverse=True)
-            assert all(token_id == processor.tokenizer.pad_token_id for token_id in ids[sum(mask) :])
-            yield " ".join(processor.tokenizer.convert_ids_to_tokens(ids[: sum(mask)]))
-
-    assert list(texts("answer")) == ["left lung . no", "same", "X ray"]
-    assert list(texts("extended")) == ["left lung . no mass", "yes , left lung .", "yes , left lung ."]
-    plain = LoGraMedDataCollator(processor, alignment=False)([{**row, "extended_answers": None} for row in rows])
-    assert not any(name.startswith(("answer", "extended")) for name in plain)
-    with pytest.raises(ValueError, match="Row 'text' has no `extended_answers`, which alignment needs"):
-        LoGraMedDataCollator(processor)([rows[0], {**rows[2], "extended_answers": None}])
+        plain_collator(processor, max_length=14)(rows[:1])
 
 
 @pytest.mark.parametrize(
@@ -307,83 +287,6 @@ def test_alignment_texts_are_all_answers_of_a_sample_padded_on_the_right(rows):
 )
 def test_joined_answers_keep_words_apart_and_full_stops_single(answers, joined):
     assert join_answers(answers) == joined
-
-
-def words(processor, input_ids, attention_mask):
-    """The tokens of each row, its padding left out."""
-    pairs = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
-    return [" ".join(processor.tokenizer.convert_ids_to_tokens(ids[: sum(mask)])) for ids, mask in pairs]
-
-
-def test_turn_texts_are_one_row_for_each_turn_of_all_rows(rows):
-    processor = tiny_processor(NUM_IMAGE_TOKENS)
-    rows[0]["extended_answers"] = ["left\nlung. no mass. a mass?", "no mass"]
-    batch = LoGraMedDataCollator(processor, granularity="turn")(rows)
-    assert batch["num_turns"].tolist() == [2, 1, 1]
-    texts = {
-        name: words(processor, batch[f"{name}_input_ids"], batch[f"{name}_attention_mask"])
-        for name in ("question", "answer", "extended")
-    }
-    assert texts == {
-        "question": ["what organ is shown ?", "a mass ?", "compare with", "what is CT ?"],
-        "answer": ["left lung", "no", "same", "X ray"],
-        "extended": ["left lung . no mass . a mass ?", "no mass", *["yes , left lung ."] * 2],
-    }
-    assert batch["extended_span_ids"].tolist() == [
-        [0, 0, 0, 1, 1, 1, 2, 2, 2],
-        [0, 0, *[-1] * 7],
-        *[[0] * 5 + [-1] * 4] * 2,
-    ]
-    assert batch["extended_span_ids"].dtype == torch.int64
-
-
-def test_turns_change_nothing_but_the_texts_of_the_nodes(rows):
-    processor = tiny_processor(NUM_IMAGE_TOKENS)
-    samples, turns, spans = (LoGraMedDataCollator(processor, granularity=name)(rows) for name in GRANULARITIES)
-    assert turns.keys() == spans.keys()
-    assert all(torch.equal(turns[name], spans[name]) for name in turns)
-    for name, values in samples.items():
-        if not name.startswith(("answer", "extended")):
-            assert torch.equal(turns[name], values)
-
-
-def test_spans_of_a_tokenizer_that_adds_tokens_leave_these_out_and_end_at_max_length(rows):
-    processor = tiny_processor(NUM_IMAGE_TOKENS)
-    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    row = {**rows[2], "extended_answers": [" left lung . a mass  here. no. "]}
-    batch = LoGraMedDataCollator(processor, granularity="turn")([row])
-    assert batch["extended_span_ids"].tolist() == [[-1, 0, 0, 0, 1, 1, 1, 1, 2, 2, -1]]
-    row = {**row, "messages": row["messages"][1:], "extended_answers": ["left lung . a mass . " * 9]}
-    batch = LoGraMedDataCollator(processor, granularity="turn", max_length=12)([row])
-    assert batch["extended_span_ids"].tolist() == [[-1, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]]
-    assert batch["extended_input_ids"].shape == (1, 12)
-
-
-def test_turns_without_extended_answers_have_no_spans(rows):
-    batch = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), extended=False, granularity="turn")(rows)
-    assert not any(name.startswith("extended") for name in batch)
-    assert batch["question_input_ids"].shape[0] == 4
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"extended_answers": ["yes"]}, r"Row 'two turns' has 1 `extended_answers` for 2 answer\(s\), but nodes that"),
-        ({"extended_answers": None}, "Row 'two turns' has no `extended_answers`, which alignment needs"),
-        ({"extended_answers": ["yes", " "]}, "Row 'two turns': the tokenizer makes no token of the answer ' '"),
-    ],
-)
-def test_turns_that_their_extended_answers_do_not_fit_are_named(rows, change, reason):
-    with pytest.raises(ValueError, match=reason):
-        LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), granularity="turn")([{**rows[0], **change}])
-
-
-def test_a_turn_without_a_question_in_words_is_named(image_path):
-    row = training_row("silent", [image_path], message("user", None), message("assistant", "left lung"))
-    with pytest.raises(ValueError, match="Row 'silent' has a turn without a question in words"):
-        LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), granularity="turn")([row])
 
 
 @pytest.mark.parametrize(
@@ -416,14 +319,8 @@ def test_sentences_end_where_they_do_for_a_reader(text, sentences):
     assert found == sentences
 
 
-def test_a_token_over_two_spans_belongs_to_the_first_and_spans_without_tokens_are_not_counted():
-    assert number_spans([(0, 6), (6, 9)], [(0, 3), (4, 5), (6, 9)]) == [0, 1]
-    assert number_spans([(2, 4), (0, 0)], [(0, 3), (3, 4)]) == [0, -1]
-    assert number_spans([(3, 5)], [(0, 3), (6, 7)]) == [-1]
-
-
 def test_a_lost_or_damaged_image_is_named_with_its_row(rows, tmp_path):
-    collator = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS))
+    collator = plain_collator(tiny_processor(NUM_IMAGE_TOKENS))
     (tmp_path / "broken.png").write_text("no image")
     for name in ("gone.png", "broken.png"):
         rows[0]["images"] = [str(tmp_path / name)]
@@ -434,11 +331,11 @@ def test_a_lost_or_damaged_image_is_named_with_its_row(rows, tmp_path):
 def test_a_row_with_another_number_of_images_than_placeholders_is_named(rows):
     rows[1]["images"] = rows[1]["images"][:1]
     with pytest.raises(ValueError, match=r"Row 'two images': its text has 2 image placeholder\(s\).*it has 1 image"):
-        LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS))(rows)
+        plain_collator(tiny_processor(NUM_IMAGE_TOKENS))(rows)
 
 
 def test_a_tokenizer_without_padding_token_is_refused():
     processor = tiny_processor(NUM_IMAGE_TOKENS)
     processor.tokenizer.pad_token = None
     with pytest.raises(ValueError, match="no padding token"):
-        LoGraMedDataCollator(processor)
+        plain_collator(processor)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer import trainer as trainer_module
+from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer.gradient_caching import StepGraph, cached_loss, random_state, replayed
 from tests.trainer.gradient_steps import small_model, take_steps, uneven_turns
 
@@ -125,7 +125,10 @@ def test_with_dropout_the_second_pass_has_the_features_of_the_first_bit_for_bit(
 
 def test_a_seeded_run_with_dropout_is_the_same_again(tmp_path, rows):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "accumulate_graph": True}
-    found = [take_steps(tmp_path, rows, model=model_with_dropout(), max_steps=2, graph_dropout=0.2, **options) for _ in range(2)]
+    found = [
+        take_steps(tmp_path, rows, model=model_with_dropout(), max_steps=2, graph_dropout=0.2, **options)
+        for _ in range(2)
+    ]
     assert_equal_steps(*found, rtol=0, atol=0)
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from logramed.trainer import matching_picture
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.matching_picture import MatchedNodes, draw_matching, match_nodes

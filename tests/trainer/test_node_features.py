@@ -48,7 +48,9 @@ def turn_nodes(turns_of_samples, num_images, extra_padding, extended):
     samples = [sample for sample, count in enumerate(num_images) for _ in range(4 * count)]
     nodes["image_sample"] = torch.tensor(samples)
     places = iter(range(len(samples)))
-    nodes["region_index"] = padded([[next(places) for _ in range(4 * count)] for count in num_images], -1, extra_padding)
+    nodes["region_index"] = padded(
+        [[next(places) for _ in range(4 * count)] for count in num_images], -1, extra_padding
+    )
     numbers = iter(range(len(order)))
     nodes["turn_index"] = padded([[next(numbers) for _ in turns] for turns in turns_of_samples], -1, extra_padding)
     nodes["turn_places"] = (nodes["turn_index"] >= 0).flatten().nonzero().squeeze(1)

@@ -14,11 +14,11 @@ from logramed.trainer.alignment import (
     AlignmentObjective,
     GradientEstimator,
 )
+from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.trainer import LoGraMedTrainer
-from tests.tiny import tiny_processor, tiny_tokenizer
+from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
 
 
@@ -365,7 +365,9 @@ def test_best_checkpoint_is_loaded_at_the_end_and_resuming_goes_on_as_uninterrup
     kept = type(trainer.model.model).from_pretrained(best)
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.model.parameters(), kept.parameters(), strict=True))
     network = load_file(best / "alignment.safetensors")
-    assert all(torch.equal(value, network[name]) for name, value in trainer.model.state_dict().items() if "graph" in name)
+    assert all(
+        torch.equal(value, network[name]) for name, value in trainer.model.state_dict().items() if "graph" in name
+    )
     resumed = LoGraMedTrainer(
         small_model(seed=9),
         arguments(tmp_path, **{name: value for name, value in options.items() if name != "eval_dataset"}),
@@ -391,7 +393,9 @@ def test_checkpoint_that_lacks_a_weight_is_refused(tmp_path, rows):
     without_a_weight(checkpoint / "model.safetensors", "multi_modal_projector.linear_1.weight")
     options = {"processing_class": tiny_processor(), "train_dataset": rows}
     trainer = LoGraMedTrainer(small_model(), arguments(tmp_path), **options)
-    with pytest.raises(ValueError, match=r"1 weights of the model are missing .*multi_modal_projector.linear_1.weight"):
+    with pytest.raises(
+        ValueError, match=r"1 weights of the model are missing .*multi_modal_projector.linear_1.weight"
+    ):
         trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
