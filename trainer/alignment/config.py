@@ -67,12 +67,15 @@ class AlignmentConfig:
         1.0, "Weight of the alignment loss beside the language-modeling loss. 0 turns it off."
     )
     alignment_loss: str = _setting(
-        "multi_graph", "Objective of the alignment; `none` is `alignment_weight` 0.", LOSSES
+        "multi_graph",
+        "Objective of the alignment; `paper` is the research release's, faults included, and `none` is "
+        "`alignment_weight` 0.",
+        LOSSES,
     )
     alignment_granularity: str = _setting(
         "sample",
-        "What a node of the graphs is: a sample, a dialogue turn, or a sentence (span) of an extended answer, of the "
-        "whole batch.",
+        "What a node of the graphs is: a `sample`, a dialogue `turn`, or a `span` (sentence) of an extended answer, "
+        "of the whole batch.",
         GRANULARITIES,
     )
     use_extended_answers: bool = _setting(
@@ -86,7 +89,7 @@ class AlignmentConfig:
     gather_graph: bool = _setting(False, "One graph over the micro-batches of all processes, with gradients.")
     alignment_memory: int = _setting(0, "Nodes of earlier micro-batches that join the graph as constants; 0: none.")
     alignment_targets: str = _setting(
-        "each", "What a modality is matched with: each other one, or the mean of the others.", TARGETS
+        "each", "What a modality is matched with: `each` other one, or the mean of the `others`.", TARGETS
     )
     num_neighbors: int = _setting(5, "Edges of a node, to its nearest others.")
     small_batch: str = _setting(
@@ -100,7 +103,8 @@ class AlignmentConfig:
     )
     edge_matching: str = _setting(
         "separate",
-        "Whether edges find their partners by themselves, or (`coupled`, quadratic assignment) go with their nodes.",
+        "Whether edges find their partners by themselves (`separate`), or go where their nodes go (`coupled`, "
+        "quadratic assignment).",
         EDGE_MATCHINGS,
     )
     message_weight: float | None = _setting(
@@ -117,7 +121,7 @@ class AlignmentConfig:
     alignment_temperature: float = _setting(
         0.1, "Temperature of nodes, for the entropic estimator, `infonce` and `siglip`."
     )
-    edge_temperature: float = _setting(0.15, "The same of edges.")
+    edge_temperature: float = _setting(0.15, "Temperature of edges, likewise.")
     gradient_estimator: str = _setting(
         "entropic",
         "How the gradient of the matching is estimated: smoothed by entropy, or by noise.",

@@ -1,4 +1,5 @@
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import yaml
@@ -92,5 +93,19 @@ def test_no_objective_is_no_weight():
     assert AlignmentConfig(alignment_loss="none").alignment_weight == 0
 
 
-def test_every_field_says_what_it_is():
-    assert all(len(setting.metadata["help"]) > 10 for setting in fields(AlignmentConfig))
+def row_of(setting):
+    """A field's row in the tables of trainer/README.md."""
+    meaning, default = setting.metadata["help"], str(setting.default).lower()
+    default = f"`{default}`" if isinstance(setting.default, str) else default
+    choices = [f"`{choice}`" for choice in setting.metadata.get("choices", ())]
+    if not all(choice in meaning for choice in choices):
+        meaning += f" One of {', '.join(choices)}."
+    return f"| `{setting.name}` | {default} | {meaning} |"
+
+
+def test_readme_has_every_field_once_as_it_is_five_of_them_first():
+    rows = [row_of(setting) for setting in fields(AlignmentConfig)]
+    text = (Path(__file__).parents[3] / "trainer" / "README.md").read_text()
+    assert [text.count(row + "\n") for row in rows] == [1] * len(rows)
+    assert "\n".join(rows[:5]) in text
+    assert "\n".join(rows[5:]) in text

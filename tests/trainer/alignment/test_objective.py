@@ -364,6 +364,17 @@ def test_objective_refuses_what_does_not_fit():
         objective_of()(make_features(8), groups=torch.zeros(1))
 
 
+def test_settings_reach_the_objective():
+    settings = {"edge_weight": 0.5, "message_weight": 0.2, "alignment_margin": 0.1, "edge_matching": "coupled"}
+    noise = {"gradient_estimator": "imle", "noise_scale": 0.7, "num_noise_samples": 2}
+    objective = objective_of("multi_graph_pairwise", solver_effort=0.5, **settings, **noise)
+    assert (objective.edge_weight, objective.message_weight, objective.is_coupled) == (0.5, 0.2, True)
+    assert objective.estimator == GradientEstimator("imle", noise_scale=0.7, margin=0.1, num_samples=2)
+    assert objective.solver.keywords == {"effort": 0.5}
+    without = objective_of("first_order", edge_weight=0.5, message_weight=0.2)
+    assert (without.edge_weight, without.message_weight, without.estimator) == (0, 0, None)
+
+
 @pytest.fixture
 def squared_error():
     @register_objective("squared_error")
