@@ -5,8 +5,9 @@ import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
+from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.node_inputs import GRANULARITIES, index_members, number_spans, text_keys
+from logramed.trainer.node_inputs import index_members, number_spans, text_keys
 from tests.tiny import tiny_processor
 from tests.trainer.test_collator import message, training_row
 
