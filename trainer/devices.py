@@ -64,8 +64,8 @@ def gather_language_head(model: torch.nn.Module) -> None:
 
 def gather_own_weights(model: torch.nn.Module) -> None:
     """
-    Under FSDP2, gather what belongs to no part of an `AlignedModel` but to the whole, for code that calls its parts one
-    by one: the parts gather their weights themselves.
+    Under FSDP2, gather what belongs to no part of an `AlignedModel` but to the whole, for code that calls its parts
+    one by one: the parts gather their weights themselves.
     """
     if isinstance(model, FSDPModule):
         model.unshard()

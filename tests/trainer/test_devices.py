@@ -17,7 +17,9 @@ from accelerate.utils import DistributedType
 from logramed import LoGraMedForConditionalGeneration
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.data import questions_of_rows
-from logramed.trainer.devices import check_engine, name_existing_units
+from logramed.trainer.aligned_model import AlignedModel
+from logramed.trainer.alignment import GraphNetwork
+from logramed.trainer.devices import check_engine, name_units
 from tests.benchmarks import kill_resume
 from tests.trainer.conftest import write_data_file
 from tests.trainer.gradient_steps import UNITS, small_model, take_steps, uneven_turns
@@ -162,9 +164,10 @@ def test_checkpoint_of_two_processes_loads_in_one(two_processes, tmp_path, rows,
     assert_equal_results(result, keep, logged)
     last = two_processes / name / f"checkpoint-{len(keep.gradients)}"
     loaded = dict(LoGraMedForConditionalGeneration.from_pretrained(last, dtype="auto").named_parameters())
-    expected = dict(trainer.model.named_parameters())
-    assert loaded.keys() == result["weights"].keys() == expected.keys()
-    for parameter, value in result["weights"].items():
+    expected = dict(trainer.model.model.named_parameters())
+    saved = {name.removeprefix("model."): value for name, value in result["weights"].items() if "graph" not in name}
+    assert loaded.keys() == saved.keys() == expected.keys()
+    for parameter, value in saved.items():
         assert torch.equal(loaded[parameter], value), parameter
         torch.testing.assert_close(value, expected[parameter].detach(), rtol=1e-4, atol=1e-6, msg=parameter)
     metrics = trainer.evaluate()
@@ -245,7 +248,12 @@ def test_what_needs_the_whole_model_on_a_device_is_refused_where_it_lies_in_piec
 
 
 def test_units_that_the_model_does_not_have_are_not_named():
-    model = small_model()
-    assert "CLIPTextEmbeddings" in model._no_split_modules  # as transformers leaves it
-    name_existing_units(model)
-    assert set(model._no_split_modules) == {"CLIPVisionEmbeddings", "CLIPEncoderLayer", "LlamaDecoderLayer"}
+    model = AlignedModel(small_model(), GraphNetwork(32))
+    assert "CLIPTextEmbeddings" in model.model._no_split_modules  # as transformers leaves it
+    name_units(model, SimpleNamespace(state=SimpleNamespace(fsdp_plugin=None)))
+    assert set(model._no_split_modules) == {
+        "CLIPVisionEmbeddings",
+        "CLIPEncoderLayer",
+        "LlamaDecoderLayer",
+        "GraphNetwork",
+    }
