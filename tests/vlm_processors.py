@@ -1,4 +1,4 @@
-"""Tiny processors of other families than ours, as transformers has them, with a chat template like each family's own."""
+"""Tiny processors of transformers for other families than ours, with a chat template like each family's own."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -60,7 +60,8 @@ GEMMA_TEMPLATE = """
     {%- if message['role'] == 'system' -%}
         {%- set ns.prefix = message['content'][0]['text'] + '\\n\\n' -%}
     {%- else -%}
-        {{- '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\\n' + ns.prefix -}}
+        {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+        {{- '<start_of_turn>' + role + '\\n' + ns.prefix -}}
         {%- set ns.prefix = '' -%}
         {%- for part in message['content'] -%}
             {{- '<start_of_image>' if part['type'] == 'image' else part['text'] | trim -}}
