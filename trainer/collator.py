@@ -228,7 +228,7 @@ class LoGraMedDataCollator:
         if not is_canonical(row):
             from logramed.trainer.data.records import canonical_row
 
-            row = canonical_row(row, position)
+            row = canonical_row(row, f"row {position} of a batch")
         return {**row, "images": row["images"] or []}
 
     def _process(self, rows: list[dict[str, Any]], texts: list[str]) -> BatchFeature:

@@ -1,7 +1,10 @@
+import io
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import LlavaProcessor
@@ -9,8 +12,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from logramed import LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.trainer import collator as collator_module
-from logramed.trainer.collator import LoGraMedDataCollator, join_answers, split_sentences
-from logramed.trainer.data.rows import BadRows, finish
+from logramed.trainer.collator import LoGraMedDataCollator, join_answers, open_image, split_sentences
 from tests.tiny import tiny_processor, tiny_tokenizer
 
 
@@ -131,7 +133,7 @@ def test_a_batch_without_images_has_no_pixel_values(rows):
 def test_rows_from_a_dataset_with_its_nulls_give_the_same_batch(rows):
     collator = plain_collator(tiny_processor(NUM_IMAGE_TOKENS))
     rows = [rows[0], rows[2]]
-    dataset = finish(rows, [[], []], BadRows("raise"), "test").dataset
+    dataset = Dataset.from_list(rows)
     assert dataset[0]["messages"][0]["content"][0] == {"type": "image", "text": None}
     expected, got = collator(rows), collator([dataset[0], dataset[1]])
     assert expected.keys() == got.keys()
@@ -339,3 +341,33 @@ def test_a_tokenizer_without_padding_token_is_refused():
     processor.tokenizer.pad_token = None
     with pytest.raises(ValueError, match="no padding token"):
         plain_collator(processor)
+
+
+@pytest.mark.parametrize("alignment", [False, True])
+def test_rows_of_a_user_s_own_data_set_give_the_batch_of_canonical_ones(rows, alignment):
+    collator = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), alignment=alignment, extended=False)
+    image = Image.open(rows[0]["images"][0])
+    stored = io.BytesIO()
+    image.save(stored, "png")
+    question, answer = "what organ is shown?", "left lung"
+    expected = collator([training_row("a", [image], message("user", None, question), message("assistant", answer))])
+    spoken = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    forms = [
+        {"images": [image], "messages": spoken},
+        {"image": {"bytes": stored.getvalue(), "path": None}, "messages": spoken},
+        {"images": [image], "prompt": question, "completion": answer},
+        {"images": [image], "prompt": spoken[:1], "completion": spoken[1:]},
+    ]
+    for form in forms:
+        batch = collator([form])
+        nodes = batch.pop("nodes", {})
+        assert all(torch.equal(values, expected[name]) for name, values in batch.items())
+        assert all(torch.equal(values, expected["nodes"][name]) for name, values in nodes.items())
+
+
+def test_an_image_may_be_the_bytes_of_its_file(image_path):
+    kept = {"bytes": Path(image_path).read_bytes(), "path": "elsewhere.png"}
+    for image in (kept, {"bytes": None, "path": image_path}):
+        assert open_image(image, "a").tobytes() == open_image(image_path, "a").tobytes()
+    with pytest.raises(ValueError, match="Row 'a': cannot read image"):
+        open_image({"bytes": b"no image", "path": None}, "a")
