@@ -171,13 +171,18 @@ def _open_dataset(source: str | Path | Dataset, path: Path | None, split: str) -
 
 
 def _read_dataset(dataset: Dataset, source: str | Path | Dataset, split: str) -> Records:
-    """Rows of a dataset with their places. Images stay encoded (`{"bytes", "path"}`): decoding is for the checks."""
+    """Rows of a dataset with their places."""
     name = "the given dataset" if isinstance(source, Dataset) else f"{source} (split {split})"
+    for number, record in enumerate(leave_encoded(dataset)):
+        yield RowLocation(name, f"row {number}"), record
+
+
+def leave_encoded(dataset: Dataset) -> Dataset:
+    """The columns that are read of a dataset, its images as `{"bytes", "path"}`: reading rows then decodes none."""
     dataset = dataset.select_columns([column for column in dataset.column_names if column in FIELDS])
     for column, feature in dataset.features.items():
         if isinstance(feature, ImageFeature):
             dataset = dataset.cast_column(column, ImageFeature(decode=False))
         elif isinstance(feature, List | Sequence) and isinstance(feature.feature, ImageFeature):
             dataset = dataset.cast_column(column, List(ImageFeature(decode=False)))
-    for number, record in enumerate(dataset):
-        yield RowLocation(name, f"row {number}"), record
+    return dataset
