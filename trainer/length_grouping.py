@@ -1,12 +1,17 @@
 """Batches of samples of about equal length, so that little of them is padding."""
 
+import itertools
 from collections.abc import Iterator
 
 import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from logramed.trainer.collator import LoGraMedDataCollator, clean_messages
+from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data.answer_spans import clean_messages
+from logramed.trainer.data.records import RecordReader, locate
+from logramed.trainer.data.rows import RowLocation
+from logramed.trainer.data.sources import leave_encoded
 
 
 TOKENIZED_AT_ONCE = 1000  # texts
@@ -37,12 +42,16 @@ class SeededLengthSampler(LengthGroupedSampler):
 
 def count_tokens(rows: Dataset, collator: LoGraMedDataCollator) -> list[int]:
     """Tokens of each training row's conversation, those of its images among them, cut at the collator's maximum."""
-    rows = rows.with_format(None).select_columns(["images", "messages"])
+    located = (
+        (locate(RowLocation("training data", f"row {number}"), record), record)
+        for number, record in enumerate(leave_encoded(rows.with_format(None)))
+    )
+    reader = RecordReader(None, require_extended=False)
     lengths = []
-    for batch in rows.iter(TOKENIZED_AT_ONCE):
-        texts = [collator.render(clean_messages(messages)) for messages in batch["messages"]]
+    while batch := [reader.read(*one).row for one in itertools.islice(located, TOKENIZED_AT_ONCE)]:
+        texts = [collator.render(clean_messages(row["messages"])) for row in batch]
         ids = collator.processor.tokenizer(texts)["input_ids"]
-        for images, tokens in zip(batch["images"], ids, strict=True):
-            num_tokens = len(tokens) + len(images) * (collator.processor.num_image_tokens - 1)
+        for row, tokens in zip(batch, ids, strict=True):
+            num_tokens = len(tokens) + len(row["images"]) * (collator.processor.num_image_tokens - 1)
             lengths.append(min(num_tokens, collator.max_length or num_tokens))
     return lengths

@@ -1,6 +1,6 @@
 import random
 
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List, Value
 
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
@@ -31,6 +31,20 @@ def test_counted_tokens_are_those_of_the_batch(rows):
     collator = LoGraMedDataCollator(tiny_processor())
     batch = collator([made[number] for number in range(3)])
     assert count_tokens(made, collator) == batch["attention_mask"].sum(dim=1).tolist()
+
+
+def test_tokens_are_counted_in_any_form_without_decoding_an_image(rows):
+    plain = [
+        {
+            "images": [{"bytes": b"no image", "path": None}],
+            "prompt": "what is it",
+            "completion": " ".join(["lung"] * n),
+        }
+        for n in (1, 9)
+    ]
+    features = Features({"images": List(Image()), "prompt": Value("string"), "completion": Value("string")})
+    first, second = count_tokens(Dataset.from_list(plain, features=features), LoGraMedDataCollator(tiny_processor()))
+    assert second > first > tiny_processor().num_image_tokens
 
 
 def test_grouped_batches_hold_less_padding_and_every_sample_once():

@@ -1,13 +1,17 @@
-"""Rows as records hold them: the LLaVA-Med instruct form with extended answers, and the messages form of TRL."""
+"""Rows as records hold them: the LLaVA-Med instruct form with extended answers, and TRL's forms."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from .image_check import decode
 from .rows import (
     BadRows,
     ImageFolder,
+    ReadRow,
     RowError,
     RowLocation,
     Turn,
@@ -21,6 +25,17 @@ from .rows import (
 # The alignment file of the LLaVA-Med release misspells its key, and the extended one inherits that.
 CONVERSATION_KEYS = ("conversations", "conversatons")
 EXTENDED_KEYS = ("conversations_long", "conversatons_long")
+FIELDS = (
+    "id",
+    "image",
+    "images",
+    *CONVERSATION_KEYS,
+    "messages",
+    "prompt",
+    "completion",
+    *EXTENDED_KEYS,
+    "extended_answers",
+)
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -29,17 +44,18 @@ class RecordReader:
     """
     Turns records into canonical rows.
 
-    A record has an `id`, `image` or `images` (a name, an embedded image, a list of these, or nothing for text alone)
-    and either `conversations` with `conversations_long`, or `messages` with `extended_answers`.
+    A record has `image` or `images` (a name, an embedded image, a list of these, or nothing for text alone), and
+    `conversations`, `messages`, or `prompt` and `completion`. Extended answers stand in `conversations_long` or
+    `extended_answers`. What else it has is ignored.
 
     Args:
-        image_folder (`ImageFolder`):
-            Where image names are looked up.
+        image_folder (`ImageFolder`, *optional*):
+            Where image names are looked up; without it images stay what they are.
         require_extended (`bool`):
             Refuse a record without extended answers.
     """
 
-    image_folder: ImageFolder
+    image_folder: ImageFolder | None
     require_extended: bool
 
     def read(
@@ -47,15 +63,17 @@ class RecordReader:
         location: RowLocation,
         record: dict[str, Any],
         extension: tuple[RowLocation, dict[str, Any]] | None = None,
-    ) -> tuple[dict[str, Any], list[str]]:
+    ) -> ReadRow:
         """
-        The canonical row of `record` and its image names as the record writes them, or a `RowError`.
+        The canonical row of `record`, or a `RowError`.
 
         `location` names the record's id. `extension` is the record of a second file that holds the extended answers.
         """
         image_field, images = find_images(location, record)
-        paths = [self._find_image(image, location, image_field) for image in images]
+        found = [self._find_image(image, location, image_field) for image in images]
         turns_field, turns = read_turns(location, record)
+        if turns_field not in CONVERSATION_KEYS:
+            turns = put_images_first(turns, len(images))
         check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
         extended_field, extended_answers = read_own_extension(location, record, turns)
         if extension is not None:
@@ -64,20 +82,63 @@ class RecordReader:
             extended_answers = read_second_file(*extension, record, turns)
         row = build_row(
             location,
-            paths,
+            found,
             turns,
             extended_answers,
             extended_field=extended_field,
             require_extended=self.require_extended,
         )
-        return row, [describe_image(image) for image in images]
+        return ReadRow(location, row, image_field, images)
 
-    def _find_image(self, image: Any, location: RowLocation, field: str) -> str | dict[str, Any]:
-        if not isinstance(image, dict):
-            return self.image_folder.find(image, location, field)
-        if image.get("bytes") is None:
-            return self.image_folder.find(image.get("path"), location, field)
-        return self.image_folder.check_embedded(image, location, field)
+    def _find_image(self, image: Any, location: RowLocation, field: str) -> Any:
+        if isinstance(image, dict) and image.get("bytes") is not None:
+            return {"bytes": image["bytes"], "path": image.get("path")}
+        name = image.get("path") if isinstance(image, dict) else image
+        if self.image_folder is not None:
+            return self.image_folder.find(name, location, field)
+        if not isinstance(name, str | Path | Image.Image):
+            raise location.error(field, f"expected a path or an image, got {name!r}")
+        return name
+
+
+def canonical_row(row: dict[str, Any], position: str) -> dict[str, Any]:
+    """
+    The canonical row (`id`, `images`, `messages`, `extended_answers`) of a row in any form of `RecordReader`.
+
+    Args:
+        row (`dict`): Its images are PIL images, paths, or `{"bytes", "path"}`. A canonical row stays as it is.
+        position (`str`): Names the row in errors, and is its id where it has none.
+
+    Returns:
+        `dict`: its images are PIL images or paths, in the order of the placeholders; `extended_answers` may be `None`.
+
+    Raises:
+        RowError: If the row cannot be used.
+
+    Example:
+        >>> row = canonical_row({"images": ["/a.png"], "prompt": "Which organ?", "completion": "Lung"}, "row 17")
+        >>> row["id"], row["messages"][0]["content"]
+        ('row 17', [{'type': 'image'}, {'type': 'text', 'text': 'Which organ?'}])
+    """
+    location = locate(RowLocation("training data", position), row)
+    found = RecordReader(None, require_extended=False).read(location, row).row
+    return {**found, "images": [open_embedded(image, location) for image in found["images"]]}
+
+
+def open_embedded(image: Any, location: RowLocation) -> Any:
+    """An image that came with its row as `{"bytes", "path"}`, decoded; any other stays what it is."""
+    if not isinstance(image, dict):
+        return image
+    try:
+        return decode(image)
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        raise location.error("images", f"unreadable image: {type(error).__name__}: {error}") from error
+
+
+def locate(location: RowLocation, record: dict[str, Any]) -> RowLocation:
+    """The place of a record with its id, which is its position where it has none."""
+    row_id = record.get("id")
+    return location.with_id(location.position if row_id is None else row_id)
 
 
 def find_key(location: RowLocation, record: dict[str, Any], keys: tuple[str, ...]) -> str | None:
@@ -96,23 +157,38 @@ def find_images(location: RowLocation, record: dict[str, Any]) -> tuple[str, lis
     return field, images if isinstance(images, list) else [images]
 
 
-def describe_image(image: str | dict[str, Any]) -> str:
-    """What stands for an image in the fingerprint: its name, or a digest of its bytes."""
-    if not isinstance(image, dict):
-        return image
-    if image.get("bytes") is None:
-        return image["path"]
-    return hashlib.sha256(image["bytes"]).hexdigest()
-
-
 def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list[Turn]]:
     """The field that holds the conversation, and its turns in order."""
     field = find_key(location, record, (*CONVERSATION_KEYS, "messages"))
-    if field is None:
-        raise location.error("conversations", "missing; a row needs `conversations` or `messages`")
+    if field == "messages":
+        return field, read_messages(location, record, field)
+    if field is not None:
+        entries = read_entries(location, record, field)
+        turns = [read_conversation_turn(location, entry, f"{field}[{n}]") for n, entry in enumerate(entries)]
+        return field, turns
+    if record.get("prompt") is None or record.get("completion") is None:
+        needed = "`conversations`, `messages`, or `prompt` and `completion`"
+        raise location.error("conversations", f"missing; a row needs {needed}")
+    prompt = read_messages(location, record, "prompt", "user")
+    return "prompt", prompt + read_messages(location, record, "completion", "assistant")
+
+
+def read_messages(location: RowLocation, record: dict[str, Any], field: str, role: str | None = None) -> list[Turn]:
+    """The turns of a list of messages, or of a text, if it may be one, by `role`."""
+    if role is not None and isinstance(record[field], str):
+        text = read_text(record[field], location, field, "answer" if role == "assistant" else "turn")
+        return [Turn(role, split_placeholders(text), field)]
     entries = read_entries(location, record, field)
-    read_turn = read_message if field == "messages" else read_conversation_turn
-    return field, [read_turn(location, entry, f"{field}[{number}]") for number, entry in enumerate(entries)]
+    return [read_message(location, entry, f"{field}[{number}]") for number, entry in enumerate(entries)]
+
+
+def put_images_first(turns: list[Turn], num_images: int) -> list[Turn]:
+    """Turns without a place for images have them before the first turn of the user, as TRL does."""
+    number = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
+    if number is None or not turns[number].parts or any(turn.num_images for turn in turns):
+        return turns
+    turn = turns[number]._replace(parts=[{"type": "image"}] * num_images + turns[number].parts)
+    return [*turns[:number], turn, *turns[number + 1 :]]
 
 
 def read_entries(location: RowLocation, record: dict[str, Any], field: str) -> list[dict[str, Any]]:
@@ -160,7 +236,7 @@ def read_own_extension(
     """The field for a record's own extended answers, and these answers (`None` where it has none)."""
     field = find_key(location, record, (*EXTENDED_KEYS, "extended_answers"))
     if field is None:
-        return "extended_answers" if "messages" in record else EXTENDED_KEYS[0], None
+        return EXTENDED_KEYS[0] if find_key(location, record, CONVERSATION_KEYS) else "extended_answers", None
     if field == "extended_answers":
         return field, record[field]
     return field, read_extended_answers(location, record, field, turns)
@@ -204,13 +280,13 @@ def read_extended_answers(location: RowLocation, record: dict[str, Any], field: 
 
 
 def index_by_id(
-    records: Iterable[tuple[RowLocation, dict[str, Any]]], bad_rows: BadRows
+    records: Iterable[tuple[RowLocation, dict[str, Any]]], bad_rows: BadRows, make_ids: bool = False
 ) -> dict[str, tuple[RowLocation, dict[str, Any]]]:
-    """Records by id, in order; a record without an id and the second of an id are bad rows."""
+    """Records by id, in order; without `make_ids` a record without an id, and the second of an id, are bad rows."""
     by_id: dict[str, tuple[RowLocation, dict[str, Any]]] = {}
     for location, record in records:
         try:
-            located = location.with_id(record.get("id"))
+            located = locate(location, record) if make_ids else location.with_id(record.get("id"))
             if located.row_id in by_id:
                 raise located.error("id", f"duplicated id, first at {by_id[located.row_id][0].position}")
         except RowError as error:

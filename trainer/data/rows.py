@@ -1,7 +1,6 @@
 """The canonical training row: what it holds, the checks a row must pass, and how refused rows are counted."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
-from PIL import Image
 from tqdm.auto import tqdm
 from transformers.utils import logging
+
+from .image_check import find_unreadable, image_key
 
 
 logger = logging.get_logger(__name__)
@@ -119,37 +119,29 @@ class TrainingRows:
 
 class ImageFolder:
     """
-    Turns image names into checked absolute paths.
+    Turns image names into absolute paths of files that exist.
 
     Args:
         folder (`Path` or `None`):
             Images must lie in it once `..` and symbolic links are resolved. `None` takes absolute paths as they are.
-        check_images (`bool`):
-            Decode every image once. Otherwise an image must exist, and a damaged one shows only in training.
     """
 
-    def __init__(self, folder: str | Path | None, check_images: bool = True):
+    def __init__(self, folder: str | Path | None):
         self.folder = None if folder is None else Path(folder).expanduser().resolve()
-        self.check_images = check_images
-        self._problems: dict[Path, str | None] = {}
+        self._existing: set[Path] = set()
 
     def find(self, name: Any, location: RowLocation, field: str) -> str:
-        """The absolute path of image `name`; a `RowError` if it is outside the folder, missing or unreadable."""
+        """The absolute path of image `name`; a `RowError` if it is outside the folder or missing."""
         if not isinstance(name, str) or not name.strip():
             raise location.error(field, f"expected the name of an image file, got {name!r}")
         path = self._resolve(name, location, field)
-        if path not in self._problems:
-            self._problems[path] = self._find_problem(path)
-        if self._problems[path] is not None:
-            raise location.error(field, self._problems[path])
+        try:
+            if path not in self._existing and not path.is_file():
+                raise location.error(field, f"missing image: there is no file {path}")
+        except OSError as error:
+            raise location.error(field, f"cannot look up image {path}: {error}") from error
+        self._existing.add(path)
         return str(path)
-
-    def check_embedded(self, image: dict[str, Any], location: RowLocation, field: str) -> dict[str, Any]:
-        """`image`, the `{"bytes", "path"}` of an undecoded `datasets` image; a `RowError` if it is unreadable."""
-        problem = find_decoding_problem(io.BytesIO(image["bytes"])) if self.check_images else None
-        if problem is not None:
-            raise location.error(field, f"unreadable image: {problem}")
-        return {"bytes": image["bytes"], "path": image["path"]}
 
     def _resolve(self, name: str, location: RowLocation, field: str) -> Path:
         if self.folder is None and not Path(name).is_absolute():
@@ -161,26 +153,6 @@ class ImageFolder:
         if self.folder is not None and not path.is_relative_to(self.folder):
             raise location.error(field, f"{name!r} leads to {path}, outside the image folder {self.folder}")
         return path
-
-    def _find_problem(self, path: Path) -> str | None:
-        try:
-            exists = path.is_file()
-        except OSError as error:
-            return f"cannot look up image {path}: {error}"
-        if not exists:
-            return f"missing image: there is no file {path}"
-        problem = find_decoding_problem(path) if self.check_images else None
-        return None if problem is None else f"unreadable image {path}: {problem}"
-
-
-def find_decoding_problem(image_file: Path | io.BytesIO) -> str | None:
-    """Decode an image fully; why that fails, or `None`."""
-    try:
-        with Image.open(image_file) as image:
-            image.load()
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
@@ -331,21 +303,49 @@ def with_progress(items: Iterable[Any], total: int | None = None) -> Iterable[An
     return tqdm(items, desc="Checking training rows", total=total, unit="row", leave=False, disable=None)
 
 
-def finish(rows: list[dict[str, Any]], image_names: list[list[str]], bad_rows: BadRows, source: str) -> TrainingRows:
-    """
-    Training rows of `rows` and of what `bad_rows` left out.
+class ReadRow(NamedTuple):
+    """A canonical row, where it was read, and its images as the source writes them, with the field they stand in."""
 
-    Warns about skipped rows with their count and the first few of them. No row left is a `ValueError`.
+    location: RowLocation
+    row: dict[str, Any]
+    image_field: str
+    images: list[Any]
+
+
+def finish(read: list[ReadRow], bad_rows: BadRows, source: str, check_images: bool = True) -> TrainingRows:
     """
+    Training rows of the rows `read`, and what `bad_rows` left out.
+
+    With `check_images` a row with an unreadable image is a bad row. Warns about skipped rows with their count and the
+    first few of them. No row left is a `ValueError`.
+    """
+    if check_images:
+        read = leave_out_unreadable(read, bad_rows)
     skipped = bad_rows.skipped
     if skipped:
         first = "".join(f"\n  {error}" for error in skipped[:5])
         more = f"\n  and {len(skipped) - 5} more, all in `TrainingRows.skipped`" if len(skipped) > 5 else ""
         logger.warning(f"{source}: skipped {len(skipped)} bad row(s):{first}{more}")
-    if not rows:
+    if not read:
         raise ValueError(f"{source} holds no usable training row ({len(skipped)} skipped).")
+    rows = [one.row for one in read]
     dataset = Dataset.from_list(rows, features=get_features(rows))
-    return TrainingRows(dataset, skipped, compute_fingerprint(rows, image_names))
+    return TrainingRows(dataset, skipped, compute_fingerprint(read))
+
+
+def leave_out_unreadable(read: list[ReadRow], bad_rows: BadRows) -> list[ReadRow]:
+    """The rows whose images can all be decoded; the others are bad rows."""
+    problems = find_unreadable(image for one in read for image in one.row["images"])
+    kept = []
+    for one in read:
+        for image in one.row["images"] if problems else ():
+            if (problem := problems.get(image_key(image))) is not None:
+                where = "" if isinstance(image, dict) else f" {image}"
+                bad_rows.add(one.location.error(one.image_field, f"unreadable image{where}: {problem}"))
+                break
+        else:
+            kept.append(one)
+    return kept
 
 
 def get_features(rows: list[dict[str, Any]]) -> Features:
@@ -362,9 +362,19 @@ def get_features(rows: list[dict[str, Any]]) -> Features:
     )
 
 
-def compute_fingerprint(rows: list[dict[str, Any]], image_names: list[list[str]]) -> str:
+def describe_image(image: str | dict[str, Any]) -> str:
+    """What stands for an image in the fingerprint: its name, or a digest of its bytes."""
+    if not isinstance(image, dict):
+        return image
+    if image.get("bytes") is None:
+        return image["path"]
+    return hashlib.sha256(image["bytes"]).hexdigest()
+
+
+def compute_fingerprint(read: list[ReadRow]) -> str:
     digest = hashlib.sha256()
-    for row, names in zip(rows, image_names, strict=True):
+    for _, row, _, images in read:
+        names = [describe_image(image) for image in images]
         content = [row["id"], names, row["messages"], row["extended_answers"]]
         digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

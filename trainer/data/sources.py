@@ -8,12 +8,14 @@ from typing import Any
 from datasets import Dataset, DatasetDict, List, Sequence, load_dataset, load_from_disk
 from datasets import Image as ImageFeature
 from datasets import config as datasets_config
+from transformers.utils import logging
 
-from .records import RecordReader, index_by_id
+from .records import FIELDS, RecordReader, index_by_id
 from .rows import (
     BadRows,
     ImageFolder,
     OnBadRow,
+    ReadRow,
     RowError,
     RowLocation,
     TrainingRows,
@@ -23,6 +25,8 @@ from .rows import (
 )
 from .vqa_rad import TRAINING_FILE, load_vqa_rad
 
+
+logger = logging.get_logger(__name__)
 
 JSON_SUFFIXES = (".json", ".jsonl")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -45,21 +49,23 @@ def load_training_rows(
 
     Args:
         source (`str`, `Path` or `datasets.Dataset`):
-            A LLaVA-Med instruct file (`.json` list or `.jsonl` lines; `conversations` or `messages` rows), a folder
-            written by `save_to_disk`, a folder or Hub id for `datasets.load_dataset`, a `Dataset` at hand, or the
-            VQA-RAD folder with its own files.
+            A file (`.json` list or `.jsonl` lines), a folder written by `save_to_disk`, a folder or Hub id for
+            `datasets.load_dataset`, or a `Dataset` at hand, with rows in a form of `RecordReader` (LLaVA's
+            `conversations`, TRL's `messages`, or `prompt` and `completion`); or the VQA-RAD folder with its own files.
+            A row without `id` gets its position as one.
         image_folder (`str` or `Path`, *optional*):
             Images must lie in it, also after `..` and symbolic links. Defaults to the folder `images` beside a JSON
             file or in the VQA-RAD folder (without one, to the JSON file's own folder), to a `datasets` folder itself,
             and for a Hub id to the Hugging Face cache. A `Dataset` at hand may name images by absolute paths.
         extended (`str` or `Path`, *optional*):
-            A second JSON file, merged by id, whose answers are the extended ones.
+            A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
         split (`str`):
             Split of a `datasets` source.
         require_extended (`bool`):
             Refuse rows without extended answers. Turn off for training without alignment.
         check_images (`bool`):
-            Decode every image now. Otherwise each must only exist, and a damaged one stops training later.
+            Decode every image that no earlier run has (see `find_unreadable`). Otherwise each must only exist, and a
+            damaged one stops training later.
         on_bad_row (`"raise"` or `"skip"`):
             Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
 
@@ -78,19 +84,20 @@ def load_training_rows(
             raise ValueError(
                 "VQA-RAD's own files take no `extended`, and have extended answers for split 'train' only."
             )
-        images = ImageFolder(image_folder or path / "images", check_images)
-        return load_vqa_rad(path, images, require_extended=require_extended, bad_rows=bad_rows)
+        images = ImageFolder(image_folder or path / "images")
+        return load_vqa_rad(
+            path, images, require_extended=require_extended, bad_rows=bad_rows, check_images=check_images
+        )
     if path is not None and path.is_file():
         records = read_records(_check_suffix(path), bad_rows)
     else:
         records = _read_dataset(_open_dataset(source, path, split), source, split)
-    images = ImageFolder(image_folder or default_image_folder(source, path), check_images)
-    reader = RecordReader(images, require_extended)
+    reader = RecordReader(ImageFolder(image_folder or default_image_folder(source, path)), require_extended)
     extensions = None
     if extended is not None:
         extensions = index_by_id(read_records(_check_suffix(Path(extended)), bad_rows), bad_rows)
     name = "the given dataset" if isinstance(source, Dataset) else str(source)
-    return _read_rows(records, extensions, reader, bad_rows, name, extended)
+    return finish(_read_rows(records, extensions, reader, bad_rows, name, extended), bad_rows, name, check_images)
 
 
 def _read_rows(
@@ -100,24 +107,24 @@ def _read_rows(
     bad_rows: BadRows,
     name: str,
     extended: str | Path | None,
-) -> TrainingRows:
-    by_id = index_by_id(records, bad_rows)
-    rows, image_names = [], []
+) -> list[ReadRow]:
+    by_id = index_by_id(records, bad_rows, make_ids=extensions is None)
+    unnamed = [row_id for row_id, (_, record) in by_id.items() if record.get("id") is None]
+    if unnamed:
+        logger.warning(f"{name}: {len(unnamed)} row(s) without `id` get their position as one, as {unnamed[0]!r}.")
+    read = []
     for row_id, (location, record) in with_progress(by_id.items()):
         try:
             extension = (extensions or {}).get(row_id)
             if extensions is not None and extension is None and reader.require_extended:
                 raise location.error("id", f"no row with this id in {extended}, which holds the extended answers")
-            row, names = reader.read(location, record, extension)
+            read.append(reader.read(location, record, extension))
         except RowError as error:
             bad_rows.add(error)
-            continue
-        rows.append(row)
-        image_names.append(names)
     for row_id, (location, _) in (extensions or {}).items():
         if row_id not in by_id:
             bad_rows.add(location.error("id", f"no row with this id in {name}, which this file extends"))
-    return finish(rows, image_names, bad_rows, name)
+    return read
 
 
 def _as_existing_path(source: str | Path | Dataset) -> Path | None:
@@ -164,12 +171,18 @@ def _open_dataset(source: str | Path | Dataset, path: Path | None, split: str) -
 
 
 def _read_dataset(dataset: Dataset, source: str | Path | Dataset, split: str) -> Records:
-    """Rows of a dataset with their places. Images stay encoded (`{"bytes", "path"}`): decoding is for the checks."""
+    """Rows of a dataset with their places."""
     name = "the given dataset" if isinstance(source, Dataset) else f"{source} (split {split})"
+    for number, record in enumerate(leave_encoded(dataset)):
+        yield RowLocation(name, f"row {number}"), record
+
+
+def leave_encoded(dataset: Dataset) -> Dataset:
+    """The columns that are read of a dataset, its images as `{"bytes", "path"}`: reading rows then decodes none."""
+    dataset = dataset.select_columns([column for column in dataset.column_names if column in FIELDS])
     for column, feature in dataset.features.items():
         if isinstance(feature, ImageFeature):
             dataset = dataset.cast_column(column, ImageFeature(decode=False))
         elif isinstance(feature, List | Sequence) and isinstance(feature.feature, ImageFeature):
             dataset = dataset.cast_column(column, List(ImageFeature(decode=False)))
-    for number, record in enumerate(dataset):
-        yield RowLocation(name, f"row {number}"), record
+    return dataset

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from itertools import count
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import IterableDataset, load_dataset, load_dataset_builder
-from PIL import Image
 from transformers.utils import logging
 
-from .records import RecordReader
+from .records import RecordReader, locate, open_embedded
 from .rows import BadRows, ImageFolder, OnBadRow, RowError, RowLocation
 from .sources import JSON_SUFFIXES, default_image_folder
 
@@ -70,7 +68,7 @@ class RowStream:
         BadRows(on_bad_row)  # refuses another word now
         if image_folder is None and Path(self.source).suffix in JSON_SUFFIXES:
             image_folder = default_image_folder(self.source, Path(self.source))
-        self.reader = RecordReader(ImageFolder(image_folder, check_images=False), require_extended)
+        self.reader = RecordReader(ImageFolder(image_folder), require_extended)
 
     @property
     def fingerprint(self) -> str:
@@ -115,8 +113,7 @@ class RowStream:
         for number, example in enumerate(examples):
             record, location = read_example(example, RowLocation(self.source, f"row {number} of the stream"))
             try:
-                location = location.with_id(record.get("id"))
-                row, _ = self.reader.read(location, record)
+                location, row, *_ = self.reader.read(locate(location, record), record)
             except RowError as error:
                 bad_rows.add(error)
                 logger.warning(f"Skipped a bad row: {error}")
@@ -167,15 +164,3 @@ def read_example(example: dict[str, Any], location: RowLocation) -> tuple[dict[s
     ]
     record = {name: value for name, value in content.items() if name not in ("image", "images")}
     return {"id": example["__key__"], **record, "images": images}, location
-
-
-def open_embedded(image: str | dict[str, Any], location: RowLocation) -> str | Image.Image:
-    """An image that came with its row, decoded; a path stays one."""
-    if isinstance(image, str):
-        return image
-    try:
-        opened = Image.open(io.BytesIO(image["bytes"]))
-        opened.load()
-    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise location.error("images", f"unreadable image: {type(error).__name__}: {error}") from error
-    return opened

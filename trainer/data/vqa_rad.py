@@ -7,6 +7,7 @@ from .rows import (
     IMAGE_PLACEHOLDER,
     BadRows,
     ImageFolder,
+    ReadRow,
     RowError,
     RowLocation,
     TrainingRows,
@@ -26,7 +27,7 @@ PHRASE_TYPES = ("freeform", "para")
 
 
 def load_vqa_rad(
-    folder: Path, image_folder: ImageFolder, *, require_extended: bool, bad_rows: BadRows
+    folder: Path, image_folder: ImageFolder, *, require_extended: bool, bad_rows: BadRows, check_images: bool = True
 ) -> TrainingRows:
     """
     Training rows of the VQA-RAD files in `folder`: `trainset.json`, `extended_train.jsonl` and the images.
@@ -37,11 +38,8 @@ def load_vqa_rad(
     """
     extended = read_extended_answers(folder / EXTENDED_FILE, bad_rows) if require_extended else None
     samples = group_by_image(folder, image_folder, extended, bad_rows)
-    rows, image_names = [], []
-    for image_name, questions in samples.items():
-        rows.append(build_sample(folder, image_name, questions, require_extended))
-        image_names.append([image_name])
-    return finish(rows, image_names, bad_rows, str(folder))
+    read = [build_sample(folder, name, questions, require_extended) for name, questions in samples.items()]
+    return finish(read, bad_rows, str(folder), check_images)
 
 
 def read_extended_answers(path: Path, bad_rows: BadRows) -> dict[str, tuple[RowLocation, str]]:
@@ -107,16 +105,14 @@ def read_question(
     return question
 
 
-def build_sample(
-    folder: Path, image_name: str, questions: list[dict[str, Any]], require_extended: bool
-) -> dict[str, Any]:
+def build_sample(folder: Path, image_name: str, questions: list[dict[str, Any]], require_extended: bool) -> ReadRow:
     location = RowLocation(str(folder / TRAINING_FILE), questions[0]["location"].position, Path(image_name).stem)
     turns = []
     for question in questions:
         image_parts = [] if turns else [{"type": "image"}]
         turns.append(Turn("user", [*image_parts, {"type": "text", "text": question["question"]}], "question"))
         turns.append(Turn("assistant", [{"type": "text", "text": question["answer"]}], "answer"))
-    return build_row(
+    row = build_row(
         location,
         [questions[0]["image"]],
         turns,
@@ -124,3 +120,4 @@ def build_sample(
         extended_field="extended",
         require_extended=require_extended,
     )
+    return ReadRow(location, row, "image_name", [image_name])

@@ -220,7 +220,7 @@ BAD_ROWS = {
         r"the question differs: 'When\?' extends 'Where\?'",
     ),
     "both spellings": ({"conversatons": LONG}, "conversatons", "stands beside `conversations`"),
-    "no id": ({"id": ...}, "id", "expected a text or a whole number, got None"),
+    "odd id": ({"id": 1.5}, "id", "expected a text or a whole number, got 1.5"),
     "duplicated id": ({"id": "good"}, "id", "duplicated id, first at row 0"),
 }
 
@@ -242,7 +242,7 @@ def test_a_bad_row_is_refused_with_its_place_or_skipped_and_listed(bad_images, c
     with pytest.raises(RowError, match=reason) as refusal:
         load_training_rows(path)
     error = refusal.value
-    row_id = {"no id": None}.get(reason, bad.get("id"))
+    row_id = None if bad["id"] == 1.5 else bad["id"]
     assert (error.file, error.position, error.row_id, error.field) == (str(path), "row 1", row_id, field)
     assert all(part in str(error) for part in (str(path), "row 1", field))
     rows = load_training_rows(path, on_bad_row="skip")

@@ -1,0 +1,187 @@
+import copy
+import io
+import itertools
+import json
+
+import pytest
+from datasets import Dataset
+from PIL import Image
+from trl.data_utils import prepare_multimodal_messages
+
+from logramed.trainer.data import sources
+from logramed.trainer.data.records import canonical_row
+from logramed.trainer.data.rows import RowError
+from logramed.trainer.data.sources import load_training_rows
+from logramed.trainer.data.streaming import RowStream
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+IMAGE = {"type": "image"}
+USER, ANSWER = message("user", [text("What?")]), message("assistant", [text("CT")])
+WITH_IMAGE = message("user", [IMAGE, text("What?")])
+FORMS = {
+    "plain messages": ({"messages": [message("user", "What?"), message("assistant", "CT")]}, [WITH_IMAGE, ANSWER]),
+    "parts without an image": ({"messages": [USER, ANSWER]}, [WITH_IMAGE, ANSWER]),
+    "parts with an image": (
+        {"messages": [message("user", [text("What?"), IMAGE]), ANSWER]},
+        [message("user", [text("What?"), IMAGE]), ANSWER],
+    ),
+    "an image in the second question": (
+        {"messages": [USER, ANSWER, message("user", [text("And"), IMAGE]), ANSWER]},
+        [USER, ANSWER, message("user", [text("And"), IMAGE]), ANSWER],
+    ),
+    "a placeholder": (
+        {"messages": [message("user", "What?\n<image>"), message("assistant", "CT")]},
+        [message("user", [text("What?"), IMAGE]), ANSWER],
+    ),
+    "system": (
+        {"messages": [message("system", "Be brief."), message("user", "What?"), message("assistant", "CT")]},
+        [message("system", [text("Be brief.")]), WITH_IMAGE, ANSWER],
+    ),
+    "prompt and completion": ({"prompt": "What?", "completion": "CT"}, [WITH_IMAGE, ANSWER]),
+    "lists of prompt and completion": (
+        {"prompt": [message("user", "What?")], "completion": [message("assistant", "CT")]},
+        [WITH_IMAGE, ANSWER],
+    ),
+    "a prompt with an earlier answer": (
+        {"prompt": [USER, ANSWER, message("user", [text("Where?")])], "completion": [ANSWER]},
+        [WITH_IMAGE, ANSWER, message("user", [text("Where?")]), ANSWER],
+    ),
+    "messages beside a prompt": (
+        {"messages": [USER, ANSWER], "prompt": "extra", "source": "extra"},
+        [WITH_IMAGE, ANSWER],
+    ),
+    "conversations": (
+        {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "CT"}]},
+        [WITH_IMAGE, ANSWER],
+    ),
+}
+
+
+def without_nulls(messages):
+    return [
+        message(one["role"], [{name: value for name, value in part.items() if value is not None} for part in content])
+        for one in messages
+        for content in [one["content"]]
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 6), 128).save(tmp_path / "images" / "a.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("form", "expected"), FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("source", ["json", "jsonl", "dataset", "saved", "hub", "stream", "trainer"])
+def test_every_form_is_read_from_every_source(folder, monkeypatch, caplog, source, form, expected):
+    record = {"images": [str(folder / "images" / "a.png")], **copy.deepcopy(form)}
+    options = {"image_folder": folder / "images", "require_extended": False}
+    if source == "trainer":
+        row = canonical_row(record, "row 0")
+    elif source == "stream":
+        (folder / "rows.jsonl").write_text(json.dumps(record) + "\n")
+        row = next(iter(RowStream(folder / "rows.jsonl", **options)))
+    else:
+        target = Dataset.from_list([record])
+        if source in ("json", "jsonl"):
+            target = folder / f"rows.{source}"
+            target.write_text(json.dumps([record] if source == "json" else record))
+        if source == "saved":
+            target.save_to_disk(str(folder / "saved"))
+            target = folder / "saved"
+        if source == "hub":
+            monkeypatch.setattr(sources, "load_dataset", lambda *_, rows=target, **__: rows)
+            target = "someone/rows"
+        row = load_training_rows(target, **options).dataset[0]
+    assert row["id"] == {"jsonl": "line 1", "stream": "row 0 of the stream"}.get(source, "row 0")
+    assert row["images"] == [str(folder / "images" / "a.png")]
+    assert without_nulls(row["messages"]) == expected
+    assert row["extended_answers"] is None
+
+
+@pytest.mark.parametrize("num_images", [0, 1, 3])
+def test_images_without_a_place_stand_where_trl_puts_them(num_images):
+    messages = [
+        message(role, words)
+        for role, words in (("system", "Be brief."), ("user", "What?"), ("assistant", "CT"), ("user", "Where?"))
+    ] + [message("assistant", "Left")]
+    images = [Image.new("L", (2, 2), number) for number in range(num_images)]
+    row = canonical_row({"images": images, "messages": messages}, "row 0")
+    numbers = itertools.count()
+    filled = [
+        message(
+            one["role"],
+            [part if part["type"] == "text" else {**part, "image": images[next(numbers)]} for part in one["content"]],
+        )
+        for one in row["messages"]
+    ]
+    assert filled == prepare_multimodal_messages(messages, images)
+    assert row["images"] == images
+
+
+def test_a_canonical_row_stays_equal_and_nothing_is_changed_in_place():
+    row = {"id": "a", "images": ["/a.png"], "messages": [WITH_IMAGE, ANSWER], "extended_answers": ["A CT."]}
+    before = copy.deepcopy(row)
+    assert canonical_row(row, "row 3") == before == row
+    plain = {"id": 7, "image": "/a.png", "messages": [USER, ANSWER]}
+    before = copy.deepcopy(plain)
+    assert canonical_row(plain, "row 3")["id"] == "7"
+    assert plain == before
+
+
+def test_embedded_images_are_decoded_and_paths_stay_paths():
+    file = io.BytesIO()
+    Image.new("L", (8, 6), 77).save(file, "PNG")
+    images = [{"bytes": file.getvalue(), "path": None}, {"bytes": None, "path": "/a.png"}, "/b.png"]
+    found = canonical_row({"images": images, "prompt": "Which?", "completion": "None"}, "row 0")["images"]
+    assert (found[0].size, found[0].getpixel((0, 0))) == ((8, 6), 77)
+    assert found[1:] == ["/a.png", "/b.png"]
+
+
+BAD_ROWS = [
+    ({"prompt": "What?"}, "conversations", "a row needs `conversations`, `messages`, or `prompt` and `completion`"),
+    ({"prompt": "What?", "completion": " "}, "completion", "empty answer"),
+    ({"prompt": "What?", "completion": [USER]}, "completion[0].content", "odd turns: turn 1 must come from the assis"),
+    ({"prompt": "<image><image>?", "completion": "CT"}, "prompt", r"2 <image> placeholder\(s\) for 1 image"),
+    ({"messages": "What?"}, "messages", "expected a list of turns"),
+    ({"messages": [USER, ANSWER], "images": [3]}, "images", "expected a path or an image, got 3"),
+    ({"messages": [USER, ANSWER], "images": [{"bytes": b"no image"}]}, "images", "unreadable image"),
+    ({"messages": [USER, ANSWER], "id": 1.5}, "id", "expected a text or a whole number"),
+    ({"messages": [USER, ANSWER], "extended_answers": []}, "extended_answers", "0 extended answer"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field", "reason"), BAD_ROWS)
+def test_a_row_that_cannot_be_used_is_refused_by_position_and_field(changes, field, reason):
+    with pytest.raises(RowError, match=reason) as refusal:
+        canonical_row({"images": ["/a.png"], **changes}, "row 17")
+    assert (refusal.value.position, refusal.value.field) == ("row 17", field)
+
+
+def test_rows_without_ids_are_counted_and_given_ones_may_not_repeat(folder, caplog):
+    rows = [{"prompt": "What?", "completion": "CT", **changes} for changes in ({}, {"id": "b"}, {}, {"id": "b"})]
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_training_rows(path, require_extended=False, on_bad_row="skip")
+    assert loaded.dataset["id"][:] == ["line 1", "b", "line 3"]
+    assert [error.reason for error in loaded.skipped] == ["duplicated id, first at line 2"]
+    (said,) = [one for one in caplog.messages if "without `id`" in one]
+    assert "2 row(s) without `id` get their position as one, as 'line 1'" in said
+
+
+def test_a_second_file_of_extended_answers_needs_ids_on_both_sides(folder):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "CT"}]
+    for name, rows in {"with": [{"id": "a", "conversations": turns}], "without": [{"conversations": turns}]}.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    for first, second in (("with", "without"), ("without", "with")):
+        with pytest.raises(RowError, match=rf"{folder}/without\.json: row 0 \(no id\), field `id`"):
+            load_training_rows(folder / f"{first}.json", extended=folder / f"{second}.json")

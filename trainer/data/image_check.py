@@ -1,0 +1,121 @@
+"""The check that images can be decoded: one parallel pass over those that no earlier run has checked."""
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import PIL
+import torch
+from datasets import config as datasets_config
+from huggingface_hub.utils import WeakFileLock
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+
+# A change of what is checked gets a new number; another Pillow may refuse other images.
+CHECK = f"1 Pillow {PIL.__version__}"
+# Readable images by `image_key`, one a line, in the Hugging Face cache.
+MEMORY = Path("logramed", "readable_images.txt")
+CHUNK_SIZE = 64  # images; no more than these are checked at once, without workers, and not remembered
+
+EncodedImage = str | dict  # a path, or `{"bytes", "path"}` as `datasets` has it
+
+
+def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
+    """
+    Decode all `images` and say what is wrong with those that fail.
+
+    Processes share the work: Pillow decodes under Python's lock. Readable images are remembered in the Hugging Face
+    cache by path, size and time of change (embedded ones by their bytes), as the pass goes on, so that later runs, and
+    one that goes on after an interruption, check only the rest. Of several processes that start together one decodes;
+    the others wait and find its results.
+
+    Returns:
+        `dict[str, str]`: the reason for each unreadable image, by its `image_key`.
+    """
+    by_key = {image_key(image): image for image in images}
+    path = Path(datasets_config.HF_CACHE_HOME) / MEMORY
+    unknown = _leave_out_known(by_key, path)
+    if len(unknown) <= CHUNK_SIZE:
+        return {key: problem for key, image in unknown.items() if (problem := find_decoding_problem(image))}
+    problems = {}
+    with _lock(path) as path:
+        unknown = _leave_out_known(by_key, path)
+        with path.open("a", encoding="ascii") as memory:
+            for keys, found in _decode_in_chunks(unknown):
+                problems |= {key: problem for key, problem in zip(keys, found, strict=True) if problem}
+                memory.write("".join(f"{key}\n" for key in keys if key not in problems))
+                memory.flush()
+    return problems
+
+
+def image_key(image: EncodedImage) -> str:
+    """What an image is remembered by: 64 hexadecimal digits. The file of a path must exist."""
+    if isinstance(image, dict):
+        return hashlib.sha256(CHECK.encode() + b"\0" + image["bytes"]).hexdigest()
+    status = os.stat(image)
+    return hashlib.sha256(f"{CHECK}\0{image}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+
+
+def decode(image: EncodedImage) -> Image.Image:
+    with Image.open(io.BytesIO(image["bytes"]) if isinstance(image, dict) else image) as opened:
+        opened.load()
+        return opened
+
+
+def find_decoding_problem(image: EncodedImage) -> str | None:
+    """Decode an image fully; why that fails, or `None`."""
+    try:
+        decode(image)
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _find_problems(images: list[EncodedImage]) -> list[str | None]:
+    return [find_decoding_problem(image) for image in images]
+
+
+def _decode_in_chunks(images: dict[str, EncodedImage]) -> Iterator[tuple[list[str], list[str | None]]]:
+    """Keys and problems of `CHUNK_SIZE` images after another, decoded by data workers."""
+    keys = list(images)
+    loader = DataLoader(
+        list(images.values()),
+        CHUNK_SIZE,
+        num_workers=min(_count_processors(), len(keys) // CHUNK_SIZE),
+        collate_fn=_find_problems,
+        generator=torch.Generator(),  # a seed drawn from the global one would change the run that follows
+    )
+    with tqdm(desc="Checking images", total=len(keys), unit="image", leave=False, disable=None) as bar:
+        for start, problems in zip(range(0, len(keys), CHUNK_SIZE), loader, strict=True):
+            yield keys[start : start + CHUNK_SIZE], problems
+            bar.update(len(problems))
+
+
+def _count_processors() -> int:
+    """Those that this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_out_known(by_key: dict[str, EncodedImage], path: Path) -> dict[str, EncodedImage]:
+    known = set(path.read_text(encoding="ascii", errors="replace").split()) if path.is_file() else set()
+    return {key: image for key, image in by_key.items() if key not in known}
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[Path]:
+    """Hold the memory at `path` alone; where the cache cannot be written to, one for this time only."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
+    with WeakFileLock(path.with_suffix(".lock")):
+        yield path
