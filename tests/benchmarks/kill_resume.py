@@ -101,11 +101,12 @@ def compare_runs(folder: Path, num_runs: int, num_kills: int, seed: int):
     yield f"\n{num_equal} of {num_runs} runs equal the undisturbed one, bit for bit."
 
 
-def write_recipe(run: Path, data: Path) -> Path:
+def write_recipe(run: Path, data: Path, further: dict | None = None) -> Path:
     run.mkdir()
     values = {"train_data": data, "first_stage_data": data, "validation_data": data, "output_dir": run / "model"}
+    values = {**RECIPE, **(further or {}), **{name: str(value) for name, value in values.items()}}
     path = run / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, **{name: str(value) for name, value in values.items()}}))
+    path.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
     return path
 
 
