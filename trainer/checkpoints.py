@@ -426,7 +426,7 @@ def choose_run(
         ids = sorted({f"id {read_run_id(path)}" if read_run_id(path) else "without an id" for path in others})
         found.append(
             f"{output_dir} holds {len(others)} checkpoint(s) of other runs ({', '.join(ids)}), which are left alone; "
-            f" this run (id {run_id}) keeps its own in {folder}."
+            f"this run (id {run_id}) keeps its own in {folder}."
         )
     return Run(run_id, str(folder), checkpoint and str(checkpoint)), " ".join(found)
 
