@@ -80,16 +80,20 @@ class WholeCheckpoints:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder, or true (also as text) for the
                 last good one of the run that was last started in `output_dir`; if there is none, training starts from
                 the beginning and says so.
-            run (`Run`, *optional*): What `open_run` has returned, in place of `resume_from_checkpoint`.
+            run (`Run`, *optional*): What `open_run` has returned, in place of `resume_from_checkpoint`; its caller
+                then notes it (`note_run`).
 
         Raises:
             CheckpointError: If the folder that is named is damaged. An error in training names the last good
                 checkpoint.
         """
+        is_noted = run is not None
         self.run = run = run or open_run(self.args, resume_from_checkpoint)
         self.accelerator.wait_for_everyone()  # all have looked before one of them clears away
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
+            if not is_noted:
+                note_run(self.args.output_dir, run)
         self._resumed_from, self._randomness_restored = run.checkpoint, False
         # `Trainer` counts the checkpoints of other runs, and at the end deletes all but the best: it sees no limit.
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -381,16 +385,18 @@ def open_run(
         output_dir (`str` or `Path`, *optional*): Instead of that in `args`: the folder of a further stage.
         run_id (`str`, *optional*): That of the run, where another stage of it has one already.
     """
-    is_whole_run, chosen = output_dir is None, [None]
-    output_dir = Path(output_dir or args.output_dir)
+    chosen = [None]
     if args.process_index == 0:
-        chosen[0], found = choose_run(output_dir, resume_from_checkpoint, run_id)
+        chosen[0], found = choose_run(output_dir or args.output_dir, resume_from_checkpoint, run_id)
         if found:
             logger.warning(found)
-        if is_whole_run:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            write_whole(output_dir / RUN_ID_NAME, chosen[0].id + "\n")
     return broadcast_object_list(chosen)[0]
+
+
+def note_run(output_dir: str | Path, run: Run) -> None:
+    """Note `run` as the one that was last started in `output_dir`."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(output_dir) / RUN_ID_NAME, run.id + "\n")
 
 
 def choose_run(

@@ -22,7 +22,7 @@ from logramed.hub_cards.model_card import FIGURES_FILE, write_model_card
 from logramed.hub_cards.publications import CARD_NAME
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import new_model
-from logramed.trainer.checkpoints import Run, discard, list_checkpoints, open_run
+from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
 from logramed.trainer.curves import plot_curves
 from logramed.trainer.data import (
     RowStream,
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.checkpoint or (first_run and first_run.checkpoint),
             run.id,
         )
+        note_run(training_arguments.output_dir, run)
     model, processor = load_model(model_arguments, chain(text_rows, first_rows), training_arguments.seed)
     model = choose_trained(model, model_arguments, training_arguments.seed)
     if training_arguments.process_index == 0:

@@ -22,12 +22,14 @@ import logramed.trainer.trainer
 from logramed.trainer import checkpoints, train
 from logramed.trainer.checkpoints import (
     CheckpointError,
+    Run,
     WholeCheckpoints,
     choose_run,
     delete_older,
     find_damage,
     find_last_checkpoint,
     list_checkpoints,
+    note_run,
     put_in_place,
     read_run_id,
 )
@@ -53,7 +55,6 @@ def write_checkpoint(folder, step, run_id="mine", text="weights"):
     staged = folder / "unfinished" / f"checkpoint-{step}"
     staged.mkdir(parents=True)
     (staged / "model.bin").write_text(text)
-    (staged / "trainer_state.json").write_text("{}")
     put_in_place(staged, folder / staged.name, run_id)
     return folder / staged.name
 
@@ -65,8 +66,7 @@ def write_checkpoint_without_id(folder, step):
     return checkpoint
 
 
-def note_run(folder, run_id="mine"):
-    (folder / "run_id").write_text(run_id)
+MINE = Run("mine", "")
 
 
 def names(paths):
@@ -135,11 +135,11 @@ def test_resuming_without_any_checkpoint_starts_from_the_beginning_and_says_so(t
 
 def test_resuming_takes_the_run_that_was_last_started_and_no_strangers(tmp_path):
     mine, theirs = write_checkpoint(tmp_path, 4), write_checkpoint(tmp_path, 9, "theirs")
-    note_run(tmp_path)
+    note_run(tmp_path, MINE)
     run, found = choose_run(tmp_path, "true")
     assert (run.id, run.checkpoint) == ("mine", str(mine))
     assert "holds 1 checkpoint(s) of other runs (id theirs), which are left alone" in found
-    note_run(tmp_path, "new")  # a run that was started after both, and killed before it had saved
+    note_run(tmp_path, Run("new", ""))  # a run that was started after both, and killed before it had saved
     run, found = choose_run(tmp_path, "true")
     assert (run.id, run.checkpoint) == ("new", None)
     assert "no good checkpoint of run new" in found
@@ -159,7 +159,7 @@ def test_checkpoints_without_an_id_belong_to_nobody_and_can_be_resumed_by_their_
 
 def test_a_new_run_in_a_used_folder_has_a_folder_of_its_own_for_its_checkpoints(tmp_path):
     write_checkpoint(tmp_path, 4)
-    note_run(tmp_path)
+    note_run(tmp_path, MINE)
     run, found = choose_run(tmp_path, None)
     assert run.id != "mine"
     assert run.folder == str(tmp_path / f"run-{run.id}")
@@ -431,6 +431,16 @@ def test_a_named_checkpoint_of_the_first_stage_resumes_that_stage(tmp_path, data
     assert first.run.id == second.run.id == (tmp_path / "run" / "model" / "run_id").read_text().strip()
 
 
+def test_a_start_that_is_refused_leaves_true_to_the_run_before(tmp_path, data_file):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, {**SHORT, "eval_strategy": "no", "save_steps": 2})
+    assert train.main([str(recipe), "--first_stage_epochs", "1"]) == 0
+    [last, _] = list_checkpoints(tmp_path / "run" / "model")
+    with pytest.raises(FileNotFoundError):
+        train.main([str(recipe), "--train_data", str(tmp_path / "nowhere.json")])
+    run, _ = choose_run(tmp_path / "run" / "model", "true")
+    assert run.checkpoint == str(last)
+
+
 def test_the_best_checkpoint_is_found_again_in_a_folder_that_was_moved(tmp_path, rows):
     options = {**STRATEGIES["steps"], "save_steps": 1, "eval_steps": 1, "load_best_model_at_end": True}
     options |= {"learning_rate": 0.0, "save_total_limit": 1}
@@ -551,7 +561,7 @@ def test_a_first_stage_is_not_resumed_where_that_was_refused(tmp_path, data_file
     recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
     seen = []
     write_checkpoint(tmp_path / "run" / "model" / "first_stage", 2)
-    note_run(tmp_path / "run" / "model")
+    note_run(tmp_path / "run" / "model", MINE)
     monkeypatch.setattr(checkpoints.WholeCheckpoints, "train", lambda self, **kwargs: seen.append(kwargs) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main([str(recipe), "--resume_from_checkpoint", "false"])
