@@ -34,6 +34,8 @@ STAYS = {
     "checkpoint-*": "state of training",
     "first_stage": "state of training",
     "unfinished": "state of training",
+    "run-*": "state of training",
+    "run_id": "state of training",
     "optimizer*": "state of training",
     "scheduler.pt": "state of training",
     "rng_state*": "state of training",

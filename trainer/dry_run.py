@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from logramed.trainer.checkpoints import choose_run
 from logramed.trainer.collator import open_image
 from logramed.trainer.length_grouping import count_tokens
 from logramed.trainer.parts import count_trained, describe_trained
@@ -92,12 +93,9 @@ def check_output(report: Report, training) -> None:
     folder = Path(training.output_dir).absolute()
     if not os.access(find_existing(folder), os.W_OK):
         report.errors.append(f"`output_dir` {folder} cannot be written to.")
-    held = sorted(path.name for path in folder.glob("checkpoint-*")) if folder.is_dir() else []
-    if held and not training.resume_from_checkpoint:
-        report.warnings.append(
-            f"`output_dir` holds {len(held)} checkpoint(s) of an earlier run ({held[-1]}), and "
-            "`resume_from_checkpoint` is not set: this run would start anew beside them."
-        )
+    chosen = report.attempt("checkpoint", lambda: choose_run(folder, training.resume_from_checkpoint))
+    if chosen is not None and chosen[1]:
+        report.warnings.append(chosen[1])
 
 
 def find_existing(folder: Path) -> Path:
@@ -219,7 +217,8 @@ def check_disk(report: Report, training, model: torch.nn.Module, num_rows: int) 
     steps = num_steps(training, num_rows)
     interval = training.save_steps if training.save_steps >= 1 else max(1, int(training.save_steps * steps))
     saves = steps // interval if training.save_strategy == "steps" else int(training.num_train_epochs)
-    kept = min(saves, training.save_total_limit or saves) + 1
+    limit = training.save_total_limit or saves
+    kept = min(saves, max(limit, 2) if training.load_best_model_at_end else limit) + 1
     needed = kept * (weights + OPTIMIZER_BYTES * trained)
     free = shutil.disk_usage(find_existing(Path(training.output_dir).absolute())).free
     said = f"{kept} checkpoints at most, {needed / GIB:.2f} GiB (computed), {free / GIB:.0f} GiB free"

@@ -91,11 +91,13 @@ class TerminationCallback(TrainerCallback):
         return bool(told)
 
     def restore(self) -> None:
-        """Leave SIGTERM to whatever handled it before training."""
+        """Leave SIGTERM to whatever handled it before training, also one that came too late for another step."""
         self._is_training = False
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
+            if self._told and not self.terminated:
+                signal.raise_signal(signal.SIGTERM)
 
 
 def refuse_loss(parts: dict[str, float], step: int, inputs: dict[str, torch.Tensor], tokenizer) -> None:

@@ -44,16 +44,18 @@ WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report
 
 
 def record_run(
-    output_dir: str | Path, arguments: list[Any], fingerprints: dict[str, str], checkpoint: str | None
+    output_dir: str | Path, arguments: list[Any], fingerprints: dict[str, str], checkpoint: str | None, run_id: str
 ) -> Path:
     """
-    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a checkpoint it begins anew.
+    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a checkpoint, or where the
+    file is another run's, it begins anew.
 
     Args:
         output_dir (`str` or `Path`): Where the run writes.
         arguments (`list`): Dataclasses of arguments.
         fingerprints (`dict[str, str]`): That of each source of data (see `TrainingRows`).
         checkpoint (`str`, *optional*): What the run is resumed from.
+        run_id (`str`): Of the run (see `checkpoints.Run`).
 
     Returns:
         `Path`: of the file.
@@ -74,11 +76,12 @@ def record_run(
         "hardware": describe_hardware(),
     }
     starts = []
-    if checkpoint is not None and path.is_file():
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if checkpoint is not None and recorded.get("run_id") == run_id:
+        starts = recorded["starts"]
         compare_with_last_start(starts[-1], start)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_json(path, {"starts": [*starts, start]})
+    return write_json(path, {"run_id": run_id, "starts": [*starts, start]})
 
 
 def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ A recipe is a YAML file of arguments; the command line overrides it. `--help` li
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from logramed.hub_cards.model_card import FIGURES_FILE, write_model_card
 from logramed.hub_cards.publications import CARD_NAME
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import new_model
-from logramed.trainer.checkpoints import choose_checkpoint, list_checkpoints
+from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
 from logramed.trainer.curves import plot_curves
 from logramed.trainer.data import (
     RowStream,
@@ -61,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if data_arguments.dry_run:
         return look_before_start(model_arguments, data_arguments, training_arguments)
     fingerprints: dict[str, str] = {}
-    checkpoint = choose_checkpoint(training_arguments.resume_from_checkpoint, training_arguments.output_dir)
+    run, first_run = open_stages(training_arguments, data_arguments.first_stage_data is not None)
     if data_arguments.streaming:
-        stream, validation_rows = open_rows(data_arguments, training_arguments, checkpoint, fingerprints)
+        stream, validation_rows = open_rows(data_arguments, training_arguments, run.checkpoint, fingerprints)
         train_rows = stream.as_dataset()
         text_rows = (row for _, row in islice(stream.read_once(), NUM_TOKENIZER_ROWS))
     else:
@@ -75,15 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             training_arguments.output_dir,
             [model_arguments, data_arguments, training_arguments],
             fingerprints,
-            checkpoint or find_first_stage_checkpoint(training_arguments),
+            run.checkpoint or (first_run and first_run.checkpoint),
+            run.id,
         )
+        note_run(training_arguments.output_dir, run)
     model, processor = load_model(model_arguments, chain(text_rows, first_rows), training_arguments.seed)
     model = choose_trained(model, model_arguments, training_arguments.seed)
     if training_arguments.process_index == 0:
         print(describe_trained(model))
-    if first_rows and checkpoint is None:
+    if first_run is not None and run.checkpoint is None:
         first_trainer = train_first_stage(
-            model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs
+            model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs, first_run
         )
         if first_trainer.termination.terminated:
             return leave_after_termination(first_trainer)
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if training_arguments.matching_picture_steps:
         trainer.add_callback(MatchingPictures(trainer, training_arguments.matching_picture_steps))
     show_progress(trainer)
-    result = trainer.train(resume_from_checkpoint=checkpoint, is_checked=True)
+    result = trainer.train(run=run)
     if trainer.termination.terminated:
         return leave_after_termination(trainer)
     trainer.save_model(_internal_call=True)  # published at the end, with its results
@@ -116,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics |= trainer.evaluate()
     if trainer.is_world_process_zero():
         write_results(trainer, metrics, log_history)
-        for folder in list_checkpoints(first_stage_folder(training_arguments)):
-            shutil.rmtree(folder)
+        for path in list_checkpoints(first_stage_folder(training_arguments), run.id):
+            discard(path, first_stage_folder(training_arguments))
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still works
@@ -291,6 +292,7 @@ def train_first_stage(
     rows: Dataset,
     training: LoGraMedTrainingArguments,
     num_epochs: float,
+    run: Run,
 ) -> LoGraMedTrainer:
     """
     Train `model` on `rows` with the language-modeling loss alone, then leave it to the second stage.
@@ -313,7 +315,7 @@ def train_first_stage(
     trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     trainer = LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     show_progress(trainer)
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.train(run=run)
     for name, weight in model.named_parameters():  # without alignment the graph network was frozen
         weight.requires_grad_(trained[name])
     return trainer
@@ -323,18 +325,27 @@ def first_stage_folder(training: LoGraMedTrainingArguments) -> Path:
     return Path(training.output_dir) / "first_stage"
 
 
-def find_first_stage_checkpoint(training: LoGraMedTrainingArguments) -> str | None:
-    """What a run that is resumed, and has no checkpoint of its second stage, goes on from."""
-    folder = first_stage_folder(training)
-    return choose_checkpoint(training.resume_from_checkpoint, folder) if list_checkpoints(folder) else None
+def open_stages(training: LoGraMedTrainingArguments, has_first_stage: bool) -> tuple[Run, Run | None]:
+    """
+    The run, and the same run as its first stage knows it, if there is one: that goes on where the second has nothing
+    to go on from, or where the checkpoint that is named is one of the first stage's.
+    """
+    wanted, folder = training.resume_from_checkpoint, first_stage_folder(training)
+    if has_first_stage and isinstance(wanted, str) and Path(wanted).resolve().is_relative_to(folder.resolve()):
+        first_run = open_run(training, wanted, folder)
+        return open_run(training, None, run_id=first_run.id), first_run
+    run = open_run(training, wanted)
+    is_at_first = has_first_stage and run.checkpoint is None
+    return run, open_run(training, wanted, folder, run.id) if is_at_first else None
 
 
 def leave_after_termination(trainer: LoGraMedTrainer) -> int:
     """Say where a run that SIGTERM ended goes on from; the exit code."""
     if trainer.is_world_process_zero():
+        saved = list_checkpoints(trainer.args.output_dir, trainer.run.id)[0]
         print(
-            f"\nStopped by SIGTERM after step {trainer.state.global_step}, which is saved in "
-            f"{trainer.args.output_dir}. The same command with `--resume_from_checkpoint true` goes on from there."
+            f"\nStopped by SIGTERM after step {trainer.state.global_step}, which is saved in {saved}. The same "
+            "command with `--resume_from_checkpoint true` goes on from there."
         )
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -1,18 +1,23 @@
 """
-Training that is killed again and again, against the same training left alone: are its losses equal, bit for bit?
+Training that is ended again and again, against the same training left alone: are its losses equal, bit for bit?
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.kill_resume [--num_runs 20] [--num_kills 3] [--seed 0]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.kill_resume [--num_runs 24] [--num_kills 3] [--seed 0]
 
 Each run trains a tiny model in two stages, with dropout, noise in the matching, remembered nodes, accumulation, turns
-in another order each epoch, evaluations, and logging that is not in step with saving. SIGKILL ends it at a random
-moment, every second time while a checkpoint is being written; then `--resume_from_checkpoint true` goes on, until the
-next. In the end every logged figure but times, and every weight, is compared with those of the undisturbed run.
+in another order each epoch, evaluations, and logging that is not in step with saving. SIGKILL or SIGTERM ends it at a
+random moment, every second time while a checkpoint is being written; then `--resume_from_checkpoint true` goes on,
+until the next. In the end every logged figure but times, and every weight, is compared with those of the undisturbed
+run. The runs go through all combinations of signal, `save_total_limit`, `load_best_model_at_end`, and a folder that
+another run has used, whose checkpoints must be as they were. What SIGTERM's message names must be there, and whole.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import tempfile
 import threading
@@ -27,11 +32,13 @@ import yaml
 from tqdm import tqdm
 
 from logramed.trainer import train
-from logramed.trainer.checkpoints import STAGING_FOLDER
+from logramed.trainer.checkpoints import STAGING_FOLDER, find_damage, list_checkpoints
+from logramed.trainer.interruption import TERMINATED_EXIT_CODE
 from tests.trainer.conftest import write_data_file
 from tests.trainer.test_train import NEW_MODEL
 
 
+RESUME = ["--resume_from_checkpoint", "true"]
 TIMES = ("runtime", "per_second", "memory")
 # Checkpoints that a run may save before it is killed, and seconds after the last of them.
 MOST_CHECKPOINTS, LONGEST_DELAY = 7, 0.3
@@ -63,49 +70,84 @@ RECIPE = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How a run is ended, and what it keeps."""
+
+    signal: signal.Signals
+    limit: int | None
+    best: bool
+    used: bool
+
+    def values(self) -> dict:
+        """What of the recipe is other than `RECIPE`."""
+        best = {"load_best_model_at_end": True, "save_steps": RECIPE["eval_steps"]} if self.best else {}
+        return {"save_total_limit": self.limit, **best}
+
+    def __str__(self) -> str:
+        used, best = ("yes" if value else "no" for value in (self.used, self.best))
+        return f"{self.signal.name} | {self.limit or 'none'} | {best} | {used}"
+
+
+SETTINGS = [
+    Setting(*values)
+    for values in itertools.product((signal.SIGKILL, signal.SIGTERM), (1, 2, None), (False, True), (False, True))
+]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--num_runs", type=int, default=20)
-    parser.add_argument("--num_kills", type=int, default=3, help="kills of each run")
+    parser.add_argument("--num_runs", type=int, default=len(SETTINGS))
+    parser.add_argument("--num_kills", type=int, default=3, help="ends of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        print("| run | last step saved at each kill | kills in a checkpoint | figures equal | weights equal |")
-        print("| --- | --- | --- | --- | --- |")
+        heads = "run|signal|limit|best model|used folder|last step saved at each end|ends in a checkpoint|"
+        heads += "announced and there|others as they were|figures equal|weights equal"
+        heads = heads.split("|")
+        print(f"| {' | '.join(heads)} |\n| {' | '.join('---' for _ in heads)} |")
         for line in compare_runs(Path(folder), arguments.num_runs, arguments.num_kills, arguments.seed):
             print(line, flush=True)
 
 
 def compare_runs(folder: Path, num_runs: int, num_kills: int, seed: int):
-    """Yield a row of the table for each run that was killed, and at the end how many were equal throughout."""
+    """Yield a row of the table for each run that was ended, and at last how many were equal throughout."""
     data = write_data_file(folder)
-    whole = write_recipe(folder / "whole", data)
-    finish(whole, [])
-    expected = read_results(folder / "whole")
-    generator, num_equal = random.Random(seed), 0
+    generator, num_equal, expected = random.Random(seed), 0, {}
+    settings = generator.sample(SETTINGS, len(SETTINGS))
     for number in range(num_runs):
-        run = folder / f"killed_{number}"
-        recipe = write_recipe(run, data)
-        kills = [kill_in_child(recipe, run, generator, place % 2 == 1) for place in range(num_kills)]
-        finish(recipe, ["--resume_from_checkpoint", "true"])
-        figures, weights = read_results(run)
-        equal = (figures == expected[0], same_weights(weights, expected[1]))
+        setting = settings[number % len(settings)]
+        if setting.best not in expected:
+            expected[setting.best] = undisturbed_results(folder / f"whole_{setting.best}", data, setting)
+        figures, weights = expected[setting.best]
+        run = EndedRun(folder / f"ended_{number}", data, setting, generator)
+        for place in range(num_kills):
+            run.end(in_checkpoint=place % 2 == 1)
+        finish(run.recipe, RESUME)
+        results = read_results(run.folder)
+        kept = (run.announced_are_there, run.others_are_whole())
+        equal = (*kept, results[0] == figures, same_weights(results[1], weights))
         num_equal += all(equal)
-        places = ", ".join(place for place, _ in kills)
-        num_aimed = sum(in_checkpoint for _, in_checkpoint in kills)
-        for before, after in zip(expected[0], figures, strict=False):
+        for before, after in zip(figures, results[0], strict=False):
             if before != after:
                 yield f"run {number} logged {after} instead of {before}"
-        yield f"| {number} | {places} | {num_aimed} | {' | '.join('yes' if same else 'no' for same in equal)} |"
+        said = " | ".join("yes" if same else "no" for same in equal)
+        yield f"| {number} | {setting} | {', '.join(run.places)} | {run.num_in_checkpoint} | {said} |"
     yield f"\n{num_equal} of {num_runs} runs equal the undisturbed one, bit for bit."
 
 
-def write_recipe(run: Path, data: Path) -> Path:
+def undisturbed_results(run: Path, data: Path, setting: Setting) -> tuple[list[dict], dict[str, torch.Tensor]]:
+    finish(write_recipe(run, data, setting.values()), [])
+    return read_results(run)
+
+
+def write_recipe(run: Path, data: Path, further: dict | None = None) -> Path:
     run.mkdir()
     values = {"train_data": data, "first_stage_data": data, "validation_data": data, "output_dir": run / "model"}
+    values = {**RECIPE, **(further or {}), **{name: str(value) for name, value in values.items()}}
     path = run / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, **{name: str(value) for name, value in values.items()}}))
+    path.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
     return path
 
 
@@ -137,41 +179,65 @@ def finish(recipe: Path, options: Sequence[str]) -> None:
         raise RuntimeError(f"The run ended with {code}:\n{output[-3000:]}")
 
 
-def kill_in_child(recipe: Path, run: Path, generator: random.Random, in_checkpoint: bool) -> tuple[str, bool]:
+class EndedRun:
     """
-    Go on with a run and kill it once it has saved a random number of checkpoints more, after a random moment, or then
-    while a checkpoint is written.
+    A run that is ended again and again.
 
-    Returns:
-        `tuple[str, bool]`: the last step saved, as text ("end" where the run was over before), and whether a
-        checkpoint was being written.
+    Attributes:
+        places (`list[str]`): The last step saved at each end; "end" where the run was over before.
+        num_in_checkpoint (`int`): Ends while a checkpoint was being written.
+        announced_are_there (`bool`): Whether each checkpoint that a message of SIGTERM named was there, and whole.
     """
-    enough = sum(last_saved(run)) + generator.randint(0, MOST_CHECKPOINTS) * RECIPE["save_steps"]
-    delay, deadline = generator.uniform(0.0, LONGEST_DELAY), None
-    child = start_child(recipe, ["--resume_from_checkpoint", "true"])
-    staging = [run / "model" / STAGING_FOLDER, run / "model" / "first_stage" / STAGING_FOLDER]
-    while True:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return "end", False
-        if deadline is None and sum(last_saved(run)) >= enough:
-            deadline = time.perf_counter() + delay
-        hit = any(map(holds_anything, staging))
-        if deadline is not None and time.perf_counter() > deadline and (hit or not in_checkpoint):
-            break
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    first, second = last_saved(run)
-    return f"{second}" if second else f"{first} of the first stage", hit
 
+    def __init__(self, folder: Path, data: Path, setting: Setting, generator: random.Random):
+        self.folder, self.setting, self.generator = folder, setting, generator
+        self.recipe = write_recipe(folder, data, setting.values())
+        self.places, self.num_in_checkpoint, self.announced_are_there = [], 0, True
+        if setting.used:
+            finish(self.recipe, ["--seed", "6"])
+        self.others = list_checkpoints(folder / "model")
+        (folder / "output.txt").unlink(missing_ok=True)
 
-def last_saved(run: Path) -> tuple[int, int]:
-    """The last step saved of the first stage, and of the second; 0 where there is none."""
-    steps = []
-    for folder in (run / "model" / "first_stage", run / "model"):
-        names = os.listdir(folder) if folder.is_dir() else []
-        steps.append(max((int(name.split("-")[1]) for name in names if name.startswith("checkpoint-")), default=0))
-    return steps[0], steps[1]
+    def end(self, in_checkpoint: bool) -> None:
+        """
+        Go on, and end the run once it has saved a random number of checkpoints more, after a random moment, or then
+        while a checkpoint is written.
+        """
+        enough = sum(self.last_saved()) + self.generator.randint(0, MOST_CHECKPOINTS) * RECIPE["save_steps"]
+        delay, deadline = self.generator.uniform(0.0, LONGEST_DELAY), None
+        child = start_child(self.recipe, RESUME if self.places or not self.setting.used else [])
+        staging = [self.folder / "model" / STAGING_FOLDER, self.folder / "model" / "first_stage" / STAGING_FOLDER]
+        while True:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                self.places.append("end")
+                return
+            if deadline is None and sum(self.last_saved()) >= enough:
+                deadline = time.perf_counter() + delay
+            hit = any(map(holds_anything, staging))
+            if deadline is not None and time.perf_counter() > deadline and (hit or not in_checkpoint):
+                break
+            time.sleep(0.0005)
+        os.kill(child, self.setting.signal)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        self.num_in_checkpoint += hit
+        self.announced_are_there &= code != TERMINATED_EXIT_CODE or self.is_announced_there()
+        first, second = self.last_saved()
+        self.places.append(f"{second}" if second else f"{first} of the first stage")
+
+    def is_announced_there(self) -> bool:
+        output = (self.folder / "output.txt").read_text()
+        return find_damage(Path(re.findall(r"which is saved in (\S+)\. The same", output)[-1])) is None
+
+    def others_are_whole(self) -> bool:
+        return bool(self.others) == self.setting.used and all(find_damage(path) is None for path in self.others)
+
+    def last_saved(self) -> tuple[int, int]:
+        """The last step saved of the first stage, and of the second; 0 where there is none."""
+        steps = []
+        for folder in (self.folder / "model" / "first_stage", self.folder / "model"):
+            own = set(list_checkpoints(folder)) - set(self.others)
+            steps.append(max((int(path.name.split("-")[1]) for path in own), default=0))
+        return steps[0], steps[1]
 
 
 def holds_anything(folder: Path) -> bool:

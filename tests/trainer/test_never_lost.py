@@ -1,9 +1,12 @@
 """Checkpoints, resuming and early ends of runs; `tests/benchmarks/kill_resume.py` is the long form."""
 
 import errno
+import itertools
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,11 +22,16 @@ import logramed.trainer.trainer
 from logramed.trainer import checkpoints, train
 from logramed.trainer.checkpoints import (
     CheckpointError,
+    Run,
     WholeCheckpoints,
-    choose_checkpoint,
+    choose_run,
+    delete_older,
     find_damage,
     find_last_checkpoint,
+    list_checkpoints,
+    note_run,
     put_in_place,
+    read_run_id,
 )
 from logramed.trainer.interruption import check_gradient_norm, check_loss
 from logramed.trainer.validation import score_answers
@@ -32,22 +40,37 @@ from tests.tiny import tiny_processor
 from tests.trainer.test_trainer import LoGraMedTrainer, arguments, small_model
 
 
-def trainer_for(folder, rows, **values):
+def trainer_for(folder, rows, eval_dataset=None, **values):
     defaults = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     return LoGraMedTrainer(
         small_model(),
         arguments(folder, **{**defaults, **values}),
         processing_class=tiny_processor(),
         train_dataset=rows,
+        eval_dataset=eval_dataset,
     )
 
 
-def write_checkpoint(folder, step, text="weights"):
+def write_checkpoint(folder, step, run_id="mine", text="weights"):
     staged = folder / "unfinished" / f"checkpoint-{step}"
     staged.mkdir(parents=True)
     (staged / "model.bin").write_text(text)
-    put_in_place(staged, folder / staged.name)
+    put_in_place(staged, folder / staged.name, run_id)
     return folder / staged.name
+
+
+def write_checkpoint_without_id(folder, step):
+    checkpoint = write_checkpoint(folder, step)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps({"files": manifest["files"]}))
+    return checkpoint
+
+
+MINE = Run("mine", "")
+
+
+def names(paths):
+    return sorted(path.name for path in paths)
 
 
 def test_killed_runs_end_with_the_figures_and_weights_of_the_undisturbed_run(tmp_path):
@@ -95,16 +118,75 @@ def test_the_last_good_checkpoint_is_found_past_damaged_ones(tmp_path, caplog):
     assert find_last_checkpoint(tmp_path) == good
     assert "checkpoint-10 is passed over: its file model.bin" in caplog.text
     with pytest.raises(CheckpointError, match=r"checkpoint-10 is damaged: its file model\.bin"):
-        choose_checkpoint(str(damaged), tmp_path)
+        choose_run(tmp_path, str(damaged))
     with pytest.raises(CheckpointError, match="no such folder"):
-        choose_checkpoint(str(tmp_path / "other"), tmp_path)
+        choose_run(tmp_path, str(tmp_path / "other"))
 
 
-def test_resuming_without_any_checkpoint_starts_from_the_beginning_and_says_so(tmp_path, caplog):
-    assert choose_checkpoint("true", tmp_path) is None
-    assert "training starts from the beginning" in caplog.text
-    assert choose_checkpoint("false", tmp_path) is None
-    assert choose_checkpoint(None, tmp_path) is None
+def test_resuming_without_any_checkpoint_starts_from_the_beginning_and_says_so(tmp_path):
+    for wanted in ("true", True):
+        run, found = choose_run(tmp_path, wanted)
+        assert run.checkpoint is None
+        assert "training starts from the beginning" in found
+    for wanted in ("false", None, False):
+        run, found = choose_run(tmp_path, wanted)
+        assert (run.checkpoint, run.folder, found) == (None, str(tmp_path), "")
+
+
+def test_resuming_takes_the_run_that_was_last_started_and_no_strangers(tmp_path):
+    mine, theirs = write_checkpoint(tmp_path, 4), write_checkpoint(tmp_path, 9, "theirs")
+    note_run(tmp_path, MINE)
+    run, found = choose_run(tmp_path, "true")
+    assert (run.id, run.checkpoint) == ("mine", str(mine))
+    assert "holds 1 checkpoint(s) of other runs (id theirs), which are left alone" in found
+    note_run(tmp_path, Run("new", ""))  # a run that was started after both, and killed before it had saved
+    run, found = choose_run(tmp_path, "true")
+    assert (run.id, run.checkpoint) == ("new", None)
+    assert "no good checkpoint of run new" in found
+    run, _ = choose_run(tmp_path, str(theirs))
+    assert (run.id, run.checkpoint) == ("theirs", str(theirs))
+
+
+def test_checkpoints_without_an_id_belong_to_nobody_and_can_be_resumed_by_their_path(tmp_path):
+    old = write_checkpoint_without_id(tmp_path, 4)
+    run, found = choose_run(tmp_path, "true")
+    assert run.checkpoint is None
+    assert "other runs (without an id)" in found
+    run, _ = choose_run(tmp_path, str(old))
+    assert run.checkpoint == str(old)
+    assert run.folder == str(tmp_path / f"run-{run.id}")
+
+
+def test_a_new_run_in_a_used_folder_has_a_folder_of_its_own_for_its_checkpoints(tmp_path):
+    write_checkpoint(tmp_path, 4)
+    note_run(tmp_path, MINE)
+    run, found = choose_run(tmp_path, None)
+    assert run.id != "mine"
+    assert run.folder == str(tmp_path / f"run-{run.id}")
+    assert "(id mine), which are left alone" in found
+    with pytest.raises(FileExistsError, match="checkpoint-4 is another run's"):
+        write_checkpoint(tmp_path, 4, run.id)
+
+
+def test_after_a_step_back_the_checkpoint_written_last_counts_as_the_last(tmp_path):
+    for step in (4, 8, 10, 6):
+        write_checkpoint(tmp_path, step)
+    assert find_last_checkpoint(tmp_path, "mine").name == "checkpoint-6"
+    delete_older(tmp_path, "mine", 2, None)
+    assert names(tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [(None, 1, {1, 2, 3, 4}), (1, None, {4}), (1, 2, {2, 4}), (2, 2, {2, 4}), (3, 1, {1, 3, 4})],
+)
+def test_of_older_checkpoints_the_best_is_kept_and_those_of_other_runs(tmp_path, limit, best, left):
+    write_checkpoint(tmp_path, 7, "theirs")
+    for step in (1, 2, 3, 4):
+        write_checkpoint(tmp_path, step)
+    delete_older(tmp_path, "mine", limit, best and str(tmp_path / f"checkpoint-{best}"))
+    assert names(list_checkpoints(tmp_path, "mine")) == [f"checkpoint-{step}" for step in sorted(left)]
+    assert names(list_checkpoints(tmp_path, "theirs")) == ["checkpoint-7"]
 
 
 def test_checkpoints_of_a_run_are_whole_and_as_many_as_were_asked_for(tmp_path, rows):
@@ -244,6 +326,155 @@ def test_sigterm_saves_the_step_at_hand_and_leaves_with_its_own_code(tmp_path, d
     assert train.main([*options, "--max_steps", "20", "--resume_from_checkpoint", "true"]) == 0
 
 
+STRATEGIES = {
+    "steps": {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2},
+    "epoch": {"save_strategy": "epoch", "eval_strategy": "epoch"},
+    "best": {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"},
+}
+
+
+class BeTold(TrainerCallback):
+    """Has the run told to stop in the midst of a step, as SIGTERM would."""
+
+    def __init__(self, trainer, step):
+        self.trainer, self.step = trainer, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.trainer.termination._be_told(signal.SIGTERM, None)
+
+
+def stop_in(monkeypatch, stage, step):
+    """Have the next runs told to stop in `step` of the first or second `stage`."""
+
+    def show_progress(trainer):
+        if (Path(trainer.args.output_dir).name == "first_stage") == (stage == 1):
+            trainer.add_callback(BeTold(trainer, step))
+
+    monkeypatch.setattr(train, "show_progress", show_progress)
+
+
+# The first stage keeps one checkpoint and no best, whatever the second does.
+COMBINATIONS = [(*values, 2) for values in itertools.product((1, 2, None), (False, True), STRATEGIES)]
+COMBINATIONS += [(2, True, strategy, 1) for strategy in STRATEGIES]
+
+
+@pytest.mark.parametrize(("limit", "best", "strategy", "stage"), COMBINATIONS)
+def test_what_is_announced_at_sigterm_is_there_and_resumes(
+    tmp_path, data_file, monkeypatch, capsys, limit, best, strategy, stage
+):
+    values = {**STRATEGIES[strategy], "load_best_model_at_end": best, "save_total_limit": limit}
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, {**values, **SHORT})
+    output = tmp_path / "run" / "model"
+    with monkeypatch.context() as patched:
+        stop_in(patched, stage, 5 if stage == 2 else 3)
+        assert train.main([str(recipe)]) == 143
+    [announced] = re.findall(r"which is saved in (\S+)\. The same", " ".join(capsys.readouterr().out.split()))
+    assert Path(announced) == (output / "checkpoint-5" if stage == 2 else output / "first_stage" / "checkpoint-3")
+    assert find_damage(Path(announced)) is None
+    resumed = []
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "show_progress", resumed.append)
+        assert train.main([str(recipe), "--resume_from_checkpoint", "true"]) == 0
+    assert resumed[0].run.checkpoint == announced
+    state = resumed[-1].state
+    assert state.global_step == SHORT["max_steps"]
+    if best:
+        [value] = {entry["eval_loss"] for entry in state.log_history if entry.get("eval_loss") == state.best_metric}
+        assert resumed[-1].evaluate()["eval_loss"] == pytest.approx(value)
+    kept = list_checkpoints(output, resumed[-1].run.id)
+    assert limit is None or len(kept) <= max(limit, 1 + (state.best_model_checkpoint is not None))
+
+
+SHORT = {"max_steps": 6, "first_stage_epochs": 2, "max_validation_questions": 0, "shuffle_turns": False}
+
+
+def test_two_runs_in_one_folder_keep_their_checkpoints_apart(tmp_path, data_file, caplog, monkeypatch):
+    values = {**SHORT, "save_steps": 2, "save_total_limit": 1, "eval_strategy": "no"}
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, values)
+    output = tmp_path / "run" / "model"
+    assert train.main([str(recipe)]) == 0
+    [first] = list_checkpoints(output)
+    first_id = read_run_id(first)
+    with monkeypatch.context() as patched:
+        stop_in(patched, 2, 3)
+        assert train.main([str(recipe), "--max_steps", "4"]) == 143
+    assert f"{output} holds 1 checkpoint(s) of other runs (id {first_id}), which are left alone" in caplog.text
+    [stopped] = set(list_checkpoints(output)) - {first}
+    second_id = read_run_id(stopped)
+    assert (stopped.name, find_damage(first)) == ("checkpoint-3", None)
+    assert train.main([str(recipe), "--max_steps", "4", "--resume_from_checkpoint", "true"]) == 0
+    assert names(list_checkpoints(output, second_id)) == ["checkpoint-4"]
+    assert list_checkpoints(output, first_id) == [first]
+    record = json.loads((output / "run.json").read_text())
+    assert record["run_id"] == second_id
+    assert [start["resumed_from"] for start in record["starts"]] == [None, str(stopped)]
+    assert train.main([str(recipe), "--max_steps", "8", "--resume_from_checkpoint", str(first)]) == 0
+    assert names(list_checkpoints(output, first_id)) == ["checkpoint-8"]
+    assert names(list_checkpoints(output, second_id)) == ["checkpoint-4"]
+    record = json.loads((output / "run.json").read_text())
+    assert record["run_id"] == (output / "run_id").read_text().strip() == first_id
+    assert len(record["starts"]) == 1
+
+
+def test_a_named_checkpoint_of_the_first_stage_resumes_that_stage(tmp_path, data_file, monkeypatch):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, {**SHORT, "eval_strategy": "no"})
+    with monkeypatch.context() as patched:
+        stop_in(patched, 1, 3)
+        assert train.main([str(recipe)]) == 143
+    resumed = []
+    monkeypatch.setattr(train, "show_progress", resumed.append)
+    named = tmp_path / "run" / "model" / "first_stage" / "checkpoint-3"
+    assert train.main([str(recipe), "--resume_from_checkpoint", str(named)]) == 0
+    first, second = resumed
+    assert (first.run.checkpoint, second.run.checkpoint) == (str(named), None)
+    assert first.run.id == second.run.id == (tmp_path / "run" / "model" / "run_id").read_text().strip()
+
+
+def test_a_start_that_is_refused_leaves_true_to_the_run_before(tmp_path, data_file):
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, {**SHORT, "eval_strategy": "no", "save_steps": 2})
+    assert train.main([str(recipe), "--first_stage_epochs", "1"]) == 0
+    [last, _] = list_checkpoints(tmp_path / "run" / "model")
+    with pytest.raises(FileNotFoundError):
+        train.main([str(recipe), "--train_data", str(tmp_path / "nowhere.json")])
+    run, _ = choose_run(tmp_path / "run" / "model", "true")
+    assert run.checkpoint == str(last)
+
+
+def test_the_best_checkpoint_is_found_again_in_a_folder_that_was_moved(tmp_path, rows):
+    options = {**STRATEGIES["steps"], "save_steps": 1, "eval_steps": 1, "load_best_model_at_end": True}
+    options |= {"learning_rate": 0.0, "save_total_limit": 1}
+    trainer_for(tmp_path, rows, eval_dataset=rows, max_steps=2, **options).train()
+    moved = tmp_path / "run" / "moved"
+    moved.mkdir()
+    for path in list_checkpoints(tmp_path / "run"):
+        path.rename(moved / path.name)
+    resumed = trainer_for(tmp_path, rows, eval_dataset=rows, max_steps=3, **options)
+    resumed.train(resume_from_checkpoint=str(moved / "checkpoint-2"))
+    assert resumed.state.best_model_checkpoint == str(moved / "checkpoint-1")
+    shutil.rmtree(moved / "checkpoint-1")
+    resumed = trainer_for(tmp_path, rows, eval_dataset=rows, max_steps=4, **options)
+    resumed.train(resume_from_checkpoint=str(moved / "checkpoint-2"))
+    assert resumed.state.best_model_checkpoint == str(Path(resumed.run.folder) / "checkpoint-3")
+
+
+def test_sigterm_that_comes_after_the_last_step_is_left_to_the_former_handler(tmp_path, rows):
+    told = []
+    previous = signal.signal(signal.SIGTERM, lambda *arguments: told.append(arguments))
+    try:
+        trainer = trainer_for(tmp_path, rows, max_steps=1)
+        trainer.add_callback(TellAtTheEnd())
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert len(told) == 1
+
+
+class TellAtTheEnd(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Terminate(TrainerCallback):
     """Sends SIGTERM at a moment of the training that has evaluations, once."""
 
@@ -329,11 +560,12 @@ def test_a_resumed_run_trains_the_graph_network_that_the_first_stage_left_alone(
 def test_a_first_stage_is_not_resumed_where_that_was_refused(tmp_path, data_file, monkeypatch):
     recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
     seen = []
+    write_checkpoint(tmp_path / "run" / "model" / "first_stage", 2)
+    note_run(tmp_path / "run" / "model", MINE)
     monkeypatch.setattr(checkpoints.WholeCheckpoints, "train", lambda self, **kwargs: seen.append(kwargs) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main([str(recipe), "--resume_from_checkpoint", "false"])
-    good = write_checkpoint(tmp_path / "saved", 2)
-    assert choose_checkpoint(seen[0]["resume_from_checkpoint"], good.parent) is None
+    assert seen[0]["run"].checkpoint is None
 
 
 def test_run_record_says_what_made_the_run_and_refuses_other_data(tmp_path, data_file, caplog):

@@ -133,7 +133,7 @@ def test_dry_run_lists_what_it_finds_all_at_once(tmp_path, data_file, capsys):
     printed = capsys.readouterr().out
     assert "Row '3': cannot read image" in printed
     assert "Row '5': cannot read image" in printed
-    assert "Warning: `output_dir` holds 1 checkpoint(s)" in printed
+    assert "holds 1 checkpoint(s) of other runs (without an id), which are left alone" in printed
     assert "4 nodes, too few for `graph_num_neighbors` 6" in printed
 
 
