@@ -1,37 +1,64 @@
-"""This process's Hub client, turned to a server of the tests."""
+"""This process's clients of the Hub, turned to a server of the tests."""
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from unittest import mock
 
+import datasets.config  # keeps the address of its first import
+import evaluate.config  # noqa: F401 (the same)
 import huggingface_hub.constants
 import huggingface_hub.utils._http
+from huggingface_hub import HfApi, HfFileSystem, close_session
 
 from logramed.hub_cards import push
 from tests.hub_server import TOKEN, RunningHub
 
 
-# As the client keeps its address: read from the environment when it is imported.
-ADDRESS = "HUGGINGFACE_CO_URL_TEMPLATE"
-
-
 @contextmanager
 def client_of(hub: RunningHub, token: str = TOKEN, waits: bool = False) -> Iterator[None]:
-    """While this holds, huggingface_hub and `logramed.hub_cards` talk to `hub`; unless `waits`, without pauses."""
-    constants, clock = huggingface_hub.constants, clock_without_sleep()
-    template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    """While this holds, this process's clients of the Hub talk to `hub`; unless `waits`, without pauses."""
+    clock = clock_without_sleep()
     with (
-        mock.patch.object(constants, "ENDPOINT", hub.address),
-        mock.patch.object(constants, ADDRESS, template),
-        mock.patch.object(constants, "HF_HUB_OFFLINE", False),
-        mock.patch.object(constants, "HF_HUB_DISABLE_XET", True),
-        mock.patch.dict("os.environ", {"HF_TOKEN": token}),
+        clients_at(hub.address, token),
+        mock.patch.object(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True),
         nullcontext() if waits else mock.patch.object(huggingface_hub.utils._http, "time", clock),
         nullcontext() if waits else mock.patch.object(push, "time", clock),
     ):
         yield
+
+
+@contextmanager
+def clients_at(address: str, token: str = "") -> Iterator[None]:
+    """While this holds, every client of the Hub in this process, those made before too, asks `address`, online."""
+    before = huggingface_hub.constants.ENDPOINT
+    _turn(before, address)
+    try:
+        with (
+            mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", False),
+            mock.patch.object(datasets.config, "HF_HUB_OFFLINE", False),
+            mock.patch.dict(os.environ, {"HF_TOKEN": token}),
+        ):
+            yield
+    finally:
+        _turn(address, before)
+
+
+def _turn(old: str, new: str) -> None:
+    """Give what modules keep of the address `old`, as a text or in a client, the address `new`."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] != "tests":
+            for key, value in list(getattr(module, "__dict__", {}).items()):
+                if type(value) is str and (value == old or value.startswith(f"{old}/")):
+                    setattr(module, key, new + value.removeprefix(old))
+                elif issubclass(type(value), HfApi | HfFileSystem) and value.endpoint == old:
+                    value.endpoint = new
+                    getattr(value, "_api", value).endpoint = new
+    HfFileSystem.clear_instance_cache()
+    close_session()
 
 
 def clock_without_sleep() -> SimpleNamespace:

@@ -109,20 +109,6 @@ def write_tiny_vqa_rad(folder: Path, num_questions: int = 24) -> Path:
     return folder
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread():
-    """Models as small as these only lose time to a second thread, most of all on a busy machine."""
-    try:
-        import torch
-    except ImportError:
-        yield
-        return
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     return build_tiny_llava(tmp_path_factory.mktemp("model"))

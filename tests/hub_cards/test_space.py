@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from logramed.trainer.phantom_images import draw_phantom, sample_phantom
+from tests.conftest import NEEDS_CHROMIUM
 from tests.hub_cards.space_app import FOLDER, space_modules
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
@@ -20,7 +21,7 @@ from tests.tiny_models import tiny_model
 
 pytest.importorskip("gradio", reason="needs gradio: pip install 'logramed[demo]'")
 CHROMIUM = os.environ.get("LOGRAMED_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, in the path or as LOGRAMED_CHROMIUM")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason=NEEDS_CHROMIUM)
 PATIENCE = 60_000  # milliseconds that the browser waits for what must come
 QUESTION, SECOND = "what organ is shown ?", "is there a mass ?"
 

@@ -1,13 +1,10 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 
 from logramed.trainer.data import load_training_rows
 
-
-torch.set_num_threads(1)
 
 ORGANS = ("lung", "liver", "heart", "brain")
 SIDES = ("left", "right")

@@ -16,6 +16,8 @@ from logramed.eval.benchmarks.vqa_rad import (
     normalize_question_type,
 )
 from tests.eval.benchmarks.conftest import converted_row, write_image, write_json, write_parquet
+from tests.hub_client import clients_at
+from tests.isolation import PROXIES
 
 
 VQA_RAD = Path(__file__).parents[4] / "shared" / "data" / "vqa_rad"
@@ -270,7 +272,10 @@ def test_an_unknown_benchmark_is_refused_with_the_list():
 
 @pytest.mark.network
 @wrong_counts
-def test_the_real_copy_on_the_hub_has_the_451_test_questions():
-    questions = load_questions("flaviagiammarino/vqa-rad")
+def test_the_real_copy_on_the_hub_has_the_451_test_questions(monkeypatch):
+    for proxy in (*PROXIES, *map(str.upper, PROXIES)):
+        monkeypatch.delenv(proxy)
+    with clients_at("https://huggingface.co"):
+        questions = load_questions("flaviagiammarino/vqa-rad")
     assert Counter(row["answer_type"] for row in questions) == {"CLOSED": 251, "OPEN": 200}
     assert len({row["image"] for row in questions}) == 203
