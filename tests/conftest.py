@@ -43,8 +43,8 @@ def pytest_terminal_summary(terminalreporter):
     num_skipped = sum(NEEDS_CHROMIUM in str(report.longrepr) for report in skipped)
     if num_skipped:
         terminalreporter.write_line(
-            f"{num_skipped} tests of the demo were left out: they need Chromium. `make install-browser` installs it on "
-            "Debian, as root; elsewhere name it in LOGRAMED_CHROMIUM."
+            f"{num_skipped} tests of the demo were left out: they need Chromium. `make install-browser` installs it "
+            "on Debian, as root; elsewhere name it in LOGRAMED_CHROMIUM."
         )
 
 

@@ -68,7 +68,7 @@ def test_every_client_of_this_process_asks_an_address_where_nothing_listens():
     assert {constants.ENDPOINT, datasets.config.HF_ENDPOINT, evaluate.config.HF_ENDPOINT} == {CLOSED}
     assert constants.HF_HUB_OFFLINE
     assert huggingface_hub.get_token() is None
-    with pytest.raises(OSError):
+    with pytest.raises(huggingface_hub.errors.OfflineModeIsEnabled):
         huggingface_hub.get_session().get("https://huggingface.co", timeout=5)
 
 
