@@ -29,7 +29,7 @@ NEW_MODEL = {
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
     },
-    "logramed_config": {"graph_num_neighbors": 2},
+    "num_neighbors": 2,
     "vocab_size": 300,
 }
 
