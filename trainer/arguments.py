@@ -46,8 +46,8 @@ class ModelArguments(ModelConfig):
     train: str | None = field(
         default=None,
         metadata={
-            "help": "Parts to train, by commas: `projector`, `language`, `vision`; the rest is frozen. By default all, "
-            "with `use_peft` adapters on the language model, the projector, and not the vision tower."
+            "help": "Parts to train, by commas: `projector`, `language`, `vision`; the rest is frozen. By default "
+            "all, with `use_peft` the projector, and the language model through adapters."
         },
     )
 
@@ -57,9 +57,7 @@ class ModelArguments(ModelConfig):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))
         if self.model is not None and self.model_name_or_path not in (None, self.model):
-            raise ValueError(
-                f"`model` {self.model} is short for `model_name_or_path` {self.model_name_or_path}: give one."
-            )
+            raise ValueError("`model` is short for `model_name_or_path`: give one of them.")
         self.model = self.model_name_or_path = self.model or self.model_name_or_path
         new_parts = [name for name in ("vision_config", "text_config") if getattr(self, name) is not None]
         if self.model is not None and new_parts:
@@ -81,8 +79,8 @@ class DataArguments(ScriptArguments):
     train_data: str | None = field(
         default=None,
         metadata={
-            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written by "
-            "`datasets`, or a Hub id."
+            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written "
+            "by `datasets`, or a Hub id."
         },
     )
     first_stage_data: str | None = field(

@@ -32,9 +32,7 @@ def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
         return tuple(part for part in PARTS if not (use_peft and part == "vision"))
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if "graph" in parts:
-        raise ValueError(
-            "`train` does not name `graph`: the graph network is trained whenever it is used."
-        )
+        raise ValueError("`train` does not name `graph`: the graph network is trained whenever it is used.")
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ValueError(f"`train` must name some of {', '.join(PARTS)}, separated by commas; got {text!r}.")

@@ -93,7 +93,7 @@ def test_recipe_parses_to_the_released_values(name):
     assert (training.alignment_weight, training.lr_scheduler_type) == (float(aligned), "cosine")
     assert training.get_warmup_steps(1000) == 30
     assert training.activation_checkpointing
-    assert model.train == {"stage1": "projector", "stage2": "projector,graph,language"}.get(
+    assert model.train == {"stage1": "projector", "stage2": "projector,language"}.get(
         name[:6], "projector,language"
     )
     assert (data.train_ids is not None) == ("percent" in name)
