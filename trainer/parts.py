@@ -64,7 +64,8 @@ def find_weights(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     projector = {id(weight) for module in find_projectors(model) for weight in module.parameters()}
     tower = {id(weight) for weight in find_tower(model).parameters()} - projector
     in_language = {id(weight) for weight in language}
-    others = [weight for weight in model.parameters() if id(weight) not in in_language]
+    named = [(name, weight) for name, weight in model.named_parameters() if ".original_module." not in name]  # PEFT's
+    others = [weight for _, weight in named if id(weight) not in in_language]
     return {
         "projector": [weight for weight in others if id(weight) not in tower],
         "language": [weight for weight in model.parameters() if id(weight) in in_language],
