@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
-from logramed.eval.files import write_json
 from logramed.chat_templates_logramed import with_image_parts
+from logramed.eval.files import write_json
 from logramed.modeling_logramed import LoGraMedProjector
 
 

@@ -71,8 +71,10 @@ def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
     """A held-out question and the answer to it, by the model as a user would load it."""
     model = AutoModelForVision2Seq.from_pretrained(model_folder)
     processor = AutoProcessor.from_pretrained(model_folder)
-    question = json.loads((data / "test_questions.json").read_text(encoding="utf-8"))[0]
-    question["image"] = str(data / "images" / question["image"])
+    row = json.loads((data / "test_questions.json").read_text(encoding="utf-8"))[0]
+    asked, expected = (turn["value"] for turn in row["conversations"])
+    text = asked.replace("<image>", "").strip()
+    question = {"image": str(data / "images" / row["image"]), "question": text, "answer": expected}
     [answer] = answer_batch(model, processor, [question], max_new_tokens=32)
     return question, answer
 

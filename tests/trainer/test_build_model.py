@@ -90,7 +90,8 @@ def test_command_writes_a_folder_that_answers(parts, tmp_path, capsys, connector
     assert width == (48 if connector == "dci" else 16)
 
 
-CHATML = """{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}\
+CHATML = """{% for message in messages %}\
+{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
 
