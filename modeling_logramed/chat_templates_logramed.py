@@ -29,6 +29,22 @@ _WRITE_CONTENT = r"""
 {%- endmacro -%}
 """
 
+# Before a language model's own template, which may know contents that are strings alone.
+_FLATTEN_CONTENTS = r"""
+{%- set flattened = namespace(messages=[]) -%}
+{%- for message in messages -%}
+  {%- set content = write_content(message['content']) -%}
+  {%- set flattened.messages = flattened.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = flattened.messages -%}
+"""
+
+
+def with_image_parts(template: str) -> str:
+    """A language model's chat template, for messages whose contents may have parts of type image."""
+    return _WRITE_CONTENT + _FLATTEN_CONTENTS + template
+
+
 # The layout of Vicuna 1.1, without its default system text.
 DEFAULT_CHAT_TEMPLATE = (
     _WRITE_CONTENT

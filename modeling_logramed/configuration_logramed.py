@@ -41,6 +41,8 @@ class LoGraMedConfig(PretrainedConfig):
             release: 7 and 15 (`sti`, `sci`), 0 to 11 and 12 to 23 (`dci`); elsewhere the same shares of the depth.
         multimodal_projector_bias (`bool`, *optional*, defaults to `True`):
             Whether the projector has biases.
+        lm_head_bias (`bool`, *optional*, defaults to `False`):
+            Whether the head has biases, as that of Phi has.
 
     Raises:
         ValueError: If a value is not one of those named, or the select strategy does not fit the tower.
@@ -65,6 +67,7 @@ class LoGraMedConfig(PretrainedConfig):
         projector_type="mlp2x_gelu",
         dense_connector="none",
         multimodal_projector_bias=True,
+        lm_head_bias=False,
         **kwargs,
     ):
         self.vision_config = _sub_config(vision_config, CLIP_VIT_L_14_224)
@@ -80,6 +83,7 @@ class LoGraMedConfig(PretrainedConfig):
         self.projector_type = projector_type
         self.dense_connector = dense_connector
         self.multimodal_projector_bias = multimodal_projector_bias
+        self.lm_head_bias = lm_head_bias
         self._refuse_bad_values()
         # The head belongs to this model, not to the language model inside it: whether it is tied is asked here.
         kwargs["tie_word_embeddings"] = bool(

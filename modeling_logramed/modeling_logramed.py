@@ -196,27 +196,31 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: LoGraMedConfig):
         super(LlavaForConditionalGeneration, self).__init__(config)  # the same parts as LLaVA's, with our model
         self.model = LoGraMedModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(
+            config.text_config.hidden_size, config.text_config.vocab_size, bias=config.lm_head_bias
+        )
         self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """
-        As transformers' `from_pretrained`, but a weight that is missing, or of another shape, is an error.
+        As transformers' `from_pretrained`, but a weight that is missing, unknown or of another shape is an error.
 
         Raises:
-            ValueError: If a weight is not in the checkpoint.
+            ValueError: If a weight is not in the checkpoint, or one there not in the model. Graph networks, which
+                folders of earlier versions hold, are passed over.
         """
         kwargs.setdefault("key_mapping", CHECKPOINT_KEY_MAPPING)
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
         missing = sorted(loading_info["missing_keys"])
-        if missing:
+        unknown = sorted(key for key in loading_info["unexpected_keys"] if "graph_network." not in key)
+        if missing or unknown:
             raise ValueError(
-                f"{len(missing)} weights of the model are missing in {pretrained_model_name_or_path}, among them "
-                f"{', '.join(missing[:3])}; {len(loading_info['unexpected_keys'])} weights there are unknown to the "
-                "model. The checkpoint does not fit its configuration."
+                f"{len(missing)} weights of the model are missing in {pretrained_model_name_or_path} "
+                f"({', '.join(missing[:3])}), and {len(unknown)} weights there are unknown to the model "
+                f"({', '.join(unknown[:3])}). The checkpoint does not fit its configuration."
             )
         return (model, loading_info) if output_loading_info else model
 

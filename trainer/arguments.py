@@ -6,20 +6,20 @@ from enum import Enum
 from typing import Any
 
 import torch
-from trl import SFTConfig
+from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.parts import parse_parts
 
 
 @dataclass
-class ModelArguments:
-    """Which model is trained: one that exists, or a new one of a given shape."""
+class ModelArguments(ModelConfig):
+    """[`trl.ModelConfig`] and, for a new model, its shape."""
 
     model: str | None = field(
         default=None,
         metadata={
-            "help": "LoGra-Med to start from: a folder, for example written by `build_model.py`, or a Hub id. Without "
+            "help": "Short form of `model_name_or_path`: any image-text-to-text model, as a folder or Hub id. Without "
             "it, tower, language model and tokenizer are made anew from `vision_config` and `text_config`."
         },
     )
@@ -43,55 +43,45 @@ class ModelArguments:
             "than the patches', and a tower that starts from nothing learns late where things are."
         },
     )
-    dtype: str = field(
-        default="float32", metadata={"help": "Weights of a loaded model: `auto`, `float32`, `bfloat16` or `float16`."}
-    )
     train: str | None = field(
         default=None,
         metadata={
-            "help": "Parts to train, by commas: `projector`, `graph`, `language`, `vision`; the rest is frozen. By "
-            "default all, with `use_peft` all but the vision tower."
+            "help": "Parts to train, by commas: `projector`, `language`, `vision`; the rest is frozen. By default "
+            "all, with `use_peft` the projector, and the language model through adapters."
         },
-    )
-    use_peft: bool = field(
-        default=False,
-        metadata={"help": "Train the language model through LoRA adapters; projector and graph network in full."},
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Their scale is this over the rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={"help": "Last names of the layers to adapt, such as `q_proj v_proj`; `all-linear` takes them all."},
-    )
-    load_in_4bit: bool = field(
-        default=False, metadata={"help": "Hold the language model in 4 bits (QLoRA); needs `use_peft`."}
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("vision_config", "text_config", "logramed_config"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, json.loads(getattr(self, name)))
+        if self.model is not None and self.model_name_or_path not in (None, self.model):
+            raise ValueError("`model` is short for `model_name_or_path`: give one of them.")
+        self.model = self.model_name_or_path = self.model or self.model_name_or_path
         new_parts = [name for name in ("vision_config", "text_config") if getattr(self, name) is not None]
         if self.model is not None and new_parts:
             raise ValueError(f"`model` names a model that exists, and {' and '.join(new_parts)} a new one: give one.")
         if self.model is None and len(new_parts) < 2:
             raise ValueError("Give `model`, or both `vision_config` and `text_config` for a new model.")
         parse_parts(self.train, self.use_peft)  # refuses what it cannot be
-        if self.load_in_4bit and (not self.use_peft or self.model is None):
-            raise ValueError(
-                "`load_in_4bit` needs `use_peft`, since weights in 4 bits cannot be trained, and a `model`."
-            )
+        for name in ("load_in_4bit", "load_in_8bit"):
+            if getattr(self, name) and (not self.use_peft or self.model is None):
+                raise ValueError(
+                    f"`{name}` needs `use_peft`, since quantized weights cannot be trained, and a `model`."
+                )
 
 
 @dataclass
-class DataArguments:
-    """What it is trained on."""
+class DataArguments(ScriptArguments):
+    """[`trl.ScriptArguments`], and data in files of other forms."""
 
-    train_data: str = field(
+    train_data: str | None = field(
+        default=None,
         metadata={
-            "help": "LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written by `datasets`, or a Hub id."
-        }
+            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written "
+            "by `datasets`, or a Hub id."
+        },
     )
     first_stage_data: str | None = field(
         default=None,
@@ -150,6 +140,12 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if (self.train_data is None) == (self.dataset_name is None):
+            raise ValueError("Give `train_data` or `dataset_name`, one of them.")
+        if self.dataset_config is not None:
+            raise ValueError("`dataset_config` is not read: save that configuration as a folder and name it.")
+        self.train_data = self.train_data or self.dataset_name
+        self.streaming = self.streaming or self.dataset_streaming
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"`validation_share` is a share from 0 to below 1; got {self.validation_share}.")
         if self.validation_data is not None and self.validation_share:

@@ -22,12 +22,14 @@ from transformers import (
 )
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
+from logramed.chat_templates_logramed import with_image_parts
 from logramed.eval.files import write_json
 from logramed.modeling_logramed import LoGraMedProjector
 
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
+VOCABULARY_MULTIPLE = 64  # rows of the embeddings, for matrix products of even size
 PARTS_NAME = "parts.json"  # what a folder was joined from
 
 
@@ -38,7 +40,7 @@ def join_models(
     An untrained LoGra-Med of a pretrained vision tower and a pretrained language model.
 
     The tokenizer gets an image token (and a padding token if it has none), the embeddings rows for them, and the
-    projector and graph network new weights of the size that the two need.
+    projector new weights of the size that the two need. The tokenizer's chat template is kept.
 
     Args:
         vision (`str`):
@@ -68,12 +70,24 @@ def join_models(
         vision_config=vision_tower.config,
         text_config=language_model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        lm_head_bias=language_model.get_output_embeddings().bias is not None,
         **config_values,
     )
     model = assemble(config, vision_tower, language_model)
     processor = build_processor(config, tokenizer, image_processor_settings(vision))
     set_generation_tokens(model, tokenizer)
+    model.generation_config.eos_token_id = find_end_tokens(language_model, processor)
     return model.eval(), processor
+
+
+def find_end_tokens(language_model: torch.nn.Module, processor: LoGraMedProcessor) -> list[int]:
+    """Tokens that end an answer: those of language model and tokenizer, and the one that the chat template writes."""
+    tokenizer, known = processor.tokenizer, language_model.generation_config.eos_token_id
+    found = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id}
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    after_answer = processor.apply_chat_template(turns, tokenize=False).rpartition("!")[2].strip()
+    found |= set(tokenizer(after_answer, add_special_tokens=False)["input_ids"][:1]) & set(tokenizer.all_special_ids)
+    return sorted(found - {None})
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Module) -> None:
@@ -84,7 +98,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Modu
         tokenizer.pad_token = PAD_TOKEN
     if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
         # New rows start as the mean of the old ones, so that they change no probability much before training.
-        language_model.resize_token_embeddings(len(tokenizer))
+        language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE)
 
 
 def load_vision_tower(vision: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -118,14 +132,9 @@ def assemble(
     model.model.language_model = language_model.base_model
     model.lm_head = language_model.get_output_embeddings()
     model.model.multi_modal_projector = LoGraMedProjector(config)
-    new_parts = [model.model.multi_modal_projector]
-    if model.model.graph_network is not None:
-        model.model.graph_network = model.model.graph_network.to_empty(device="cpu")
-        new_parts.append(model.model.graph_network)
-    for part in new_parts:
-        for module in part.modules():
-            model._init_weights(module)
-        part.to(dtype)
+    for module in model.model.multi_modal_projector.modules():
+        model._init_weights(module)
+    model.model.multi_modal_projector.to(dtype)
     model.tie_weights()
     return model
 
@@ -201,8 +210,14 @@ def build_processor(
 ) -> LoGraMedProcessor:
     """The processor of a model with `config`: image size and number of image tokens are the model's."""
     image_processor = LoGraMedImageProcessor(size=config.vision_config.image_size, **image_settings)
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
     return LoGraMedProcessor(
-        image_processor, tokenizer, num_image_tokens=config.num_image_tokens, image_token=IMAGE_TOKEN
+        image_processor,
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        image_token=IMAGE_TOKEN,
+        chat_template=with_image_parts(template) if template else None,
     )
 
 
@@ -224,7 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dense_connector", default="none", choices=["none", "sti", "sci", "dci"])
     parser.add_argument("--projector_type", default="mlp2x_gelu", choices=["mlp2x_gelu", "linear"])
     parser.add_argument("--vision_feature_layer", type=int, default=-2, help="hidden state that is projected")
-    parser.add_argument("--no_graph_network", action="store_true", help="leave out the graph network of the alignment")
     parser.add_argument("--dtype", default="auto", help="of the weights: auto (the language model's), float32, ...")
     parser.add_argument("--seed", type=int, default=0, help="of the new weights")
     arguments = parser.parse_args(argv)
@@ -238,7 +252,6 @@ def main(argv: list[str] | None = None) -> int:
         dense_connector=arguments.dense_connector,
         projector_type=arguments.projector_type,
         vision_feature_layer=arguments.vision_feature_layer,
-        use_graph_network=not arguments.no_graph_network,
     )
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)

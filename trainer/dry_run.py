@@ -55,7 +55,7 @@ class Report:
 def dry_run(
     training: Any,
     load_rows: Callable[[Any], Sequence[Dataset | None]],
-    load_model: Callable[[Dataset], tuple[torch.nn.Module, Any]],
+    load_model: Callable[[Dataset], tuple[torch.nn.Module, Any, Any]],
 ) -> Report:
     """
     Look at a run without starting it.
@@ -63,7 +63,7 @@ def dry_run(
     Args:
         training (`LoGraMedTrainingArguments`): Of the run.
         load_rows: Gives training and validation rows for arguments whose `output_dir` is a temporary folder.
-        load_model: Gives model and processor, what is not trained frozen.
+        load_model: Gives model, what is not trained frozen, processor, and adapters to put on, or None.
 
     Returns:
         `Report`: With an error for whatever would end the run.
@@ -114,8 +114,8 @@ def check_images(report: Report, rows: Dataset) -> None:
 
 
 def build_trainer(arguments, loaded, rows: Dataset) -> LoGraMedTrainer:
-    model, processor = loaded
-    return LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)
+    model, processor, peft_config = loaded
+    return LoGraMedTrainer(model, arguments, processing_class=processor, peft_config=peft_config, train_dataset=rows)
 
 
 def check_lengths_and_step(report: Report, training, trainer: LoGraMedTrainer, rows: Dataset) -> None:
@@ -139,7 +139,7 @@ def check_lengths_and_step(report: Report, training, trainer: LoGraMedTrainer, r
 
 
 def check_graph(report: Report, training, trainer: LoGraMedTrainer) -> None:
-    neighbours = trainer.model.config.graph_num_neighbors
+    neighbours = training.num_neighbors
     num_nodes = training.per_device_train_batch_size + training.alignment_memory
     if training.gather_graph:
         num_nodes *= training.world_size
@@ -147,7 +147,7 @@ def check_graph(report: Report, training, trainer: LoGraMedTrainer) -> None:
         num_nodes *= training.gradient_accumulation_steps
     if training.alignment_weight > 0 and training.alignment_granularity == "sample" and num_nodes <= neighbours:
         report.warnings.append(
-            f"The alignment graph has {num_nodes} nodes, too few for `graph_num_neighbors` {neighbours}. A larger "
+            f"The alignment graph has {num_nodes} nodes, too few for `num_neighbors` {neighbours}. A larger "
             "`per_device_train_batch_size`, `alignment_memory`, `gather_graph` or `accumulate_graph` gives more."
         )
 
@@ -192,9 +192,8 @@ def check_step(report: Report, training, trainer: LoGraMedTrainer, num_rows: int
 
 def time_of_first_row(trainer: LoGraMedTrainer) -> float:
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    names = ("input_ids", "attention_mask", "pixel_values")
     model = trainer.model.to(trainer.args.device)
-    inputs = {name: batch[name].to(trainer.args.device) for name in names if name in batch}
+    inputs = {name: value.to(trainer.args.device) for name, value in batch.items() if name not in ("nodes", "labels")}
     start = time.perf_counter()
     with torch.no_grad():
         model(**inputs)

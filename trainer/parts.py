@@ -1,25 +1,16 @@
-"""Which parts of a model are trained: in full, frozen, or through adapters, on weights that may be in 4 bits."""
+"""Which parts of a model are trained: in full, frozen, or through adapters. Found by where modules stand."""
 
 import re
 from collections.abc import Sequence
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig
 from torch import nn
-from transformers import BitsAndBytesConfig
+from transformers import PreTrainedModel
 
 
-# What each part's weights have in their names; `language` includes the head.
-PART_NAMES = {
-    "projector": ("multi_modal_projector.",),
-    "graph": ("graph_network.",),
-    "language": ("language_model.", "lm_head."),
-    "vision": ("vision_tower.",),
-}
-PARTS = tuple(PART_NAMES)
-MODULES_IN_FULL = {"projector": "multi_modal_projector", "graph": "graph_network"}
-# What stays as it is where the language model's layers are put into 4 bits.
-UNQUANTIZED_MODULES = ("lm_head", "model.multi_modal_projector", "model.graph_network", "model.vision_tower")
+PARTS = ("projector", "language", "vision")  # `language` includes the head
+ALL_LINEAR = "all-linear"
 
 
 def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
@@ -31,7 +22,7 @@ def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
         use_peft (`bool`, *optional*, defaults to `False`): Whether the language model is trained through adapters.
 
     Raises:
-        ValueError: For a part that there is not, none at all, or parts that adapters do not go with.
+        ValueError: For an unknown part, none at all, or parts that adapters do not go with.
 
     Example:
         >>> parse_parts("projector,language")
@@ -40,133 +31,138 @@ def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
     if text is None:
         return tuple(part for part in PARTS if not (use_peft and part == "vision"))
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if "graph" in parts:
+        raise ValueError("`train` does not name `graph`: the graph network is trained whenever it is used.")
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ValueError(f"`train` must name some of {', '.join(PARTS)}, separated by commas; got {text!r}.")
     if use_peft and ("language" not in parts or "vision" in parts):
         raise ValueError(
-            "`use_peft` trains the language model through adapters, the projector and graph network in full and the "
-            f"vision tower not at all, so `train` must name `language` and not `vision`; got {text!r}."
+            "`use_peft` trains the language model through adapters, the projector in full and the vision tower not at "
+            f"all, so `train` must name `language` and not `vision`; got {text!r}."
         )
     return parts
 
 
-def find_part(name: str) -> str | None:
-    """The part that the weight of this name belongs to, or None."""
-    return next((part for part, marks in PART_NAMES.items() if any(mark in name for mark in marks)), None)
+def unwrap_model(model: nn.Module) -> PreTrainedModel:
+    """The model itself, without adapters and without what the trainer puts around it."""
+    while not isinstance(model, PreTrainedModel):
+        model = model.model
+    return model
+
+
+def find_weights(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """
+    The weights of each part.
+
+    `language` is the decoder and the head, `vision` the image encoder, and `projector` what is neither. Where nothing
+    is neither (Qwen2-VL and its kin), the projector is what comes after the encoder's layers.
+    """
+    model = unwrap_model(model)
+    head = model.get_output_embeddings()
+    language = [*model.get_decoder().parameters(), *(head.parameters() if head is not None else ())]
+    projector = {id(weight) for module in find_projectors(model) for weight in module.parameters()}
+    tower = {id(weight) for weight in find_tower(model).parameters()} - projector
+    in_language = {id(weight) for weight in language}
+    named = [(name, weight) for name, weight in model.named_parameters() if ".original_module." not in name]  # PEFT's
+    others = [weight for _, weight in named if id(weight) not in in_language]
+    return {
+        "projector": [weight for weight in others if id(weight) not in tower],
+        "language": [weight for weight in model.parameters() if id(weight) in in_language],
+        "vision": [weight for weight in others if id(weight) in tower],
+    }
+
+
+def find_tower(model: PreTrainedModel) -> nn.Module:
+    """
+    Raises:
+        ValueError: If the model has no image encoder.
+    """
+    tower = model.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        raise ValueError(f"{type(model).__name__} has no vision tower: give an image-text-to-text model.")
+    return tower
+
+
+def find_projectors(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules between vision tower and language model (see `find_weights`)."""
+    decoder, head, tower = model.get_decoder(), model.get_output_embeddings(), find_tower(model)
+    outside = [
+        module
+        for module in model.base_model.children()
+        if module not in (decoder, head, tower) and next(module.parameters(), None) is not None
+    ]
+    if outside:
+        return outside
+    children = list(tower.children())
+    layers = next((place for place, child in enumerate(children) if isinstance(child, nn.ModuleList)), len(children))
+    return [child for child in children[layers + 1 :] if next(child.parameters(), None) is not None]
 
 
 def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
     """Let only the weights of `parts` be trained; a frozen vision tower stays in evaluation mode throughout."""
-    for name, weight in model.named_parameters():
-        if find_part(name) not in parts:
+    for part, weights in find_weights(model).items():
+        for weight in weights if part not in parts else ():
             weight.requires_grad_(False)
     if "vision" not in parts:
-        keep_in_evaluation_mode(model.get_submodule("model.vision_tower"))
+        keep_tower_in_evaluation_mode(model)
 
 
-def keep_in_evaluation_mode(module: nn.Module) -> None:
-    """Leave `module` in evaluation mode whatever mode the model around it is put in."""
-    module.eval()
-    module.train = lambda mode=True: module
+def keep_tower_in_evaluation_mode(model: nn.Module) -> None:
+    """Leave the vision tower in evaluation mode whatever mode the model around it is put in."""
+    tower = find_tower(unwrap_model(model))
+    tower.eval()
+    tower.train = lambda mode=True: tower
 
 
-def add_adapters(
-    model: nn.Module,
-    parts: Sequence[str],
-    rank: int,
-    alpha: int,
-    dropout: float,
-    target_modules: Sequence[str] = ("all-linear",),
-) -> PeftModel:
+def complete_adapters(config: LoraConfig, model: PreTrainedModel, parts: Sequence[str]) -> LoraConfig:
     """
-    LoRA on linear layers of the language model; projector and graph network, where `parts` names them, are trained in
-    full and saved with the adapter. All else is frozen.
-
-    Args:
-        model (`LoGraMedForConditionalGeneration`): May be in 4 bits (see `quantization`).
-        parts (`Sequence[str]`): As `parse_parts` returns them.
-        rank, alpha, dropout: Of the adapters.
-        target_modules (`Sequence[str]`): Last names of the layers to adapt, such as `q_proj`, or `all-linear`.
-
-    Returns:
-        `PeftModel`: Its `save_pretrained` writes what is trained and nothing else.
+    Adapters for linear layers of the language model alone, by default all of them; the projector, where `parts` names
+    it, is trained in full and saved with them, unless the configuration names other modules.
 
     Raises:
         ValueError: If the language model has no linear layer of a name.
 
-    Source: arXiv:2106.09685; in 4 bits arXiv:2305.14314.
+    Source: arXiv:2106.09685.
     """
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=find_layers(model, target_modules),
-        modules_to_save=[MODULES_IN_FULL[part] for part in parts if part in MODULES_IN_FULL],
-    )
-    adapted = get_peft_model(model, config)
-    keep_in_evaluation_mode(model.get_submodule("model.vision_tower"))
-    return adapted
+    config.target_modules = find_layers(model, config.target_modules or ALL_LINEAR)
+    if "projector" in parts and config.modules_to_save is None:
+        config.modules_to_save = names_of(model, find_projectors(model))
+    return config
 
 
-def find_layers(model: nn.Module, target_modules: Sequence[str]) -> str:
-    """A pattern of the full names of the language model's linear layers that `add_adapters` is to adapt."""
-    prefix = "model.language_model."
-    names = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if name.startswith(prefix) and isinstance(module, nn.Linear)
-    }
-    wanted = names if list(target_modules) == ["all-linear"] else set(target_modules)
+def find_layers(model: PreTrainedModel, target_modules: str | Sequence[str]) -> str:
+    """A pattern of the full names of the language model's linear layers that are to be adapted."""
+    [prefix] = names_of(model, [model.get_decoder()])
+    linear = [name for name, module in model.get_decoder().named_modules() if isinstance(module, nn.Linear)]
+    names = {name.rpartition(".")[2] for name in linear}
+    wanted = {target_modules} if isinstance(target_modules, str) else set(target_modules)
+    wanted = names if wanted == {ALL_LINEAR} else wanted
     if not wanted or wanted - names:
         raise ValueError(
             f"`lora_target_modules` names {', '.join(sorted(wanted - names)) or 'nothing'}, but the language model "
-            f"has the linear layers {', '.join(sorted(names))}. `all-linear` takes them all."
+            f"has the linear layers {', '.join(sorted(names))}. `{ALL_LINEAR}` takes them all."
         )
-    return rf"{re.escape(prefix)}.*\.({'|'.join(sorted(map(re.escape, wanted)))})"
+    return rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(sorted(map(re.escape, wanted)))})"
 
 
-def quantization(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """
-    The language model's layers in 4 bits (NormalFloat, doubly quantized), computed in `dtype`; all else as it is.
-
-    Source: arXiv:2305.14314, section 3.
-    """
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(UNQUANTIZED_MODULES),
-    )
+def names_of(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
+    """The names that `modules` have in `model`."""
+    return [name for name, module in model.named_modules() if any(module is wanted for wanted in modules)]
 
 
-def unwrap_adapters(model: nn.Module) -> nn.Module:
-    """The model itself, whose modules have their own names, also where adapters are on it."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def keep_dtypes(model: nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """
-    Give weights the dtypes they had. TRL puts those that are trained beside weights in 4 bits into bfloat16, where
-    most steps of an optimizer are too small to change them.
-    """
-    for name, weight in model.named_parameters():
-        if name in dtypes and weight.dtype != dtypes[name]:
-            weight.data = weight.data.to(dtypes[name])
+def unquantized_modules(model: PreTrainedModel) -> list[str]:
+    """What keeps its dtype where a model is loaded in 4 or 8 bits: all but the language model's layers."""
+    kept = [find_tower(model), *find_projectors(model), model.get_output_embeddings()]
+    return names_of(model, kept)
 
 
 def count_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
     """For each part how many weights are trained and how many there are (4 bits: as stored, two in one)."""
-    counts = dict.fromkeys(PARTS, (0, 0))
-    for name, weight in model.named_parameters():
-        part = find_part(name)
-        if part is not None:
-            trained, total = counts[part]
-            counts[part] = (trained + weight.numel() * weight.requires_grad, total + weight.numel())
-    return counts
+    return {
+        part: (sum(weight.numel() for weight in weights if weight.requires_grad), sum(map(torch.numel, weights)))
+        for part, weights in find_weights(model).items()
+    }
 
 
 def describe_trained(model: nn.Module) -> str:
@@ -174,7 +170,7 @@ def describe_trained(model: nn.Module) -> str:
     What is trained, in one line.
 
     Example:
-        `"Trained: projector 1,024 of 1,024, graph 0 of 2,048, language 0 of 50,000, vision 0 of 9,000 weights."`
+        `"Trained: projector 1,024 of 1,024, language 0 of 50,000, vision 0 of 9,000 weights."`
     """
     counts = ", ".join(f"{part} {trained:,} of {total:,}" for part, (trained, total) in count_trained(model).items())
     return f"Trained: {counts} weights."

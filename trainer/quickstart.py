@@ -7,6 +7,7 @@ without sight, asks one question about one image, and leaves a model folder.
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,11 +16,9 @@ from pathlib import Path
 from transformers import AutoProcessor
 
 from logramed import AutoModelForVision2Seq
-from logramed.eval.answering import answer_questions
-from logramed.eval.benchmarks.phantoms import load_questions
-from logramed.eval.run import main as evaluate
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import main as train
+from logramed.trainer.validation import answer_batch
 
 
 RECIPE = "quickstart.yaml"
@@ -42,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:  # SIGTERM ended it: there is no model to ask yet
         return code
     print("3/4  Answering held-out questions, with the images and with blank ones", flush=True)
-    evaluate(evaluation_command(model, data, evaluation))
+    command = [sys.executable, "-m", "logramed.eval.run", *evaluation_command(model, data, evaluation)]
+    subprocess.run(command, check=True)
     print("4/4  One question about one image", flush=True)
     question, answer = answer_one(model, data)
     print(closing_table(arguments.output, question, answer, (time.monotonic() - start) / 60))
@@ -71,9 +71,12 @@ def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
     """A held-out question and the answer to it, by the model as a user would load it."""
     model = AutoModelForVision2Seq.from_pretrained(model_folder)
     processor = AutoProcessor.from_pretrained(model_folder)
-    question = load_questions(data)[0]
-    asked = answer_questions(model, processor, [question], batch_size=1, max_new_tokens=32, progress=False)
-    return next(iter(asked))
+    row = json.loads((data / "test_questions.json").read_text(encoding="utf-8"))[0]
+    asked, expected = (turn["value"] for turn in row["conversations"])
+    text = asked.replace("<image>", "").strip()
+    question = {"image": str(data / "images" / row["image"]), "question": text, "answer": expected}
+    [answer] = answer_batch(model, processor, [question], max_new_tokens=32)
+    return question, answer
 
 
 def closing_table(output: Path, question: dict, answer: str, minutes: float) -> str:

@@ -10,16 +10,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoProcessor, ProgressCallback, TrainerState, set_seed
+from peft import LoraConfig
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    ProgressCallback,
+    TrainerState,
+    set_seed,
+)
 from transformers.trainer import TRAINER_STATE_NAME
-from trl import TrlParser
+from trl import TrlParser, get_peft_config, get_quantization_config
 
-from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
-from logramed.hub_cards.model_card import FIGURES_FILE, write_model_card
-from logramed.hub_cards.publications import CARD_NAME
+import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import new_model
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
@@ -37,12 +46,12 @@ from logramed.trainer.dry_run import dry_run
 from logramed.trainer.image_cache import check_room
 from logramed.trainer.interruption import TERMINATED_EXIT_CODE
 from logramed.trainer.parts import (
-    add_adapters,
+    complete_adapters,
     describe_trained,
     freeze_parts,
+    keep_tower_in_evaluation_mode,
     parse_parts,
-    quantization,
-    unwrap_adapters,
+    unquantized_modules,
 )
 from logramed.trainer.progress import LossProgressCallback, describe_evaluation
 from logramed.trainer.provenance import record_run
@@ -55,75 +64,96 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 NUM_TOKENIZER_ROWS = 10_000
 
 
+class Rows(NamedTuple):
+    """What a run reads: rows to train on, to evaluate on, of the first stage, and those of a new tokenizer's texts."""
+
+    train: Dataset | IterableDataset
+    validation: Dataset | None
+    first_stage: Dataset | tuple[()]
+    texts: Iterable[dict]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    model_arguments, data_arguments, training_arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    if data_arguments.dry_run:
-        return look_before_start(model_arguments, data_arguments, training_arguments)
+    model_arguments, data, training = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if data.dry_run:
+        return look_before_start(model_arguments, data, training)
     fingerprints: dict[str, str] = {}
-    run, first_run = open_stages(training_arguments, data_arguments.first_stage_data is not None)
-    if data_arguments.streaming:
-        stream, validation_rows = open_rows(data_arguments, training_arguments, run.checkpoint, fingerprints)
-        train_rows = stream.as_dataset()
-        text_rows = (row for _, row in islice(stream.read_once(), NUM_TOKENIZER_ROWS))
-    else:
-        train_rows, validation_rows = load_rows(data_arguments, training_arguments, fingerprints)
-        text_rows = train_rows
-    first_rows = load_first_stage(data_arguments, training_arguments, fingerprints)
-    if training_arguments.process_index == 0:
-        record_run(
-            training_arguments.output_dir,
-            [model_arguments, data_arguments, training_arguments],
-            fingerprints,
-            run.checkpoint or (first_run and first_run.checkpoint),
-            run.id,
-        )
-        note_run(training_arguments.output_dir, run)
-    model, processor = load_model(model_arguments, chain(text_rows, first_rows), training_arguments.seed)
-    model = choose_trained(model, model_arguments, training_arguments.seed)
-    if training_arguments.process_index == 0:
-        print(describe_trained(model))
+    run, first_run = open_stages(training, data.first_stage_data is not None)
+    rows = read_data(data, training, run.checkpoint, fingerprints)
+    if training.process_index == 0:
+        started_from = run.checkpoint or (first_run and first_run.checkpoint)
+        record_run(training.output_dir, [model_arguments, data, training], fingerprints, started_from, run.id)
+        note_run(training.output_dir, run)
+    model, processor, peft_config = load_model(model_arguments, rows.texts, training)
     if first_run is not None and run.checkpoint is None:
-        first_trainer = train_first_stage(
-            model, processor, first_rows, training_arguments, data_arguments.first_stage_epochs, first_run
+        first = train_first_stage(
+            model, processor, peft_config, rows.first_stage, training, data.first_stage_epochs, first_run
         )
-        if first_trainer.termination.terminated:
-            return leave_after_termination(first_trainer)
-    shuffler = TurnShuffler(training_arguments.seed) if data_arguments.shuffle_turns else None
-    if shuffler is not None:
-        train_rows = train_rows.with_transform(shuffler)
-    trainer = LoGraMedTrainer(
-        model,
-        training_arguments,
-        processing_class=processor,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
-        validation_questions=questions_of_rows(validation_rows or []),
-    )
-    if shuffler is not None:
-        trainer.add_callback(SetEpochCallback(shuffler))
-    if trainer.image_cache is not None and training_arguments.process_index == 0 and not data_arguments.streaming:
-        num_images = sum(len(images) for images in train_rows.with_format(None)["images"])
-        print(check_room(unwrap_adapters(trainer.model), trainer.image_cache, num_images))
-    if training_arguments.matching_picture_steps:
-        trainer.add_callback(MatchingPictures(trainer, training_arguments.matching_picture_steps))
-    show_progress(trainer)
+        if first.termination.terminated:
+            return leave_after_termination(first)
+        model, peft_config = first.model.model, None  # with its adapters
+    trainer = build_trainer(model, processor, peft_config, rows, data, training)
     result = trainer.train(run=run)
     if trainer.termination.terminated:
         return leave_after_termination(trainer)
     trainer.save_model(_internal_call=True)  # published at the end, with its results
     log_history = list(trainer.state.log_history)  # without the evaluation of the model that is kept
-    metrics = dict(result.metrics)
-    if validation_rows is not None:
-        metrics |= trainer.evaluate()
+    metrics = dict(result.metrics) | (trainer.evaluate() if rows.validation is not None else {})
     if trainer.is_world_process_zero():
         write_results(trainer, metrics, log_history)
-        for path in list_checkpoints(first_stage_folder(training_arguments), run.id):
-            discard(path, first_stage_folder(training_arguments))
-    if training_arguments.push_to_hub:
+        for path in list_checkpoints(first_stage_folder(training), run.id):
+            discard(path, first_stage_folder(training))
+    if training.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()  # no process leaves the group while another still works
     trainer.accelerator.end_training()
     return 0
+
+
+def read_data(
+    data: DataArguments, training: LoGraMedTrainingArguments, checkpoint: str | None, fingerprints: dict[str, str]
+) -> Rows:
+    """All rows of a run; `fingerprints` gets that of each source."""
+    if data.streaming:
+        stream, validation = open_rows(data, training, checkpoint, fingerprints)
+        train, texts = stream.as_dataset(), (row for _, row in islice(stream.read_once(), NUM_TOKENIZER_ROWS))
+    else:
+        train, validation = load_rows(data, training, fingerprints)
+        texts = train
+    first_stage = load_first_stage(data, training, fingerprints)
+    return Rows(train, validation, first_stage, chain(texts, first_stage))
+
+
+def build_trainer(
+    model: nn.Module,
+    processor: Any,
+    peft_config: LoraConfig | None,
+    rows: Rows,
+    data: DataArguments,
+    training: LoGraMedTrainingArguments,
+) -> LoGraMedTrainer:
+    """The trainer of the run itself, with what watches it; says what is trained."""
+    shuffler = TurnShuffler(training.seed) if data.shuffle_turns else None
+    trainer = LoGraMedTrainer(
+        model,
+        training,
+        processing_class=processor,
+        peft_config=peft_config,
+        train_dataset=rows.train if shuffler is None else rows.train.with_transform(shuffler),
+        eval_dataset=rows.validation,
+        validation_questions=questions_of_rows(rows.validation or []),
+    )
+    if training.process_index == 0:
+        print(describe_trained(trainer.model))
+    if shuffler is not None:
+        trainer.add_callback(SetEpochCallback(shuffler))
+    if trainer.image_cache is not None and training.process_index == 0 and not data.streaming:
+        num_images = sum(len(images) for images in rows.train.with_format(None)["images"])
+        print(check_room(trainer.model.base, trainer.image_cache, num_images))
+    if training.matching_picture_steps:
+        trainer.add_callback(MatchingPictures(trainer, training.matching_picture_steps))
+    show_progress(trainer)
+    return trainer
 
 
 def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments, LoGraMedTrainingArguments]:
@@ -156,9 +186,8 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
     if data.streaming:
         raise ValueError("`dry_run` needs all rows at hand, and a stream (`streaming`) has not: leave one out.")
 
-    def load_chosen(rows: Dataset) -> tuple[torch.nn.Module, LoGraMedProcessor]:
-        loaded, processor = load_model(model, rows, training.seed)
-        return choose_trained(loaded, model, training.seed), processor
+    def load_chosen(rows: Dataset) -> tuple[nn.Module, Any, LoraConfig | None]:
+        return load_model(model, rows, training)
 
     def load_all(arguments: LoGraMedTrainingArguments) -> tuple[Dataset, Dataset | None]:
         load_first_stage(data, arguments, check_images=False)  # refused where it is bad
@@ -185,16 +214,21 @@ def load_rows(
         fingerprints,
         train_ids=data.train_ids,
         extended=data.extended_data,
+        split=data.dataset_train_split,
         check_images=check_images,
         require_extended=require_extended,
     )
-    if data.validation_data is not None:
+    validation, split = data.validation_data, "train"
+    if validation is None and data.dataset_name and training.eval_strategy != "no" and not data.validation_share:
+        validation, split = data.dataset_name, data.dataset_test_split
+    if validation is not None:
         return rows, load_and_list_skipped(
-            data.validation_data,
+            validation,
             "_validation",
             data,
             training,
             fingerprints,
+            split=split,
             require_extended=require_extended,
             check_images=check_images,
         )
@@ -233,7 +267,13 @@ def open_rows(
         num_skipped = batch_size * TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
     training.ignore_data_skip = True  # the stream does that itself, without making batches
     stream = RowStream(
-        data.train_data, data.image_folder, require_extended, data.on_bad_row, training.seed, num_skipped
+        data.train_data,
+        data.image_folder,
+        require_extended,
+        data.on_bad_row,
+        training.seed,
+        num_skipped,
+        split=data.dataset_train_split,
     )
     if training.process_index == 0:
         fingerprints[data.train_data] = stream.fingerprint
@@ -272,12 +312,14 @@ def load_and_list_skipped(
     training: LoGraMedTrainingArguments,
     fingerprints: dict[str, str] | None = None,
     train_ids: str | None = None,
+    split: str = "train",
     **options,
 ) -> Dataset:
     """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
-    rows = load_training_rows(source, image_folder=data.image_folder, on_bad_row=data.on_bad_row, **options)
+    options |= {"split": split, "image_folder": data.image_folder, "on_bad_row": data.on_bad_row}
+    rows = load_training_rows(source, **options)
     if fingerprints is not None:
-        fingerprints[source] = rows.fingerprint
+        fingerprints[source if split == "train" else f"{source} ({split})"] = rows.fingerprint
     if rows.skipped:
         path = Path(training.output_dir) / f"skipped_rows{suffix}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,8 +329,9 @@ def load_and_list_skipped(
 
 
 def train_first_stage(
-    model: LoGraMedForConditionalGeneration,
-    processor: LoGraMedProcessor,
+    model: nn.Module,
+    processor: Any,
+    peft_config: LoraConfig | None,
     rows: Dataset,
     training: LoGraMedTrainingArguments,
     num_epochs: float,
@@ -312,12 +355,11 @@ def train_first_stage(
         push_to_hub=False,
         cache_image_features=None,
     )
-    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
-    trainer = LoGraMedTrainer(model, arguments, processing_class=processor, train_dataset=rows)
+    trainer = LoGraMedTrainer(
+        model, arguments, processing_class=processor, peft_config=peft_config, train_dataset=rows
+    )
     show_progress(trainer)
     trainer.train(run=run)
-    for name, weight in model.named_parameters():  # without alignment the graph network was frozen
-        weight.requires_grad_(trained[name])
     return trainer
 
 
@@ -358,43 +400,53 @@ def show_progress(trainer: LoGraMedTrainer) -> None:
 
 
 def load_model(
-    arguments: ModelArguments, train_rows: Iterable[dict], seed: int
-) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
-    """The model to train and its processor: the one that `arguments.model` names, or a new one."""
+    arguments: ModelArguments, train_rows: Iterable[dict], training: LoGraMedTrainingArguments
+) -> tuple[nn.Module, Any, LoraConfig | None]:
+    """
+    The model to train (the one that `arguments.model` names, or a new one), frozen where it is not trained, its
+    processor, and the adapters that it is to get, if any.
+    """
     if arguments.model is not None:
-        options = {"dtype": arguments.dtype}
-        if arguments.load_in_4bit:
-            options["quantization_config"] = quantization(
-                torch.float32 if arguments.dtype in ("auto", "float32") else getattr(torch, arguments.dtype)
-            )
-        model = LoGraMedForConditionalGeneration.from_pretrained(arguments.model, **options)
-        return model, AutoProcessor.from_pretrained(arguments.model)
-    return new_model(
-        arguments.vision_config,
-        arguments.text_config,
-        iterate_texts(train_rows),
-        arguments.vocab_size,
-        arguments.logramed_config,
-        seed,
-        arguments.position_embedding_scale,
-    )
-
-
-def choose_trained(model: LoGraMedForConditionalGeneration, arguments: ModelArguments, seed: int) -> torch.nn.Module:
-    """The model, frozen where `arguments` do not train it, and with adapters, drawn with `seed`, if they say so."""
-    parts = parse_parts(arguments.train, arguments.use_peft)
-    if not arguments.use_peft:
+        options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
+        processor = AutoProcessor.from_pretrained(arguments.model, **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            arguments.model,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            quantization_config=quantize_language_model(arguments, options),
+            **options,
+        )
+    else:
+        model, processor = new_model(
+            arguments.vision_config,
+            arguments.text_config,
+            iterate_texts(train_rows),
+            arguments.vocab_size,
+            arguments.logramed_config,
+            training.seed,
+            arguments.position_embedding_scale,
+        )
+    parts, peft_config = parse_parts(arguments.train, arguments.use_peft), get_peft_config(arguments)
+    if peft_config is None:
         freeze_parts(model, parts)
-        return model
-    set_seed(seed)
-    return add_adapters(
-        model,
-        parts,
-        arguments.lora_r,
-        arguments.lora_alpha,
-        arguments.lora_dropout,
-        arguments.lora_target_modules,
-    )
+    else:
+        complete_adapters(peft_config, model, parts)
+        keep_tower_in_evaluation_mode(model)
+    set_seed(training.seed)  # of the adapters
+    return model, processor, peft_config
+
+
+def quantize_language_model(arguments: ModelArguments, options: dict[str, Any]) -> BitsAndBytesConfig | None:
+    """TRL's quantization, of the language model's layers alone: the projector is trained in full."""
+    config = get_quantization_config(arguments)
+    if config is not None:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                AutoConfig.from_pretrained(arguments.model, **options),
+                trust_remote_code=options["trust_remote_code"],
+            )
+        config.llm_int8_skip_modules = unquantized_modules(model)
+    return config
 
 
 def iterate_texts(rows: Iterable[dict]) -> Iterable[str]:
@@ -428,10 +480,52 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
 
 def write_local_card(output: Path) -> None:
     """The card of a run that has just ended, for this machine; publishing writes it anew."""
+    from logramed.hub_cards.model_card import FIGURES_FILE, write_model_card
+    from logramed.hub_cards.publications import CARD_NAME
+
     kind = "adapter" if (output / "adapter_config.json").is_file() else "model"
     card = write_model_card(output, str(output), kind=kind, is_local=True)
     (output / CARD_NAME).write_text(card.text, encoding="utf-8")
     (output / FIGURES_FILE).write_bytes(card.files[FIGURES_FILE])
+
+
+def publish(trainer: LoGraMedTrainer, commit_message: str, token: str | None = None) -> str | None:
+    """
+    Publish what is in `output_dir` with its card, in one commit (see `logramed.hub_cards.push`). Nobody is asked:
+    `push_to_hub`, or this call, is the consent. Private unless `hub_private_repo` is false.
+
+    Returns:
+        `str`: the name of the commit, on the main process; None on others.
+
+    Raises:
+        PushError: If it could not be published, or holds what must not be.
+    """
+    from logramed.hub_cards.publications import prepare
+    from logramed.hub_cards.push import Push, PushError
+
+    arguments = trainer.args
+    if trainer.hub_model_id is None:
+        trainer.init_hf_repo(token=token)
+    trainer.save_model(_internal_call=True)
+    if not trainer.is_world_process_zero():
+        return None
+    folder, repo_id = arguments.output_dir, trainer.hub_model_id
+    push = Push(
+        prepare(folder, repo_id, license=arguments.hub_license),
+        repo_id,
+        private=arguments.hub_private_repo is not False,
+        revision=arguments.hub_revision,
+        message=commit_message,
+        token=token or arguments.hub_token,
+    )
+    try:
+        return push.run(lambda question: True)
+    except PushError as error:
+        error.add_note(
+            f"The run is complete in {folder}. Publish it with `logramed-push {folder} --repo {repo_id} "
+            f"--license {arguments.hub_license}`."
+        )
+        raise
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from logramed.eval.answering import answer_questions
 from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
+from logramed.trainer.collator import open_image
 
 
 def score_answers(
@@ -20,22 +20,61 @@ def score_answers(
 ) -> dict[str, float]:
     """
     Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric; `on_answer` is called
-    after each.
+    after each batch.
 
     Returns:
         `dict[str, float]`: `closed_accuracy` and `open_recall`, in percent, each only where there are such questions.
     """
-    asked = []
-    for pair in answer_questions(
-        model, processor, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, progress=False
-    ):
-        asked.append(pair)
-        if on_answer is not None:
-            on_answer()
-    rows, answers = zip(*asked, strict=True)
+    rows = sorted(questions, key=lambda question: -len(question["question"]))  # little padding in a batch
+    answers: list[str] = []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for start in range(0, len(rows), batch_size):
+            answers += answer_batch(model, processor, rows[start : start + batch_size], max_new_tokens)
+            if on_answer is not None:
+                on_answer()
+    finally:
+        for module, training in modes:  # a frozen tower has a mode of its own
+            module.training = training
     scores = evaluate_answers(
-        predictions=list(answers),
+        predictions=answers,
         references=[row["answer"] for row in rows],
         answer_types=[row["answer_type"] for row in rows],
     )
     return {name: scores[name] for name in ("closed_accuracy", "open_recall") if name in scores}
+
+
+@torch.no_grad()
+def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], max_new_tokens: int) -> list[str]:
+    """The answers to question rows, in their order, by greedy decoding of any image-text-to-text model."""
+    conversations = []
+    for row in rows:
+        image = open_image(row["image"], row["question"])
+        content = [{"type": "image", "image": image}, {"type": "text", "text": row["question"]}]
+        conversations.append([{"role": "user", "content": content}])
+    tokenizer = processor.tokenizer
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt"},
+        )
+    finally:
+        tokenizer.padding_side = side
+    sequences = model.generate(
+        **inputs.to(model.device, model.dtype),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        use_cache=True,  # activation checkpointing turns it off in the configuration
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    texts = tokenizer.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]

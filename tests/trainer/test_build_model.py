@@ -4,12 +4,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PhiConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
@@ -52,7 +55,7 @@ def test_joined_model_has_the_weights_of_its_parts(parts):
         assert torch.equal(model.model.vision_tower.state_dict()[name], value)
     rows = text.config.vocab_size
     assert torch.equal(model.lm_head.weight[:rows], text.lm_head.weight)
-    assert model.lm_head.weight.shape[0] == rows + 2 == model.config.text_config.vocab_size
+    assert model.lm_head.weight.shape[0] == model.config.text_config.vocab_size == -(-(rows + 2) // 64) * 64
     input_ids = torch.tensor([[1, 5, 6]])
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids).logits[..., :rows], text(input_ids).logits)
@@ -64,12 +67,12 @@ def test_joined_model_has_the_weights_of_its_parts(parts):
 
 def test_new_weights_are_drawn_with_the_seed_and_none_is_left_empty(parts):
     first, again, other = (join_models(*parts, seed=seed)[0] for seed in (0, 0, 1))
-    for name in ("model.multi_modal_projector.linear_1.weight", "model.graph_network.conv2.lin_root.weight"):
-        weight = first.get_parameter(name)
-        assert weight.abs().max() > 0
-        assert torch.isfinite(weight).all()
-        assert torch.equal(weight, again.get_parameter(name))
-        assert not torch.equal(weight, other.get_parameter(name))
+    name = "model.multi_modal_projector.linear_1.weight"
+    weight = first.get_parameter(name)
+    assert weight.abs().max() > 0
+    assert torch.isfinite(weight).all()
+    assert torch.equal(weight, again.get_parameter(name))
+    assert not torch.equal(weight, other.get_parameter(name))
 
 
 @pytest.mark.parametrize("connector", ["none", "dci"])
@@ -85,6 +88,55 @@ def test_command_writes_a_folder_that_answers(parts, tmp_path, capsys, connector
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] <= inputs["input_ids"].shape[1] + 2
     width = model.model.multi_modal_projector.linear_1.in_features
     assert width == (48 if connector == "dci" else 16)
+
+
+CHATML = """{% for message in messages %}\
+{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}\
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def test_language_models_own_template_is_kept_with_images_and_its_end_of_turn(parts, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(parts[1])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(parts[1])
+    model, processor = join_models(*parts)
+    model.save_pretrained(tmp_path / "joined")
+    processor.save_pretrained(tmp_path / "joined")
+    processor = LoGraMedProcessor.from_pretrained(tmp_path / "joined")
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what organ is shown"}]}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<|im_start|>user\n<image>\nwhat organ is shown<|im_end|>\n<|im_start|>assistant\n"
+    )
+    plain = [{"role": "user", "content": "what organ is shown"}]
+    assert processor.apply_chat_template(plain) == tokenizer.apply_chat_template(plain, tokenize=False)
+    end = AutoModelForVision2Seq.from_pretrained(tmp_path / "joined").generation_config.eos_token_id
+    assert {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")} <= set(end)
+
+
+def test_biases_of_the_head_are_kept(parts, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    phi = AutoModelForCausalLM.from_config(PhiConfig(vocab_size=99, **sizes))
+    torch.nn.init.normal_(phi.lm_head.bias)
+    phi.save_pretrained(parts[1])
+    model, _ = join_models(*parts)
+    assert torch.equal(model.lm_head.bias[:99], phi.lm_head.bias)
+    model.save_pretrained(tmp_path / "joined")
+    again = AutoModelForVision2Seq.from_pretrained(tmp_path / "joined")
+    assert torch.equal(again.lm_head.bias, model.lm_head.bias)
+
+
+def test_unknown_weights_are_refused_but_for_an_older_graph_network(parts, tmp_path):
+    model, _ = join_models(*parts)
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {**weights, "graph_network.conv1.weight": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    AutoModelForVision2Seq.from_pretrained(tmp_path)
+    save_file({**weights, "adapter.weight": torch.ones(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights there are unknown to the model \(adapter.weight\)"):
+        AutoModelForVision2Seq.from_pretrained(tmp_path)
 
 
 def test_command_refuses_a_folder_that_is_not_empty(parts, capsys):
@@ -124,7 +176,7 @@ def test_tokenizer_writes_any_text_and_keeps_special_tokens_whole():
 
 
 def test_llava_loads_the_joined_folder_weights(parts, tmp_path):
-    model, _ = join_models(*parts, use_graph_network=False)
+    model, _ = join_models(*parts)
     model.save_pretrained(tmp_path / "joined")
     config = LlavaConfig(
         vision_config=TOWERS["clip"](),

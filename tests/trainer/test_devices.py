@@ -15,10 +15,10 @@ import torch
 from accelerate.utils import DistributedType
 
 from logramed import LoGraMedForConditionalGeneration
-from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.data import questions_of_rows
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import GraphNetwork
+from logramed.trainer.arguments import LoGraMedTrainingArguments
+from logramed.trainer.data import questions_of_rows
 from logramed.trainer.devices import check_engine, name_units
 from tests.benchmarks import kill_resume
 from tests.trainer.conftest import write_data_file

@@ -29,7 +29,7 @@ NEW_MODEL = {
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
     },
-    "logramed_config": {"graph_num_neighbors": 2},
+    "num_neighbors": 2,
     "vocab_size": 300,
 }
 
@@ -95,7 +95,7 @@ def test_training_goes_on_from_a_saved_folder(tmp_path, data_file):
         *("--max_steps", "1", "--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "true"),
     ]
     main(further)
-    assert LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "more").config.graph_num_neighbors == 2
+    assert LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "more").config.image_token_id == 4
 
 
 def test_first_stage_trains_on_its_data_before_the_recipes_own(tmp_path, data_file, monkeypatch):
