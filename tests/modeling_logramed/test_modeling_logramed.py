@@ -5,7 +5,6 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from logramed import LoGraMedForConditionalGeneration, configuration_logramed
-from logramed.modeling_logramed import mean_over_tokens
 from tests.tiny_models import LANGUAGE_MODELS, TOWERS, tiny_config, tiny_inputs, tiny_model
 
 
@@ -24,7 +23,7 @@ def repeat_rows(inputs, num_rows):
 
 @pytest.mark.parametrize(("tower", "language_model"), PAIRS)
 def test_logits_equal_those_of_llava_with_the_same_weights(tower, language_model):
-    model = tiny_model(tower, language_model, use_graph_network=False)
+    model = tiny_model(tower, language_model)
     config = model.config
     llava = LlavaForConditionalGeneration(
         LlavaConfig(
@@ -252,78 +251,6 @@ def test_weights_load_in_four_bits(tmp_path):
     expected, found = logits_of(model, **inputs), logits_of(quantized, **inputs).float()
     assert torch.nn.functional.cosine_similarity(expected.flatten(), found.flatten(), dim=0) > 0.9
     assert quantized.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == 12
-
-
-def test_graph_network_is_part_of_the_model_unless_the_config_says_no():
-    names = [name for name, _ in tiny_model().named_parameters() if "graph_network" in name]
-    assert names[0] == "model.graph_network.conv1.lin_rel.weight"
-    assert len(names) == 6
-    assert not [name for name, _ in tiny_model(use_graph_network=False).named_parameters() if "graph_network" in name]
-
-
-def test_node_features_are_means_without_padding_and_the_tower_runs_once():
-    model = tiny_model()
-    config = model.config
-    images = [config.image_token_id] * 4
-    input_ids = torch.tensor([[1, *images, *images, 7], [1, *images, 7, 0, 0, 0, 0]])
-    pixel_values = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    answer_ids = torch.tensor([[9, 8, 7], [6, 0, 0]])
-    calls, kept = [], {}
-    model.model.vision_tower.register_forward_hook(lambda *call: calls.append(call))
-    with torch.no_grad():
-        outputs = model(
-            input_ids=input_ids,
-            attention_mask=(input_ids != 0).long(),
-            pixel_values=pixel_values,
-            num_images=torch.tensor([2, 1]),
-            answer_input_ids=answer_ids,
-            answer_attention_mask=(answer_ids != 0).long(),
-            alignment_objective=lambda features, network: kept.update(features=features, network=network),
-        )
-        alone = model.model.language_model(answer_ids[1:, :1]).last_hidden_state[0, 0]
-    features = kept["features"]
-    tokens = outputs.image_hidden_states.reshape(3, 4, 32)
-    assert len(calls) == 1
-    assert kept["network"] is model.model.graph_network
-    assert set(features) == {"image", "answer"}
-    torch.testing.assert_close(features["image"], torch.stack([tokens[:2].mean(dim=(0, 1)), tokens[2].mean(dim=0)]))
-    torch.testing.assert_close(features["answer"][1], alone)
-
-
-def test_alignment_refuses_a_sample_without_an_image():
-    model = tiny_model()
-    inputs = tiny_inputs(model, num_images=1)
-    text = torch.cat([inputs["input_ids"], torch.full_like(inputs["input_ids"], 7)])
-    with pytest.raises(ValueError, match="an image in every sample, but sample 1 of the batch has none"):
-        model(
-            input_ids=text,
-            pixel_values=inputs["pixel_values"],
-            num_images=torch.tensor([1, 0]),
-            answer_input_ids=torch.tensor([[5], [6]]),
-            alignment_objective=lambda features, network: None,
-        )
-
-
-def test_mean_over_tokens_of_an_empty_row_is_zero():
-    hidden_states = torch.ones(2, 3, 4)
-    mask = torch.tensor([[1, 1, 0], [0, 0, 0]])
-    assert torch.equal(mean_over_tokens(hidden_states, mask), torch.tensor([[1.0] * 4, [0.0] * 4]))
-
-
-def test_mean_over_tokens_leaves_out_whatever_padding_holds():
-    hidden_states = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    padded = torch.cat([torch.full((1, 2, 4), torch.nan), hidden_states], dim=1)
-    mean = mean_over_tokens(padded, torch.tensor([[0, 0, 1, 1, 1]]))
-    torch.testing.assert_close(mean, hidden_states.mean(dim=1))
-    mean.sum().backward()
-    assert torch.isfinite(hidden_states.grad).all()
-
-
-def test_mean_over_tokens_of_a_long_half_precision_text_does_not_overflow():
-    hidden_states = torch.full((1, 3000, 1), 100.0, dtype=torch.float16)
-    mean = mean_over_tokens(hidden_states, torch.ones(1, 3000))
-    assert mean.dtype == torch.float16
-    assert mean.item() == pytest.approx(100)
 
 
 def test_configuration_examples_hold():

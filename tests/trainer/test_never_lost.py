@@ -33,7 +33,7 @@ from logramed.trainer.checkpoints import (
     put_in_place,
     read_run_id,
 )
-from logramed.trainer.interruption import check_gradient_norm, check_loss
+from logramed.trainer.interruption import check_gradient_norm, refuse_loss
 from logramed.trainer.validation import score_answers
 from tests.benchmarks import kill_resume
 from tests.tiny import tiny_processor
@@ -261,10 +261,10 @@ def test_nodes_that_are_no_numbers_name_the_modality_the_step_and_the_last_check
 
 
 def test_the_part_of_a_loss_that_is_not_finite_is_named():
-    metrics = {"language_modeling_loss": [1.0, 2.0], "alignment_loss": [0.5, float("inf")]}
+    parts = {"language_modeling_loss": 2.0, "alignment_loss": float("inf")}
     inputs = {"labels": torch.tensor([[-100, 7, 8]])}
     with pytest.raises(FloatingPointError, match="`language_modeling_loss` is 2, `alignment_loss` is inf"):
-        check_loss(torch.tensor(torch.inf), metrics, 3, inputs, tiny_processor().tokenizer)
+        refuse_loss(parts, 3, inputs, tiny_processor().tokenizer)
 
 
 def test_gradients_that_are_no_numbers_are_refused():
