@@ -239,7 +239,7 @@ class SpoilWeights(TrainerCallback):
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 1:
             with torch.no_grad():
-                model.model.language_model.norm.weight.fill_(torch.inf)
+                model.base.model.language_model.norm.weight.fill_(torch.inf)
 
 
 def test_a_loss_that_is_no_number_names_step_and_samples_and_the_last_checkpoint(tmp_path, rows):
