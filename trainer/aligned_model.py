@@ -135,7 +135,9 @@ class AlignedModel(nn.Module):
         else:
             found = turn_features(image_tokens, text_tokens, nodes, self.granularity)
         output.node_features, output.attention = found.features, found.attention
-        output.graph_weights = tuple(weight.view_as(weight) for weight in self._graph_weights())
+        # A view of a weight that DeepSpeed has in pieces would fix the piece's shape for its gradient.
+        whole = [weight for weight in self._graph_weights() if not hasattr(weight, "ds_id")]
+        output.graph_weights = tuple(weight.view_as(weight) for weight in whole)
         return output
 
     def _pass(self, labels, inputs) -> AlignedOutput:

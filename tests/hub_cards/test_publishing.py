@@ -152,7 +152,7 @@ def test_a_run_that_would_go_public_unasked_is_refused_before_it_begins(tmp_path
     with running_hub(tmp_path / "hub") as hub, client_of(hub):
         HfApi(token=TOKEN).create_repo(REPO, private=False)
         options = {"push_to_hub": True, "hub_model_id": REPO, "hub_license": "mit"}
-        with pytest.raises(PushError, match=r"public already.*hub_private_repo false"):
+        with pytest.raises(ValueError, match=r"public already.*hub_private_repo false"):
             trainer_for(tmp_path, rows, **options)
         trainer = trainer_for(tmp_path, rows, **options, hub_private_repo=False)
         hub.hub.faults = [Fault("/commit/", 403, times=10)]

@@ -31,7 +31,7 @@ QUESTION, SECOND = "what organ is shown ?", "is there a mass ?"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "tiny-model"
-    tiny_model(text_sizes={"vocab_size": 84}).save_pretrained(folder)
+    tiny_model(text_sizes={"vocab_size": 84}, seed=2).save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
 
