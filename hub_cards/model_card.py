@@ -104,6 +104,7 @@ def write_model_card(
         "model_card.md.jinja",
         front_matter=f"---\n{front_matter}\n---",
         kind=kind,
+        has_code=any(folder.glob("*_logramed.py")),
         name=name,
         repo_id=repo_id,
         opening=describe_model(folder, kind, base_models, record, figures),
@@ -135,12 +136,15 @@ def read_run(folder: Path) -> tuple[ResultFile | None, ResultFile | None]:
 def name_origins(
     folder: Path, record: ResultFile | None, base_models: Sequence[str], datasets: Sequence[str], is_local: bool
 ) -> tuple[list[str], list[str]]:
-    """The base models and data sets that the record of a run or the user names, as ids on the Hub."""
-    if record is None:
-        return hub_ids(base_models), hub_ids(datasets)
-    start = record.content["starts"][-1]
+    """The base models and data sets that the user, the record of a run or an adapter names, as ids on the Hub."""
+    start = {"data": [], "base_models": []} if record is None else record.content["starts"][-1]
     base_models = hub_ids([*base_models, *start.get("base_models", [])])
-    if is_local and not base_models:  # a folder of this machine, whose path the record here has lost
+    adapter = _read_if_there(folder, "adapter_config.json")
+    if not base_models and adapter is not None:  # a trainer that was called from Python leaves no record
+        base_models = hub_ids([adapter.content.get("base_model_name_or_path") or ""])
+    if (
+        is_local and not base_models and record is not None
+    ):  # a folder of this machine, whose path the record here has lost
         whole = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
         base_models = [model for model in [whole["starts"][-1]["arguments"]["model"]] if model]
     return base_models, hub_ids([*datasets, *start["data"]])
@@ -186,10 +190,13 @@ def describe_model(
     folder: Path, kind: str, base_models: Sequence[str], record: ResultFile | None, figures: Figures
 ) -> str:
     """The first sentences."""
-    what = "An adapter (LoRA) for" if kind == "adapter" else "A"
-    sentence = f"{what} LoGra-Med: a vision-language model that answers questions about medical images."
     settings = _read_if_there(folder, "config.json")
-    if settings is not None:
+    model_type = "logramed" if settings is None else settings.content.get("model_type", "logramed")
+    is_ours = model_type == "logramed"
+    what = "An adapter (LoRA) for" if kind == "adapter" else "A"
+    what += " LoGra-Med: a vision-language model" if is_ours else f" vision-language model (`{model_type}`)"
+    sentence = f"{what} that answers questions about medical images."
+    if settings is not None and is_ours:
         tower = settings.get("vision_config", "model_type").removesuffix("_vision_model")
         size = figures.show(settings, ["vision_config", "image_size"])
         sentence += (

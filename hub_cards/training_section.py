@@ -11,6 +11,7 @@ from logramed.trainer.arguments import default_arguments
 NOT_LISTED = (
     *("output_dir", "logging_dir", "run_name", "report_to", "project", "trackio_space_id", "resume_from_checkpoint"),
     *("train_data", "validation_data", "first_stage_data", "image_folder", "extended_data", "train_ids", "model"),
+    "model_name_or_path",
     *("disable_tqdm", "log_level", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy", "hub_license"),
     *("dataloader_num_workers", "dataloader_pin_memory", "use_cpu", "dry_run", "logging_steps", "save_total_limit"),
     *("distributed_state", "deepspeed_plugin", "cache_image_features", "on_bad_row", "vision_config", "text_config"),

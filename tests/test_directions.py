@@ -1,0 +1,50 @@
+"""Which of our folders may import which: the model nothing of training, training little of evaluation and cards."""
+
+import ast
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+OF_EVAL = ("logramed.eval.files", "logramed.eval.resumable_file", "logramed.eval.metrics.")
+# Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key.
+EXCEPTIONS = {("trainer/extend_answers.py", "logramed.eval.judge_client")}
+
+
+def imports(folder):
+    """Each file of a folder with the modules that it imports by their full names, and where in the file."""
+    for path in sorted(ROOT.glob(f"{folder}/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for module in modules:
+                yield path.relative_to(ROOT).as_posix(), module, node.col_offset > 0
+
+
+def starts_with(module, packages):
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def test_model_imports_nothing_of_training_evaluation_and_cards():
+    ours = ("logramed.trainer", "logramed.eval", "logramed.hub_cards", "trl", "accelerate", "peft")
+    assert not [found for found in imports("modeling_logramed") if starts_with(found[1], ours)]
+
+
+def test_training_imports_cards_in_its_last_step_alone():
+    found = [found for found in imports("trainer") if starts_with(found[1], ["logramed.hub_cards"])]
+    assert {path for path, *_ in found} == {"trainer/train.py"}
+    assert all(is_inside_a_function for *_, is_inside_a_function in found)
+
+
+def test_training_imports_metrics_and_file_helpers_of_evaluation():
+    found = {(path, module) for path, module, _ in imports("trainer") if starts_with(module, ["logramed.eval"])}
+    used = {path_and_module for path_and_module in found if not path_and_module[1].startswith(OF_EVAL)}
+    assert {(path, ".".join(module.split(".")[:3])) for path, module in used} == EXCEPTIONS
+
+
+def test_evaluation_imports_nothing_of_training_and_cards():
+    upward = ["logramed.trainer", "logramed.hub_cards"]
+    assert not [found for found in imports("eval") if starts_with(found[1], upward)]
