@@ -1,12 +1,15 @@
 """A model of another family than ours, from a JSON file over training and evaluation to what is published."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import AutoProcessor
 
 from logramed.eval.run import main as evaluate
-from logramed.hub_cards.publications import prepare, read_front_matter
+from logramed.hub_cards.publications import find_kind, prepare, read_front_matter
 from logramed.trainer.train import main as train
 from tests.vlm_models import tiny_gemma3_model, tiny_llava_model, tiny_qwen2_5_vl_model, tiny_smolvlm_model
 from tests.vlm_processors import (
@@ -17,6 +20,7 @@ from tests.vlm_processors import (
 )
 
 
+ROOT = Path(__file__).parents[2]
 FAMILIES = {
     "llava": (tiny_llava_model, tiny_llava_processor),
     "gemma3": (tiny_gemma3_model, tiny_gemma3_processor),
@@ -81,3 +85,18 @@ def test_adapter_of_a_stock_model_names_the_base_that_its_settings_name(trained,
     assert found.kind == "adapter"
     assert read_front_matter(found.card)["base_model"] in ("org/base", ["org/base"])
     assert "trust_remote_code" not in found.card
+
+
+def test_python_of_the_readme_trains_a_stock_model_on_its_json_file(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text().split("## Your model, your data\n")[1].split("\n## ")[0]
+    assert len(text.splitlines()) <= 40
+    [rows], [code] = (re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) for language in ("json", "python"))
+    (tmp_path / "my.json").write_text(rows)
+    image = tmp_path / "images" / json.loads(rows)[0]["image"]
+    image.parent.mkdir()
+    Image.new("L", (20, 30), 90).save(image)
+    tiny_gemma3_model().save_pretrained(tmp_path / "base")
+    tiny_gemma3_processor().save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code.replace("Qwen/Qwen2.5-VL-3B-Instruct", "base"), "README.md", "exec"), {})
+    assert find_kind(tmp_path / "runs" / "mine") == "adapter"
