@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,10 +17,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from logramed import LoGraMedForConditionalGeneration
+from logramed.trainer.aligned_model import AlignedModel
+from logramed.trainer.alignment import GraphNetwork
+from logramed.trainer.devices import name_units
 from logramed.trainer.train import RECIPE_FOLDER, parse_arguments
 from logramed.trainer.train import main as train_main
 from tests.tiny_models import tiny_model
 from tests.trainer.test_train import NEW_MODEL, write_recipe
+from tests.vlm_models import tiny_qwen2_5_vl_model
 
 
 ROOT = Path(__file__).parents[2]
@@ -125,25 +130,36 @@ def fsdp_plugin(**changes):
     values = {
         "fsdp_version": config["fsdp_version"],
         "auto_wrap_policy": config["fsdp_auto_wrap_policy"].lower(),
-        "transformer_cls_names_to_wrap": config["fsdp_transformer_layer_cls_to_wrap"].split(","),
         "state_dict_type": config["fsdp_state_dict_type"],
         "reshard_after_forward": config["fsdp_reshard_after_forward"],
     }
     return FullyShardedDataParallelPlugin(**{**values, **changes})
 
 
+def units_of_fsdp(model):
+    """The names of the modules that FSDP2 splits by themselves, with the recipe's configuration."""
+    plugin, wrapped = fsdp_plugin(), AlignedModel(model, GraphNetwork(32))
+    name_units(wrapped, SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+    policy = fsdp2_prepare_auto_wrap_policy(plugin, wrapped)
+    return {name for name, module in wrapped.named_modules() if policy(module)}
+
+
 def test_fsdp_splits_the_layers_of_tower_and_language_model():
-    model = tiny_model()
-    policy = fsdp2_prepare_auto_wrap_policy(fsdp_plugin(), model)
-    split = {name for name, module in model.named_modules() if policy(module)}
-    layers = {f"model.vision_tower.encoder.layers.{number}" for number in range(3)}
-    assert split == layers | {f"model.language_model.layers.{number}" for number in range(2)}
+    layers = {f"model.model.vision_tower.encoder.layers.{number}" for number in range(3)}
+    layers |= {f"model.model.language_model.layers.{number}" for number in range(2)}
+    assert units_of_fsdp(tiny_model()) == layers | {"model.model.vision_tower.embeddings", "graph_network"}
     assert str(fsdp_plugin().state_dict_type) == "StateDictType.FULL_STATE_DICT"
 
 
-def test_why_the_fsdp_configuration_names_the_layers():
+def test_fsdp_splits_the_layers_of_another_family():
+    layers = {f"model.model.visual.blocks.{number}" for number in range(2)}
+    layers |= {f"model.model.language_model.layers.{number}" for number in range(2)}
+    assert units_of_fsdp(tiny_qwen2_5_vl_model()) == layers | {"graph_network"}
+
+
+def test_why_the_trainer_names_the_units_of_fsdp():
     with pytest.raises(ValueError, match="Could not find the transformer layer class CLIPTextEmbeddings"):
-        fsdp2_prepare_auto_wrap_policy(fsdp_plugin(transformer_cls_names_to_wrap=None), tiny_model())
+        fsdp2_prepare_auto_wrap_policy(fsdp_plugin(), tiny_model())
 
 
 STUBS = {
