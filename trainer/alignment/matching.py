@@ -10,8 +10,7 @@ import torch
 
 # Up to this many nodes every matching is tried: 720 of them, or 13,327 with unmatched nodes.
 MAX_EXACT_NODES = 6
-# At effort 1: searches from different starts, and the swaps of each per node (measured: README.md here). On a GPU more
-# of them, and shorter: they run side by side.
+# At effort 1: searches from different starts, and the swaps of each per node (measured: README.md here).
 FULL_STARTS, SWAPS_PER_NODE = 2, 12
 # Smaller problems are searched for as long as one of so many nodes.
 MIN_SEARCH_NODES = 20
