@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    ProcessorMixin,
     ProgressCallback,
     TrainerState,
     set_seed,
@@ -409,6 +410,11 @@ def load_model(
     if arguments.model is not None:
         options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
         processor = AutoProcessor.from_pretrained(arguments.model, **options)
+        if not isinstance(processor, ProcessorMixin):  # the tokenizer alone, where its class lacks a package
+            raise ValueError(
+                f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "
+                "that is not installed, such as torchvision (Qwen2.5-VL, SmolVLM) or num2words (SmolVLM)."
+            )
         model = AutoModelForImageTextToText.from_pretrained(
             arguments.model,
             dtype=arguments.dtype,

@@ -247,8 +247,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             found = HfApi(token=token or self.args.hub_token).repo_info(self.hub_model_id)
             if not found.private:
                 raise ValueError(
-                    f"{self.hub_model_id} is public already, so everybody would see this model. Give `--hub_private_repo "
-                    "false` if that is meant, or another name."
+                    f"{self.hub_model_id} is public already, so everybody would see this model. Give "
+                    "`--hub_private_repo false` if that is meant, or another name."
                 )
 
     def push_to_hub(self, commit_message: str = "Trained with LoGra-Med", token: str | None = None, **kwargs):
