@@ -22,14 +22,15 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from logramed import modeling_logramed
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.build_model import new_model
 from logramed.trainer.data import load_training_rows
-from logramed.trainer.parts import add_adapters
+from logramed.trainer.parts import complete_adapters
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import iterate_texts
 from logramed.trainer.trainer import LoGraMedTrainer
@@ -123,8 +124,10 @@ def measure(name: str, rows: Dataset, folder: Path, arguments: argparse.Namespac
     model, processor = build_model(name, rows)
     plain, aligned = (build_trainer(model, processor, rows, weight, folder) for weight in (0.0, 1.0))
     batch_rows = [rows[number] for number in range(16 if name == "7B" else arguments.batch_size)]
-    batches = {trainer: to_device(trainer.data_collator(batch_rows), model.device) for trainer in (plain, aligned)}
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-5)
+    batches = {
+        trainer: send_to_device(trainer.data_collator(batch_rows), model.device) for trainer in (plain, aligned)
+    }
+    optimizer = torch.optim.AdamW([weight for weight in aligned.model.parameters() if weight.requires_grad], lr=1e-5)
     ways = {
         "without": lambda: take_step(plain, batches[plain], optimizer),
         "with": lambda: take_step(aligned, batches[aligned], optimizer),
@@ -155,25 +158,19 @@ def build_model(name: str, rows: Dataset):
         torch.set_default_dtype(torch.float32)
     model.resize_token_embeddings(shape["vocab_size"])
     if name == "7B":
-        model = add_adapters(model.cuda(), ("projector", "graph", "language"), rank=16, alpha=32, dropout=0.0)
+        config = complete_adapters(LoraConfig(r=16, lora_alpha=32), model, ("projector", "language"))
+        model = get_peft_model(model.cuda(), config)
     return model.train(), processor
 
 
 def build_trainer(model, processor, rows: Dataset, alignment_weight: float, folder: Path) -> LoGraMedTrainer:
-    requires_grad = {name: weight.requires_grad for name, weight in model.named_parameters()}
     arguments = LoGraMedTrainingArguments(
         output_dir=str(folder / "run"), alignment_weight=alignment_weight, report_to="none"
     )
     trainer = LoGraMedTrainer(model, arguments, train_dataset=rows, processing_class=processor)
     if alignment_weight == 0:
         trainer.data_collator.alignment = False
-    for name, weight in model.named_parameters():  # the trainer without alignment freezes the graph network
-        weight.requires_grad_(requires_grad[name])
     return trainer
-
-
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def take_step(trainer: LoGraMedTrainer, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -183,16 +180,9 @@ def take_step(trainer: LoGraMedTrainer, batch: dict[str, torch.Tensor], optimize
 
 
 def take_padded_step(trainer, batch, optimizer) -> None:
-    """As `take_step`, but with a padded pass of the language model for each text modality."""
-    with mock.patch.object(modeling_logramed, "encode_packed", encode_padded):
+    """As `take_step`, but with each text of a node in a row of its own, padded."""
+    with mock.patch.object(trainer.model, "_text_layout", "padded"):
         take_step(trainer, batch, optimizer)
-
-
-def encode_padded(language_model, texts):
-    return {
-        name: (language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, mask)
-        for name, (ids, mask) in texts.items()
-    }
 
 
 def count_operations(take: Callable[[], None]) -> int:

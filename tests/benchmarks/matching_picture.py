@@ -23,12 +23,12 @@ import torch
 from transformers import AutoProcessor
 
 from logramed import LoGraMedForConditionalGeneration
+from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import decode_matching, matching_accuracy
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.turns import count_turns, with_turns
 from logramed.trainer.matching_picture import draw_matching, match_nodes
-from logramed.trainer.trainer import AlignmentRecorder, node_keys, retrieval_metrics
 
 
 BATCH_SIZE = 50
@@ -37,16 +37,14 @@ EDGE_WEIGHTS = (0.0, 0.1)
 
 def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> dict[str, float]:
     """`retrieval_metrics` of all turns of `rows`, and the share of images matched one to one to their texts."""
+    aligned = AlignedModel(model, granularity=collator.granularity)
     nodes, groups, answer_keys = [], [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = collator(rows[start : start + BATCH_SIZE])
-        recorder = AlignmentRecorder(None, training=False, generator=None)
         with torch.no_grad():
-            model(**batch, alignment_objective=recorder, alignment_granularity=collator.granularity)
-        batch_groups, batch_answer_keys = node_keys(batch, collator.granularity, collator.processor.tokenizer)
-        nodes.append(recorder.node_features)
-        groups.append(batch_groups)
-        answer_keys.append(batch_answer_keys)
+            nodes.append(aligned(**batch).node_features)
+        groups.append(batch["nodes"]["groups"])
+        answer_keys.append(batch["nodes"]["answer_keys"])
     joined = {name: torch.cat([batch[name] for batch in nodes]) for name in nodes[0]}
     groups = torch.cat(groups)
     metrics = retrieval_metrics(joined, groups, torch.cat(answer_keys))

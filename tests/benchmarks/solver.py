@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from logramed import GraphNetwork
-from logramed.trainer.alignment import match_graphs, matching_cost
+from logramed.trainer.alignment import GraphNetwork, match_graphs, matching_cost
 from logramed.trainer.alignment.released import draw_noise, released_problems
 
 

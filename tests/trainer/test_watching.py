@@ -128,13 +128,13 @@ def test_dry_run_lists_what_it_finds_all_at_once(tmp_path, data_file, capsys):
     (tmp_path / "images" / "3.png").write_bytes(b"broken")
     (tmp_path / "images" / "5.png").write_bytes(b"broken")
     (tmp_path / "run" / "checkpoint-9").mkdir(parents=True)
-    recipe = write_recipe(tmp_path, data_file, logramed_config={"graph_num_neighbors": 6}, save_steps=1)
+    recipe = write_recipe(tmp_path, data_file, num_neighbors=6, save_steps=1)
     assert train.main([recipe, "--dry_run", "true"]) == 1
     printed = capsys.readouterr().out
     assert "Row '3': cannot read image" in printed
     assert "Row '5': cannot read image" in printed
     assert "holds 1 checkpoint(s) of other runs (without an id), which are left alone" in printed
-    assert "4 nodes, too few for `graph_num_neighbors` 6" in printed
+    assert "4 nodes, too few for `num_neighbors` 6" in printed
 
 
 def test_dry_run_names_data_that_cannot_be_read(tmp_path, rows):
