@@ -10,10 +10,8 @@ import torch
 
 # Up to this many nodes every matching is tried: 720 of them, or 13,327 with unmatched nodes.
 MAX_EXACT_NODES = 6
-# At effort 1: searches from different starts, and the swaps of each per node (measured: README.md here). On a GPU more
-# of them, and shorter: they run side by side.
-CPU_SEARCHES = (2, 12)
-GPU_SEARCHES = (8, 7)
+# At effort 1: searches from different starts, and the swaps of each per node (measured: README.md here).
+NUM_STARTS, SWAPS_PER_NODE = 2, 12
 # Smaller problems are searched for as long as one of so many nodes.
 MIN_SEARCH_NODES = 20
 
@@ -60,8 +58,7 @@ def match_graphs(
     call are solved together, on as many threads as `torch.get_num_threads()` says. Several Python threads may call
     this at once, and so may processes forked from one that has. Float32 edge costs on the CPU are used in place.
 
-    Costs on a GPU are searched there, from eight annealed soft matchings side by side; problems without edges or of up
-    to 6 nodes go to the CPU and back.
+    Costs on a GPU are copied to the CPU, and the matchings back: the search is compiled for CPUs.
 
     Returns:
         `torch.Tensor` of shape `(*batch, num_nodes)`, int64: the target node of each source node, -1 where unmatched,
@@ -80,13 +77,8 @@ def match_graphs(
         >>> match_graphs(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(0, 0), edges, edges)
         tensor([1, 0])
     """
-    problem = node_costs.detach(), edge_costs.detach(), source_edge_index, target_edge_index
+    problem = [values.detach().to("cpu") for values in (node_costs, edge_costs, source_edge_index, target_edge_index)]
     device, num_nodes = node_costs.device, node_costs.shape[-1]
-    on_gpu = node_costs.is_cuda and edge_costs.numel() > 0 and num_nodes > MAX_EXACT_NODES
-    if not on_gpu:
-        problem = tuple(
-            values.to("cpu") for values in problem
-        )  # at once: each look at a value would be a copy as well
     _check_problem(*problem)
     batch = torch.broadcast_shapes(
         node_costs.shape[:-2], edge_costs.shape[:-2], source_edge_index.shape[:-2], target_edge_index.shape[:-2]
@@ -95,8 +87,6 @@ def match_graphs(
         _check_start(start, num_nodes, allow_unmatched)
     if num_nodes == 0 or batch.numel() == 0:
         labels = torch.empty(batch.numel(), num_nodes, dtype=torch.int64)
-    elif on_gpu:
-        labels = _search_on_gpu(*problem, start, batch, allow_unmatched, generator, effort)
     else:
         seed = 0
         if generator is not None:
@@ -251,7 +241,7 @@ def _search(node_costs, edge_costs, source_edge_index, target_edge_index, start,
 
     costs = _flat(node_costs.to(torch.float64), batch, 2).numpy()
     num_problems, num_nodes = costs.shape[:2]
-    num_starts, num_swaps = _search_lengths(effort, num_nodes, *CPU_SEARCHES)
+    num_starts, num_swaps = _search_lengths(effort, num_nodes)
     num_searches = num_starts + (start is not None)
     # Fewer problems than threads: the searches of a problem are shared out as well.
     num_parts = min(num_searches, -(-torch.get_num_threads() // num_problems))
@@ -275,33 +265,11 @@ def _search(node_costs, edge_costs, source_edge_index, target_edge_index, start,
     return torch.from_numpy(labels.reshape(num_problems, num_parts, num_nodes)[np.arange(num_problems), best])
 
 
-def _search_on_gpu(
-    node_costs, edge_costs, source_edge_index, target_edge_index, start, batch, allow_unmatched, generator, effort
-):
-    """Labels `(batch, num_nodes)` of problems with edges, by batched tensors on the device of `node_costs`."""
-    from .search_torch import search_matchings
-
-    device = node_costs.device
-    if generator is not None and generator.device.type == "cpu":
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
-    return search_matchings(
-        *(
-            _flat(values.to(device), batch, 2)
-            for values in (node_costs, edge_costs, source_edge_index, target_edge_index)
-        ),
-        allow_unmatched=allow_unmatched,
-        generator=generator,
-        lengths=_search_lengths(effort, node_costs.shape[-1], *GPU_SEARCHES),
-        start=None if start is None else _flat(start.to(device, torch.int64), batch, 1),
-    )
-
-
-def _search_lengths(effort, num_nodes, full_starts, swaps_per_node):
+def _search_lengths(effort, num_nodes):
     """How many starts a search of this effort has, and the swaps of each: both grow as the root of it."""
-    num_starts = max(1, round(full_starts * math.sqrt(effort)))
-    full_swaps = swaps_per_node * max(num_nodes, MIN_SEARCH_NODES)
-    return num_starts, math.ceil(effort * full_starts / num_starts * full_swaps)
+    num_starts = max(1, round(NUM_STARTS * math.sqrt(effort)))
+    full_swaps = SWAPS_PER_NODE * max(num_nodes, MIN_SEARCH_NODES)
+    return num_starts, math.ceil(effort * NUM_STARTS / num_starts * full_swaps)
 
 
 def _run(function, num_tasks):
