@@ -137,14 +137,13 @@ def name_origins(
     folder: Path, record: ResultFile | None, base_models: Sequence[str], datasets: Sequence[str], is_local: bool
 ) -> tuple[list[str], list[str]]:
     """The base models and data sets that the user, the record of a run or an adapter names, as ids on the Hub."""
-    start = {"data": [], "base_models": []} if record is None else record.content["starts"][-1]
+    if record is None:  # as of a trainer that was called from Python
+        adapter = _read_if_there(folder, "adapter_config.json")
+        base = "" if adapter is None else adapter.content.get("base_model_name_or_path") or ""
+        return hub_ids(base_models or ([] if Path(base).is_dir() else [base])), hub_ids(datasets)
+    start = record.content["starts"][-1]
     base_models = hub_ids([*base_models, *start.get("base_models", [])])
-    adapter = _read_if_there(folder, "adapter_config.json")
-    if not base_models and adapter is not None:  # a trainer that was called from Python leaves no record
-        base_models = hub_ids([adapter.content.get("base_model_name_or_path") or ""])
-    if (
-        is_local and not base_models and record is not None
-    ):  # a folder of this machine, whose path the record here has lost
+    if is_local and not base_models:  # a folder of this machine, whose path the record here has lost
         whole = json.loads((folder / RUN_RECORD).read_text(encoding="utf-8"))
         base_models = [model for model in [whole["starts"][-1]["arguments"]["model"]] if model]
     return base_models, hub_ids([*datasets, *start["data"]])
