@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from logramed.trainer.alignment import GRANULARITIES
 from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.node_inputs import GRANULARITIES
 from tests.tiny import tiny_processor
 from tests.trainer.test_collator import message, training_row
 from tests.vlm_models import tiny_gemma3_model, tiny_llava_model, tiny_qwen2_5_vl_model, tiny_smolvlm_model
