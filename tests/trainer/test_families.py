@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTTrainer
 
@@ -106,3 +107,38 @@ def test_resuming_is_exact(tmp_path, rows, family):
     assert logged(resumed, "loss") == logged(whole, "loss")
     assert logged(resumed, "alignment_loss") == logged(whole, "alignment_loss")
     assert torch.equal(weights(resumed), weights(whole))
+
+
+@every_family
+def test_the_usual_call_of_trl_trains_from_a_folder(tmp_path, rows, family, monkeypatch, caplog):
+    if family == "Qwen2.5-VL" or family == "SmolVLM":
+        pytest.skip("Its processor here has no part for videos, so that it is no class that a folder can name.")
+    build_model, build_processor = FAMILIES[family]
+    folder = tmp_path / "model"
+    build_model().save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    monkeypatch.chdir(tmp_path)
+    plain = rows.remove_columns(["id", "extended_answers"])
+    trainer = LoGraMedTrainer(model=str(folder), train_dataset=plain, peft_config=LoraConfig(**LORA))
+    assert not trainer.args.use_extended_answers
+    assert sum("no extended answers" in record.message for record in caplog.records) == 1
+    trainer.args.max_steps, trainer.args.report_to = 1, []
+    trainer.train()
+
+
+def test_rows_without_images_train_at_weight_zero(tmp_path, rows):
+    def without_image(row):
+        messages = [
+            {**message, "content": [part for part in message["content"] if part["type"] != "image"]}
+            for message in row["messages"]
+        ]
+        return {**row, "images": [], "messages": messages}
+
+    mixed = [row if number % 2 else without_image(row) for number, row in enumerate(rows)]
+    trainer = train(tmp_path, Dataset.from_list(mixed), "LoGra-Med", alignment_weight=0)
+    assert all(map(math.isfinite, logged(trainer, "loss")))
+
+
+def test_length_grouping_is_refused_where_an_image_has_no_fixed_length(tmp_path, rows):
+    with pytest.raises(ValueError, match="group_by_length"):
+        train(tmp_path, rows, "Qwen2.5-VL", train_sampling_strategy="group_by_length")
