@@ -170,8 +170,6 @@ def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list
         needed = "`conversations`, `messages`, or `prompt` and `completion`"
         raise location.error("conversations", f"missing; a row needs {needed}")
     prompt = read_messages(location, record, "prompt", "user")
-    if any(turn.role == "assistant" for turn in prompt):
-        raise location.error("prompt", "holds an answer, which would be learned too; use `messages` for such rows")
     return "prompt", prompt + read_messages(location, record, "completion", "assistant")
 
 
