@@ -164,6 +164,8 @@ class LoGraMedDataCollator:
             Hidden size of the language model, by which texts are packed (see `lay_out`).
         packs_in_one_row (`bool`, *optional*):
             Whether its attention costs nothing between packed texts.
+        nodes_optional (`bool`):
+            Whether a batch with a row that has no image or no extended answers just goes without nodes.
 
     Called with a list of rows, canonical ones (`id`, `images`, `messages`, `extended_answers`) or such as
     `logramed.trainer.data.records.canonical_row` knows, it returns a dictionary: all tensors that the processor
@@ -185,6 +187,7 @@ class LoGraMedDataCollator:
     completion_only_loss: bool | None = None
     text_hidden_size: int = 1024
     packs_in_one_row: bool = False
+    nodes_optional: bool = False
     _layouts: dict[tuple, Layout] = field(default_factory=dict, init=False, repr=False, compare=False)
     _add_special_tokens: bool | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -211,9 +214,12 @@ class LoGraMedDataCollator:
         spans = [[_shift(span, found) for span in row] for row, found in zip(spans, replacements, strict=True)]
         batch["labels"] = self._label(batch, offsets, spans)
         batch = self._fit(rows, batch)
-        if self.alignment:
+        if self.alignment and not (self.nodes_optional and self._lacks_nodes(rows)):
             batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"])
         return batch
+
+    def _lacks_nodes(self, rows: list[dict[str, Any]]) -> bool:
+        return any(not row["images"] or (self.extended and row["extended_answers"] is None) for row in rows)
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """A conversation as text, by the chat template."""

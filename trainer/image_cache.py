@@ -38,10 +38,14 @@ class CachedTower:
         num_hits, num_misses (`int`): Images that were read, and computed.
 
     Raises:
-        ValueError: If the tower is trained.
+        ValueError: If the tower is trained, or the model is of another class than this project's.
     """
 
     def __init__(self, model: nn.Module, folder: str | Path):
+        if getattr(model.config, "model_type", None) != "logramed":
+            raise ValueError(
+                f"`cache_image_features` is for models of this project, not for {type(model).__name__}: leave it out."
+            )
         tower = model.get_submodule("model.vision_tower")
         if any(weight.requires_grad for weight in tower.parameters()):
             raise ValueError(

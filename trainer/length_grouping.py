@@ -42,6 +42,11 @@ class SeededLengthSampler(LengthGroupedSampler):
 
 def count_tokens(rows: Dataset, collator: LoGraMedDataCollator) -> list[int]:
     """Tokens of each training row's conversation, those of its images among them, cut at the collator's maximum."""
+    if not hasattr(collator.processor, "num_image_tokens"):
+        raise ValueError(
+            f"`train_sampling_strategy='group_by_length'` needs to know the tokens of an image, which "
+            f"{type(collator.processor).__name__} does not say: leave it out."
+        )
     located = (
         (locate(RowLocation("training data", f"row {number}"), record), record)
         for number, record in enumerate(leave_encoded(rows.with_format(None)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.checkpoints import LoggedSums, ResumingCallback, WholeCheckpoints
 from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data.records import EXTENDED_KEYS
 from logramed.trainer.devices import check_engine, gather_own_weights, name_units
 from logramed.trainer.gradient_caching import StepGraph, cached_loss
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, Nodes, same_randomness
@@ -40,6 +42,7 @@ from logramed.trainer.validation import score_answers
 from logramed.trainer.watching import LoggedMeans, Speedometer, compare_gradients
 
 
+logger = logging.getLogger(__name__)
 GROUPS, ANSWER_KEYS = "groups", "answer_keys"
 
 
@@ -95,6 +98,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if kwargs.get("formatting_func") is not None:
             raise ValueError("`formatting_func` makes text without images: give rows of `messages` in its place.")
         self.stateful: dict[str, Any] = {}
+        if args.alignment_weight > 0 and data_collator is None:
+            _align_without_extended_answers(args, kwargs.get("train_dataset"))
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.objectives = self._build_objectives()
         if data_collator is None:
@@ -131,6 +136,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             completion_only_loss=self.args.completion_only_loss,
             text_hidden_size=text_config.hidden_size,
+            nodes_optional=self.args.alignment_weight == 0,
             packs_in_one_row="flash" in (getattr(text_config, "_attn_implementation", None) or ""),
         )
 
@@ -514,6 +520,15 @@ def _keys(nodes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _have_extended_answers(rows) -> bool:
     """Whether rows that can be looked at, not a stream, have them, going by the first."""
     return hasattr(rows, "__len__") and len(rows) > 0 and rows[0].get("extended_answers") is not None
+
+
+def _align_without_extended_answers(args: LoGraMedTrainingArguments, rows) -> None:
+    """Leave extended answers out of the nodes, with a warning, where the first row of `rows` has none."""
+    if not args.use_extended_answers or args.alignment_granularity == "span" or not hasattr(rows, "__len__"):
+        return
+    if len(rows) > 0 and not any(rows[0].get(field) for field in (*EXTENDED_KEYS, "extended_answers")):
+        logger.warning("The rows have no extended answers: images are aligned with answers alone.")
+        args.use_extended_answers = False
 
 
 def _draw(questions: Sequence[dict], num_questions: int, seed: int) -> list[dict[str, Any]]:
