@@ -1,7 +1,7 @@
 """
 What the alignment loss costs in a training step, in time and in operations, beside plain supervised fine-tuning.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.alignment_overhead [--models tiny 135M qwen2_5_vl] [--data FOLDER_OF_VQA_RAD]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.alignment_overhead [--models tiny 135M qwen2_5_vl] [--data FOLDER]
 
 Steps (loss, gradients, AdamW) of `LoGraMedTrainer` on the same batches with alignment, without it, and with it but
 each text modality in a padded pass of its own, in turn; the median of each counts. On a CPU time is that of the
