@@ -1,7 +1,7 @@
 """
 What the alignment loss costs in a training step, in time and in operations, beside plain supervised fine-tuning.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.alignment_overhead [--models tiny 135M] [--data FOLDER_OF_VQA_RAD]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.alignment_overhead [--models tiny 135M qwen2_5_vl] [--data FOLDER]
 
 Steps (loss, gradients, AdamW) of `LoGraMedTrainer` on the same batches with alignment, without it, and with it but
 each text modality in a padded pass of its own, in turn; the median of each counts. On a CPU time is that of the
@@ -26,6 +26,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.build_model import new_model
@@ -35,6 +36,7 @@ from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import iterate_texts
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.benchmarks import throughput
+from tests.vlm_processors import tiny_qwen2_5_vl_processor
 
 
 TOLERANCE = 1.10
@@ -72,6 +74,7 @@ MODELS = {
         "text": throughput.SIZES["100M"]["text"],
         "vocab_size": 49152,
     },
+    "qwen2_5_vl": {"text": throughput.SIZES["100M"]["text"]},  # Qwen2.5-VL with that language model
     "7B": {  # Vicuna 7B with CLIP ViT-L/14
         "vision": {
             **VISION_TRANSFORMER,
@@ -95,7 +98,7 @@ MODELS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--models", nargs="+", default=["tiny", "135M"], choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", default=["tiny", "135M", "qwen2_5_vl"], choices=list(MODELS))
     parser.add_argument("--data", help="training data with extended answers, such as VQA-RAD's folder")
     parser.add_argument("--batch_size", type=int, default=8, help="samples a step; the model 7B has 16")
     parser.add_argument("--num_repeats", type=int, default=5)
@@ -148,6 +151,8 @@ def measure(name: str, rows: Dataset, folder: Path, arguments: argparse.Namespac
 
 def build_model(name: str, rows: Dataset):
     """A model of the shape `MODELS[name]` with random weights, in training mode, and its processor."""
+    if name == "qwen2_5_vl":
+        return build_qwen2_5_vl(MODELS[name]["text"]), tiny_qwen2_5_vl_processor()
     shape = MODELS[name]
     dtype = torch.bfloat16 if name == "7B" else torch.float32
     torch.set_default_dtype(dtype)
@@ -161,6 +166,24 @@ def build_model(name: str, rows: Dataset):
         config = complete_adapters(LoraConfig(r=16, lora_alpha=32), model, ("projector", "language"))
         model = get_peft_model(model.cuda(), config)
     return model.train(), processor
+
+
+def build_qwen2_5_vl(text: dict) -> Qwen2_5_VLForConditionalGeneration:
+    """A stock model with random weights in training mode, for the processor of `tests.vlm_processors`."""
+    vision = {
+        **{"depth": 12, "hidden_size": 384, "out_hidden_size": text["hidden_size"], "num_heads": 6},
+        **{"intermediate_size": 1536, "patch_size": 4, "spatial_merge_size": 2, "window_size": 16},
+        "fullatt_block_indexes": [11],
+    }
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    sections = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
+    config = Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config={**text, "vocab_size": 49152, "rope_parameters": rope},
+        **{"image_token_id": 4, "video_token_id": 5, "vision_start_token_id": 6, "vision_end_token_id": 7},
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).train()
 
 
 def build_trainer(model, processor, rows: Dataset, alignment_weight: float, folder: Path) -> LoGraMedTrainer:

@@ -25,6 +25,7 @@ from transformers import AutoProcessor
 from logramed import LoGraMedForConditionalGeneration
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import decode_matching, matching_accuracy
+from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.turns import count_turns, with_turns

@@ -4,17 +4,41 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import HfApi
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 
 from logramed import LoGraMedForConditionalGeneration
 from logramed.eval.models import load_model
 from logramed.trainer import train
-from logramed.trainer.parts import add_adapters, count_trained, find_part, freeze_parts, parse_parts
+from logramed.trainer.parts import (
+    PARTS,
+    complete_adapters,
+    count_trained,
+    find_projectors,
+    find_tower,
+    find_weights,
+    freeze_parts,
+    parse_parts,
+    unquantized_modules,
+)
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_inputs
 from tests.trainer.test_trainer import arguments, small_model
+from tests.vlm_models import tiny_gemma3_model, tiny_llava_model, tiny_qwen2_5_vl_model, tiny_smolvlm_model
+
+
+MODELS = [small_model, tiny_llava_model, tiny_qwen2_5_vl_model, tiny_gemma3_model, tiny_smolvlm_model]
+
+
+def add_adapters(model, parts, target_modules=None):
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=target_modules)
+    return get_peft_model(model, complete_adapters(config, model, parts))
+
+
+def changed_weights(model, before):
+    return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
 
 
 def saved_model(folder):
@@ -56,8 +80,39 @@ def test_parts_are_read_and_others_refused():
         parse_parts("projector", use_peft=True)
 
 
-def test_every_weight_of_the_model_belongs_to_a_part():
-    assert all(find_part(name) is not None for name, _ in small_model().named_parameters())
+@pytest.mark.parametrize("build", MODELS)
+def test_every_weight_of_a_model_belongs_to_one_part(build):
+    model = build()
+    weights = find_weights(model)
+    assert tuple(weights) == PARTS
+    assert all(weights.values())
+    found = [id(weight) for part in weights.values() for weight in part]
+    assert sorted(found) == sorted(id(weight) for weight in model.parameters())
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_adapters_are_on_the_decoders_linear_layers_alone(build):
+    base = build()
+    linear = {module for module in base.get_decoder().modules() if isinstance(module, torch.nn.Linear)}
+    head = base.get_output_embeddings()
+    model = add_adapters(base, ("projector", "language"))
+    adapted = {module.base_layer for module in model.modules() if isinstance(module, LoraLayer)}
+    assert adapted == linear
+    assert head not in adapted
+    trained = {part for part, (number, _) in count_trained(model).items() if number}
+    assert trained == {"projector", "language"}
+    in_tower = {name for name, weight in find_tower(base).named_parameters() if weight.requires_grad}
+    assert all("modules_to_save" in name for name in in_tower)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_quantized_loading_skips_tower_projector_and_head(build):
+    model = build()
+    kept = [model.get_submodule(name) for name in unquantized_modules(model)]
+    assert {id(module) for module in kept} == {
+        id(module) for module in (find_tower(model), *find_projectors(model), model.get_output_embeddings())
+    }
+    assert not any(module in kept for module in model.get_decoder().modules())
 
 
 @pytest.mark.parametrize("parts", [("projector",), ("projector", "language"), ("vision",)])
@@ -67,25 +122,25 @@ def test_only_the_parts_named_change_in_training(tmp_path, rows, parts):
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer = LoGraMedTrainer(model, arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows)
     trainer.train()
-    changed = {find_part(name) for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-    assert changed == set(parts)
+    changed = changed_weights(model, before)
+    changed = {id(weight) for name, weight in model.named_parameters() if name in changed}
+    found = {part for part, weights in find_weights(model).items() if changed & {id(weight) for weight in weights}}
+    assert found == set(parts)
     assert model.model.vision_tower.training == ("vision" in parts)
 
 
-def test_adapters_leave_all_but_themselves_projector_and_graph_network_alone(tmp_path, rows):
-    model = add_adapters(small_model(), ("projector", "graph", "language"), 4, 8, 0.0)
+def test_adapters_leave_all_but_themselves_and_the_projector_alone(tmp_path, rows):
+    model = add_adapters(small_model(), ("projector", "language"))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     LoGraMedTrainer(model, arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows).train()
-    changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
-    assert changed
+    changed = changed_weights(model, before)
     assert all("lora_" in name or "modules_to_save" in name for name in changed)
-    assert all(any(mark in name for name in changed) for mark in ("lora_B", "multi_modal_projector", "graph_network"))
-    assert not any("vision_tower" in name for name in changed)
+    assert all(any(mark in name for name in changed) for mark in ("lora_B", "multi_modal_projector"))
 
 
 def test_adapted_layers_are_refused_by_names_that_there_are_not():
     with pytest.raises(ValueError, match="names qkv, but the language model has the linear layers down_proj"):
-        add_adapters(small_model(), ("language",), 4, 8, 0.0, ["qkv"])
+        add_adapters(small_model(), ("language",), ["qkv"])
 
 
 @pytest.mark.parametrize("options", [[], ["--load_in_4bit", "true"]])
@@ -94,7 +149,7 @@ def test_adapters_are_saved_alone_load_alone_and_answer_as_in_training(tmp_path,
     folder = run(tmp_path, base, data_file, "--use_peft", "true", "--lora_r", "4", *options)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         names = list(file.keys())
-    assert all("lora_" in name or "multi_modal_projector" in name or "graph_network" in name for name in names)
+    assert all("lora_" in name or "multi_modal_projector" in name for name in names)
     assert not (folder / "model.safetensors").exists()
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     loaded = PeftModel.from_pretrained(LoGraMedForConditionalGeneration.from_pretrained(base), folder).eval()
@@ -134,7 +189,7 @@ def test_a_push_uploads_the_adapter_and_no_weights_of_the_base(tmp_path, rows, m
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    model = add_adapters(small_model(), ("projector", "language"), 4, 8, 0.0)
+    model = add_adapters(small_model(), ("projector", "language"))
     trainer = LoGraMedTrainer(model, arguments(tmp_path), processing_class=tiny_processor(), train_dataset=rows)
     trainer.model.push_to_hub("someone/adapter", token="none")
     assert "adapter_model.safetensors" in pushed
@@ -149,7 +204,7 @@ def test_numbers_of_trained_weights_are_told_by_part(tmp_path, data_file, capsys
     freeze_parts(model, ("projector",))
     trained, total = count_trained(model)["projector"]
     assert trained == total == sum(weight.numel() for weight in model.model.multi_modal_projector.parameters())
-    assert f"projector {trained:,} of {total:,}, graph 0 of" in line
+    assert f"projector {trained:,} of {total:,}, language 0 of" in line
 
 
 def test_four_bits_without_adapters_are_refused():
