@@ -299,8 +299,10 @@ def choose_text_layout(decoder: nn.Module) -> str:
     Raises:
         ValueError: If there is none.
     """
-    was_training = decoder.training
-    decoder.eval()
+    modes = {module: module.training for module in decoder.modules()}
+    for module in modes:
+        # bitsandbytes lays 4-bit weights out anew, for good, where a layer computes in evaluation mode on a CPU.
+        module.training = hasattr(getattr(module, "weight", None), "quant_state")
     try:
         device, vocab_size = decoder.get_input_embeddings().weight.device, decoder.config.vocab_size
         texts = [(torch.arange(length, device=device) * 7 + 11 * length) % vocab_size for length in (5, 3, 4)]
@@ -310,7 +312,8 @@ def choose_text_layout(decoder: nn.Module) -> str:
         probe = _lay_out_probe(texts)
         layout = next((layout for layout in TEXT_LAYOUTS if _is_as_alone(decoder, probe, layout, alone)), None)
     finally:
-        decoder.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
     name = type(decoder).__name__
     if layout is None:
         raise ValueError(f"{name} encodes no text in a batch as it does alone, so texts cannot be graph nodes.")

@@ -1,9 +1,10 @@
 """
-What a training run will need of a device's memory. Computed, not measured.
+Memory that a training run will need a device. Computed, not measured.
 
     python trainer/plan.py --model_size 7b --method full --engine fsdp --devices 8
 
-`--page` prints the tables of recipes/MEMORY.md. Gigabytes are 10^9 bytes throughout.
+`--page` prints the tables of recipes/MEMORY.md, and of other families in recipes/README.md. A gigabyte is
+10^9 bytes throughout.
 """
 
 import argparse
@@ -13,19 +14,66 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from transformers import LlamaConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
-from logramed.trainer.alignment import GraphNetwork
+from logramed.trainer.alignment.graph_network import GraphNetwork
+from logramed.trainer.parts import complete_adapters, freeze_parts
+
+
+def sizes(hidden: int, intermediate: int, layers: int, heads: int, **others) -> dict:
+    """Arguments of a transformer's configuration."""
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        **others,
+    }
 
 
 # Language models (Llama's: arXiv:2302.13971, Table 2) beside CLIP ViT-L/14 at 224 pixels.
-MODEL_SIZES = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+MODEL_SIZES = {"7b": sizes(4096, 11008, 32, 32), "13b": sizes(5120, 13824, 40, 40)}
+# Other families as their recipes train them: model type, published sizes, and whether through adapters.
+FAMILIES = {
+    "medgemma_4b_lora.yaml": (
+        "gemma3",
+        {
+            "text_config": sizes(2560, 10240, 34, 8, num_key_value_heads=4, head_dim=256, vocab_size=262208),
+            "vision_config": sizes(1152, 4304, 27, 16, image_size=896, patch_size=14),
+        },
+        True,
+    ),
+    "qwen2_5_vl_3b_lora.yaml": (
+        "qwen2_5_vl",
+        {
+            "text_config": sizes(
+                *(2048, 11008, 36, 16),
+                num_key_value_heads=2,
+                vocab_size=151936,
+                rope_parameters={"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+            ),
+            "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048},
+            "tie_word_embeddings": True,
+        },
+        True,
+    ),
+    "smolvlm_256m.yaml": (
+        "smolvlm",
+        {
+            "text_config": sizes(
+                *(576, 1536, 30, 9), model_type="llama", num_key_value_heads=3, vocab_size=49280, pad_token_id=2
+            ),
+            "vision_config": sizes(768, 3072, 12, 12, image_size=512, patch_size=16),
+            "scale_factor": 4,
+        },
+        False,
+    ),
 }
+TRAINED_PARTS = ("projector", "language")
 METHODS = ("full", "lora", "qlora", "projector")
-ENGINES = ("single", "ddp", "fsdp", "hsdp", "zero2", "zero3")
+ENGINES = ("single", "ddp", "fsdp", "zero2", "zero3")
 LORA_RANK = 16
 NF4_BYTES = (4 + 0.127) / 8  # a weight and its share of the constants, quantized too (arXiv:2305.14314, section 3)
 # Bytes that a Llama layer keeps for its backward pass, a token and value of the hidden state, by the bytes of such a
@@ -34,14 +82,11 @@ NF4_BYTES = (4 + 0.127) / 8  # a weight and its share of the constants, quantize
 LAYER_BYTES = {2: 46, 4: 56}
 
 
-DEVICE_BYTES = 80e9  # an A100 or H100
-
-
 class Workload(NamedTuple):
-    """Assumed tokens of the longest sample of a batch, and of its answers and extended answers as graph nodes."""
+    """Assumed longest samples of a batch, in tokens."""
 
     longest: int
-    longest_node: int
+    longest_node: int  # answers and extended answers, encoded once more as graph nodes
 
 
 WORKLOADS = {
@@ -50,24 +95,19 @@ WORKLOADS = {
 }
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Weights by part, and the sizes that activations depend on."""
 
     vision: int
     projector: int
     graph: int
     embeddings: int
-    head: int
     layers: int
+    head: int
+    total: int
+    lora: int
     num_layers: int
     hidden_size: int
-    vocab_size: int
-    lora: int
-
-    @property
-    def total(self) -> int:
-        return self.vision + self.projector + self.graph + self.embeddings + self.head + self.layers
 
 
 @dataclass(frozen=True)
@@ -80,11 +120,10 @@ class Run:
         method (`str`): `"full"` trains all but the tower, `"lora"` and `"qlora"` adapters with projector and graph
             network in full, `"projector"` that alone.
         engine (`str`): `"single"` and `"ddp"` hold all on each device; `"fsdp"` and `"zero3"` split weights, gradients
-            and optimizer states over all devices, `"zero2"` the last two; `"hsdp"` splits inside each node only.
+            and optimizer states over all devices, `"zero2"` the last two.
         num_devices (`int`): In all.
         batch_size (`int`): Samples a device and step.
         workload (`str`): One of `WORKLOADS`.
-        devices_per_node (`int`): In one machine.
     """
 
     model_size: str = "7b"
@@ -93,27 +132,21 @@ class Run:
     num_devices: int = 4
     batch_size: int = 16
     workload: str = "instruct"
-    devices_per_node: int = 8
 
     def __post_init__(self):
-        for name, choices in (("method", METHODS), ("engine", ENGINES), ("model_size", MODEL_SIZES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}; got {getattr(self, name)!r}.")
         if self.num_devices < 1 or self.batch_size < 1:
             raise ValueError(f"`devices` and `batch_size` start at 1; got {self.num_devices} and {self.batch_size}.")
         if (self.engine == "single") != (self.num_devices == 1):
             raise ValueError(f"`engine` 'single' is one device, the others are several; got {self.num_devices}.")
 
     @property
-    def num_shards(self) -> int:
-        """Devices that the split parts are split over."""
-        if self.engine == "hsdp":
-            return min(self.devices_per_node, self.num_devices)
-        return 1 if self.engine in ("single", "ddp") else self.num_devices
-
-    @property
     def counts(self) -> Counts:
         return count_weights(self.model_size)
+
+    @property
+    def num_shards(self) -> int:
+        """Devices that the split parts are split over."""
+        return 1 if self.engine in ("single", "ddp") else self.num_devices
 
     @property
     def num_trained(self) -> int:
@@ -127,27 +160,41 @@ class Run:
 def count_weights(model_size: str) -> Counts:
     """Weights of a model of that size, counted on the model itself, made without memory."""
     config = LoGraMedConfig(text_config=LlamaConfig(**MODEL_SIZES[model_size]))
+    text = config.text_config
     with torch.device("meta"):
-        model = LoGraMedForConditionalGeneration(config)
-        network = GraphNetwork(config.text_config.hidden_size)
+        model, graph_network = LoGraMedForConditionalGeneration(config), GraphNetwork(text.hidden_size)
+    decoder = model.get_decoder()
+    linears = [module for module in decoder.layers.modules() if isinstance(module, torch.nn.Linear)]
+    modules = (model.model.vision_tower, model.model.multi_modal_projector, graph_network, decoder.embed_tokens)
+    parts = [*map(count, modules), count(decoder.layers) + count(decoder.norm), count(model.lm_head)]
+    lora = sum(LORA_RANK * (linear.in_features + linear.out_features) for linear in linears)
+    return Counts(*parts, sum(parts), lora, text.num_hidden_layers, text.hidden_size)
 
-    def count(module):
-        return sum(parameter.numel() for parameter in module.parameters())
 
-    text, language = config.text_config, model.model.language_model
-    linears = [module for module in language.layers.modules() if isinstance(module, torch.nn.Linear)]
-    return Counts(
-        vision=count(model.model.vision_tower),
-        projector=count(model.model.multi_modal_projector),
-        graph=count(network),
-        embeddings=count(language.embed_tokens),
-        head=count(model.lm_head),
-        layers=count(language.layers) + count(language.norm),
-        num_layers=text.num_hidden_layers,
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
-        lora=sum(LORA_RANK * (linear.in_features + linear.out_features) for linear in linears),
-    )
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def recipe_memory(recipe: str) -> dict[str, float]:
+    """
+    What a recipe of `FAMILIES` trains, in weights (`trained`, the graph network among them), and the bytes of its
+    `weights`, `gradients`, `optimizer` states and `all` of them on one device. With adapters, frozen weights have 16
+    bits; without, autocast keeps a 16-bit copy of what is trained.
+    """
+    model_type, sizes, uses_adapters = FAMILIES[recipe]
+    config = AutoConfig.for_model(model_type, **sizes)
+    with torch.device("meta"):
+        graph_size = count(GraphNetwork(config.text_config.hidden_size))
+        model = AutoModelForImageTextToText.from_config(config)
+        if uses_adapters:
+            model = get_peft_model(model, complete_adapters(LoraConfig(r=LORA_RANK), model, TRAINED_PARTS))
+        else:
+            freeze_parts(model, TRAINED_PARTS)
+    trained = graph_size + sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    frozen = count(model) + graph_size - trained
+    weights = 4 * trained + 2 * frozen if uses_adapters else 6 * trained + 4 * frozen
+    parts = {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained}
+    return {"trained": trained, **parts, "all": sum(parts.values())}
 
 
 def state_bytes(engine: str, num_trained: float, num_frozen: float, num_shards: int) -> dict[str, float]:
@@ -155,14 +202,14 @@ def state_bytes(engine: str, num_trained: float, num_frozen: float, num_shards: 
     Bytes a device holds of weights, gradients and AdamW's states under mixed precision, before anything is computed.
 
     `single` and `ddp`: float32 weights, of which autocast keeps a 16-bit copy of the trained ones, and float32
-    gradients (4 + 2 + 4 + 8). `fsdp`, `hsdp`: float32, split (4 + 4 + 8). `zero2`, `zero3`: 16-bit weights and
+    gradients (4 + 2 + 4 + 8). `fsdp`: float32, split (4 + 4 + 8). `zero2`, `zero3`: 16-bit weights and
     gradients, float32 weights among the optimizer's states (2 + 2 + 12). Frozen weights are as wide as trained ones.
 
     Source: arXiv:1910.02054, section 5, for what each stage splits; the widths are those of the engines as used here.
     """
     if engine in ("single", "ddp"):
         weights, gradients, optimizer = 6 * num_trained + 4 * num_frozen, 4 * num_trained, 8 * num_trained
-    elif engine in ("fsdp", "hsdp"):
+    elif engine == "fsdp":
         weights = 4 * (num_trained + num_frozen) / num_shards
         gradients, optimizer = 4 * num_trained / num_shards, 8 * num_trained / num_shards
     else:
@@ -191,7 +238,7 @@ def gathered_bytes(run: Run) -> float:
     (embeddings, head, projector, graph network), 16 bits each.
     """
     counts = run.counts
-    if run.engine not in ("fsdp", "hsdp", "zero3"):
+    if run.engine not in ("fsdp", "zero3"):
         return 0
     outside = counts.total - counts.layers - counts.vision
     return 2 * (2 * counts.layers / counts.num_layers + outside)
@@ -227,8 +274,6 @@ PLANS = {
     "8 devices, full, FSDP": Run(num_devices=8),
     "8 devices, full, ZeRO-2": Run(engine="zero2", num_devices=8),
     "8 devices, full, ZeRO-3": Run(engine="zero3", num_devices=8),
-    "128 nodes of 8, full, FSDP": Run(num_devices=1024),
-    "128 nodes of 8, full, HSDP": Run(engine="hsdp", num_devices=1024),
 }
 
 
@@ -239,11 +284,9 @@ def write_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def weights_table() -> str:
     header = ["model", "tower", "projector", "graph network", "embeddings", "layers", "head", "all", "LoRA"]
-    rows = []
-    for size in MODEL_SIZES:
-        counts = count_weights(size)
-        parts = [counts.vision, counts.projector, counts.graph, counts.embeddings, counts.layers, counts.head]
-        rows.append([size, *(f"{count / 1e6:,.0f}" for count in [*parts, counts.total, counts.lora])])
+    rows = [
+        [size, *(f"{number / 1e6:,.0f}" for number in count_weights(size)[: len(header) - 1])] for size in MODEL_SIZES
+    ]
     return write_table(header, rows)
 
 
@@ -252,42 +295,44 @@ def memory_table() -> str:
     rows = []
     for name, run in PLANS.items():
         parts = memory(run)
-        share = parts["total"] / DEVICE_BYTES
+        share = parts["total"] / 80e9
         verdict = f"{share:.0%}" if share <= 1 else f"{share:.0%}: does not fit"
         rows.append([name, *(f"{value / 1e9:.1f}" for value in parts.values()), verdict])
     return write_table(header, rows)
 
 
-TABLES = (weights_table, memory_table)
+def families_table() -> str:
+    header = ["recipe", "launch", "trained, millions", "weights", "gradients", "optimizer", "all"]
+    rows = []
+    for recipe in FAMILIES:
+        trained, *parts = recipe_memory(recipe).values()
+        launch = f"`logramed-train {recipe} --train_data DATA.json`"
+        rows.append([f"`{recipe}`", launch, f"{trained / 1e6:.1f}", *(f"{value / 1e9:.1f}" for value in parts)])
+    return write_table(header, rows)
 
 
-def describe(run: Run) -> str:
-    lines = [f"{run.model_size}, {run.method}, {run.engine}, {run.num_devices} devices, batch {run.batch_size}"]
-    lines += [f"  {name:<12}{value / 1e9:8.1f} GB a device" for name, value in memory(run).items()]
-    return "\n".join([*lines, "Computed, not measured; recipes/MEMORY.md has the formulas and what is assumed."])
+TABLES = (weights_table, memory_table, families_table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compute the memory of a training run.")
+    parser = argparse.ArgumentParser(description="Compute the memory a device that a training run needs.")
     parser.add_argument("--model_size", default="7b", choices=MODEL_SIZES)
     parser.add_argument("--method", default="full", choices=METHODS)
     parser.add_argument("--engine", default="fsdp", choices=ENGINES)
-    parser.add_argument("--devices", type=int, default=4, help="devices in all")
-    parser.add_argument("--devices_per_node", type=int, default=8)
+    parser.add_argument("--devices", dest="num_devices", type=int, default=4, help="devices in all")
     parser.add_argument("--batch_size", type=int, default=16, help="samples a device and step")
     parser.add_argument("--workload", default="instruct", choices=WORKLOADS, help="how long samples are")
-    parser.add_argument("--page", action="store_true", help="print the tables of recipes/MEMORY.md instead")
-    arguments = parser.parse_args(argv)
-    if arguments.page:
+    parser.add_argument("--page", action="store_true", help="print the tables of the recipes' pages instead")
+    values = vars(parser.parse_args(argv))
+    if values.pop("page"):
         print("\n".join(table() for table in TABLES), end="")
         return 0
-    values = vars(arguments)
-    del values["page"]
     try:
-        run = Run(num_devices=values.pop("devices"), **values)
+        parts = memory(Run(**values))
     except ValueError as error:
         parser.error(str(error))
-    print(describe(run))
+    print(*(f"{name:<12}{value / 1e9:8.1f} GB a device" for name, value in parts.items()), sep="\n")
+    print("Computed, not measured; recipes/MEMORY.md has the formulas and what is assumed.")
     return 0
 
 

@@ -52,12 +52,14 @@ def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
     """
     if not isinstance(model, PeftModel):
         return
+    sixteen_bits = (torch.float16, torch.bfloat16)
+    meets_16_bits = any(weight.dtype in sixteen_bits for weight in model.parameters() if not weight.requires_grad)
     in_full = []
     for name, weight in model.named_parameters():
-        if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
+        if weight.requires_grad and weight.dtype in sixteen_bits:
             weight.data = weight.data.float()
             in_full += [name] if "lora_" not in name else []
-    if in_full and not (args.bf16 or args.fp16):
+    if in_full and meets_16_bits and not (args.bf16 or args.fp16):
         raise ValueError(
             f"{len(in_full)} weights are trained in full beside a 16-bit base, such as {in_full[0]}: they are kept in "
             "float32, which needs mixed precision. Set `bf16` (or `fp16`) to true, or load the base in float32."

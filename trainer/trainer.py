@@ -457,12 +457,19 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return output
 
     def _measure_retrieval(self) -> dict[str, float]:
-        if not self._kept_nodes:
+        # Rows without images have no nodes: where a process lacks some, none gathers, and nothing is measured.
+        if not self._is_everywhere(len(self._kept_nodes)):
+            self._kept_nodes.clear()
             return {}
         nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
         groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
         self._kept_nodes.clear()
         return retrieval_metrics(nodes, groups, answer_keys)
+
+    def _is_everywhere(self, count: int) -> bool:
+        """Whether `count` is the same on all processes, and not 0."""
+        counts = self.accelerator.gather(torch.tensor([count], device=self.args.device))
+        return count > 0 and bool((counts == count).all())
 
     def _gather(self, name):
         """
@@ -487,6 +494,11 @@ def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module
         known = {field.name for field in dataclasses.fields(LoGraMedTrainingArguments) if field.init}
         values = {name: value for name, value in args.to_dict().items() if name in known}
         args = LoGraMedTrainingArguments(**{**values, "hub_token": args.hub_token})  # `to_dict` hides it
+    if args.dataset_text_field != "text" or args.packing or args.padding_free:
+        raise ValueError(
+            "`dataset_text_field`, `packing` and `padding_free` are for text without images, which this trainer does "
+            "not take: leave them out, and give rows of `messages`."
+        )
     args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
     args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}  # the collator tokenizes
     args.assistant_only_loss = False  # the collator masks all but answers already; TRL would change the chat template

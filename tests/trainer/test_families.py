@@ -142,3 +142,29 @@ def test_rows_without_images_train_at_weight_zero(tmp_path, rows):
 def test_length_grouping_is_refused_where_an_image_has_no_fixed_length(tmp_path, rows):
     with pytest.raises(ValueError, match="group_by_length"):
         train(tmp_path, rows, "Qwen2.5-VL", train_sampling_strategy="group_by_length")
+
+
+@every_family
+@pytest.mark.parametrize("way", ["label_smoothing_factor", "compute_loss_func", "accumulate_graph"])
+def test_alignment_trains_whatever_else_is_asked_for(tmp_path, rows, family, way):
+    """The step is that of weight 0 and a part that grows with the weight."""
+    values, more = {}, {}
+    if way == "label_smoothing_factor":
+        values = {"label_smoothing_factor": 0.1}
+    elif way == "compute_loss_func":
+        more = {"compute_loss_func": summed_loss}
+    else:
+        values = {"accumulate_graph": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    values |= {"max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
+    options = {"alignment_loss": "infonce", "train_sampling_strategy": "sequential", "more": more, **values}
+    start = weights_of(build(tmp_path, rows, family, alignment_weight=0.0, **options))
+    steps = [
+        weights_of(train(tmp_path, rows, family, alignment_weight=weight, **options)) - start
+        for weight in (0.0, 1.0, 2.0)
+    ]
+    assert (steps[1] - steps[0]).abs().max() > 1e-6
+    torch.testing.assert_close(steps[2] - steps[0], 2 * (steps[1] - steps[0]), rtol=1e-2, atol=1e-6)
+
+
+def weights_of(trainer):
+    return torch.cat([weight.detach().flatten() for weight in trainer.model.base.parameters()])
