@@ -243,3 +243,10 @@ def test_the_graph_network_is_saved_beside_the_model_and_loaded_again(tmp_path):
         AlignedModel(tiny_model(), GraphNetwork(32, num_layers=1)).load_alignment(tmp_path)
     with pytest.raises(ValueError, match=r"has no alignment.safetensors"):
         other.load_alignment(tmp_path / "nowhere")
+
+
+def test_the_readme_has_every_family_and_how_its_texts_are_laid_out():
+    words = {"packed": "packed", "packed_four_axes": "packed, four axes", "padded_both_ways": "padded, both ways"}
+    readme = (Path(__file__).parents[2] / "trainer" / "README.md").read_text()
+    for family in ("LoGra-Med", *FAMILIES):
+        assert f"| {family} | yes | {words[LAYOUTS.get(family, 'packed')]} |" in readme, family
