@@ -170,6 +170,8 @@ def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list
         needed = "`conversations`, `messages`, or `prompt` and `completion`"
         raise location.error("conversations", f"missing; a row needs {needed}")
     prompt = read_messages(location, record, "prompt", "user")
+    if any(turn.role == "assistant" for turn in prompt):  # all answers of a row are learned
+        raise location.error("prompt", "holds an answer, which would be learned too; write `messages` to learn both")
     return "prompt", prompt + read_messages(location, record, "completion", "assistant")
 
 

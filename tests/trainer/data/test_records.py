@@ -50,10 +50,6 @@ FORMS = {
         {"prompt": [message("user", "What?")], "completion": [message("assistant", "CT")]},
         [WITH_IMAGE, ANSWER],
     ),
-    "a prompt with an earlier answer": (
-        {"prompt": [USER, ANSWER, message("user", [text("Where?")])], "completion": [ANSWER]},
-        [WITH_IMAGE, ANSWER, message("user", [text("Where?")]), ANSWER],
-    ),
     "messages beside a prompt": (
         {"messages": [USER, ANSWER], "prompt": "extra", "source": "extra"},
         [WITH_IMAGE, ANSWER],
@@ -152,6 +148,7 @@ BAD_ROWS = [
     ({"prompt": "What?", "completion": " "}, "completion", "empty answer"),
     ({"prompt": "What?", "completion": [USER]}, "completion[0].content", "odd turns: turn 1 must come from the assis"),
     ({"prompt": "<image><image>?", "completion": "CT"}, "prompt", r"2 <image> placeholder\(s\) for 1 image"),
+    ({"prompt": [USER, ANSWER, USER], "completion": "CT"}, "prompt", "holds an answer, which would be learned too"),
     ({"messages": "What?"}, "messages", "expected a list of turns"),
     ({"messages": [USER, ANSWER], "images": [3]}, "images", "expected a path or an image, got 3"),
     ({"messages": [USER, ANSWER], "images": [{"bytes": b"no image"}]}, "images", "unreadable image"),
