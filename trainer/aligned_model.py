@@ -356,7 +356,9 @@ def refuse_unalignable(model: nn.Module) -> None:
     base = unwrap_adapters(model)
     backbone, name = base.base_model, type(base).__name__
     config = base.config
-    if not hasattr(backbone, "get_image_features"):
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        reason = "its adapter puts virtual tokens before the text, which the pass for alignment does not"
+    elif not hasattr(backbone, "get_image_features"):
         reason = "it has no `get_image_features`: its images do not become tokens of the language model"
     elif "mm_encoder_outputs" not in inspect.signature(type(base).forward).parameters:
         reason = "its `forward` takes no features of images (`mm_encoder_outputs`)"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -215,6 +216,9 @@ def test_images_that_are_no_tokens_are_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"LlamaForCausalLM cannot be aligned"):
         refuse_unalignable(LlamaForCausalLM(LlamaConfig(**SIZES)))
     refuse_unalignable(tiny_model())
+    prompted = get_peft_model(tiny_model(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match=r"its adapter puts virtual tokens before the text"):
+        refuse_unalignable(prompted)
 
 
 def test_attributes_and_saving_are_the_models(tmp_path):
