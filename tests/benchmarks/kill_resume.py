@@ -197,6 +197,7 @@ class EndedRun:
         if setting.used:
             finish(self.recipe, ["--seed", "6"])
         self.others = list_checkpoints(folder / "model")
+        self.others_id = self.last_id()
         (folder / "output.txt").unlink(missing_ok=True)
 
     def end(self, in_checkpoint: bool) -> None:
@@ -212,7 +213,8 @@ class EndedRun:
             if os.waitpid(child, os.WNOHANG)[0]:
                 self.places.append("end")
                 return
-            if deadline is None and sum(self.last_saved()) >= enough:
+            # Before it has read its data a run is not yet the one that a resumed start goes on with.
+            if deadline is None and sum(self.last_saved()) >= enough and self.last_id() != self.others_id:
                 deadline = time.perf_counter() + delay
             hit = any(map(holds_anything, staging))
             if deadline is not None and time.perf_counter() > deadline and (hit or not in_checkpoint):
@@ -224,6 +226,11 @@ class EndedRun:
         self.announced_are_there &= code != TERMINATED_EXIT_CODE or self.is_announced_there()
         first, second = self.last_saved()
         self.places.append(f"{second}" if second else f"{first} of the first stage")
+
+    def last_id(self) -> str | None:
+        """The id of the run started last in the folder."""
+        path = self.folder / "model" / "run_id"
+        return path.read_text() if path.is_file() else None
 
     def is_announced_there(self) -> bool:
         output = (self.folder / "output.txt").read_text()
