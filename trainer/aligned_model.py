@@ -20,6 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.devices import gather_language_head
 from logramed.trainer.node_features import sample_features, turn_features
+from logramed.trainer.parts import unwrap_model
 
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class AlignedModel(nn.Module):
     @property
     def base(self) -> nn.Module:
         """The model itself, also where adapters are on it."""
-        return unwrap_adapters(self.model)
+        return unwrap_model(self.model)
 
     def forward(
         self,
@@ -200,11 +201,6 @@ class AlignedModel(nn.Module):
             self.graph_network.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"The graph network in {path} is not that of this run's arguments: {error}") from error
-
-
-def unwrap_adapters(model: nn.Module) -> nn.Module:
-    """The model itself, whose modules have their own names, also where adapters are on it."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 class LanguageHead:
@@ -353,7 +349,7 @@ def refuse_unalignable(model: nn.Module) -> None:
     Raises:
         ValueError: If images do not become tokens of the model's language model, saying what is missing.
     """
-    base = unwrap_adapters(model)
+    base = unwrap_model(model)
     backbone, name = base.base_model, type(base).__name__
     config = base.config
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -47,7 +47,7 @@ def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
 def unwrap_model(model: nn.Module) -> PreTrainedModel:
     """The model itself, without adapters and without what the trainer puts around it."""
     while not isinstance(model, PreTrainedModel):
-        model = model.model
+        model = model.get_base_model() if isinstance(model, PeftModel) else model.model
     return model
 
 

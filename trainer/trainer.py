@@ -19,7 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from logramed.trainer.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable, unwrap_adapters
+from logramed.trainer.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, GraphNetwork
 from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.arguments import LoGraMedTrainingArguments
@@ -37,6 +37,7 @@ from logramed.trainer.interruption import (
     refuse_loss,
 )
 from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
+from logramed.trainer.parts import unwrap_model
 from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
 from logramed.trainer.validation import score_answers
 from logramed.trainer.watching import LoggedMeans, Speedometer, compare_gradients
@@ -144,7 +145,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         """Put the model, which `SFTTrainer` has made ready, into the wrapper that the engines get."""
         objective = self.objectives["train"]
         train_in_float32(self.model, self.args)
-        freeze_unused_weights(unwrap_adapters(self.model))
+        freeze_unused_weights(unwrap_model(self.model))
         network = None
         if objective is not None and objective.uses_graph_network:
             network = build_graph_network(self.args, self.model)
@@ -275,7 +276,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 self.model.save_pretrained(output_dir, state_dict)
                 self.processing_class.save_pretrained(output_dir)
                 torch.save(self.args, Path(output_dir) / TRAINING_ARGS_NAME)
-                if getattr(self, "_staged", False):  # a checkpoint
+                if self._staged:  # a checkpoint
                     self.model.save_alignment(output_dir, state_dict or self.model.state_dict())
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
