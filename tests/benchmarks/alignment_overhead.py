@@ -40,6 +40,7 @@ from tests.vlm_processors import tiny_qwen2_5_vl_processor
 
 
 TOLERANCE = 1.10
+TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}  # of the tokenizer of `tests.vlm_processors`
 VISION_TRANSFORMER = {
     "model_type": "clip_vision_model",
     "image_size": 224,
@@ -180,7 +181,7 @@ def build_qwen2_5_vl(text: dict) -> Qwen2_5_VLForConditionalGeneration:
     rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
     config = Qwen2_5_VLConfig(
         vision_config=vision,
-        text_config={**text, "vocab_size": 49152, "rope_parameters": rope},
+        text_config={**text, "vocab_size": 49152, "rope_parameters": rope, **TOKEN_IDS},
         **{"image_token_id": 4, "video_token_id": 5, "vision_start_token_id": 6, "vision_end_token_id": 7},
     )
     return Qwen2_5_VLForConditionalGeneration(config).train()
