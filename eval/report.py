@@ -15,7 +15,6 @@ TITLES = {
     "accuracy": "accuracy",
     "relative_score": "relative score",
     "rouge_l": "ROUGE-L",
-    "clinical_f1": "clinical F1",
 }
 KIND_OF_FIGURES = {
     "vqa": "Percent (95% bootstrap interval) of so many questions; strict protocol where not said otherwise.",

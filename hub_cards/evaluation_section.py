@@ -17,7 +17,6 @@ LABELS = {
     "accuracy": "accuracy",
     "relative_score": "score relative to the reference",
     "rouge_l": "ROUGE-L",
-    "clinical_f1": "clinical F1",
 }
 
 

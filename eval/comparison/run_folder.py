@@ -15,7 +15,7 @@ MAIN_FIGURES = {
     "vqa": ("open_recall", "closed_accuracy"),
     "multiple_choice": ("accuracy",),
     "chat": ("relative_score",),
-    "report": ("rouge_l", "clinical_f1"),
+    "report": ("rouge_l",),
 }
 AVERAGE = "average"  # of open recall and closed accuracy, as the papers' tables have it
 BINARY_FIGURES = ("closed_accuracy", "open_exact_match", "accuracy")  # 0 or 100 for each question

@@ -14,7 +14,6 @@ NOT_THERE = "-"
 TITLES = {
     "open_f1": "open F1",
     "rouge_l": "ROUGE-L",
-    "clinical_f1": "clinical F1",
     "cider": "CIDEr (0 to 10)",
 }
 ABBREVIATIONS = {"bleu": "BLEU", "rouge": "ROUGE", "f1": "F1"}

@@ -13,7 +13,7 @@ MAIN_FIGURES = {
     "vqa": ("open_recall", "closed_accuracy"),
     "multiple_choice": ("accuracy",),
     "chat": ("relative_score",),
-    "report": ("rouge_l", "clinical_f1"),
+    "report": ("rouge_l",),
 }
 FINDINGS = ("effusion", "fracture", "nodule", "enlarged heart")
 
