@@ -29,6 +29,7 @@ COMBINATIONS = [
     ("clip", "qwen2", {"dense_connector": "sti", "text_sizes": {"tie_word_embeddings": True}}),
     ("siglip", "mistral", {"dense_connector": "dci"}),
     ("dinov2", "qwen2", {"dense_connector": "sci"}),
+    ("clip", "llama", {"image_token_pooling": 3, "vision_sizes": {"patch_size": 2}}),
 ]
 HIDE_LOGRAMED = """
 import sys
