@@ -95,14 +95,15 @@ class LoGraMedConfig(PretrainedConfig):
         self.multimodal_projector_bias = multimodal_projector_bias
         self.lm_head_bias = lm_head_bias
         self.image_token_pooling = image_token_pooling
-        self._refuse_bad_values()
+        self.refuse_bad_values()
         # The head belongs to this model, not to the language model inside it: whether it is tied is asked here.
         kwargs["tie_word_embeddings"] = bool(
             kwargs.get("tie_word_embeddings") or getattr(self.text_config, "tie_word_embeddings", False)
         )
         super().__init__(**kwargs)
 
-    def _refuse_bad_values(self):
+    def refuse_bad_values(self) -> None:
+        """Raise the `ValueError` of a new configuration if a value that was set later does not fit."""
         for name, allowed in (
             ("projector_type", PROJECTOR_TYPES),
             ("dense_connector", DENSE_CONNECTORS),

@@ -114,6 +114,7 @@ class LoGraMedModel(LlavaModel):
     config: LoGraMedConfig
 
     def __init__(self, config: LoGraMedConfig):
+        config.refuse_bad_values()  # `from_pretrained(folder, image_token_pooling=...)` sets values unchecked
         super(LlavaModel, self).__init__(config)  # the same parts as LLaVA's, with our projector
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LoGraMedProjector(config)

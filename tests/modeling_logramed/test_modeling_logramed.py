@@ -327,6 +327,14 @@ def test_an_image_takes_the_pooled_number_of_tokens_in_the_prompt(tmp_path, pool
     assert torch.equal(logits_of(loaded, **inputs), logits_of(model, **inputs))
 
 
+def test_pooling_asked_for_in_loading_is_checked_too(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    loaded = LoGraMedForConditionalGeneration.from_pretrained(tmp_path, image_token_pooling=1)
+    assert loaded(**tiny_inputs(loaded)).image_hidden_states.shape == (1, 32)
+    with pytest.raises(ValueError, match=r"integer from 1 to 2, .*; got 3"):
+        LoGraMedForConditionalGeneration.from_pretrained(tmp_path, image_token_pooling=3)
+
+
 def test_configuration_examples_hold():
     results = doctest.testmod(configuration_logramed)
     assert results.attempted > 0
