@@ -39,18 +39,27 @@ class LoGraMedConfig(PretrainedConfig):
             as tokens; `"sci"` appends them as channels; `"dci"` appends the means of the lower and the upper half of
             the hidden states as channels. For a tower of 24 layers the hidden states are those of the research
             release: 7 and 15 (`sti`, `sci`), 0 to 11 and 12 to 23 (`dci`); elsewhere the same shares of the depth.
+        image_token_pooling (`int`, *optional*):
+            Rows, and columns, of image tokens: the patches of an image, laid out as their square, are average-pooled
+            to that many after the layers of `"sci"` and `"dci"` are joined, and before the projector. A number that
+            does not divide the square's side pools as `torch.nn.functional.adaptive_avg_pool2d` does, over regions
+            that overlap. By default each patch is a token.
         multimodal_projector_bias (`bool`, *optional*, defaults to `True`):
             Whether the projector has biases.
         lm_head_bias (`bool`, *optional*, defaults to `False`):
             Whether the head has biases, as that of Phi has.
 
     Raises:
-        ValueError: If a value is not one of those named, or the select strategy does not fit the tower.
+        ValueError: If a value is not one of those named, the select strategy does not fit the tower, or
+            `image_token_pooling` is above the side of the patches' square or beside tokens that are no patches (those
+            of `"sti"` and of `"full"`).
 
     Example:
         >>> from logramed import LoGraMedConfig
         >>> LoGraMedConfig(dense_connector="sti").num_image_tokens
         320
+        >>> LoGraMedConfig(image_token_pooling=8).num_image_tokens
+        64
     """
 
     model_type = "logramed"
@@ -68,6 +77,7 @@ class LoGraMedConfig(PretrainedConfig):
         dense_connector="none",
         multimodal_projector_bias=True,
         lm_head_bias=False,
+        image_token_pooling=None,
         **kwargs,
     ):
         self.vision_config = _sub_config(vision_config, CLIP_VIT_L_14_224)
@@ -84,14 +94,16 @@ class LoGraMedConfig(PretrainedConfig):
         self.dense_connector = dense_connector
         self.multimodal_projector_bias = multimodal_projector_bias
         self.lm_head_bias = lm_head_bias
-        self._refuse_bad_values()
+        self.image_token_pooling = image_token_pooling
+        self.refuse_bad_values()
         # The head belongs to this model, not to the language model inside it: whether it is tied is asked here.
         kwargs["tie_word_embeddings"] = bool(
             kwargs.get("tie_word_embeddings") or getattr(self.text_config, "tie_word_embeddings", False)
         )
         super().__init__(**kwargs)
 
-    def _refuse_bad_values(self):
+    def refuse_bad_values(self) -> None:
+        """Raise the `ValueError` of a new configuration if a value that was set later does not fit."""
         for name, allowed in (
             ("projector_type", PROJECTOR_TYPES),
             ("dense_connector", DENSE_CONNECTORS),
@@ -115,6 +127,31 @@ class LoGraMedConfig(PretrainedConfig):
                 f"`vision_feature_select_strategy='default'` leaves out the class token, but the tower "
                 f"{self.vision_config.model_type!r} has none: use 'full'."
             )
+        if self.image_token_pooling is not None:
+            self._refuse_bad_pooling()
+
+    def _refuse_bad_pooling(self):
+        pooling, side = self.image_token_pooling, self.patch_grid_size
+        if isinstance(pooling, bool) or not isinstance(pooling, int) or not 1 <= pooling <= side:
+            raise ValueError(
+                f"`image_token_pooling` must be None or an integer from 1 to {side}, the number of patches on a side "
+                f"of an image; got {pooling!r}."
+            )
+        if self.dense_connector == "sti":
+            raise ValueError(
+                "`image_token_pooling` does not go with `dense_connector='sti'`, which adds tokens that are no "
+                "patches: use 'none', 'sci' or 'dci'."
+            )
+        if self.vision_feature_select_strategy == "full" and self.num_prefix_tokens:
+            raise ValueError(
+                "`image_token_pooling` does not go with `vision_feature_select_strategy='full'`, which keeps tokens "
+                "that are no patches: use 'default'."
+            )
+
+    @property
+    def patch_grid_size(self) -> int:
+        """Rows, and columns, of the vision tower's patches of an image."""
+        return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
     def projector_hidden_act(self) -> str:
@@ -141,12 +178,12 @@ class LoGraMedConfig(PretrainedConfig):
     @property
     def projector_selects_features(self) -> bool:
         """Whether the projector, not LLaVA's own code, joins layers and leaves out the tokens before the patches."""
-        return bool(self.connected_layers) or self.num_prefix_tokens > 1
+        return bool(self.connected_layers or self.image_token_pooling) or self.num_prefix_tokens > 1
 
     @property
     def num_image_tokens(self) -> int:
         """Image tokens that one image takes in the text."""
-        num_tokens = (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        num_tokens = (self.image_token_pooling or self.patch_grid_size) ** 2
         if self.vision_feature_select_strategy == "full":
             num_tokens += self.num_prefix_tokens
         if self.dense_connector == "sti":

@@ -32,7 +32,7 @@ CHECKPOINT_KEY_MAPPING = {
 class LoGraMedProjector(LlavaMultiModalProjector):
     """
     Maps vision features to the language model's size, joining the hidden states of several layers first where the
-    configuration has a dense connector.
+    configuration has a dense connector, and pooling patches where it has `image_token_pooling`.
     """
 
     def __init__(self, config: LoGraMedConfig):
@@ -59,7 +59,10 @@ class LoGraMedProjector(LlavaMultiModalProjector):
         if self.config.projector_selects_features and self.config.vision_feature_select_strategy == "default":
             image_features = image_features[:, self.config.num_prefix_tokens :]
         selected, *others = image_features.split(self.config.vision_config.hidden_size, dim=-1)
-        return super().forward(connect_layers(selected, others, self.config.dense_connector))
+        connected = connect_layers(selected, others, self.config.dense_connector)
+        if self.config.image_token_pooling:
+            connected = pool_patches(connected, self.config.patch_grid_size, self.config.image_token_pooling)
+        return super().forward(connected)
 
 
 def connect_layers(selected: torch.Tensor, others: list[torch.Tensor], dense_connector: str) -> torch.Tensor:
@@ -88,6 +91,22 @@ def _pool_tokens(hidden_state: torch.Tensor) -> torch.Tensor:
     return F.avg_pool1d(hidden_state.transpose(1, 2), STI_POOLING, ceil_mode=True).transpose(1, 2)
 
 
+def pool_patches(features: torch.Tensor, grid_size: int, pooled_size: int) -> torch.Tensor:
+    """
+    Average the patches of each image, rows from the top, over the regions of a coarser grid.
+
+    Args:
+        features (`torch.Tensor` of shape `(num_images, grid_size**2, hidden_size)`): Of the patches.
+        grid_size, pooled_size (`int`): Rows, and columns, before and after. Regions overlap if one does not divide
+            the other.
+
+    Returns:
+        `torch.Tensor` of shape `(num_images, pooled_size**2, hidden_size)`.
+    """
+    grid = features.transpose(1, 2).unflatten(2, (grid_size, grid_size))
+    return F.adaptive_avg_pool2d(grid, pooled_size).flatten(2).transpose(1, 2)
+
+
 class LoGraMedModel(LlavaModel):
     """LLaVA's model without the head, with the vision features that the configuration asks for."""
 
@@ -95,6 +114,7 @@ class LoGraMedModel(LlavaModel):
     config: LoGraMedConfig
 
     def __init__(self, config: LoGraMedConfig):
+        config.refuse_bad_values()  # `from_pretrained(folder, image_token_pooling=...)` sets values unchecked
         super(LlavaModel, self).__init__(config)  # the same parts as LLaVA's, with our projector
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LoGraMedProjector(config)

@@ -31,7 +31,10 @@ class ModelArguments(ModelConfig):
     )
     logramed_config: dict | str | None = field(
         default=None,
-        metadata={"help": "Further values of a new `LoGraMedConfig`, such as `dense_connector` (JSON)."},
+        metadata={
+            "help": "Further values of a new `LoGraMedConfig`, such as `dense_connector` or `image_token_pooling` "
+            "(JSON)."
+        },
     )
     vocab_size: int = field(
         default=2000, metadata={"help": "Largest vocabulary of a new tokenizer, trained on the training text."}

@@ -237,6 +237,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--language", required=True, help="Hub id or folder of the causal language model")
     parser.add_argument("--output", required=True, type=Path, help="folder to write the model to")
     parser.add_argument("--dense_connector", default="none", choices=["none", "sti", "sci", "dci"])
+    parser.add_argument(
+        "--image_token_pooling", type=int, metavar="K", help="pool each image to K x K tokens (default: one a patch)"
+    )
     parser.add_argument("--projector_type", default="mlp2x_gelu", choices=["mlp2x_gelu", "linear"])
     parser.add_argument("--vision_feature_layer", type=int, default=-2, help="hidden state that is projected")
     parser.add_argument("--dtype", default="auto", help="of the weights: auto (the language model's), float32, ...")
@@ -250,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         dtype=arguments.dtype,
         seed=arguments.seed,
         dense_connector=arguments.dense_connector,
+        image_token_pooling=arguments.image_token_pooling,
         projector_type=arguments.projector_type,
         vision_feature_layer=arguments.vision_feature_layer,
     )

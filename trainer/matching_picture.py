@@ -44,7 +44,7 @@ class MatchedNodes:
         spans (`list[list[str]]`): The sentences of each node's extended answer; empty without one.
         matching (`torch.Tensor` of shape `(num_nodes,)`, int64): The node whose text each node's image went to.
         is_right (`torch.Tensor` of shape `(num_nodes,)`, bool): Whether that is its own, or one equal to it.
-        patches_per_side (`int`): Rows, and columns, of an image's patches.
+        patches_per_side (`int`): Rows, and columns, of an image's patches, or of the tokens that they are pooled to.
         region_weights (`torch.Tensor` of shape `(num_nodes, num_regions)`, *optional*): Attention on image regions.
         span_weights (`torch.Tensor` of shape `(num_nodes, num_spans)`, *optional*): Attention on `spans`.
     """
@@ -93,11 +93,12 @@ def match_nodes(
     keys = batch["nodes"]["answer_keys" if target == "answer" else "groups"].cpu()
     attention = {name: weights.cpu() for name, weights in outputs.attention.items()}
     vision = model.config.vision_config
+    pooled_size = getattr(model.config, "image_token_pooling", None)
     return MatchedNodes(
         *_describe_nodes(rows, collator),
         matching=matching,
         is_right=keys[matching] == keys,
-        patches_per_side=vision.image_size // vision.patch_size,
+        patches_per_side=pooled_size or vision.image_size // vision.patch_size,
         region_weights=attention.get("regions"),
         span_weights=attention.get("spans"),
     )

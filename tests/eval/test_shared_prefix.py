@@ -99,6 +99,16 @@ def test_a_prompt_that_ends_with_its_image_gives_the_same_answers_as_generate(
     assert shared == ask(model, processor, questions, batch_size=1)
 
 
+def test_pooled_images_give_the_same_answers_as_generate(questions, monkeypatch):
+    model = tiny_logramed(text_sizes={"vocab_size": 84}, vision_sizes={"patch_size": 2}, image_token_pooling=3)
+    processor = tiny_processor(num_image_tokens=9)
+    assert can_share_prefixes(model)
+    shared = ask(model, processor, questions)
+    monkeypatch.setattr("logramed.eval.answering.can_share_prefixes", lambda model: False)
+    assert shared == ask(model, processor, questions, batch_size=1)
+    assert len(set(shared.values())) > 5
+
+
 def test_a_question_that_holds_a_placeholder_is_refused_wherever_it_stands(model, processor, questions):
     rows = [questions[0], questions[0] | {"question_id": "x", "question": "where is <image>"}]
     for given in (rows, rows[::-1]):

@@ -217,6 +217,16 @@ def test_relevance_is_gradient_times_input_of_each_image_token(space, assistant,
     assert all(weight.grad is None for weight in assistant.model.parameters())
 
 
+def test_relevance_of_pooled_images_lies_on_the_grid_of_their_tokens(space, picture, tmp_path):
+    model = tiny_model(text_sizes={"vocab_size": 84}, vision_sizes={"patch_size": 2}, image_token_pooling=3)
+    model.save_pretrained(tmp_path / "pooled")
+    tiny_processor(num_image_tokens=9).save_pretrained(tmp_path / "pooled")
+    turns = turns_of(space, QUESTION, images=[picture, picture])
+    turns[0].answer = "lung left"
+    found = space["relevance"].image_relevance(space["conversation"].Assistant(str(tmp_path / "pooled")), turns)
+    assert [values.shape for values in found] == [(3, 3), (3, 3)]
+
+
 def test_overlay_lies_on_the_image_where_the_padded_square_has_it(space):
     image = Image.new("L", (40, 20), 50)
     relevance = np.zeros((4, 4))

@@ -29,6 +29,7 @@ COMBINATIONS = [
     ("clip", "qwen2", {"dense_connector": "sti", "text_sizes": {"tie_word_embeddings": True}}),
     ("siglip", "mistral", {"dense_connector": "dci"}),
     ("dinov2", "qwen2", {"dense_connector": "sci"}),
+    ("clip", "llama", {"image_token_pooling": 3, "vision_sizes": {"patch_size": 2}}),
 ]
 HIDE_LOGRAMED = """
 import sys
@@ -130,8 +131,10 @@ def test_folder_saved_again_by_remote_code_is_complete(tmp_path, python):
 
 
 @pytest.mark.parametrize("python", LINES)
-def test_pipeline_answers_from_a_saved_folder(tmp_path, python):
-    model, processor = tiny_model(text_sizes={"vocab_size": 84}), tiny_processor()
+@pytest.mark.parametrize("values", [{}, {"image_token_pooling": 3, "vision_sizes": {"patch_size": 2}}])
+def test_pipeline_answers_from_a_saved_folder(tmp_path, python, values):
+    model = tiny_model(text_sizes={"vocab_size": 84}, **values)
+    processor = tiny_processor(model.config.num_image_tokens)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     answer = json.loads(run(python, PIPELINE, tmp_path / "model", home=tmp_path))

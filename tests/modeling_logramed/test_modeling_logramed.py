@@ -2,9 +2,13 @@ import doctest
 
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from logramed import LoGraMedForConditionalGeneration, configuration_logramed
+from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor, configuration_logramed
+from logramed.modeling_logramed import pool_patches
+from logramed.trainer.build_model import build_processor
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import LANGUAGE_MODELS, TOWERS, tiny_config, tiny_inputs, tiny_model
 
 
@@ -109,6 +113,15 @@ def test_linear_projector_is_one_linear_map():
         ),
         ({"vision_feature_layer": [-2, -1]}, r"must be one integer; got \[-2, -1\]"),
         ({"vision_feature_layer": 4}, r"`vision_feature_layer=4` is not among the hidden states 0 to 3"),
+        ({"image_token_pooling": 3}, r"`image_token_pooling` must be .* integer from 1 to 2, .*; got 3"),
+        ({"image_token_pooling": 0}, r"`image_token_pooling` must be .* integer from 1 to 2, .*; got 0"),
+        ({"image_token_pooling": 2.0}, r"`image_token_pooling` must be .* integer from 1 to 2, .*; got 2\.0"),
+        ({"image_token_pooling": True}, r"`image_token_pooling` must be .* integer from 1 to 2, .*; got True"),
+        ({"image_token_pooling": 1, "dense_connector": "sti"}, r"does not go with `dense_connector='sti'`"),
+        (
+            {"image_token_pooling": 1, "vision_feature_select_strategy": "full"},
+            r"does not go with `vision_feature_select_strategy='full'`, which keeps",
+        ),
     ],
 )
 def test_config_refuses_what_does_not_fit(values, words):
@@ -182,8 +195,9 @@ def test_padding_changes_no_logits_of_the_text(side):
     torch.testing.assert_close(logits, logits_of(model, **inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_left_padded_batch_generates_what_each_row_does_alone():
-    model = tiny_model()
+@pytest.mark.parametrize("values", [{}, {"vision_sizes": {"patch_size": 2}, "image_token_pooling": 3}])
+def test_left_padded_batch_generates_what_each_row_does_alone(values):
+    model = tiny_model(**values)
     rows = [tiny_inputs(model, num_images=count, seed=count) for count in (1, 2)]
     greedy = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     alone = [model.generate(**row, **greedy)[0, -5:] for row in rows]
@@ -253,6 +267,72 @@ def test_weights_load_in_four_bits(tmp_path):
     expected, found = logits_of(model, **inputs), logits_of(quantized, **inputs).float()
     assert torch.nn.functional.cosine_similarity(expected.flatten(), found.flatten(), dim=0) > 0.9
     assert quantized.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == 12
+
+
+POOLED = [("clip", "none"), ("siglip", "dci"), ("dinov2", "sci"), ("dinov2", "dci")]
+FOUR_PATCHES = {"patch_size": 2, "num_hidden_layers": 6}  # on a side
+
+
+@pytest.mark.parametrize(("tower", "connector"), POOLED)
+def test_pooled_tokens_are_means_of_two_by_two_patches(tower, connector):
+    model = tiny_model(tower, vision_sizes=FOUR_PATCHES, dense_connector=connector, image_token_pooling=2)
+    inputs = tiny_inputs(model, num_images=2)
+    with torch.no_grad():
+        states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+        states = [state[:, 0 if tower == "siglip" else 1 :] for state in states]
+        joined = {
+            "none": states[-2],
+            "sci": torch.cat([states[-2], states[1], states[3]], dim=2),
+            "dci": torch.cat([states[-2], sum(states[:3]) / 3, sum(states[3:6]) / 3], dim=2),
+        }[connector]
+        # Patches are numbered row by row: 0 1 2 3, then 4 5 6 7, and so on.
+        quarters = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+        pooled = torch.stack([joined[:, patches].mean(dim=1) for patches in quarters], dim=1)
+        projector = model.model.multi_modal_projector
+        expected = projector.linear_2(torch.nn.functional.gelu(projector.linear_1(pooled)))
+        outputs = model(**inputs)
+    assert model.config.num_image_tokens == 4
+    torch.testing.assert_close(outputs.image_hidden_states, expected.flatten(0, 1))
+
+
+def test_pooling_to_a_size_that_does_not_divide_the_grid_averages_regions_that_overlap():
+    features = torch.arange(16.0).reshape(1, 16, 1)  # row r, column c holds 4 r + c
+    # Of 4 rows, regions 0 to 2 hold rows (0, 1), (1, 2), (2, 3), with the means 0.5, 1.5 and 2.5; columns likewise.
+    expected = [4 * row + column for row in (0.5, 1.5, 2.5) for column in (0.5, 1.5, 2.5)]
+    assert pool_patches(features, 4, 3).flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(("tower", "connector"), POOLED)
+def test_pooling_to_the_size_of_the_grid_changes_no_logits(tower, connector):
+    plain, pooled = (
+        tiny_model(tower, vision_sizes=FOUR_PATCHES, dense_connector=connector, image_token_pooling=pooling)
+        for pooling in (None, 4)
+    )
+    inputs = tiny_inputs(plain, num_images=2)
+    assert torch.equal(logits_of(pooled, **inputs), logits_of(plain, **inputs))
+
+
+@pytest.mark.parametrize("pooling", [1, 2, 3, 4])
+def test_an_image_takes_the_pooled_number_of_tokens_in_the_prompt(tmp_path, pooling):
+    model = tiny_model(vision_sizes=FOUR_PATCHES, text_sizes={"vocab_size": 84}, image_token_pooling=pooling)
+    build_processor(model.config, tiny_tokenizer(), {}).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    processor = LoGraMedProcessor.from_pretrained(tmp_path)
+    loaded = LoGraMedForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.image_token_pooling == pooling
+    inputs = processor(
+        text=["what is <image> and <image>"], images=[Image.new("RGB", (20, 9))] * 2, return_tensors="pt"
+    )
+    assert (inputs["input_ids"] == loaded.config.image_token_id).sum() == 2 * pooling**2
+    assert torch.equal(logits_of(loaded, **inputs), logits_of(model, **inputs))
+
+
+def test_pooling_asked_for_in_loading_is_checked_too(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    loaded = LoGraMedForConditionalGeneration.from_pretrained(tmp_path, image_token_pooling=1)
+    assert loaded(**tiny_inputs(loaded)).image_hidden_states.shape == (1, 32)
+    with pytest.raises(ValueError, match=r"integer from 1 to 2, .*; got 3"):
+        LoGraMedForConditionalGeneration.from_pretrained(tmp_path, image_token_pooling=3)
 
 
 def test_configuration_examples_hold():

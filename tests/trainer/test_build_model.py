@@ -90,6 +90,15 @@ def test_command_writes_a_folder_that_answers(parts, tmp_path, capsys, connector
     assert width == (48 if connector == "dci" else 16)
 
 
+def test_command_pools_image_tokens_in_model_and_processor(parts, tmp_path, capsys):
+    output = tmp_path / "joined"
+    arguments = ["--vision", parts[0], "--language", parts[1], "--output", str(output), "--image_token_pooling", "1"]
+    assert main(arguments) == 0
+    assert "1 tokens an image" in capsys.readouterr().out
+    assert AutoModelForVision2Seq.from_pretrained(output).config.image_token_pooling == 1
+    assert LoGraMedProcessor.from_pretrained(output).num_image_tokens == 1
+
+
 CHATML = """{% for message in messages %}\
 {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""

@@ -32,9 +32,14 @@ def train(folder, rows, model, **values):
     return trainer
 
 
-@pytest.mark.parametrize("connector", ["none", "dci"])
-def test_losses_and_weights_are_those_without_the_cache_and_the_tower_runs_once_an_image(tmp_path, rows, connector):
-    options = {"dense_connector": connector, "vision_sizes": {"num_hidden_layers": 5}}
+@pytest.mark.parametrize(
+    ("connector", "pooling", "patch_size"), [("none", None, 4), ("dci", None, 4), ("none", 2, 2), ("dci", 2, 2)]
+)
+def test_losses_and_weights_are_those_without_the_cache_and_the_tower_runs_once_an_image(
+    tmp_path, rows, connector, pooling, patch_size
+):
+    vision_sizes = {"num_hidden_layers": 5, "patch_size": patch_size}
+    options = {"dense_connector": connector, "image_token_pooling": pooling, "vision_sizes": vision_sizes}
     plain = train(tmp_path / "plain", rows, frozen_model(**options))
     model = frozen_model(**options)
     images = []

@@ -74,6 +74,13 @@ def test_several_images_of_a_sample_are_drawn_side_by_side(rows, tmp_path, conne
     assert (tmp_path / "turns.png").stat().st_size > 0
 
 
+def test_pooled_images_are_drawn_on_the_grid_of_their_tokens(rows, tmp_path):
+    nodes = match_nodes(*model_and_collator(vision_sizes={"patch_size": 2}, image_token_pooling=3), list(rows)[:2])
+    assert nodes.patches_per_side == 3
+    assert nodes.region_weights.shape[1] == 9
+    assert draw_matching(nodes, tmp_path / "pooled.png").stat().st_size > 0
+
+
 def hand_made(matching, **values):
     """Two nodes with white images of 4 x 4 pixels and 2 x 2 patches."""
     images = [[Image.new("L", (4, 4), 255)] for _ in matching]
