@@ -206,7 +206,7 @@ def load_rows(
     check_images: bool = True,
 ) -> tuple[Dataset, Dataset | None]:
     """Training and validation rows; `fingerprints`, where given, gets that of each source."""
-    require_extended = training.alignment_weight > 0 and training.use_extended_answers
+    require_extended = training.alignment_weight > 0 and training.uses_extended_answers
     rows = load_and_list_skipped(
         data.train_data,
         "",
@@ -261,7 +261,7 @@ def open_rows(
             "`matching_picture_steps` draws the same samples each time, which a stream (`streaming`) has not at hand: "
             "give `validation_data`."
         )
-    require_extended = training.alignment_weight > 0 and training.use_extended_answers
+    require_extended = training.alignment_weight > 0 and training.uses_extended_answers
     num_skipped = 0
     if checkpoint is not None:
         batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
