@@ -224,8 +224,9 @@ def evaluate_judgements(
 
     Returns:
         `dict`: `relative_score` in percent, `model_score` and `reference_score` in points, `num_items` (questions
-        judged), `num_asked` (questions given), `num_clusters` (with `clusters`: of those judged), `counts` and `intervals` (95%) by figure, and `groups`: the same for
-        every value of `question_type` and `domain` that has a judged question. Under "strict" also `position_bias` and
+        judged), `num_asked` (questions given), `num_clusters` (of those judged, with `clusters`), `counts` and
+        `intervals` (95%) by figure, and `groups`: the same for every value
+        of `question_type` and `domain` that has a judged question. Under "strict" also `position_bias` and
         `not_judged`.
 
     Raises:

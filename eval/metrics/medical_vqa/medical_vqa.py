@@ -30,8 +30,8 @@ Args:
     clusters (list of str, optional): the image of each question, say; the bootstrap then draws whole clusters.
 Returns:
     open_recall, open_precision, open_f1, open_exact_match, open_accuracy (with candidates), open_bleu_1 to
-    open_bleu_4, closed_accuracy, average, num_open, num_closed, num_clusters (with clusters), counts, intervals, items (on
-    request). A kind without questions has no figures, and `average` needs both kinds.
+    open_bleu_4, closed_accuracy, average, num_open, num_closed, num_clusters (with clusters), counts, intervals,
+    items (on request). A kind without questions has no figures, and `average` needs both kinds.
 Example:
     >>> metric = evaluate.load("eval/metrics/medical_vqa")
     >>> result = metric.compute(predictions=["Yes"], references=["yes"], answer_types=["CLOSED"])

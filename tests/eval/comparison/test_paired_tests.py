@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ks_1samp, uniform
 
-from logramed.eval.comparison import paired_tests
 from logramed.eval.comparison.paired_tests import (
     holm_correction,
     mcnemar_test,
     paired_bootstrap,
+    sign_flip_p_value,
 )
+from logramed.eval.metrics.medical_vqa import vqa_scoring
 
 
 def recall_differences(num_items, shift, seed=0):
@@ -110,7 +111,7 @@ def test_same_seed_gives_the_same_and_pieces_change_nothing_but_chance(monkeypat
     differences = [np.random.default_rng(0).normal(size=500)]
     whole = paired_bootstrap(differences)
     assert paired_bootstrap(differences) == whole
-    monkeypatch.setattr(paired_tests, "LARGEST_DRAW", 500 * 7)
+    monkeypatch.setattr(vqa_scoring, "LARGEST_DRAW", 500 * 7)
     in_pieces = paired_bootstrap(differences)
     assert in_pieces.low == pytest.approx(whole.low, abs=0.01)
     assert in_pieces.high == pytest.approx(whole.high, abs=0.01)
