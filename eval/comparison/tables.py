@@ -24,8 +24,8 @@ PROTOCOLS = {
     "and no question is dropped."
 }
 INTERVALS = {
-    "image": " Questions about one image are not independent: a drawn image brings all its questions, and a figure is the "
-    "sum of their scores divided by their number.",
+    "image": " Questions about one image are not independent: a drawn image brings all its questions, and a figure is "
+    "the sum of their scores divided by their number.",
     "question": " Questions about one image are drawn as if they were independent.",
 }
 FEW_DRAWN = 50  # images or questions, below which a bootstrap is too sure of itself

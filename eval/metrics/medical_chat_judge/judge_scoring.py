@@ -348,5 +348,7 @@ def bootstrap_intervals(
     places = np.arange(len(scores)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     sums = np.zeros((places.max() + 1, scores.shape[1] + 1))
     np.add.at(sums, places, np.column_stack([scores, np.ones(len(scores))]))
-    draws = np.random.default_rng(seed).multinomial(len(sums), [1 / len(sums)] * len(sums), size=num_resamples) @ sums
-    return np.percentile(draws[:, :-1] / draws[:, -1:], [2.5, 97.5], axis=0)
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)  # sorted: the order of the questions changes nothing
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=num_resamples) @ kinds
+    return np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
