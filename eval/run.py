@@ -287,9 +287,8 @@ def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
 def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict]:
     """Lines of `scores.jsonl`."""
     for row, scores in zip(rows, items, strict=True):
-        kind = {"answer_type": row["answer_type"]} if "answer_type" in row else {}
-        told = {name: row[name] for name in ("question_id", "image_id", "groups")}
-        yield {**told, **kind, "scores": scores}
+        told = ("question_id", "image_id", "groups", "answer_type")
+        yield {name: row[name] for name in told if name in row} | {"scores": scores}
 
 
 def describe_run(

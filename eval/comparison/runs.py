@@ -156,15 +156,17 @@ def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     figures.sort(key=lambda figure: figure == AVERAGE)
     all_pairs = list(combinations(range(len(runs)), 2))
     pairs = [(first, second) for first, second in all_pairs if _differ_in_one_thing(runs[first], runs[second])]
+    between = [(first, second, runs[first].scores, runs[second].scores) for first, second in pairs]
+    sighted = [(n, n, run.scores, run.blank_scores) for n, run in enumerate(runs) if run.blank_scores is not None]
     image_ids = next((run.image_ids for run in runs if run.image_ids), {})  # the questions are the same
     return Comparison(
         runs=list(runs),
         names=name_runs(runs),
         systems=list(dict.fromkeys(run.system for run in runs)),
         figures=figures,
-        bootstrap_tests=_correct(_bootstrap_tests(runs, pairs, figures, image_ids)),
+        bootstrap_tests=_correct(_bootstrap_tests(between, figures, image_ids)),
         mcnemar_tests=_correct(_mcnemar_tests(runs, pairs, image_ids)),
-        sight_tests=_correct(_sight_tests(runs, figures, image_ids)),
+        sight_tests=_correct(_bootstrap_tests(sighted, figures, image_ids)),
         num_pairs_left_out=len(all_pairs) - len(pairs),
         unit="image" if image_ids else interval_unit(runs[0].metrics),
     )
@@ -175,21 +177,15 @@ def _differ_in_one_thing(first: RunFolder, second: RunFolder) -> bool:
     return first.system == second.system or len(shares) == 1 or None in shares
 
 
-def _bootstrap_tests(runs, pairs, figures, image_ids) -> Iterator[tuple]:
+def _bootstrap_tests(pairs, figures, image_ids) -> Iterator[tuple]:
+    """The tests of `pairs` of places and scores, over the questions that both have of each part of a figure."""
     for figure in figures:
-        for first, second in pairs:
-            test = _paired_bootstrap(runs[first].scores, runs[second].scores, figure, image_ids)
-            if test is not None:
-                yield figure, first, second, test
-
-
-def _sight_tests(runs, figures, image_ids) -> Iterator[tuple]:
-    for figure in figures:
-        for place, run in enumerate(runs):
-            if run.blank_scores is not None:
-                test = _paired_bootstrap(run.scores, run.blank_scores, figure, image_ids)
-                if test is not None:
-                    yield figure, place, place, test
+        for first, second, *scores in pairs:
+            parts = [_paired_scores(*scores, part) for part in parts_of(figure)]
+            if all(parts):
+                differences = [np.array([one - other for one, other in part.values()]) for part in parts]
+                clusters = [_clusters(part, image_ids) for part in parts] if image_ids else None
+                yield figure, first, second, paired_bootstrap(differences, clusters=clusters)
 
 
 def _mcnemar_tests(runs, pairs, image_ids) -> Iterator[tuple]:
@@ -205,17 +201,6 @@ def _correct(tests: Iterator[tuple]) -> list[PairTest]:
     tests = list(tests)
     corrected = holm_correction([test.p_value for *_, test in tests])
     return [PairTest(*test, p_value) for test, p_value in zip(tests, corrected, strict=True)]
-
-
-def _paired_bootstrap(first: dict, second: dict, figure: str, image_ids: dict[str, str]) -> BootstrapTest | None:
-    """The test over the questions that both have; `None` if there are none of a part of the figure."""
-    parts = [_paired_scores(first, second, part) for part in parts_of(figure)]
-    if not all(parts):
-        return None
-    differences = [np.array([one - other for one, other in part.values()]) for part in parts]
-    return paired_bootstrap(
-        differences, clusters=[_clusters(part, image_ids) for part in parts] if image_ids else None
-    )
 
 
 def _paired_scores(first: dict, second: dict, figure: str) -> dict[str, tuple[float, float]]:
