@@ -262,7 +262,9 @@ def test_intervals_are_by_image_with_and_without_sight(finished, tiny_vqa_rad):
     for figures in (metrics["overall"], metrics["release_protocol"], metrics["blank_images"]["overall"]):
         assert figures["num_clusters"] == len(set(images))
     assert read_run_folder(finished).image_ids.keys() == {line["question_id"] for line in lines}
-    assert "by question" not in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert f"95% interval, bootstrap over {len(set(images))} images" in page
+    assert "are by question, as if" not in page
 
 
 def test_leakage_is_part_of_a_run_with_or_without_training_files(
