@@ -402,19 +402,6 @@ def _draw(kinds: np.ndarray, counts: np.ndarray, num_resamples: int, generator: 
     return np.concatenate(totals)
 
 
-def bootstrap_intervals(
-    scores: np.ndarray, num_resamples: int, seed: int, clusters: Sequence[str] | None = None
-) -> np.ndarray:
-    """
-    95% percentile bootstrap intervals of the column means of `scores`: shape `(2, num_figures)`, lower and upper ends.
-
-    Example:
-        >>> bootstrap_intervals(np.array([[1.0], [1.0]]), num_resamples=100, seed=0).tolist()
-        [[1.0], [1.0]]
-    """
-    return np.percentile(bootstrap_means(scores, num_resamples, seed, clusters), [2.5, 97.5], axis=0)
-
-
 def evaluate_answers(
     predictions: Sequence[str | int],
     references: Sequence[str | int],
@@ -529,7 +516,7 @@ def aggregate(
     if num_resamples == 0:
         return figures, {}
     scores = np.array([[item[name] for name in names] for item in items])
-    low, high = 100 * bootstrap_intervals(scores, num_resamples, seed, clusters)
+    low, high = 100 * np.percentile(bootstrap_means(scores, num_resamples, seed, clusters), [2.5, 97.5], axis=0)
     return figures, {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
 
 
