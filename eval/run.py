@@ -9,7 +9,7 @@ Ask a model the questions of a benchmark, with and without sight, and score its 
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -97,7 +97,11 @@ def answer_and_score(run: "Run") -> dict | None:
     write_json(
         run.output / "local_paths.json", {"images": {row["question_id"]: row["image"] for row in run.questions}}
     )
-    answered = {blank: run.collect_answers(blank) for blank in (False, True) if run.has_answers(blank)}
+    answered = {
+        blank: [row | {"image_id": run.image_ids[row["question_id"]]} for row in run.collect_answers(blank)]
+        for blank in (False, True)
+        if run.has_answers(blank)
+    }
     if run.task == "chat" and run.arguments.judge_model is None:
         return None
     if True not in answered:  # of a run that had them
@@ -107,6 +111,7 @@ def answer_and_score(run: "Run") -> dict | None:
         "run": run.settings | {name: value for name, value in run.further_settings().items() if value is not None},
         "task": run.task,
         "protocol": "strict",
+        "interval_unit": "report" if run.task == "report" else "image",
         **figures[False],
         "blank_images": figures.get(True, {"missing": run.why_no_blank()}),
         "leakage": run.find_leakage(answered[False]),
@@ -136,7 +141,10 @@ class Run:
             raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.")
         self.questions = self.all_questions[: arguments.limit]
         _ = self.foreign_answers  # refused before anything is written
-        self.settings = describe_run(arguments, self.task, self.split, self.questions)
+        hashes = {image: hash_file(image) for image in {question["image"] for question in self.questions}}
+        # Not the file name: all images of SLAKE are called "source.jpg".
+        self.image_ids = {row["question_id"]: hashes[row["image"]].hex()[:16] for row in self.questions}
+        self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
 
@@ -214,7 +222,7 @@ class Run:
         arguments = self.arguments
         settings = JudgeSettings(arguments.judge_url, arguments.judge_model, concurrency=arguments.judge_concurrency)
         predictions = {row["question_id"]: row["prediction"] for row in rows}
-        return judge_answers(self.questions, predictions, settings, self.path("judgements", blank))
+        return judge_answers(rows, predictions, settings, self.path("judgements", blank))
 
     @cached_property
     def training(self) -> list[dict] | str:
@@ -279,11 +287,13 @@ def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
 def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict]:
     """Lines of `scores.jsonl`."""
     for row, scores in zip(rows, items, strict=True):
-        kind = {"answer_type": row["answer_type"]} if "answer_type" in row else {}
-        yield {"question_id": row["question_id"], "groups": row["groups"], **kind, "scores": scores}
+        told = ("question_id", "image_id", "groups", "answer_type")
+        yield {name: row[name] for name in told if name in row} | {"scores": scores}
 
 
-def describe_run(arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict]) -> dict:
+def describe_run(
+    arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict], hashes: Mapping[str, bytes]
+) -> dict:
     """Everything that answers depend on, and what made them."""
     settings = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_AN_ANSWER}
     settings["split"] = split
@@ -294,7 +304,7 @@ def describe_run(arguments: EvaluationArguments, task: str, split: str, question
         settings["predictions"] = Path(arguments.predictions).name
         settings["predictions_fingerprint"] = hash_file(arguments.predictions).hex()
     return settings | {
-        "data_fingerprint": fingerprint_questions(questions),
+        "data_fingerprint": fingerprint_questions(questions, hashes),
         "num_questions": len(questions),
         "versions": {"logramed": logramed.__version__} | {name: version(name) for name in ("transformers", "torch")},
     }
@@ -330,15 +340,15 @@ def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]
         )
 
 
-def fingerprint_questions(questions: Sequence[dict]) -> str:
-    """A hash of the questions and answers and of the bytes of their images, wherever these lie."""
+def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]) -> str:
+    """A hash of the questions and answers and of the `hashes` of their images' bytes, wherever these lie."""
     digest = hashlib.sha256()
     for question in questions:
         told = {key: value for key, value in question.items() if key != "image"}
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
-    for image in sorted({question["image"] for question in questions}, key=lambda image: (Path(image).name, image)):
+    for image in sorted(hashes, key=lambda image: (Path(image).name, image)):
         digest.update(Path(image).name.encode())
-        digest.update(hash_file(image))
+        digest.update(hashes[image])
     return digest.hexdigest()
 
 
