@@ -100,8 +100,8 @@ class DataArguments(ScriptArguments):
     validation_data: str | None = field(
         default=None,
         metadata={
-            "help": "Data of the same form to evaluate on during training. The folder or Hub id of `train_data` again: "
-            "its split `dataset_test_split`."
+            "help": "Data of the same form to evaluate on during training; the folder or Hub id of `train_data` "
+            "again stands for its split `dataset_test_split`."
         },
     )
     validation_share: float = field(

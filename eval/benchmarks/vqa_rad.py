@@ -23,6 +23,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     read_answer_type,
     read_records,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -48,7 +49,9 @@ YES_NO_TEST_ROWS = 251
 QUESTION_TYPE_SPELLINGS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions of one split.
 
@@ -60,6 +63,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
             or `test.json`; or the Hub id "flaviagiammarino/vqa-rad", or a folder with its files.
         split (`str`): "test" or "train".
         subset (`None`): There are none.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (str, absolute
@@ -79,10 +83,10 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     path = find_file(folder, names)
     tables = parquet_files(folder, split)
     if path is not None and path.name in official:
-        questions = _read_official(path, split)
+        questions = _read_official(path, split, skipped)
         check_ids(questions, path, "qid")
     elif path is not None:
-        questions = read_converted_rows(path, IMAGE_FOLDERS)
+        questions = read_converted_rows(path, IMAGE_FOLDERS, skipped=skipped)
         check_ids(questions, path, "id")
     elif tables:
         questions = read_table_rows(tables)
@@ -130,14 +134,14 @@ def normalize_question_type(question_type: str) -> str:
     return QUESTION_TYPE_SPELLINGS.get(first, first)
 
 
-def _read_official(path: Path, split: str) -> list[dict]:
+def _read_official(path: Path, split: str, skipped: list[str] | None) -> list[dict]:
     records = read_records(path)
     if path.name == RELEASE_FILE:
         kinds = RELEASE_PHRASE_TYPES[split]
         records = [(where, record) for where, record in records if read_text(record, "phrase_type", where) in kinds]
     names = collect_image_names((record for _, record in records), "image_name")
     images = image_folder(path.parent, IMAGE_FOLDERS, names)
-    return [_question_row(record, images, where) for where, record in records]
+    return read_rows(records, lambda record, where: _question_row(record, images, where), skipped, "qid")
 
 
 def _question_row(record: dict, images: Path, where: str) -> dict:
