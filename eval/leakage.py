@@ -11,8 +11,17 @@ from logramed.eval.files import hash_file
 from logramed.eval.foreign.keys import OPTION_HINTS
 
 
+def training_split(benchmark: ModuleType, split: str) -> str:
+    """The split that goes with the tested one: "train", or another that the benchmark names."""
+    return getattr(benchmark, "TRAINING_SPLITS", {}).get(split, "train")
+
+
 def training_rows(
-    benchmark: ModuleType, data: str | Path, subset: str | None = None, skipped: list[str] | None = None
+    benchmark: ModuleType,
+    data: str | Path,
+    subset: str | None = None,
+    skipped: list[str] | None = None,
+    split: str = "train",
 ) -> list[dict] | str:
     """
     The rows of the training split of a benchmark, or why there are none.
@@ -24,6 +33,7 @@ def training_rows(
         benchmark (module): One of `logramed.eval.benchmarks`.
         data (`str` or `Path`), subset (`str`, *optional*): As given to its `load_questions`.
         skipped (`list[str]`, *optional*): Bad rows, which are left out, are added here in words.
+        split (`str`): Which training split (see `training_split`).
 
     Returns:
         `list[dict]`: question rows as from `load_questions`, or `str`: the reason, a sentence part without full stop.
@@ -40,7 +50,7 @@ def training_rows(
         warnings.simplefilter("ignore", UserWarning)
         bad_rows: list[str] = []
         try:
-            rows = benchmark.load_questions(data, "train", subset, bad_rows)
+            rows = benchmark.load_questions(data, split, subset, bad_rows)
         except (ValueError, OSError) as error:
             rows, bad_rows = [], [str(error)]
     bad_rows = hide_folder(bad_rows, data)
@@ -57,7 +67,9 @@ def hide_folder(texts: Sequence[str], data: str | Path) -> list[str]:
     return [text.replace(str(folder), folder.name) for text in texts]
 
 
-def find_leakage(questions: Sequence[dict], training: Sequence[dict], skipped: Sequence[str] = ()) -> dict:
+def find_leakage(
+    questions: Sequence[dict], training: Sequence[dict], skipped: Sequence[str] = (), split: str = "train"
+) -> dict:
     """
     Count the test images and the (image, question, answer) triplets that also stand in training rows.
 
@@ -70,6 +82,7 @@ def find_leakage(questions: Sequence[dict], training: Sequence[dict], skipped: S
         questions, training (sequences of `dict`): Question rows; `image`, `question` and `answer` are read, and
             `question_id` of the test ones.
         skipped (sequence of `str`): Bad rows that `training` lacks, in words.
+        split (`str`): Name of the training split.
 
     Returns:
         `dict`: `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them`,
@@ -98,7 +111,7 @@ def find_leakage(questions: Sequence[dict], training: Sequence[dict], skipped: S
         "num_questions_on_them": sum(row["image"] in leaked_images for row in questions),
         "num_triplets_in_training": len(leaked),
         "triplet_question_ids": leaked,
-        "compared_with": f"train split, {len(training):,} rows"
+        "compared_with": f"{split} split, {len(training):,} rows"
         + (f", {describe_skipped(skipped)}" if skipped else ""),
         **({"bad_training_rows": list(skipped)} if skipped else {}),
     }

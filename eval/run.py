@@ -30,7 +30,7 @@ from logramed.eval.files import hash_file, only_one_writer, write_json, write_js
 from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
-from logramed.eval.leakage import find_leakage, hide_folder, training_rows
+from logramed.eval.leakage import find_leakage, hide_folder, training_rows, training_split
 from logramed.eval.likelihood import score_options
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model
@@ -139,6 +139,7 @@ class Run:
         if not self.all_questions:
             first = f" Bad rows: {describe_skipped(self.bad_rows)}." if self.bad_rows else ""
             raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.{first}")
+        self.training_split = training_split(self.benchmark, self.split)
         self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
         _ = self.foreign_answers  # refused before anything is written
@@ -230,7 +231,8 @@ class Run:
     @cached_property
     def training(self) -> list[dict] | str:
         """The rows of the benchmark's training split, or why there are none."""
-        return training_rows(self.benchmark, self.arguments.data, self.arguments.subset, self.bad_training_rows)
+        data, subset, split = self.arguments.data, self.arguments.subset, self.training_split
+        return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
 
     @cached_property
     def candidates(self) -> list | dict | None:
@@ -245,7 +247,7 @@ class Run:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""
         if isinstance(self.training, str):
             return {"missing": self.training}
-        leakage = find_leakage(self.questions, self.training, self.bad_training_rows)
+        leakage = find_leakage(self.questions, self.training, self.bad_training_rows, self.training_split)
         clean = None if self.task == "chat" else figures_without_leakage(rows, self.task, leakage)
         return leakage | ({} if clean is None else {"overall_without_triplets": clean})
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from logramed.eval.benchmarks.by_image import read_image_splits
+
 from .rows import (
     IMAGE_PLACEHOLDER,
     BadRows,
@@ -33,7 +35,7 @@ class OfficialFiles:
         extended_file (`str`): JSON lines of `qid` and `extended`.
         image_folder, image_field (`str`): Where images lie, and the field with the name of a question's image.
         kind_field, kinds (`str`, `tuple[str, ...]`): Only questions whose `kind_field` is one of `kinds` are read.
-        image_splits (`dict[str, frozenset[str]]`): Further splits: the questions of "train" about these images.
+        image_splits (`dict[str, frozenset[str]]`): Further splits: the questions of all `files` about these images.
     """
 
     name: str
@@ -66,6 +68,7 @@ VQA_RAD = OfficialFiles(
     image_field="image_name",
     kind_field="phrase_type",
     kinds=("freeform", "para"),
+    image_splits={name: read_image_splits()[name] for name in ("by_image_train", "by_image_validation")},
 )
 # Chinese questions have no extended answers, and some are about the images of other splits.
 SLAKE = OfficialFiles(

@@ -62,7 +62,8 @@ def load_training_rows(
         extended (`str` or `Path`, *optional*):
             A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
         split (`str`):
-            Split of a `datasets` source or of the own files of VQA-RAD ("train") or SLAKE ("train", "validation").
+            Split of a `datasets` source or of the own files of SLAKE ("train", "validation") or VQA-RAD ("train",
+            and by image "by_image_train", "by_image_validation").
         require_extended (`bool`):
             Refuse rows without extended answers. Turn off for training without alignment.
         check_images (`bool`):
