@@ -6,12 +6,19 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
+from logramed.trainer.data.subsets import Subset, draw_subsets, select_listed
+from logramed.trainer.train import main
+from tests.trainer.test_train import write_recipe
 
 
 SLAKE = Path(__file__).resolve().parents[4] / "shared" / "data" / "slake"
 needs_slake = pytest.mark.skipif(not SLAKE.is_dir(), reason="the SLAKE files are not beside the repository")
+
+
+SKIPPED = {"skipped_rows.jsonl": 1, "skipped_rows_validation.jsonl": 10}
 
 
 def question(qid, image=1, q_lang="en", **changes):
@@ -84,3 +91,47 @@ def test_the_real_slake_gives_all_english_questions_but_the_bad_ones(
     assert [error.row_id for error in rows.skipped] == skipped
     if require_extended:
         assert sum(len(answers) for answers in rows.dataset["extended_answers"]) == num_questions
+
+
+@needs_slake
+def test_shares_of_the_images_of_the_real_slake_lie_in_each_other(tmp_path, capsys):
+    options = ["--on_bad_row", "skip", "--seed", "3", "--output", str(tmp_path)]
+    for share in ("0.4", "0.1", "1"):  # each drawn for itself
+        assert subsets.main([str(SLAKE), "--share", share, *options]) == 0
+    lists = [list(Subset.read(tmp_path / f"slake_{share}percent.json").ids) for share in (10, 40, 100)]
+    assert [len(ids) for ids in lists] == [45, 180, 450]
+    assert set(lists[0]) < set(lists[1]) < set(lists[2])
+    assert lists[1] == lists[2][:180]
+    other = draw_subsets(SLAKE, [0.1], seed=4, on_bad_row="skip")[0]
+    assert set(other.ids) != set(lists[0])
+    rows = load_training_rows(SLAKE, on_bad_row="skip")
+    assert set(select_listed(rows, tmp_path / "slake_10percent.json")["id"]) == set(lists[0])
+    with pytest.raises(RowError, match="1622"):
+        draw_subsets(SLAKE, [0.1], seed=3)
+
+
+@needs_slake
+def test_a_tenth_of_the_real_slake_trains_aligned_and_is_evaluated_on_its_validation_split(tmp_path, capsys):
+    (share,) = draw_subsets(SLAKE, [0.1], seed=3, on_bad_row="skip")
+    share.write(tmp_path / "tenth.json")
+    recipe = write_recipe(
+        tmp_path,
+        SLAKE,
+        validation_data=str(SLAKE),
+        dataset_test_split="validation",
+        train_ids=str(tmp_path / "tenth.json"),
+        on_bad_row="skip",
+        max_steps=1,
+        max_validation_questions=8,
+    )
+    assert main([recipe, "--dry_run", "true"]) == 0
+    assert "Data: 45 rows with 45 images" in capsys.readouterr().out
+    assert main([recipe]) == 0
+    run = tmp_path / "run"
+    results = json.loads((run / "train_metrics.json").read_text())
+    assert results["num_train_samples"] == 45
+    assert results["log_history"][0]["alignment_loss"] > 0
+    assert 0 <= results["metrics"]["eval_recall_at_1_image_to_answer"] <= 1
+    skipped = {name: (run / name).read_text().splitlines() for name in SKIPPED}
+    assert {name: len(lines) for name, lines in skipped.items()} == SKIPPED
+    assert json.loads(skipped["skipped_rows.jsonl"][0])["row_id"] == "1622"
