@@ -23,13 +23,14 @@ import logramed
 from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
+from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.candidates import read_candidates, training_candidates
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
-from logramed.eval.leakage import find_leakage, training_rows
+from logramed.eval.leakage import find_leakage, hide_folder, training_rows, training_split
 from logramed.eval.likelihood import score_options
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model
@@ -45,6 +46,7 @@ NOT_OF_AN_ANSWER = (
     "output",
     "data",
     "batch_size",
+    "on_bad_row",
     "trust_remote_code",
     "blank_images",
     "blank_predictions",
@@ -115,7 +117,7 @@ def answer_and_score(run: "Run") -> dict | None:
         **figures[False],
         "blank_images": figures.get(True, {"missing": run.why_no_blank()}),
         "leakage": run.find_leakage(answered[False]),
-        "differences": run.benchmark.count_differences(run.all_questions, run.split, run.arguments.subset),
+        "differences": run.find_differences(),
     }
     write_json(run.output / "metrics.json", metrics)
     write_run_report(run.output, images=run.arguments.images)
@@ -136,9 +138,14 @@ class Run:
         self.benchmark = get_benchmark(arguments.benchmark)
         self.task = self.benchmark.TASK
         self.split = arguments.split or self.benchmark.SPLITS[0]
-        self.all_questions = self.benchmark.load_questions(arguments.data, self.split, arguments.subset)
+        bad_rows: list[str] | None = [] if arguments.on_bad_row == "skip" else None
+        self.all_questions = self.benchmark.load_questions(arguments.data, self.split, arguments.subset, bad_rows)
+        self.bad_rows = hide_folder(bad_rows or [], arguments.data)
         if not self.all_questions:
-            raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.")
+            first = f" Bad rows: {describe_skipped(self.bad_rows)}." if self.bad_rows else ""
+            raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.{first}")
+        self.training_split = training_split(self.benchmark, self.split)
+        self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
         _ = self.foreign_answers  # refused before anything is written
         hashes = {image: hash_file(image) for image in {question["image"] for question in self.questions}}
@@ -224,10 +231,16 @@ class Run:
         predictions = {row["question_id"]: row["prediction"] for row in rows}
         return judge_answers(rows, predictions, settings, self.path("judgements", blank))
 
+    def find_differences(self) -> list[str]:
+        """What differs from the known questions of the split, in words."""
+        differences = self.benchmark.count_differences(self.all_questions, self.split, self.arguments.subset)
+        return differences + ([describe_skipped(self.bad_rows)] if self.bad_rows else [])
+
     @cached_property
     def training(self) -> list[dict] | str:
         """The rows of the benchmark's training split, or why there are none."""
-        return training_rows(self.benchmark, self.arguments.data, self.arguments.subset)
+        data, subset, split = self.arguments.data, self.arguments.subset, self.training_split
+        return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
 
     @cached_property
     def candidates(self) -> list | dict | None:
@@ -242,7 +255,7 @@ class Run:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""
         if isinstance(self.training, str):
             return {"missing": self.training}
-        leakage = find_leakage(self.questions, self.training)
+        leakage = find_leakage(self.questions, self.training, self.bad_training_rows, self.training_split)
         clean = None if self.task == "chat" else figures_without_leakage(rows, self.task, leakage)
         return leakage | ({} if clean is None else {"overall_without_triplets": clean})
 

@@ -82,8 +82,8 @@ class DataArguments(ScriptArguments):
     train_data: str | None = field(
         default=None,
         metadata={
-            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written "
-            "by `datasets`, or a Hub id."
+            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD or SLAKE, a folder "
+            "written by `datasets`, or a Hub id."
         },
     )
     first_stage_data: str | None = field(
@@ -101,7 +101,11 @@ class DataArguments(ScriptArguments):
         default=None, metadata={"help": "Second file with the extended answers, merged by id."}
     )
     validation_data: str | None = field(
-        default=None, metadata={"help": "Data of the same form to evaluate on during training."}
+        default=None,
+        metadata={
+            "help": "Data of the same form to evaluate on during training; the folder or Hub id of `train_data` "
+            "again stands for its split `dataset_test_split`."
+        },
     )
     validation_share: float = field(
         default=0.0,

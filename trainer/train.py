@@ -221,7 +221,9 @@ def load_rows(
     )
     validation, split = data.validation_data, "train"
     if validation is None and data.dataset_name and training.eval_strategy != "no" and not data.validation_share:
-        validation, split = data.dataset_name, data.dataset_test_split
+        validation = data.dataset_name
+    if validation == data.train_data and not Path(validation).is_file():
+        split = data.dataset_test_split
     if validation is not None:
         return rows, load_and_list_skipped(
             validation,
