@@ -171,7 +171,7 @@ class DataArguments(ScriptArguments):
             raise ValueError("`validation_data` is given, so `validation_share` must be 0.")
         if self.max_turns is not None and not (self.shuffle_turns and self.max_turns >= 1):
             raise ValueError(
-                f"`max_turns`, 1 at least, draws turns anew each time, which needs `shuffle_turns`; got {self.max_turns}."
+                f"`max_turns`, 1 at least, draws turns anew, which needs `shuffle_turns`; got {self.max_turns}."
             )
         if self.alignment_stages != "main" and self.first_stage_data is None:
             raise ValueError(f"`alignment_stages` is {self.alignment_stages!r}, but there is no `first_stage_data`.")

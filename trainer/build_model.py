@@ -2,9 +2,14 @@
 Join a pretrained vision tower and language model into an untrained LoGra-Med.
 
     python trainer/build_model.py --vision openai/clip-vit-large-patch14 --language lmsys/vicuna-7b-v1.5 --output DIR
+
+or the tower with a new language model, whose tokenizer is trained on the texts of training data:
+
+    python trainer/build_model.py --vision DIR --text_config '{"model_type": "llama"}' --tokenizer_data FILE --output DIR
 """
 
 import argparse
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -64,6 +69,37 @@ def join_models(
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(language)
     language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+    return join_tower(vision, tokenizer, language_model, config_values)
+
+
+def join_new_language_model(
+    vision: str, text_config: dict, texts: Iterable[str], vocab_size: int, *, seed: int = 0, **config_values
+) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
+    """
+    A LoGra-Med of a pretrained vision tower and a new language model, in float32.
+
+    Args:
+        vision (`str`): As for `join_models`.
+        text_config (`dict`): Configuration with its `model_type`; the vocabulary size is set here.
+        texts (`Iterable[str]`): What the tokenizer is trained on.
+        vocab_size (`int`): Largest vocabulary.
+        seed (`int`, *optional*, defaults to 0): Of the new weights.
+        config_values: As for `join_models`.
+
+    Returns:
+        The model, in evaluation mode, and its processor.
+    """
+    tokenizer = train_tokenizer(texts, vocab_size)
+    config = AutoConfig.for_model(**with_vocabulary(text_config, tokenizer))
+    torch.manual_seed(seed)
+    language_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return join_tower(vision, tokenizer, language_model, config_values)
+
+
+def join_tower(
+    vision: str, tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Module, config_values: dict
+) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
+    """The tower at `vision` joined to a loaded language model (see `join_models`)."""
     add_tokens(tokenizer, language_model)
     vision_tower = load_vision_tower(vision, language_model.dtype)
     config = LoGraMedConfig(
@@ -163,16 +199,9 @@ def new_model(
         The model and its processor.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
-    text_config = {
-        **text_config,
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     config = LoGraMedConfig(
         vision_config=vision_config,
-        text_config=text_config,
+        text_config=with_vocabulary(text_config, tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         **(config_values or {}),
     )
@@ -184,6 +213,21 @@ def new_model(
                 parameter.mul_(position_embedding_scale)
     set_generation_tokens(model, tokenizer)
     return model, build_processor(config, tokenizer, {})
+
+
+def with_vocabulary(text_config: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """The configuration of a new language model, for the tokens of `tokenizer`."""
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {**text_config, "vocab_size": len(tokenizer), **special}
+
+
+def training_texts(rows: Iterable[dict]) -> Iterable[str]:
+    """All text of training rows: what a new tokenizer is trained on. The words of the chat template are among it."""
+    yield "USER: ASSISTANT:"
+    for row in rows:
+        for message in row["messages"]:
+            yield from (part["text"] for part in message["content"] if part["type"] == "text")
+        yield from row["extended_answers"] or ()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -229,12 +273,30 @@ def set_generation_tokens(model: LoGraMedForConditionalGeneration, tokenizer: Pr
             setattr(config, name, getattr(tokenizer, name))
 
 
+def read_texts(sources: Iterable[str]) -> Iterable[str]:
+    """All texts of training data in any form that `logramed-train` reads; unusable rows are left out."""
+    from logramed.trainer.data import load_training_rows
+
+    for source in sources:
+        rows = load_training_rows(source, require_extended=False, check_images=False, on_bad_row="skip")
+        yield from training_texts(rows.dataset.select_columns(["messages", "extended_answers"]))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Join a vision tower and a language model into an untrained LoGra-Med."
     )
     parser.add_argument("--vision", required=True, help="Hub id or folder of the vision tower (CLIP, SigLIP, DINOv2)")
-    parser.add_argument("--language", required=True, help="Hub id or folder of the causal language model")
+    parser.add_argument("--language", help="Hub id or folder of the causal language model")
+    parser.add_argument(
+        "--text_config", type=json.loads, help="in place of --language: configuration of a new one, as JSON"
+    )
+    parser.add_argument(
+        "--tokenizer_data",
+        nargs="+",
+        help="training data whose texts the tokenizer of a new language model is made of",
+    )
+    parser.add_argument("--vocab_size", type=int, default=2000, help="largest vocabulary of a new tokenizer")
     parser.add_argument("--output", required=True, type=Path, help="folder to write the model to")
     parser.add_argument("--dense_connector", default="none", choices=["none", "sti", "sci", "dci"])
     parser.add_argument(
@@ -247,19 +309,30 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.output.exists() and any(arguments.output.iterdir()):
         parser.error(f"--output {arguments.output} is not empty")
-    model, processor = join_models(
-        arguments.vision,
-        arguments.language,
-        dtype=arguments.dtype,
-        seed=arguments.seed,
-        dense_connector=arguments.dense_connector,
-        image_token_pooling=arguments.image_token_pooling,
-        projector_type=arguments.projector_type,
-        vision_feature_layer=arguments.vision_feature_layer,
-    )
+    if (arguments.language is None) == (arguments.text_config is None):
+        parser.error("give --language, or --text_config and --tokenizer_data for a new language model")
+    if (arguments.text_config is None) != (arguments.tokenizer_data is None):
+        parser.error("--text_config and --tokenizer_data go together")
+    config_values = {
+        name: getattr(arguments, name)
+        for name in ("dense_connector", "image_token_pooling", "projector_type", "vision_feature_layer")
+    }
+    if arguments.language is not None:
+        options = {"dtype": arguments.dtype, "seed": arguments.seed, **config_values}
+        model, processor = join_models(arguments.vision, arguments.language, **options)
+    else:
+        model, processor = join_new_language_model(
+            arguments.vision,
+            arguments.text_config,
+            read_texts(arguments.tokenizer_data),
+            arguments.vocab_size,
+            seed=arguments.seed,
+            **config_values,
+        )
     model.save_pretrained(arguments.output)
     processor.save_pretrained(arguments.output)
-    write_json(arguments.output / PARTS_NAME, {"vision": arguments.vision, "language": arguments.language})
+    parts = {"vision": arguments.vision, "language": arguments.language}
+    write_json(arguments.output / PARTS_NAME, {name: part for name, part in parts.items() if part is not None})
     print(
         f"{arguments.output}: {model.num_parameters() / 1e6:,.1f} million weights in {model.dtype}, "
         f"{model.config.num_image_tokens} tokens an image. Next: python trainer/train.py "

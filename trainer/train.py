@@ -31,7 +31,7 @@ from trl import TrlParser, get_peft_config, get_quantization_config
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
-from logramed.trainer.build_model import new_model
+from logramed.trainer.build_model import new_model, training_texts
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
 from logramed.trainer.curves import plot_curves
 from logramed.trainer.data import (
@@ -442,7 +442,7 @@ def load_model(
         model, processor = new_model(
             arguments.vision_config,
             arguments.text_config,
-            iterate_texts(train_rows),
+            training_texts(train_rows),
             arguments.vocab_size,
             arguments.logramed_config,
             training.seed,
@@ -469,15 +469,6 @@ def quantize_language_model(arguments: ModelArguments, options: dict[str, Any]) 
             )
         config.llm_int8_skip_modules = unquantized_modules(model)
     return config
-
-
-def iterate_texts(rows: Iterable[dict]) -> Iterable[str]:
-    """All text of training rows: what a new tokenizer is trained on. The words of the chat template are among it."""
-    yield "USER: ASSISTANT:"
-    for row in rows:
-        for message in row["messages"]:
-            yield from (part["text"] for part in message["content"] if part["type"] == "text")
-        yield from row["extended_answers"] or ()
 
 
 def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_history: list[dict]) -> None:

@@ -29,11 +29,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.build_model import new_model
+from logramed.trainer.build_model import new_model, training_texts
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.parts import complete_adapters
 from logramed.trainer.phantoms import generate_phantoms
-from logramed.trainer.train import iterate_texts
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.benchmarks import throughput
 from tests.vlm_processors import tiny_qwen2_5_vl_processor
@@ -159,7 +158,9 @@ def build_model(name: str, rows: Dataset):
     torch.set_default_dtype(dtype)
     try:
         text_config = {"model_type": "llama", "max_position_embeddings": 4096, **shape["text"]}
-        model, processor = new_model(shape["vision"], text_config, iterate_texts(rows), min(shape["vocab_size"], 2000))
+        model, processor = new_model(
+            shape["vision"], text_config, training_texts(rows), min(shape["vocab_size"], 2000)
+        )
     finally:
         torch.set_default_dtype(torch.float32)
     model.resize_token_embeddings(shape["vocab_size"])

@@ -99,6 +99,42 @@ def test_command_pools_image_tokens_in_model_and_processor(parts, tmp_path, caps
     assert LoGraMedProcessor.from_pretrained(output).num_image_tokens == 1
 
 
+def test_command_joins_a_tower_with_a_new_language_model_and_its_tokenizer(parts, tmp_path):
+    rows = [
+        {"id": "1", "conversations": [{"from": "human", "value": "Which organ?"}, {"from": "gpt", "value": "Lung"}]}
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    output = tmp_path / "joined"
+    arguments = ["--vision", parts[0], "--text_config", json.dumps({"model_type": "llama", **sizes})]
+    arguments += ["--tokenizer_data", str(tmp_path / "rows.json"), "--vocab_size", "300", "--seed", "3"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    model, processor = AutoModelForVision2Seq.from_pretrained(output), LoGraMedProcessor.from_pretrained(output)
+    for name, value in AutoModel.from_pretrained(parts[0]).state_dict().items():
+        assert torch.equal(model.model.vision_tower.state_dict()[name], value)
+    tokenizer = processor.tokenizer
+    assert model.config.text_config.vocab_size == len(tokenizer) <= 300
+    assert len(tokenizer.tokenize("Which organ?")) < len(tokenizer.tokenize("Whose bones?"))
+    assert model.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    main([*arguments, "--output", str(tmp_path / "again")])
+    again = AutoModelForVision2Seq.from_pretrained(tmp_path / "again")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "give --language, or --text_config and --tokenizer_data"),
+        (["--language", "a", "--text_config", "{}"], "give --language, or --text_config and --tokenizer_data"),
+        (["--text_config", "{}"], "--text_config and --tokenizer_data go together"),
+    ],
+)
+def test_command_wants_one_language_model(tmp_path, capsys, given, words):
+    with pytest.raises(SystemExit):
+        main(["--vision", "tower", "--output", str(tmp_path / "joined"), *given])
+    assert words in capsys.readouterr().err
+
+
 CHATML = """{% for message in messages %}\
 {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n'}}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""

@@ -1,0 +1,206 @@
+"""What the study compares: the arms, the runs of each, and the comparisons that PROTOCOL.md names."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+PLAIN, PRIMARY, PERMUTED, EXTENDED_TARGETS = "plain", "answer_states", "permuted", "extended_targets"
+# Stands for the folder of the sentence encoder in the arguments of an arm.
+TEXT_ENCODER = "TEXT_ENCODER"
+MAX_TURNS = 8  # of a conversation in a step
+
+ANSWER_STATES = {
+    "alignment_image_node": "answer_state",
+    "alignment_granularity": "turn",
+    "alignment_text_encoder": TEXT_ENCODER,
+    "alignment_texts": "question_answer",
+    "alignment_head": "mlp",
+    "alignment_loss": "multi_graph",
+}
+OWN_TEXT_SPACE = {
+    "alignment_image_node": "projector",
+    "alignment_granularity": "sample",
+    "alignment_text_encoder": "self",
+    "alignment_texts": "answer_and_extended",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One way to train.
+
+    Attributes:
+        arguments (`dict`): Of `logramed-train`, beside those that all arms share.
+        strength (`str`, *optional*): The argument that says how strong the alignment is; tuned with the others.
+        data (`str`): What its training file holds: "as_is", "permuted" (partners) or "extended_targets".
+        at_all_shares (`bool`): Whether it also runs at 40% and 100%.
+    """
+
+    arguments: dict[str, Any]
+    strength: str | None = "alignment_gradient_ratio"
+    data: str = "as_is"
+    at_all_shares: bool = False
+
+
+ARMS = {
+    PLAIN: Arm({"alignment_weight": 0}, strength=None, at_all_shares=True),
+    PRIMARY: Arm(ANSWER_STATES, at_all_shares=True),
+    # The file's extended answers are then the partners: questions and answers of other turns.
+    PERMUTED: Arm({**ANSWER_STATES, "alignment_texts": "extended"}, data="permuted", at_all_shares=True),
+    # Twice the turns a step, so that it sees as many of the short answers as any other arm.
+    EXTENDED_TARGETS: Arm(
+        {"alignment_weight": 0, "max_turns": 2 * MAX_TURNS},
+        strength=None,
+        data="extended_targets",
+        at_all_shares=True,
+    ),
+    "infonce": Arm({**ANSWER_STATES, "alignment_loss": "infonce"}, at_all_shares=True),
+    "first_order": Arm({**ANSWER_STATES, "alignment_loss": "first_order"}, at_all_shares=True),
+    "former_default": Arm(
+        {**OWN_TEXT_SPACE, "alignment_loss": "multi_graph"}, strength="alignment_weight", at_all_shares=True
+    ),
+    "extended_answers": Arm({**ANSWER_STATES, "alignment_texts": "extended"}),
+    "siglip": Arm({**ANSWER_STATES, "alignment_loss": "siglip"}),
+    "coupled_imle": Arm({**ANSWER_STATES, "edge_matching": "coupled", "gradient_estimator": "imle"}),
+    "paper_form": Arm({**OWN_TEXT_SPACE, "alignment_loss": "paper"}, strength="alignment_weight"),
+    # Without a head the states can only meet texts of their own size, those of the model itself.
+    "no_head": Arm(
+        {**ANSWER_STATES, "alignment_head": "none", "alignment_text_encoder": "self", "center_features": "true"}
+    ),
+    "language_model_nodes": Arm(
+        {**ANSWER_STATES, "alignment_image_node": "language_model", "alignment_granularity": "sample"}
+    ),
+    "projector_nodes": Arm({**ANSWER_STATES, "alignment_image_node": "projector", "alignment_granularity": "sample"}),
+}
+ALL_SHARES = tuple(name for name, arm in ARMS.items() if arm.at_all_shares)
+AT_10_PERCENT = tuple(name for name, arm in ARMS.items() if not arm.at_all_shares)
+
+MODELS = ("scratch", "mini")
+DATA = ("slake", "vqa_rad", "phantoms", "pretraining")
+SHARES = (10, 40, 100)  # percent of the training images
+MANY_SEEDS, SEEDS, FEW_SEEDS = tuple(range(8)), tuple(range(5)), tuple(range(3))
+TUNING_SEED = 100  # of no run that is scored on the test split
+# Steps relative to those chosen at 10% of SLAKE, the same for all arms.
+STEPS_FACTOR = {10: 1, 40: 2, 100: 3}
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    One run of the study.
+
+    Attributes:
+        model (`str`): "scratch" or "mini".
+        data (`str`): "slake", "vqa_rad" (by image), "phantoms", or "pretraining": that on VQA-RAD and phantoms, then
+            plain fine-tuning on all of SLAKE.
+        share (`int`): Percent of the training images; with "pretraining", of that data.
+        arm (`str`): Of `ARMS`.
+        seed (`int`): Of images, weights and order.
+        settings (`str`): "own", the arm's best, or "plain", with plain's best learning rate, steps and weight decay.
+            While tuning, "trialN".
+
+    Example:
+        >>> Run("scratch", "slake", 10, "plain", 0).name
+        'scratch-slake-10-plain-own-seed0'
+    """
+
+    model: str
+    data: str
+    share: int
+    arm: str
+    seed: int
+    settings: str = "own"
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.data}-{self.share}-{self.arm}-{self.settings}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Runs of several arms that differ in nothing else."""
+
+    title: str
+    model: str
+    data: str
+    shares: tuple[int, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    settings: tuple[str, ...] = field(default=("own",))
+
+    def runs(self) -> list[Run]:
+        return [
+            Run(self.model, self.data, share, arm, seed, settings)
+            for share in self.shares
+            for settings in self.settings
+            for seed in self.seeds
+            for arm in self.arms
+            if settings == "own" or arm != PLAIN
+        ]
+
+
+# In the order in which they run: what the claim rests on comes first.
+PARTS = (
+    Part("SLAKE 10%, primary", "scratch", "slake", (10,), (PLAIN, PRIMARY, PERMUTED), MANY_SEEDS, ("own", "plain")),
+    Part("SLAKE 10%, other arms of all shares", "scratch", "slake", (10,), ALL_SHARES[3:], SEEDS, ("own", "plain")),
+    Part("mini, SLAKE 10%", "mini", "slake", (10,), (PLAIN, PRIMARY, PERMUTED), FEW_SEEDS),
+    Part("SLAKE 40%", "scratch", "slake", (40,), ALL_SHARES, SEEDS),
+    Part("SLAKE 100%", "scratch", "slake", (100,), ALL_SHARES, SEEDS),
+    Part("pre-training 10% and 100%", "scratch", "pretraining", (10, 100), (PLAIN, PRIMARY, EXTENDED_TARGETS), SEEDS),
+    Part("SLAKE 10%, arms of this share alone", "scratch", "slake", (10,), AT_10_PERCENT, SEEDS, ("own", "plain")),
+    Part("VQA-RAD by image, 100%", "scratch", "vqa_rad", (100,), (PLAIN, PRIMARY, PERMUTED), SEEDS),
+    Part("phantoms, 100%", "scratch", "phantoms", (100,), (PLAIN, PRIMARY), SEEDS),
+)
+
+
+def planned_runs() -> list[Run]:
+    """All runs of PROTOCOL.md, in their order."""
+    return [run for part in PARTS for run in part.runs()]
+
+
+def smoke_runs() -> list[Run]:
+    """Every arm once, and every model and kind of data once."""
+    runs = [Run("scratch", "slake", 10, arm, 0) for arm in ARMS]
+    runs += [Run("scratch", data, 100, PRIMARY, 0) for data in ("vqa_rad", "phantoms")]
+    return [*runs, Run("scratch", "pretraining", 10, PRIMARY, 0), Run("mini", "slake", 10, PRIMARY, 0)]
+
+
+@dataclass(frozen=True)
+class Side:
+    """The runs on one side of a comparison, of all seeds."""
+
+    arm: str
+    model: str = "scratch"
+    data: str = "slake"
+    share: int = 10
+    settings: str = "own"
+
+    def __str__(self) -> str:
+        return f"{self.arm} ({self.model}, {self.data} {self.share}%, {self.settings} settings)"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """First minus second, over all questions, by the seeds that both have."""
+
+    first: Side
+    second: Side
+
+
+PRIMARY_COMPARISON = Comparison(Side(PRIMARY), Side(PLAIN))
+# Holm's correction is over these; every other difference is exploratory.
+SECONDARY_COMPARISONS = (
+    Comparison(Side(PRIMARY, settings="plain"), Side(PLAIN)),
+    *(
+        Comparison(Side(PRIMARY), Side(arm))
+        for arm in (PERMUTED, EXTENDED_TARGETS, "infonce", "first_order", "former_default")
+    ),
+    *(Comparison(Side(PRIMARY, share=share), Side(PLAIN, share=share)) for share in (40, 100)),
+    Comparison(Side(PRIMARY, share=40), Side(PLAIN, share=100)),
+    Comparison(Side(PRIMARY, model="mini"), Side(PLAIN, model="mini")),
+    *(
+        Comparison(Side(PRIMARY, data="pretraining", share=share), Side(PLAIN, data="pretraining", share=share))
+        for share in (10, 100)
+    ),
+)

@@ -1,0 +1,185 @@
+"""The commands of a run: building the untrained model, training and evaluation. Nothing is started here."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from logramed.trainer.study.arms import ARMS, MAX_TURNS, PLAIN, STEPS_FACTOR, TEXT_ENCODER, Run
+from logramed.trainer.study.settings import Settings
+
+
+TEXT_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 1024,
+}
+VOCABULARY_SIZE = 2000
+NUM_WARMUP_STEPS = 20
+# Largest number of conversations in a step; fewer where memory or time of the mini wants it.
+BATCH_SIZE = {"scratch": 16, "mini": 8}
+EVALUATION_BATCH_SIZE = 32
+LORA = {"use_peft": "true", "lora_r": 16, "lora_alpha": 32}
+# One thread a run: two runs at a time share a machine of two cores.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Paths:
+    """
+    Where the study lies.
+
+    Attributes:
+        output (`Path`): Of all that it writes.
+        parts (`Path`): The folders of `trainer/mini.py`.
+        slake, vqa_rad (`Path`): The data sets.
+    """
+
+    output: Path
+    parts: Path
+    slake: Path
+    vqa_rad: Path
+
+    @property
+    def data(self) -> Path:
+        return self.output / "data"
+
+    def untrained(self, run: Run) -> Path:
+        return self.output / "untrained" / f"{run.model}_seed{run.seed}"
+
+    def run(self, run: Run) -> Path:
+        return self.output / "runs" / run.name
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a smoke run cuts short; `None` leaves it whole."""
+
+    num_steps: int | None = None
+    num_questions: int | None = None
+
+
+def build_command(run: Run, paths: Paths, output: Path) -> list[str]:
+    """The command that makes the untrained model of `run`: weights by its seed, one tokenizer for all."""
+    arguments: dict[str, Any] = {"vision": paths.parts / "tower", "image_token_pooling": 4, "seed": run.seed}
+    if run.model == "mini":
+        arguments["language"] = paths.parts / "language"
+    else:
+        arguments |= {
+            "text_config": json.dumps(TEXT_CONFIG),
+            "vocab_size": VOCABULARY_SIZE,
+            "tokenizer_data": [paths.data / f"{name}.json" for name in ("slake", "vqa_rad", "phantoms")],
+        }
+    return to_command("logramed.trainer.build_model", {**arguments, "output": output})
+
+
+def training_commands(
+    run: Run, paths: Paths, settings: Settings, plain: Settings, limits: Limits | None = None
+) -> dict[str, list[str]]:
+    """
+    The training of `run`, by the folder that each command writes: one, or pre-training and then plain fine-tuning.
+
+    Args:
+        run (`Run`): What is run.
+        paths (`Paths`): Where things are.
+        settings (`Settings`): Of the run.
+        plain (`Settings`): Of plain, for fine-tuning after pre-training.
+        limits (`Limits`, *optional*): Of a smoke run.
+    """
+    limits, folder = limits or Limits(), paths.run(run)
+    if run.data != "pretraining":
+        return {
+            "model": train(run, run.arm, paths, settings, limits, paths.untrained(run), folder, "model", run.share)
+        }
+    first = train(run, run.arm, paths, settings, limits, paths.untrained(run), folder, "pretrained", run.share)
+    second = train(run, PLAIN, paths, plain, limits, folder / "pretrained", folder, "model", 100)
+    return {"pretrained": first, "model": second}
+
+
+def train(
+    run: Run,
+    arm_name: str,
+    paths: Paths,
+    settings: Settings,
+    limits: Limits,
+    model: Path,
+    folder: Path,
+    output: str,
+    share: int,
+) -> list[str]:
+    arm = ARMS[arm_name]
+    arguments = {
+        "model": model,
+        "train": None if run.model == "mini" else "projector,language",
+        **(LORA if run.model == "mini" else {}),
+        "train_data": folder / f"{output}.json",
+        "image_folder": paths.data / "images",
+        "cache_image_features": paths.output / "features",
+        "max_turns": MAX_TURNS,
+        "shuffle_turns": "true",
+        "max_steps": limits.num_steps or count_steps(settings, share),
+        "per_device_train_batch_size": BATCH_SIZE[run.model],
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "adam_beta2": 0.95,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": NUM_WARMUP_STEPS,
+        "seed": run.seed,
+        **arm.arguments,
+        **({arm.strength: settings.strength} if arm.strength else {}),
+        "eval_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 200,
+        "save_total_limit": 1,
+        "logging_steps": 10,
+        "report_to": "none",
+        "output_dir": folder / output,
+        "resume_from_checkpoint": "true",
+    }
+    encoder = paths.parts / "text_encoder"
+    arguments = {name: encoder if value == TEXT_ENCODER else value for name, value in arguments.items()}
+    return to_command("logramed.trainer.train", arguments)
+
+
+def count_steps(settings: Settings, share: int) -> int:
+    """Optimizer steps at a share: those of the settings, which are for 10%, times `STEPS_FACTOR`."""
+    return settings.num_steps * STEPS_FACTOR[share]
+
+
+def evaluation_command(run: Run, paths: Paths, split: str, limits: Limits | None = None) -> list[str]:
+    """The evaluation of `run` on "test" or "validation", with and without sight; trials are asked with sight alone."""
+    benchmark = "slake" if run.data == "pretraining" else run.data
+    data = {"slake": paths.slake, "vqa_rad": paths.vqa_rad, "phantoms": paths.data / "generated_phantoms"}[benchmark]
+    arguments = {
+        "model": paths.run(run) / "model",
+        "benchmark": benchmark,
+        "data": data,
+        "split": f"by_image_{split}" if benchmark == "vqa_rad" else split,
+        "limit": (limits or Limits()).num_questions,
+        "batch_size": EVALUATION_BATCH_SIZE,
+        "images": "false",
+        "blank_images": "false" if run.settings.startswith("trial") else None,
+        "system": run.arm,
+        "output": paths.run(run) / f"evaluation_{split}",
+    }
+    return to_command("logramed.eval.run", arguments)
+
+
+def to_command(module: str, arguments: Mapping[str, Any]) -> list[str]:
+    """
+    Example:
+        >>> to_command("logramed.trainer.train", {"seed": 1, "train": None, "ids": ["a", "b"]})[1:]
+        ['-m', 'logramed.trainer.train', '--seed', '1', '--ids', 'a', 'b']
+    """
+    words = [sys.executable, "-m", module]
+    for name, value in arguments.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            words += [f"--{name}", *map(str, values)]
+    return words

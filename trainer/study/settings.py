@@ -1,0 +1,128 @@
+"""Learning rate, steps, weight decay and strength of each arm: read from `settings.yaml`, and how they are chosen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from logramed.eval.files import write_whole
+from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run
+
+
+SETTINGS_FILE = Path(__file__).with_name("settings.yaml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What is tuned, on validation images.
+
+    Attributes:
+        learning_rate (`float`), weight_decay (`float`): Of AdamW.
+        num_steps (`int`): Optimizer steps at 10% of SLAKE.
+        strength (`float`, *optional*): Value of the arm's `Arm.strength`; `None` for arms that have none.
+    """
+
+    learning_rate: float
+    num_steps: int
+    weight_decay: float
+    strength: float | None = None
+
+
+# The levels of each factor, by model.
+LEVELS = {
+    "scratch": {
+        "learning_rate": (5e-4, 1e-3, 2e-3),
+        "num_steps": (200, 400, 800),
+        "weight_decay": (0.01, 0.05, 0.2),
+    },
+    "mini": {"learning_rate": (1e-4, 2e-4, 5e-4), "num_steps": (100,), "weight_decay": (0.0,)},
+}
+STRENGTHS = {"alignment_gradient_ratio": (0.1, 0.25, 0.5), "alignment_weight": (0.1, 0.3, 1.0)}
+# Four factors of three levels in nine trials: every two levels of two factors meet exactly once (Taguchi's L9).
+ORTHOGONAL_ARRAY = (
+    (0, 0, 0, 0),
+    (0, 1, 1, 1),
+    (0, 2, 2, 2),
+    (1, 0, 1, 2),
+    (1, 1, 2, 0),
+    (1, 2, 0, 1),
+    (2, 0, 2, 1),
+    (2, 1, 0, 2),
+    (2, 2, 1, 0),
+)
+# The mini's trials differ in the learning rate; the strength is that in the middle.
+LEARNING_RATES_ALONE = ((0, 0, 0, 1), (1, 0, 0, 1), (2, 0, 0, 1))
+# Arms of the mini, which has the others' strength and no trials for them.
+TUNED_ARMS = {"scratch": tuple(ARMS), "mini": (PLAIN, PRIMARY, "permuted")}
+
+
+def trials(model: str, arm: str) -> list[Settings]:
+    """The settings tried for an arm: as many for each arm of a model, plain included."""
+    levels, strength = LEVELS[model], ARMS[arm].strength
+    factors = [*levels.values(), STRENGTHS[strength] if strength else (None, None, None)]
+    array = ORTHOGONAL_ARRAY if model == "scratch" else LEARNING_RATES_ALONE
+    return [Settings(*(values[level] for values, level in zip(factors, row, strict=True))) for row in array]
+
+
+def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Settings:
+    """
+    The level of each factor whose trials have the best mean score: with an orthogonal array the other factors are then
+    balanced, and a level is judged by three trials, not by one. Of equal means the level tried first.
+
+    Example:
+        >>> tried = [Settings(1e-3, 200, 0.05), Settings(1e-3, 400, 0.05), Settings(2e-3, 200, 0.05)]
+        >>> choose_settings(tried, [50.0, 60.0, 51.0])
+        Settings(learning_rate=0.001, num_steps=400, weight_decay=0.05, strength=None)
+    """
+    if len(tried) != len(scores):
+        raise ValueError(f"Expected a score for each of {len(tried)} trials, got {len(scores)}.")
+    chosen = {}
+    for name in asdict(tried[0]):
+        by_level: dict = {}
+        for settings, score in zip(tried, scores, strict=True):
+            by_level.setdefault(getattr(settings, name), []).append(score)
+        chosen[name] = max(by_level, key=lambda level: sum(by_level[level]) / len(by_level[level]))
+    return Settings(**chosen)
+
+
+def read_settings(path: Path = SETTINGS_FILE) -> dict[str, dict[str, Settings]]:
+    """
+    The settings of each arm, by model.
+
+    Raises:
+        ValueError: If an arm that runs is missing there, or a value is.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for model, arms in TUNED_ARMS.items():
+        missing = [arm for arm in arms if arm not in content.get(model, {})]
+        if missing:
+            raise ValueError(f"{path} has no settings of {model} for {', '.join(missing)}. `--tune` writes them.")
+    try:
+        return {model: {arm: Settings(**values) for arm, values in content[model].items()} for model in TUNED_ARMS}
+    except TypeError as error:
+        raise ValueError(f"{path}: {error}.") from error
+
+
+def write_settings(path: Path, settings: Mapping[str, Mapping[str, Settings]], comment: str) -> Path:
+    """Write what `read_settings` reads, under a comment that says where it comes from."""
+    content = {
+        model: {
+            arm: {name: value for name, value in asdict(values).items() if value is not None}
+            for arm, values in arms.items()
+        }
+        for model, arms in settings.items()
+    }
+    lines = "".join(f"# {line}\n" for line in comment.splitlines())
+    return write_whole(path, lines + yaml.safe_dump(content, sort_keys=False))
+
+
+def settings_of(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> Settings:
+    """What `run` is trained with: the arm's own, plain's with the arm's strength, or those of a trial."""
+    if run.settings.startswith("trial"):
+        return trials(run.model, run.arm)[int(run.settings.removeprefix("trial"))]
+    own = settings[run.model][run.arm]
+    if run.settings == "own":
+        return own
+    return Settings(**{**asdict(settings[run.model][PLAIN]), "strength": own.strength})
