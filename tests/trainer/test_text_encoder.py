@@ -233,12 +233,13 @@ def test_processes_share_a_folder(folder, cache, caplog):
 
 
 def test_what_another_process_saved_is_kept_and_taken_over(folder, cache):
-    first, second = TextEncoder(folder, cache), TextEncoder(folder, cache)
+    first, second, third = (TextEncoder(folder, cache) for _ in range(3))
     first.prepare(TEXTS[:2])
     second.prepare(TEXTS[1:4])
     assert second.num_misses == 2
     assert first.prepare(TEXTS[:4]) == 0
-    assert TextEncoder(folder, cache).prepare(TEXTS[:4]) == 0
+    third(TEXTS[4:])
+    assert TextEncoder(folder, cache).prepare(TEXTS) == 0
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_rest(folder, cache, monkeypatch):
