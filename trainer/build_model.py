@@ -5,7 +5,7 @@ Join a pretrained vision tower and language model into an untrained LoGra-Med.
 
 or the tower with a new language model, whose tokenizer is trained on the texts of training data:
 
-    python trainer/build_model.py --vision DIR --text_config '{"model_type": "llama"}' --tokenizer_data FILE --output DIR
+    python trainer/build_model.py --vision DIR --text_config '{"model_type": "llama"}' --tokenizer_data FILE --output M
 """
 
 import argparse

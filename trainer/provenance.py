@@ -116,7 +116,7 @@ def find_base_models(model: str | None) -> list[str]:
         return [model]
     if (folder / PARTS_NAME).is_file():
         parts = json.loads((folder / PARTS_NAME).read_text(encoding="utf-8"))
-        return [parts["vision"], parts["language"]]
+        return [parts[name] for name in ("vision", "language") if name in parts]  # a new language model has no name
     if (folder / RECORD_NAME).is_file():
         return json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["starts"][-1].get("base_models", [])
     return []

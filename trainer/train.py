@@ -484,7 +484,8 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
         "log_history": log_history,
     }
     (output / "train_metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plot_curves(log_history, output / "curves.png")
+    if log_history:
+        plot_curves(log_history, output / "curves.png")
     write_local_card(output)
     print(f"\nTrained {state.global_step} steps in {metrics['train_runtime'] / 60:.1f} minutes; wrote {output}.")
     if "eval_loss" in metrics:
