@@ -189,7 +189,12 @@ class AlignedModel(nn.Module):
     def _read_image_nodes(self, image_outputs, output, nodes, questions) -> NodeFeatures:
         config = self.alignment
         if config.alignment_image_node == "answer_state":
-            return NodeFeatures({"image": self._read_answer_states(output, nodes)}, {})
+            states = self._read_answer_states(output, nodes)
+            if not config.alignment_regions:
+                return NodeFeatures({"image": states}, {})
+            # What pools them may know image and question, but no text that they are matched with.
+            pooled = pool_regions(join_image_features(image_outputs), nodes, states)
+            return NodeFeatures({"image": states, "region": pooled.features["image"]}, pooled.attention)
         if config.alignment_image_node == "projector":
             image_tokens = join_image_features(image_outputs)
         else:

@@ -169,7 +169,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         network = head = self.gradient_ratio = None
         if objective is not None:
             if has_mlp or text_size != hidden_size:
-                head = AlignmentHead(hidden_size, text_size, has_mlp, self.args.seed)
+                head = AlignmentHead(hidden_size, text_size, has_mlp, self.args.alignment_regions, self.args.seed)
                 head.to(self.model.get_input_embeddings().weight.device)
             if objective.uses_graph_network:
                 network = build_graph_network(self.args, self.model, text_size if has_mlp else hidden_size)

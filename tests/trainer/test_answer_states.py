@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from logramed.trainer.aligned_model import ALIGNMENT_FILE, AlignedModel
-from logramed.trainer.alignment import AlignmentConfig
+from logramed.trainer.alignment import AlignmentConfig, AlignmentObjective
 from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.gradient_ratio import GradientRatio
@@ -134,6 +134,25 @@ def test_spans_have_embeddings_of_their_own_and_the_state_of_their_turn(rows):
     torch.testing.assert_close(spans["image"], turns["image"][owners])
     torch.testing.assert_close(spans["answer"], turns["answer"][owners])
     assert len(spans["extended"]) == len(owners)
+
+
+def test_regions_stand_beside_the_states_and_are_matched_with_texts_alone(tmp_path, rows, encoder):
+    chosen = config(alignment_regions=True)
+    model, batch = small_model().eval(), LoGraMedDataCollator(tiny_processor(), config=chosen)(list(rows))
+    output = AlignedModel(model, config=chosen)(**batch)
+    images = model.model.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
+    images = images if torch.is_tensor(images) else torch.stack(list(images))
+    owner = batch["nodes"]["answer_places"] // batch["input_ids"].shape[1]
+    states = output.node_features["image"]
+    weights = (F.normalize(states, dim=-1).unsqueeze(1) * F.normalize(images[owner], dim=-1)).sum(-1).div(0.1)
+    expected = (weights.softmax(-1).unsqueeze(-1) * images[owner]).sum(1)
+    torch.testing.assert_close(output.node_features["region"], expected, rtol=1e-4, atol=1e-5)
+    pairs = AlignmentObjective(chosen).graph_pairs({name: v.float() for name, v in output.node_features.items()})
+    assert pairs.names == [*("image>answer", "image>extended", "region>answer", "region>extended", "answer>extended")]
+    values = {"alignment_image_node": "answer_state", "alignment_regions": True, "alignment_granularity": "span"}
+    trainer = train(tmp_path, rows, alignment_text_encoder="some/encoder", max_steps=2, **values)
+    assert all(weight.grad is None or weight.grad.any() for weight in trainer.model.head.parameters())
+    assert {name.split(".")[0] for name, _ in trainer.model.head.mlps.named_parameters()} == {"image", "region"}
 
 
 @pytest.mark.parametrize(("hidden_size", "text_size"), [(6, 4), (4, 6)])
@@ -308,6 +327,7 @@ def test_the_weight_follows_its_schedule(tmp_path, rows, schedule, expected):
         ({"alignment_image_node": "answer_state"}, "needs nodes that are answers: give `alignment_granularity`"),
         ({"alignment_texts": "question_answer"}, "needs nodes that are turns"),
         ({"alignment_image_layer": 1}, "`alignment_image_node='projector'` does not read"),
+        ({"alignment_regions": True}, "stand beside `alignment_image_node='answer_state'`"),
         ({"alignment_gradient_ratio": 0.1}, "compares gradients at the answer states"),
         (
             {"alignment_gradient_ratio": 0, "alignment_image_node": "answer_state", "alignment_granularity": "turn"},

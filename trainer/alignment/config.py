@@ -113,6 +113,11 @@ class AlignmentConfig:
     alignment_image_layer: int | None = _setting(
         None, "Layer of the language model after which these states are read; by default the last, normalized."
     )
+    alignment_regions: bool = _setting(
+        False,
+        "Beside answer states a further graph: the image's projected regions, pooled by the answer state. It is "
+        "matched with the texts alone.",
+    )
     alignment_head: str = _setting(
         "auto",
         "What comes between the image's node and the loss, and is not part of the saved model: an `mlp` of two layers "
@@ -255,6 +260,11 @@ class AlignmentConfig:
             raise ValueError(
                 "`alignment_image_layer` is a layer of the language model, which `alignment_image_node='projector'` "
                 "does not read: give `language_model` or `answer_state`."
+            )
+        if self.alignment_regions and self.alignment_image_node != "answer_state":
+            raise ValueError(
+                "`alignment_regions` stand beside `alignment_image_node='answer_state'`; with other nodes of turns "
+                "the regions are the image's node already."
             )
         if self.alignment_gradient_ratio is None:
             return

@@ -19,6 +19,7 @@ OTHER_VALUES = {
     "alignment_text_encoder": "some/encoder",
     "alignment_text_cache": "a/folder",
     "alignment_image_layer": 2,
+    "alignment_regions": True,
     "alignment_head": "none",
     "alignment_gradient_ratio": 0.25,
     "alignment_schedule": "linear",
