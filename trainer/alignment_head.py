@@ -8,9 +8,9 @@ class AlignmentHead(nn.Module):
     """
     Brings the nodes of images and of texts into one space. In training alone: no answer depends on it.
 
-    With MLPs, one for each, the image's nodes and its regions are mapped into the space of the texts. Without they stay
-    as they are, and texts of another size are mapped to theirs by a fixed map with orthonormal rows or columns, drawn by `seed`: an isometry
-    where theirs is the larger space, else close to one (Johnson and Lindenstrauss).
+    With MLPs, one for each, image nodes and regions are mapped into the space of the texts. Without, they stay as they
+    are, and texts of another size are mapped to theirs by a fixed map with orthonormal rows or columns, drawn by
+    `seed`: an isometry where theirs is the larger space, else close to one (Johnson and Lindenstrauss).
 
     Args:
         hidden_size (`int`): Of the image's nodes.

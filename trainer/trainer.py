@@ -110,7 +110,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         self.text_encoder = self._build_text_encoder(data_collator)
         if data_collator is None:
             self.data_collator = self._build_collator(kwargs)
-            prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
+            with args.main_process_first(desc="text embeddings"):
+                prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
         self._wrap_for_alignment()
         self._watch()
         self.image_cache = None
@@ -133,7 +134,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             return getattr(data_collator, "text_encoder", None)
         if self.args.alignment_text_encoder == "self" or self.args.alignment_weight == 0:
             return None
-        return TextEncoder(self.args.alignment_text_encoder, self.args.alignment_text_cache, self.args.device)
+        device = "cpu" if self.args.use_cpu else None
+        return TextEncoder(self.args.alignment_text_encoder, self.args.alignment_text_cache, device)
 
     def _build_collator(self, data: dict[str, Any]) -> LoGraMedDataCollator:
         # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
