@@ -10,7 +10,7 @@ from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
 from logramed.trainer.data.subsets import Subset, draw_subsets, select_listed
-from logramed.trainer.train import main
+from logramed.trainer.train import load_rows, main, parse_arguments
 from tests.trainer.test_train import write_recipe
 
 
@@ -64,6 +64,18 @@ def test_the_test_split_is_not_trained_on(tmp_path):
         load_training_rows(folder, split="test")
     with pytest.raises(ValueError, match=r"take no `extended`: it is extended\.jsonl"):
         load_training_rows(folder, extended=folder / "extended.jsonl")
+
+
+@pytest.mark.parametrize("argument", ["validation_data", "dataset_name"])
+def test_the_same_folder_is_evaluated_on_its_other_split(tmp_path, argument):
+    folder = write_folder(tmp_path, [question(1), question(2, 2)], [question(5, 2)], [1, 2, 5])
+    source = {"validation_data": str(folder)} if argument == "validation_data" else {"train_data": None}
+    source |= {"dataset_name": str(folder)} if argument == "dataset_name" else {}
+    recipe = write_recipe(tmp_path, folder, **source, dataset_test_split="validation", eval_strategy="epoch")
+    _, data, training = parse_arguments([recipe])
+    train, validation = load_rows(data, training)
+    assert (train["id"][:], validation["id"][:]) == (["xmlab1", "xmlab2"], ["xmlab2"])
+    assert validation["extended_answers"][:] == [["Long 5."]]
 
 
 def test_a_bad_row_is_named_once_and_others_of_its_image_stay(tmp_path):
