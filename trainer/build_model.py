@@ -5,7 +5,7 @@ Join a pretrained vision tower and language model into an untrained LoGra-Med.
 
 or the tower with a new language model, whose tokenizer is trained on the texts of training data:
 
-    python trainer/build_model.py --vision DIR --text_config '{"model_type": "llama"}' --tokenizer_data FILE --output M
+    python trainer/build_model.py --vision TOWER --text_config CONFIG --tokenizer_data DATA --output DIR
 """
 
 import argparse
@@ -294,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer_data",
         nargs="+",
-        help="training data whose texts the tokenizer of a new language model is made of",
+        help="training data whose texts a new tokenizer is trained on",
     )
     parser.add_argument("--vocab_size", type=int, default=2000, help="largest vocabulary of a new tokenizer")
     parser.add_argument("--output", required=True, type=Path, help="folder to write the model to")

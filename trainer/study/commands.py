@@ -92,38 +92,31 @@ def training_commands(
         plain (`Settings`): Of plain, for fine-tuning after pre-training.
         limits (`Limits`, *optional*): Of a smoke run.
     """
-    limits, folder = limits or Limits(), paths.run(run)
+    limits, folder, untrained = limits or Limits(), paths.run(run), paths.untrained(run)
     if run.data != "pretraining":
-        return {
-            "model": train(run, run.arm, paths, settings, limits, paths.untrained(run), folder, "model", run.share)
-        }
-    first = train(run, run.arm, paths, settings, limits, paths.untrained(run), folder, "pretrained", run.share)
-    second = train(run, PLAIN, paths, plain, limits, folder / "pretrained", folder, "model", 100)
-    return {"pretrained": first, "model": second}
+        return {"model": training_command(run, run.arm, paths, settings, limits, untrained, folder / "model")}
+    pretrained = folder / "pretrained"
+    plain_run = Run(run.model, "slake", 100, PLAIN, run.seed)
+    return {
+        "pretrained": training_command(run, run.arm, paths, settings, limits, untrained, pretrained),
+        "model": training_command(plain_run, PLAIN, paths, plain, limits, pretrained, folder / "model"),
+    }
 
 
-def train(
-    run: Run,
-    arm_name: str,
-    paths: Paths,
-    settings: Settings,
-    limits: Limits,
-    model: Path,
-    folder: Path,
-    output: str,
-    share: int,
+def training_command(
+    run: Run, arm_name: str, paths: Paths, settings: Settings, limits: Limits, model: Path, output: Path
 ) -> list[str]:
+    """The command that trains `model` on the file beside `output`, which has its name."""
     arm = ARMS[arm_name]
     arguments = {
         "model": model,
-        "train": None if run.model == "mini" else "projector,language",
-        **(LORA if run.model == "mini" else {}),
-        "train_data": folder / f"{output}.json",
+        **(LORA if run.model == "mini" else {"train": "projector,language"}),
+        "train_data": output.with_suffix(".json"),
         "image_folder": paths.data / "images",
         "cache_image_features": paths.output / "features",
         "max_turns": MAX_TURNS,
         "shuffle_turns": "true",
-        "max_steps": limits.num_steps or count_steps(settings, share),
+        "max_steps": limits.num_steps or count_steps(settings, run.share),
         "per_device_train_batch_size": BATCH_SIZE[run.model],
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
@@ -137,9 +130,9 @@ def train(
         "save_strategy": "steps",
         "save_steps": 200,
         "save_total_limit": 1,
-        "logging_steps": 10,
+        "logging_steps": 5,
         "report_to": "none",
-        "output_dir": folder / output,
+        "output_dir": output,
         "resume_from_checkpoint": "true",
     }
     encoder = paths.parts / "text_encoder"

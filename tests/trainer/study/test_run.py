@@ -1,0 +1,198 @@
+"""The runs of the study with commands that only leave files behind, some of which are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from logramed.trainer.study import run as study_run
+from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run
+from logramed.trainer.study.commands import Paths
+from logramed.trainer.study.data import make_row, write_rows
+from logramed.trainer.study.run import CommandError, Commands, Study, main, parse_arguments, select_runs, tune
+from logramed.trainer.study.settings import Settings, read_settings
+from logramed.trainer.study.table import Table
+from tests.trainer.study.evaluations import write_evaluation, write_training
+
+
+RUNS = [Run("scratch", "slake", 10, arm, 0) for arm in (PLAIN, PRIMARY)]
+
+
+class Written:
+    """In place of `Commands`: writes what the command would; `fail_at` names a command to kill half-way, once."""
+
+    def __init__(self, fail_at=()):
+        self.commands, self.fail_at = [], list(fail_at)
+
+    def __call__(self, command, log, lock):
+        module, given = command[2].rpartition(".")[2], dict(zip(command[3::2], command[4::2], strict=False))
+        if module == "build_model":
+            Path(given["--output"]).mkdir()
+            return
+        folder = Path(given["--output_dir" if module == "train" else "--output"])
+        self.commands.append((module, folder.parent.name))
+        (folder / "checkpoint-2").mkdir(parents=True, exist_ok=True)
+        if module in self.fail_at:
+            self.fail_at.remove(module)
+            raise CommandError("killed")
+        if module == "train":
+            assert Path(given["--train_data"]).is_file()
+            write_training(folder)
+        else:
+            assert (Path(given["--model"]) / "model.safetensors").is_file()
+            assert not list(Path(given["--model"]).glob("checkpoint-*"))
+            write_evaluation(folder)
+
+
+@pytest.fixture
+def make_study(tmp_path, monkeypatch):
+    def prepare(folder, slake, vqa_rad):
+        rows = [make_row(f"r{n}", f"{n}.png", [("Ill?", "yes", "It is."), ("What?", f"{n}", "A.")]) for n in range(20)]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "slake.json", rows)
+        write_rows(folder / "pretraining.json", rows)
+        return {"slake.json": "digest"}
+
+    monkeypatch.setattr(study_run, "prepare_data", prepare)
+
+    def make(split="test", fail_at=(), settings=None, **options):
+        paths = Paths(tmp_path / "study", tmp_path / "parts", tmp_path / "slake", tmp_path / "vqa_rad")
+        table = Table(paths.output / "table.jsonl")
+        return Study(paths, split, settings or read_settings(), table, execute=Written(fail_at), **options)
+
+    return make
+
+
+def test_each_run_is_trained_and_evaluated_once_and_has_one_row(make_study):
+    study = make_study()
+    assert study.run_all(RUNS, num_parallel=2) == []
+    assert sorted(study.execute.commands) == sorted((name, run.name) for run in RUNS for name in ("run", "train"))
+    rows = Table(study.table.path).rows
+    assert set(rows) == {(run.name, "test") for run in RUNS}
+    row = rows[RUNS[1].name, "test"]
+    assert row["training_data"]["model"]
+    assert row["commands"]["model"][2] == "logramed.trainer.train"
+    assert {"git_revision", "git_changes", "seconds", "ended"} <= row.keys()
+    assert not list(study.paths.output.rglob("*.safetensors"))
+    again = make_study()
+    assert again.run_all(RUNS, num_parallel=2) == []
+    assert again.execute.commands == []
+
+
+@pytest.mark.parametrize("killed", ["train", "run"])
+def test_a_run_that_was_killed_goes_on_and_the_others_are_done(make_study, killed):
+    study = make_study(fail_at=[killed])
+    [failure] = study.run_all(RUNS, num_parallel=1)
+    assert failure == f"{RUNS[0].name}: killed"
+    assert list(study.table.rows) == [(RUNS[1].name, "test")]
+    again = make_study()
+    assert again.run_all(RUNS, num_parallel=1) == []
+    expected = [("train", RUNS[0].name), ("run", RUNS[0].name)]
+    assert again.execute.commands == (expected if killed == "train" else expected[1:])
+    assert len(Table(study.table.path).rows) == 2
+    assert Table(study.table.path).rows[RUNS[0].name, "test"]["seconds"].keys() == {"model", "evaluation_test"}
+
+
+def test_a_kept_model_is_scored_on_another_split_without_training_again(make_study):
+    make_study(keep_models=True).run_all(RUNS[:1], num_parallel=1)
+    study = make_study(split="validation")
+    assert study.run_all(RUNS[:1], num_parallel=1) == []
+    assert study.execute.commands == [("run", RUNS[0].name)]
+    assert list(Table(study.table.path).rows) == [(RUNS[0].name, split) for split in ("test", "validation")]
+
+
+def test_a_begun_run_with_other_settings_is_refused(make_study):
+    make_study(fail_at=["train"]).run_all(RUNS[:1], num_parallel=1)
+    settings = read_settings()
+    settings["scratch"][PLAIN] = Settings(5e-4, 200, 0.0)
+    [failure] = make_study(settings=settings).run_all(RUNS[:1], num_parallel=1)
+    assert "holds this run with other commands. Delete that folder" in failure
+
+
+def test_pretraining_trains_twice_on_two_files(make_study):
+    run = Run("scratch", "pretraining", 10, PRIMARY, 0)
+    study = make_study()
+    assert study.run_all([run], num_parallel=1) == []
+    assert study.execute.commands == [("train", run.name), ("train", run.name), ("run", run.name)]
+    folder = study.paths.run(run)
+    sizes = {name: len(json.loads((folder / f"{name}.json").read_text())) for name in ("pretrained", "model")}
+    assert sizes == {"pretrained": 2, "model": 20}
+
+
+def test_tuning_scores_every_trial_on_validation_and_writes_settings(make_study, tmp_path):
+    study = make_study(split="validation")
+    assert tune(study, [PLAIN, PRIMARY], ["scratch"], 2, tmp_path / "settings.yaml") == []
+    assert len(study.table.rows) == 18
+    assert {row["split"] for row in study.table.rows.values()} == {"validation"}
+    chosen = read_settings(tmp_path / "settings.yaml")
+    assert chosen["scratch"][PLAIN] == Settings(5e-4, 200, 0.01)  # all are equal: the first levels
+    assert chosen["mini"] == read_settings()["mini"]
+
+
+def test_runs_are_selected_by_name_and_further_seeds_are_added():
+    def selected(*words):
+        options = parse_arguments(["--slake", "s", "--vqa_rad", "v", *words])
+        return select_runs(study_run.planned_runs(), options)
+
+    assert len(selected()) == len(study_run.planned_runs())
+    assert {run.model for run in selected("--models", "mini")} == {"mini"}
+    found = selected(
+        "--models", "scratch", "--data", "slake", "--shares", "10", "--arms", PRIMARY, "--seeds", "1", "20"
+    )
+    assert sorted((run.seed, run.settings) for run in found) == [(1, "own"), (1, "plain"), (20, "own"), (20, "plain")]
+
+
+def test_smoke_goes_through_every_arm_and_both_models():
+    runs = study_run.smoke_runs()
+    assert {run.arm for run in runs} == set(ARMS)
+    assert {run.model for run in runs} == {"scratch", "mini"}
+    assert {run.data for run in runs} == {"slake", "vqa_rad", "phantoms", "pretraining"}
+
+
+def test_commands_are_logged_have_one_thread_and_an_error_shows_their_last_lines(tmp_path):
+    commands, log = Commands(), tmp_path / "log"
+    commands([sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], log, None)
+    assert log.read_text().endswith("\n1\n")
+    with pytest.raises(CommandError, match=r"(?s)ended with 3.*\nlast words"):
+        commands([sys.executable, "-c", "print('last words'); exit(3)"], log, None)
+    commands.end()
+    with pytest.raises(CommandError, match="told to end"):
+        commands([sys.executable, "-c", ""], log, None)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from logramed.trainer.study.run import Commands, held
+sleep = [sys.executable, "-c", "print('started', flush=True); import time; time.sleep(3)"]
+with held(Path(sys.argv[1])) as lock:
+    Commands()(sleep, Path(sys.argv[2]), lock)
+"""
+
+
+def test_a_run_waits_for_a_command_that_outlived_a_killed_study(tmp_path):
+    log = tmp_path / "log"
+    study = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "lock"), str(log)])
+    while not (log.is_file() and "started\n" in log.read_text().splitlines(keepends=True)):
+        time.sleep(0.05)
+        assert study.poll() is None
+    started = time.monotonic()
+    os.kill(study.pid, signal.SIGKILL)
+    study.wait()
+    with study_run.held(tmp_path / "lock"):
+        assert time.monotonic() - started > 1
+
+
+def test_command_lists_and_summarizes_without_data(tmp_path, capsys):
+    assert main(["--list"]) == 0
+    assert f"| all | {len(study_run.planned_runs()) + 135} |" in capsys.readouterr().out
+    assert main(["--summarize", "--output", str(tmp_path)]) == 0
+    assert "No run is scored on the test split yet." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--output", str(tmp_path)])
+    assert "give --slake and --vqa_rad" in capsys.readouterr().err

@@ -1,0 +1,424 @@
+"""
+Run the study of PROTOCOL.md, or a part of it, two runs at a time:
+
+    python trainer/mini.py --output runs/mini
+    python trainer/study/run.py --output runs/study --parts runs/mini --slake FOLDER --vqa_rad FOLDER
+
+Each run is one `logramed-train` and one `logramed-eval`. Started again after a kill, it goes on where it stopped: a
+run with a row in OUTPUT/table.jsonl is not run again.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import product
+from os import environ
+from pathlib import Path
+
+from logramed.eval.files import only_one_writer, write_json
+from logramed.trainer.provenance import describe_code
+from logramed.trainer.study.analysis import summarize
+from logramed.trainer.study.arms import (
+    ARMS,
+    DATA,
+    MODELS,
+    PARTS,
+    PLAIN,
+    SHARES,
+    TUNING_SEED,
+    Run,
+    planned_runs,
+    smoke_runs,
+)
+from logramed.trainer.study.commands import (
+    ENVIRONMENT,
+    Limits,
+    Paths,
+    build_command,
+    count_steps,
+    evaluation_command,
+    training_commands,
+)
+from logramed.trainer.study.data import prepare_data, write_training_file
+from logramed.trainer.study.settings import (
+    SETTINGS_FILE,
+    TUNED_ARMS,
+    Settings,
+    choose_settings,
+    read_settings,
+    settings_of,
+    trials,
+    write_settings,
+)
+from logramed.trainer.study.table import Table, make_row
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+TABLE_NAME, TUNING_TABLE_NAME = "table.jsonl", "tuning.jsonl"
+SMOKE_LIMITS = Limits(num_steps=5, num_questions=6)
+# Seconds of one thread, for estimates: a step, an evaluation with and without sight, and starting the commands. Those
+# of the model from scratch are the pilot's, those of the mini computed from the operations of a step.
+SECONDS = {
+    "scratch": {"step": 0.5, "evaluation": 60, "start": 30},
+    "mini": {"step": 16, "evaluation": 600, "start": 60},
+}
+
+
+class CommandError(RuntimeError):
+    """A command that ended with an error; the message has its last lines."""
+
+
+@dataclass
+class Study:
+    """
+    Runs runs.
+
+    Args:
+        paths (`Paths`): Where everything lies.
+        split (`str`): "test" or "validation".
+        settings (`dict`): Of each model and arm.
+        table (`Table`): Where rows go.
+        limits (`Limits`): Of a smoke run.
+        keep_models (`bool`): Keep weights once they are scored.
+        execute (`Callable`): Runs a command with a log file and a lock to hold; tests put another in its place.
+    """
+
+    paths: Paths
+    split: str
+    settings: Mapping[str, Mapping[str, Settings]]
+    table: Table
+    limits: Limits = field(default_factory=Limits)
+    keep_models: bool = False
+    execute: Callable[[list[str], Path, int | None], None] | None = None
+
+    def __post_init__(self):
+        self.execute = self.execute or Commands()
+
+    def run_all(self, runs: Sequence[Run], num_parallel: int) -> list[str]:
+        """Run what has no row yet; the failures, in words. One that fails does not stop the others."""
+        waiting = [run for run in runs if (run.name, self.split) not in self.table.rows]
+        print(f"{len(waiting)} of {len(runs)} runs to go, {num_parallel} at a time.", flush=True)
+        digests = prepare_data(self.paths.data, str(self.paths.slake), str(self.paths.vqa_rad)) if waiting else {}
+        for run in waiting:
+            self.build(run)
+        failures = []
+        with ThreadPoolExecutor(num_parallel) as pool:
+            started = {pool.submit(self.run_one, run, digests): run for run in waiting}
+            try:
+                for number, future in enumerate(as_completed(started), start=1):
+                    run, error = started[future], future.exception()
+                    if error is not None:
+                        failures.append(f"{run.name}: {error}")
+                    outcome = "FAILED" if error else describe_row(self.table.rows[run.name, self.split])
+                    print(f"{number}/{len(waiting)} {run.name}: {outcome}", flush=True)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return failures
+
+    def build(self, run: Run) -> None:
+        """The untrained model of a run, which all arms of its seed start from."""
+        folder = self.paths.untrained(run)
+        if not folder.is_dir():
+            unfinished = folder.with_name(folder.name + ".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self.execute(build_command(run, self.paths, unfinished), folder.with_suffix(".log"), None)
+            unfinished.rename(folder)
+
+    def run_one(self, run: Run, data_digests: Mapping[str, str]) -> None:
+        """Train and evaluate one run and append its row; what is there of it already is not done again."""
+        folder, settings = self.paths.run(run), settings_of(run, self.settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(folder / "lock") as lock:
+            commands = training_commands(run, self.paths, settings, self.settings[run.model][PLAIN], self.limits)
+            record = self.record(run, commands, data_digests)
+            for output, command in commands.items():
+                if not is_trained(folder / output):
+                    self.timed(command, folder / f"{output}.log", lock)
+                for checkpoint in (folder / output).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint)
+            evaluation = folder / f"evaluation_{self.split}"
+            command = evaluation_command(run, self.paths, self.split, self.limits)
+            self.timed(command, folder / f"{evaluation.name}.log", lock)
+            training = json.loads((folder / "model" / "train_metrics.json").read_text(encoding="utf-8"))
+            record |= {"evaluation_command": command, "seconds": read_seconds(folder)}
+            row = make_row(run, self.split, settings, record, training, evaluation)
+            self.table.append({**row, "ended": datetime.now(UTC).isoformat(timespec="seconds")})
+            if not self.keep_models:
+                for output in commands:
+                    discard_weights(folder / output)
+
+    def record(self, run: Run, commands: Mapping[str, list[str]], data_digests: Mapping[str, str]) -> dict:
+        """
+        Write the training files, and what the run is to its folder; a run that was begun keeps its git revision.
+
+        Raises:
+            ValueError: If the folder holds a run with other commands or other data.
+        """
+        path = self.paths.run(run) / "study_run.json"
+        digests = {}
+        for output in commands:
+            source, of = f"{run.data}.json", run
+            if run.data == "pretraining" and output == "model":
+                source, of = "slake.json", Run(run.model, "slake", 100, PLAIN, run.seed)
+            digests[output] = write_training_file(path.with_name(f"{output}.json"), self.paths.data / source, of)
+        wanted = {"commands": dict(commands), "training_data": digests, "source_data": dict(data_digests)}
+        if path.is_file():
+            former = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name, value in wanted.items() if former[name] != value]
+            if changed:
+                raise ValueError(
+                    f"{path.parent} holds this run with other {' and '.join(changed)}. Delete that folder to run it "
+                    "anew, or choose another `--output`."
+                )
+            return former
+        record = {**wanted, **describe_code()}
+        write_json(path, record)
+        return record
+
+    def timed(self, command: list[str], log: Path, lock: int | None) -> None:
+        """Execute a command; its seconds are added to those of the run, whether it ends well or not."""
+        start = time.monotonic()
+        try:
+            self.execute(command, log, lock)
+        finally:
+            spent = read_seconds(log.parent)
+            spent[log.stem] = round(spent.get(log.stem, 0) + time.monotonic() - start, 1)
+            write_json(log.parent / "seconds.json", spent)
+
+
+class Commands:
+    """Executes commands, one thread each, and ends those that run when this process is told to end."""
+
+    def __init__(self):
+        self._lock, self._running, self._ended = threading.RLock(), set(), False
+
+    def __call__(self, command: list[str], log: Path, lock: int | None) -> None:
+        """
+        Run `command`, its output appended to `log`; it holds `lock` as long as it lives, even if this process is gone.
+
+        Raises:
+            CommandError: If it ends with an error.
+        """
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"\n$ {subprocess.list2cmdline(command)}\n")
+            file.flush()
+            with self._lock:
+                if self._ended:
+                    raise CommandError("not started: the study was told to end")
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=environ | ENVIRONMENT,
+                    pass_fds=() if lock is None else (lock,),
+                    start_new_session=True,
+                )
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
+        if code:
+            tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
+            raise CommandError(f"`{command[2]}` ended with {code}; {log}:\n{tail}")
+
+    def end(self) -> None:
+        """Tell what runs to save and end, and start nothing more."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
+@contextmanager
+def held(path: Path) -> Iterator[int | None]:
+    """
+    Hold a lock, which the commands of a run hold too: where this process was killed and a command of it still runs,
+    the next start waits for that.
+    """
+    if fcntl is None:
+        yield None
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a training wrote its results, which is the last thing that it needs for an evaluation."""
+    try:
+        return "metrics" in json.loads((folder / "train_metrics.json").read_text(encoding="utf-8")) and any(
+            folder.glob("*.safetensors")
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def discard_weights(folder: Path) -> None:
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+
+
+def read_seconds(folder: Path) -> dict[str, float]:
+    path = folder / "seconds.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def describe_row(row: Mapping) -> str:
+    blank = (row["without_sight"] or {}).get("all")
+    without = "" if blank is None else f", without sight {blank:.1f}"
+    return f"all {row['with_sight']['all']:.1f}{without}"
+
+
+def tune(study: Study, arms: Sequence[str], models: Sequence[str], num_parallel: int, output: Path) -> list[str]:
+    """Run the trials of each arm on validation images, and write the settings chosen; the failures, in words."""
+    chosen = {model: dict(settings) for model, settings in study.settings.items()}
+    wanted = [(model, arm) for model in models for arm in TUNED_ARMS[model] if arm in arms]
+    runs = {(model, arm): tuning_runs(model, arm) for model, arm in wanted}
+    failures = study.run_all([run for of_arm in runs.values() for run in of_arm], num_parallel)
+    for (model, arm), of_arm in runs.items():
+        rows = [study.table.rows.get((run.name, "validation")) for run in of_arm]
+        if all(rows):
+            chosen[model][arm] = choose_settings(trials(model, arm), [row["with_sight"]["all"] for row in rows])
+    comment = f"Chosen by `run.py --tune` on validation images of SLAKE at 10%, seed {TUNING_SEED}, by all questions."
+    print(f"Wrote {write_settings(output, chosen, comment)}. Commit it as {SETTINGS_FILE} before the study is run.")
+    return failures
+
+
+def tuning_runs(model: str, arm: str) -> list[Run]:
+    return [Run(model, "slake", 10, arm, TUNING_SEED, f"trial{number}") for number in range(len(trials(model, arm)))]
+
+
+def select_runs(runs: Sequence[Run], options: argparse.Namespace) -> list[Run]:
+    """
+    The planned runs that the options name. Seeds that are not planned (for a check by others) are those of the runs of
+    the first planned seed.
+    """
+    wanted = {"model": options.models, "data": options.data, "share": options.shares, "arm": options.arms}
+    found = [run for run in runs if all(not values or getattr(run, name) in values for name, values in wanted.items())]
+    if not options.seeds:
+        return found
+    planned = {run.seed for run in found}
+    further = [
+        Run(run.model, run.data, run.share, run.arm, seed, run.settings)
+        for seed, run in product(options.seeds, found)
+        if seed not in planned and run.seed == 0
+    ]
+    return [run for run in found if run.seed in options.seeds] + further
+
+
+def estimate_seconds(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> float:
+    """Seconds of one thread that a run takes, by `SECONDS`."""
+    seconds, of_run = SECONDS[run.model], settings_of(run, settings)
+    num_steps = count_steps(of_run, run.share)
+    if run.data == "pretraining":
+        num_steps += count_steps(settings[run.model][PLAIN], 100)
+    is_trial = run.settings.startswith("trial")  # asked with sight alone
+    num_commands = 1.5 if run.data == "pretraining" else 1
+    evaluation = seconds["evaluation"] / (2 if is_trial else 1)
+    return seconds["step"] * num_steps + evaluation + seconds["start"] * num_commands
+
+
+def list_runs(settings: Mapping[str, Mapping[str, Settings]]) -> str:
+    """The number of runs and thread-hours of each part of the study, and of tuning."""
+    parts = [(part.title, part.runs()) for part in PARTS]
+    for model, arms in TUNED_ARMS.items():
+        parts.append((f"tuning, {model}", [run for arm in arms for run in tuning_runs(model, arm)]))
+    lines = ["| part | runs | thread-hours |", "| --- | --- | --- |"]
+    total_runs, total_seconds = 0, 0.0
+    for title, runs in parts:
+        seconds = sum(estimate_seconds(run, settings) for run in runs)
+        total_runs, total_seconds = total_runs + len(runs), total_seconds + seconds
+        lines.append(f"| {title} | {len(runs)} | {seconds / 3600:.1f} |")
+    return "\n".join([*lines, f"| all | {total_runs} | {total_seconds / 3600:.1f} |"])
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Run the study of PROTOCOL.md, or a part of it.")
+    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of runs and table")
+    parser.add_argument("--parts", type=Path, default=Path("runs/mini"), help="folder that trainer/mini.py wrote")
+    parser.add_argument("--slake", type=Path, help="SLAKE's folder")
+    parser.add_argument("--vqa_rad", type=Path, help="VQA-RAD's folder")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="default: as planned")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default: all that are planned")
+    parser.add_argument("--shares", nargs="+", type=int, choices=SHARES, help="percent; default: as planned")
+    parser.add_argument("--data", nargs="+", choices=DATA, help="default: as planned")
+    parser.add_argument("--seeds", nargs="+", type=int, help="planned or further ones; default: as planned")
+    parser.add_argument("--split", default="test", choices=["test", "validation"], help="to score (default test)")
+    parser.add_argument("--settings", type=Path, default=SETTINGS_FILE, help="settings of the arms, as --tune wrote")
+    parser.add_argument("--num_parallel", type=int, default=2, help="runs at a time, one thread each (default 2)")
+    parser.add_argument("--keep_models", action="store_true", help="keep the weights of runs that are scored")
+    parser.add_argument("--tune", action="store_true", help="choose settings on validation images")
+    parser.add_argument("--smoke", action="store_true", help="every arm once, with a few steps and questions")
+    parser.add_argument("--list", action="store_true", help="say how many runs are planned, and what they cost")
+    parser.add_argument("--summarize", action="store_true", help="say what the table holds; run nothing")
+    options = parser.parse_args(argv)
+    if not (options.list or options.summarize) and (options.slake is None or options.vqa_rad is None):
+        parser.error("give --slake and --vqa_rad, the folders of the data sets")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parse_arguments(argv)
+    settings = read_settings(options.settings)
+    if options.list:
+        print(list_runs(settings))
+        return 0
+    output = options.output / "smoke" if options.smoke else options.output
+    if options.summarize:
+        print(summarize(list(Table(output / TABLE_NAME).rows.values()), options.split))
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    paths = Paths(*(path.resolve() for path in (output, options.parts, options.slake, options.vqa_rad)))
+    with only_one_writer(output):
+        table = Table(output / (TUNING_TABLE_NAME if options.tune else TABLE_NAME))
+        limits = SMOKE_LIMITS if options.smoke else Limits()
+        split = "validation" if options.tune else options.split
+        study = Study(paths, split, settings, table, limits, options.keep_models)
+        with ending_commands(study.execute):
+            if options.tune:
+                arms, models = options.arms or list(ARMS), options.models or MODELS
+                failures = tune(study, arms, models, options.num_parallel, output / "settings.yaml")
+            else:
+                runs = select_runs(smoke_runs() if options.smoke else planned_runs(), options)
+                failures = study.run_all(runs, options.num_parallel)
+                print(summarize(list(table.rows.values()), split))
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+@contextmanager
+def ending_commands(commands: Commands) -> Iterator[None]:
+    """SIGTERM and Ctrl-C let the commands save and end, before this process does."""
+
+    def end(number: int, frame: object) -> None:
+        commands.end()
+        raise SystemExit(128 + number)
+
+    former = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

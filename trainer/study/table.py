@@ -1,0 +1,164 @@
+"""The table of the study: one row a run and split, made of what training and evaluation wrote."""
+
+import json
+import os
+import statistics
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from logramed.eval.files import to_json_line, write_whole
+from logramed.trainer.study.arms import Run
+from logramed.trainer.study.settings import Settings
+
+
+FIGURES = ("all", "closed", "open")
+SCORE_NAMES = {"CLOSED": "closed_accuracy", "OPEN": "open_recall"}
+# Of the logged steps of training; the gradient ratio is logged by runs with an alignment loss alone.
+LOGGED = ("gradient_ratio", "alignment_weight", "recall_at_1")
+RowKey = tuple[str, str]
+
+
+class Table:
+    """
+    Rows as JSON lines. Threads may share it; a last line that was cut off by a kill is dropped.
+
+    Args:
+        path (`Path`): The file; it need not exist.
+
+    Raises:
+        ValueError: If a run has two rows.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock = threading.Lock()
+        written = path.read_bytes() if path.is_file() else b""
+        whole = written[: written.rfind(b"\n") + 1].decode()
+        if len(whole.encode()) < len(written):
+            write_whole(path, whole)
+        self.rows: dict[RowKey, dict] = {}
+        for line in whole.splitlines():
+            row = json.loads(line)
+            if row_key(row) in self.rows:
+                raise ValueError(f"{path} has two rows of {row['run']} ({row['split']}). Delete one of the lines.")
+            self.rows[row_key(row)] = row
+
+    def append(self, row: dict) -> None:
+        """Write a row to the disk at once; one that is there already is left as it is."""
+        with self._lock:
+            if row_key(row) in self.rows:
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_json_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+            self.rows[row_key(row)] = row
+
+
+def row_key(row: dict) -> RowKey:
+    return row["run"], row["split"]
+
+
+def make_row(
+    run: Run,
+    split: str,
+    settings: Settings,
+    record: Mapping[str, Any],
+    training: Mapping[str, Any],
+    evaluation: Path,
+) -> dict[str, Any]:
+    """
+    The row of a run that is trained and evaluated.
+
+    Args:
+        run, split, settings: What was run, scored and set.
+        record (`Mapping`): What the run's folder records: commands, digests of training files, git revision, seconds.
+        training (`Mapping`): Content of `train_metrics.json`.
+        evaluation (`Path`): Folder that `logramed-eval` wrote.
+    """
+    return {
+        "run": run.name,
+        **{("settings_of" if name == "settings" else name): value for name, value in asdict(run).items()},
+        "split": split,
+        "with_sight": read_figures(evaluation, ".jsonl"),
+        "without_sight": read_figures(evaluation, ".blank_images.jsonl"),
+        "image_scores": read_image_scores(evaluation),
+        "evaluation": str(evaluation),
+        **asdict(settings),
+        "seconds_per_step": seconds_per_step(training["log_history"]),
+        "logged": summarize_log(training["log_history"]),
+        **record,
+    }
+
+
+def read_scores(evaluation: Path, ending: str = ".jsonl") -> list[dict] | None:
+    """`question_id`, `answer_type` and `score` in percent of each question; `None` if it was not asked this way."""
+    path = evaluation / f"scores{ending}"
+    if not path.is_file():
+        return None
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [
+        {**row, "score": row["scores"][SCORE_NAMES[row["answer_type"]]]}
+        for row in rows
+        if SCORE_NAMES[row["answer_type"]] in row["scores"]
+    ]
+
+
+def read_figures(evaluation: Path, ending: str) -> dict[str, float | int] | None:
+    """Means over questions in percent, and the number of questions: all, closed (accuracy) and open (recall)."""
+    scores = read_scores(evaluation, ending)
+    if scores is None:
+        return None
+    kinds = {"all": scores}
+    kinds |= {kind.lower(): [row for row in scores if row["answer_type"] == kind] for kind in SCORE_NAMES}
+    figures: dict[str, float | int] = {}
+    for kind, rows in kinds.items():
+        figures[f"num_{kind}"] = len(rows)
+        if rows:
+            figures[kind] = statistics.fmean(row["score"] for row in rows)
+    return figures
+
+
+def read_image_scores(evaluation: Path) -> dict[str, list[float]]:
+    """For each image the sum of its questions' scores, in percent, and their number: what intervals are made of."""
+    images = json.loads((evaluation / "local_paths.json").read_text(encoding="utf-8"))["images"]
+    sums: dict[str, list[float]] = {}
+    for row in read_scores(evaluation) or []:
+        image = short_name(images[row["question_id"]])
+        total = sums.setdefault(image, [0.0, 0])
+        total[0] += row["score"]
+        total[1] += 1
+    return dict(sorted(sums.items()))
+
+
+def short_name(path: str) -> str:
+    """
+    The folder and name of an image, which are the same on every machine; SLAKE's are all called "source.jpg".
+
+    Example:
+        >>> short_name("/data/slake/imgs/xmlab1/source.jpg")
+        'xmlab1/source.jpg'
+    """
+    return "/".join(Path(path).parts[-2:])
+
+
+def seconds_per_step(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean time of a step of training, as transformers reports it at the end."""
+    ends = [entry for entry in log if "train_runtime" in entry]
+    return ends[-1]["train_runtime"] / ends[-1]["step"] if ends and ends[-1]["step"] else None
+
+
+def summarize_log(log: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """First, mean and last value of each logged figure whose name holds one of `LOGGED`."""
+    values: dict[str, list[float]] = {}
+    for entry in log:
+        for name, value in entry.items():
+            if any(part in name for part in LOGGED) and isinstance(value, int | float):
+                values.setdefault(name, []).append(float(value))
+    return {
+        name: {"first": found[0], "mean": statistics.fmean(found), "last": found[-1]} for name, found in values.items()
+    }
