@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from logramed.trainer.aligned_model import ALIGNMENT_FILE, AlignedModel
-from logramed.trainer.alignment import AlignmentConfig, AlignmentObjective
+from logramed.trainer.alignment import LOSSES, AlignmentConfig, AlignmentObjective
 from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.gradient_ratio import GradientRatio
@@ -169,13 +169,24 @@ def test_without_an_mlp_texts_are_mapped_to_the_size_of_the_nodes(hidden_size, t
     assert not list(head.parameters())
 
 
-@pytest.mark.parametrize("loss", ["multi_graph", "first_order", "infonce", "siglip", "paper"])
+COUPLED = {"edge_matching": "coupled", "solver_effort": 0.2}
+OBJECTIVES = [
+    *({"alignment_loss": name} for name in LOSSES if name != "none"),
+    {"edge_weight": 0.0},
+    *({"gradient_estimator": name, **COUPLED} for name in ("imle", "blackbox")),
+    {"alignment_loss": "first_order", "gradient_estimator": "fenchel_young"},
+]
+
+
+@pytest.mark.parametrize("values", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("node", ["answer_state", "language_model", "projector"])
-def test_every_objective_trains_over_every_node_in_the_encoder_s_space(tmp_path, rows, encoder, loss, node):
-    values = {"alignment_image_node": node, "alignment_text_encoder": "some/encoder", "alignment_loss": loss}
-    trainer = train(tmp_path, rows, alignment_granularity="turn", max_steps=2, **values)
+@pytest.mark.parametrize("space", ["self", "some/encoder"])
+def test_every_objective_trains_over_every_node_in_every_space(tmp_path, rows, encoder, values, node, space):
+    nodes = {"alignment_image_node": node, "alignment_text_encoder": space}
+    trainer = train(tmp_path, rows, alignment_granularity="turn", max_steps=1, **nodes, **values)
     assert all(math.isfinite(value) for value in logged(trainer, "alignment_loss"))
-    assert any(weight.grad is None or weight.grad.any() for weight in trainer.model.head.parameters())
+    if trainer.model.head is not None:
+        assert all(weight.grad is None or weight.grad.any() for weight in trainer.model.head.parameters())
 
 
 def test_the_head_is_in_checkpoints_and_not_in_the_saved_model(tmp_path, rows, encoder):
