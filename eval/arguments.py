@@ -39,6 +39,14 @@ class EvaluationArguments:
     subset: str | None = field(
         default=None, metadata={"help": "Part of the benchmark: a language of slake, a data set of omnimedvqa, ..."}
     )
+    on_bad_row: str = field(
+        default="raise",
+        metadata={
+            "help": "What to do about a question that cannot be used, such as one without its image: `raise` stops "
+            "and names it, `skip` leaves it out, and the figures say so.",
+            "choices": ["raise", "skip"],
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "Ask the first so many questions only."})
     batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
     max_new_tokens: int | None = field(

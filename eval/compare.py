@@ -76,6 +76,7 @@ def describe_comparison(comparison: Comparison) -> dict:
     return {
         "task": run.task,
         "protocol": run.metrics.get("protocol"),
+        "test_unit": comparison.unit,
         "questions": {name: run.run.get(name) for name in names} | {"num_questions": len(run.rows)},
         "systems": systems,
         "paired_bootstrap": [_describe_test(comparison, pair) for pair in comparison.bootstrap_tests],

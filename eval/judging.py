@@ -17,6 +17,7 @@ from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
 from logramed.eval.resumable_file import ResumableFile
+from logramed.eval.scoring import images_of
 
 
 logger = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ def judge_answers(
 
     Args:
         questions: Rows of a chat benchmark: `question_id`, `question`, `answer` (the reference), `context`, `domains`,
-            and `groups` with `question_type`.
+            and `groups` with `question_type`; with `image_id` intervals are by image.
         predictions: The model's answer to each, by question id.
         settings (`JudgeSettings`): Which judge, and how it is asked.
         path (`Path`): File of the replies, "judgements.jsonl". Beside it "judgements.settings.json" says of what.
@@ -278,6 +279,7 @@ def _columns(questions: Sequence[dict], rows: Mapping[tuple[str, str], dict], or
         "question_types": [question["groups"]["question_type"] for question, _ in asked],
         "domains": [question["domains"] for question, _ in asked],
         "orders": [order for _, order in asked],
+        "clusters": images_of([question for question, _ in asked]),
     }
 
 
@@ -288,7 +290,7 @@ def _as_figures(summary: dict) -> dict:
         "num_asked": summary["num_asked"],
         "intervals": {"relative_score": summary["intervals"]["relative_score"]},
         "counts": {"relative_score": summary["counts"]["relative_score"]},
-    }
+    } | {name: summary[name] for name in ("num_clusters",) if name in summary}
 
 
 def _as_groups(results: dict) -> dict:

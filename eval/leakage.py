@@ -6,19 +6,34 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.files import hash_file
 from logramed.eval.foreign.keys import OPTION_HINTS
 
 
-def training_rows(benchmark: ModuleType, data: str | Path, subset: str | None = None) -> list[dict] | str:
+def training_split(benchmark: ModuleType, split: str) -> str:
+    """The split that goes with the tested one: "train", or another that the benchmark names."""
+    return getattr(benchmark, "TRAINING_SPLITS", {}).get(split, "train")
+
+
+def training_rows(
+    benchmark: ModuleType,
+    data: str | Path,
+    subset: str | None = None,
+    skipped: list[str] | None = None,
+    split: str = "train",
+) -> list[dict] | str:
     """
     The rows of the training split of a benchmark, or why there are none.
 
-    A folder with the test files alone is common, so nothing about the training files stops a run.
+    A folder with the test files alone is common, and the training files of SLAKE hold a bad row: nothing about them
+    stops a run.
 
     Args:
         benchmark (module): One of `logramed.eval.benchmarks`.
         data (`str` or `Path`), subset (`str`, *optional*): As given to its `load_questions`.
+        skipped (`list[str]`, *optional*): Bad rows, which are left out, are added here in words.
+        split (`str`): Which training split (see `training_split`).
 
     Returns:
         `list[dict]`: question rows as from `load_questions`, or `str`: the reason, a sentence part without full stop.
@@ -33,16 +48,28 @@ def training_rows(benchmark: ModuleType, data: str | Path, subset: str | None = 
     with warnings.catch_warnings():
         # The size of the training split is told in the report, and is none of the test figures.
         warnings.simplefilter("ignore", UserWarning)
+        bad_rows: list[str] = []
         try:
-            return benchmark.load_questions(data, "train", subset)
+            rows = benchmark.load_questions(data, split, subset, bad_rows)
         except (ValueError, OSError) as error:
-            folder = Path(data).resolve()
-            # Figures are published, the folders of this machine are not.
-            reason = str(error).replace(str(folder), folder.name)
-            return f"the training split could not be read: {reason.rstrip('.')}"
+            rows, bad_rows = [], [str(error)]
+    bad_rows = hide_folder(bad_rows, data)
+    if not rows and bad_rows:
+        return f"the training split could not be read: {bad_rows[0].rstrip('.')}"
+    if skipped is not None:
+        skipped += bad_rows
+    return rows
 
 
-def find_leakage(questions: Sequence[dict], training: Sequence[dict]) -> dict:
+def hide_folder(texts: Sequence[str], data: str | Path) -> list[str]:
+    """`texts` with the name of the folder `data` for its path: figures are published, paths of a machine are not."""
+    folder = Path(data).expanduser().resolve()
+    return [text.replace(str(folder), folder.name) for text in texts]
+
+
+def find_leakage(
+    questions: Sequence[dict], training: Sequence[dict], skipped: Sequence[str] = (), split: str = "train"
+) -> dict:
     """
     Count the test images and the (image, question, answer) triplets that also stand in training rows.
 
@@ -54,11 +81,13 @@ def find_leakage(questions: Sequence[dict], training: Sequence[dict]) -> dict:
     Args:
         questions, training (sequences of `dict`): Question rows; `image`, `question` and `answer` are read, and
             `question_id` of the test ones.
+        skipped (sequence of `str`): Bad rows that `training` lacks, in words.
+        split (`str`): Name of the training split.
 
     Returns:
         `dict`: `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them`,
         `num_triplets_in_training` (test questions whose triplet stands in training), `triplet_question_ids` (theirs,
-        in the order of `questions`) and `compared_with`.
+        in the order of `questions`), `compared_with` and, where there are any, `bad_training_rows`.
 
     Raises:
         ValueError: If there are no test questions or no training rows: then nothing can be said.
@@ -82,7 +111,9 @@ def find_leakage(questions: Sequence[dict], training: Sequence[dict]) -> dict:
         "num_questions_on_them": sum(row["image"] in leaked_images for row in questions),
         "num_triplets_in_training": len(leaked),
         "triplet_question_ids": leaked,
-        "compared_with": f"train split, {len(training):,} rows",
+        "compared_with": f"{split} split, {len(training):,} rows"
+        + (f", {describe_skipped(skipped)}" if skipped else ""),
+        **({"bad_training_rows": list(skipped)} if skipped else {}),
     }
 
 

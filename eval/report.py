@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of
+from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of, drawn_units
 from logramed.eval.leakage import without_leaked_triplets
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.scoring import has_release_protocol, score_rows
@@ -15,13 +15,12 @@ TITLES = {
     "accuracy": "accuracy",
     "relative_score": "relative score",
     "rouge_l": "ROUGE-L",
-    "clinical_f1": "clinical F1",
 }
 KIND_OF_FIGURES = {
-    "vqa": "Percent (95% bootstrap interval) of so many questions; strict protocol where not said otherwise.",
-    "multiple_choice": "Percent (95% bootstrap interval) of so many questions.",
-    "chat": "Percent of the reference answer's score (95% bootstrap interval) over so many questions.",
-    "report": "Percent (95% bootstrap interval) over so many reports.",
+    "vqa": "Percent ({interval}) of so many questions; strict protocol where not said otherwise.",
+    "multiple_choice": "Percent ({interval}) of so many questions.",
+    "chat": "Percent of the reference answer's score ({interval}) over so many questions.",
+    "report": "Percent ({interval}) over so many reports.",
 }
 
 
@@ -30,7 +29,7 @@ def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapp
     The figures of answered questions.
 
     Args:
-        rows: Question rows with the model's `prediction`; at least one.
+        rows: Question rows with the model's `prediction`; at least one. Those with `image_id` get intervals by image.
         task (`str`): "vqa", "multiple_choice" or "report".
         candidates (*optional*): Answers to choose from, for `open_accuracy`.
 
@@ -138,7 +137,8 @@ def _headline(metrics: dict) -> list[str]:
 
 
 def _footnotes(metrics: dict) -> list[str]:
-    lines = [KIND_OF_FIGURES[metrics["task"]]]
+    interval = f"95% interval, bootstrap over {drawn_units(metrics)}"
+    lines = [KIND_OF_FIGURES[metrics["task"]].format(interval=interval)]
     blank, leakage = metrics["blank_images"], metrics["leakage"]
     if "overall" in blank:
         lines.append('"blank": the same model shown an evenly grey image in place of each.')

@@ -9,7 +9,7 @@ Ask a model the questions of a benchmark, with and without sight, and score its 
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -23,13 +23,14 @@ import logramed
 from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
+from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.candidates import read_candidates, training_candidates
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
-from logramed.eval.leakage import find_leakage, training_rows
+from logramed.eval.leakage import find_leakage, hide_folder, training_rows, training_split
 from logramed.eval.likelihood import score_options
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model
@@ -45,6 +46,7 @@ NOT_OF_AN_ANSWER = (
     "output",
     "data",
     "batch_size",
+    "on_bad_row",
     "trust_remote_code",
     "blank_images",
     "blank_predictions",
@@ -97,7 +99,11 @@ def answer_and_score(run: "Run") -> dict | None:
     write_json(
         run.output / "local_paths.json", {"images": {row["question_id"]: row["image"] for row in run.questions}}
     )
-    answered = {blank: run.collect_answers(blank) for blank in (False, True) if run.has_answers(blank)}
+    answered = {
+        blank: [row | {"image_id": run.image_ids[row["question_id"]]} for row in run.collect_answers(blank)]
+        for blank in (False, True)
+        if run.has_answers(blank)
+    }
     if run.task == "chat" and run.arguments.judge_model is None:
         return None
     if True not in answered:  # of a run that had them
@@ -107,10 +113,11 @@ def answer_and_score(run: "Run") -> dict | None:
         "run": run.settings | {name: value for name, value in run.further_settings().items() if value is not None},
         "task": run.task,
         "protocol": "strict",
+        "interval_unit": "report" if run.task == "report" else "image",
         **figures[False],
         "blank_images": figures.get(True, {"missing": run.why_no_blank()}),
         "leakage": run.find_leakage(answered[False]),
-        "differences": run.benchmark.count_differences(run.all_questions, run.split, run.arguments.subset),
+        "differences": run.find_differences(),
     }
     write_json(run.output / "metrics.json", metrics)
     write_run_report(run.output, images=run.arguments.images)
@@ -131,12 +138,20 @@ class Run:
         self.benchmark = get_benchmark(arguments.benchmark)
         self.task = self.benchmark.TASK
         self.split = arguments.split or self.benchmark.SPLITS[0]
-        self.all_questions = self.benchmark.load_questions(arguments.data, self.split, arguments.subset)
+        bad_rows: list[str] | None = [] if arguments.on_bad_row == "skip" else None
+        self.all_questions = self.benchmark.load_questions(arguments.data, self.split, arguments.subset, bad_rows)
+        self.bad_rows = hide_folder(bad_rows or [], arguments.data)
         if not self.all_questions:
-            raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.")
+            first = f" Bad rows: {describe_skipped(self.bad_rows)}." if self.bad_rows else ""
+            raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.{first}")
+        self.training_split = training_split(self.benchmark, self.split)
+        self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
         _ = self.foreign_answers  # refused before anything is written
-        self.settings = describe_run(arguments, self.task, self.split, self.questions)
+        hashes = {image: hash_file(image) for image in {question["image"] for question in self.questions}}
+        # Not the file name: all images of SLAKE are called "source.jpg".
+        self.image_ids = {row["question_id"]: hashes[row["image"]].hex()[:16] for row in self.questions}
+        self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
 
@@ -214,12 +229,18 @@ class Run:
         arguments = self.arguments
         settings = JudgeSettings(arguments.judge_url, arguments.judge_model, concurrency=arguments.judge_concurrency)
         predictions = {row["question_id"]: row["prediction"] for row in rows}
-        return judge_answers(self.questions, predictions, settings, self.path("judgements", blank))
+        return judge_answers(rows, predictions, settings, self.path("judgements", blank))
+
+    def find_differences(self) -> list[str]:
+        """What differs from the known questions of the split, in words."""
+        differences = self.benchmark.count_differences(self.all_questions, self.split, self.arguments.subset)
+        return differences + ([describe_skipped(self.bad_rows)] if self.bad_rows else [])
 
     @cached_property
     def training(self) -> list[dict] | str:
         """The rows of the benchmark's training split, or why there are none."""
-        return training_rows(self.benchmark, self.arguments.data, self.arguments.subset)
+        data, subset, split = self.arguments.data, self.arguments.subset, self.training_split
+        return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
 
     @cached_property
     def candidates(self) -> list | dict | None:
@@ -234,7 +255,7 @@ class Run:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""
         if isinstance(self.training, str):
             return {"missing": self.training}
-        leakage = find_leakage(self.questions, self.training)
+        leakage = find_leakage(self.questions, self.training, self.bad_training_rows, self.training_split)
         clean = None if self.task == "chat" else figures_without_leakage(rows, self.task, leakage)
         return leakage | ({} if clean is None else {"overall_without_triplets": clean})
 
@@ -279,11 +300,13 @@ def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
 def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict]:
     """Lines of `scores.jsonl`."""
     for row, scores in zip(rows, items, strict=True):
-        kind = {"answer_type": row["answer_type"]} if "answer_type" in row else {}
-        yield {"question_id": row["question_id"], "groups": row["groups"], **kind, "scores": scores}
+        told = ("question_id", "image_id", "groups", "answer_type")
+        yield {name: row[name] for name in told if name in row} | {"scores": scores}
 
 
-def describe_run(arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict]) -> dict:
+def describe_run(
+    arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict], hashes: Mapping[str, bytes]
+) -> dict:
     """Everything that answers depend on, and what made them."""
     settings = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_AN_ANSWER}
     settings["split"] = split
@@ -294,7 +317,7 @@ def describe_run(arguments: EvaluationArguments, task: str, split: str, question
         settings["predictions"] = Path(arguments.predictions).name
         settings["predictions_fingerprint"] = hash_file(arguments.predictions).hex()
     return settings | {
-        "data_fingerprint": fingerprint_questions(questions),
+        "data_fingerprint": fingerprint_questions(questions, hashes),
         "num_questions": len(questions),
         "versions": {"logramed": logramed.__version__} | {name: version(name) for name in ("transformers", "torch")},
     }
@@ -330,15 +353,15 @@ def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]
         )
 
 
-def fingerprint_questions(questions: Sequence[dict]) -> str:
-    """A hash of the questions and answers and of the bytes of their images, wherever these lie."""
+def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]) -> str:
+    """A hash of the questions and answers and of the `hashes` of their images' bytes, wherever these lie."""
     digest = hashlib.sha256()
     for question in questions:
         told = {key: value for key, value in question.items() if key != "image"}
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
-    for image in sorted({question["image"] for question in questions}, key=lambda image: (Path(image).name, image)):
+    for image in sorted(hashes, key=lambda image: (Path(image).name, image)):
         digest.update(Path(image).name.encode())
-        digest.update(hash_file(image))
+        digest.update(hashes[image])
     return digest.hexdigest()
 
 

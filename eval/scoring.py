@@ -7,17 +7,22 @@ from logramed.eval.metrics.medical_report.report_scoring import evaluate_reports
 from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
 
 
+def images_of(rows: Sequence[dict]) -> list[str] | None:
+    """The `image_id` of each row, for intervals by image; `None` where the rows name no images."""
+    return [row["image_id"] for row in rows] if rows and "image_id" in rows[0] else None
+
+
 def score_vqa(rows: Sequence[dict], protocol: str, candidates: Sequence | Mapping | None = None, **options) -> dict:
     """`medical_vqa` of question rows with `prediction`."""
     columns = ([row[name] for row in rows] for name in ("prediction", "answer", "answer_type"))
-    return evaluate_answers(*columns, protocol=protocol, candidates=candidates, **options)
+    return evaluate_answers(*columns, protocol=protocol, candidates=candidates, clusters=images_of(rows), **options)
 
 
 def score_multiple_choice(rows: Sequence[dict], protocol: str, candidates: None = None, **options) -> dict:
     """`medical_multiple_choice` of question rows, by their `option_scores` where they have them."""
     predictions = [row.get("option_scores", row["prediction"]) for row in rows]
     references, choices = ([row[name] for row in rows] for name in ("answer", "options"))
-    return evaluate_choices(predictions, references, choices, protocol=protocol, **options)
+    return evaluate_choices(predictions, references, choices, protocol=protocol, clusters=images_of(rows), **options)
 
 
 def score_reports(rows: Sequence[dict], protocol: str, candidates: None = None, **options) -> dict:
@@ -43,7 +48,7 @@ def score_rows(
     The figures of answered questions.
 
     Args:
-        rows: Question rows with `prediction`; at least one.
+        rows: Question rows with `prediction`; at least one. Those with `image_id` get intervals by image.
         task (`str`): "vqa", "multiple_choice" or "report". Chat answers are scored by a judge (see `judging`).
         protocol (`str`): "strict", or "release" where the task has it.
         candidates (*optional*): Answers to choose from, for `open_accuracy`.

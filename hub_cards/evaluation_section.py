@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult
 
-from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of
+from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of, interval_unit
 from logramed.hub_cards.results import Evaluation, Figures, ResultFile
 
 
@@ -17,7 +17,6 @@ LABELS = {
     "accuracy": "accuracy",
     "relative_score": "score relative to the reference",
     "rouge_l": "ROUGE-L",
-    "clinical_f1": "clinical F1",
 }
 
 
@@ -105,7 +104,10 @@ def count_keys(results: ResultFile, figure: str) -> list[str]:
 
 def list_notes(results: ResultFile, figures: Figures) -> list[str]:
     """What a reader of the figures has to know."""
-    notes = []
+    notes = [f"95% interval: bootstrap over {interval_unit(results.content)}s."]
+    if results.has("overall", "num_clusters"):
+        count = figures.show(results, ["overall", "num_clusters"])
+        notes[0] = f"95% interval: bootstrap over {count} images, each with all its questions."
     if results.has("run", "limit"):
         limit = figures.show(results, ["run", "limit"])
         notes.append(f"Only the first {limit} questions were asked: these are not the benchmark's figures.")

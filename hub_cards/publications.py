@@ -12,7 +12,7 @@ from logramed.hub_cards.contents import Contents, choose_all_files, choose_model
 from logramed.hub_cards.data_card import EXTENDED_NAME, PREDICTIONS_NAME, write_extended_card, write_predictions_card
 from logramed.hub_cards.model_card import Card, write_model_card
 from logramed.hub_cards.results import find_evaluations, hub_ids, read_evaluations
-from logramed.hub_cards.space_card import DEMO_FOLDER, choose_demo_files, write_demo_card, write_metric_card
+from logramed.hub_cards.space_card import choose_demo_files, write_demo_card, write_metric_card
 
 
 CARD_NAME = "README.md"
@@ -69,12 +69,14 @@ def find_kind(folder: Path) -> str:
         return "predictions"
     if (folder / EXTENDED_NAME).is_file():
         return "extended_answers"
+    if (folder / f"{folder.resolve().name}.py").is_file():
+        return "metric"
     if (folder / "app.py").is_file():
-        return "demo" if folder.resolve() == DEMO_FOLDER.resolve() else "metric"
+        return "demo"
     raise ValueError(
         f"It cannot be told what {folder} holds: neither a model (config.json), nor an adapter (adapter_config.json), "
-        f"nor an evaluation ({PREDICTIONS_NAME}), nor extended answers ({EXTENDED_NAME}), nor a Space (app.py). "
-        "Give `--kind`."
+        f"nor an evaluation ({PREDICTIONS_NAME}), nor extended answers ({EXTENDED_NAME}), nor a metric "
+        f"({folder.resolve().name}.py), nor a Space (app.py). Give `--kind`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Cards of Spaces: of the demo, and of the metrics in `eval/metrics/`, which are Spaces as they stand."""
+"""Cards of Spaces: of the demo, and of the metrics in `eval/metrics/`."""
 
 from collections.abc import Sequence
 from importlib import metadata
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import yaml
 
+from logramed.eval import metrics
 from logramed.hub_cards.contents import Contents, choose_all_files
 from logramed.hub_cards.model_card import Card, render
 from logramed.hub_cards.results import hub_ids
 
 
 DEMO_FOLDER = Path(__file__).parent / "space"
+METRIC_PAGE = Path(metrics.__file__).with_name("page.py")
 MODEL_FILE = "model_id.txt"  # which model a published demo asks
 
 
@@ -52,7 +54,8 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
 
 def write_metric_card(folder: Path) -> Card:
     """
-    The card of a metric's Space: the text of its `README.md`, with metadata for the gradio that is installed.
+    The card of a metric's Space: the text of its `README.md`, with metadata for the gradio that is installed. With it
+    travels the page, unless the folder has an `app.py` of its own.
 
     Raises:
         ValueError: If the folder's card has no title or description.
@@ -63,7 +66,8 @@ def write_metric_card(folder: Path) -> Card:
     if missing:
         raise ValueError(f"The metadata of {folder / 'README.md'} have no `{missing[0]}`.")
     front_matter = write_metadata(known["title"], ["evaluate", "metric"], description=known["description"])
-    return Card(render("metric_card.md.jinja", front_matter=front_matter, body=body.strip()))
+    files = {} if (folder / "app.py").is_file() else {"app.py": METRIC_PAGE.read_bytes()}
+    return Card(render("metric_card.md.jinja", front_matter=front_matter, body=body.strip()), files)
 
 
 def write_metadata(title: str, tags: list[str], **further) -> str:

@@ -6,8 +6,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OF_EVAL = ("logramed.eval.files", "logramed.eval.resumable_file", "logramed.eval.metrics.")
-# Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key.
-EXCEPTIONS = {("trainer/extend_answers.py", "logramed.eval.judge_client")}
+# Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key. Splits
+# by image are the same lists for training and evaluation, and the study's tests those of a comparison.
+EXCEPTIONS = {
+    ("trainer/extend_answers.py", "logramed.eval.judge_client"),
+    ("trainer/data/official.py", "logramed.eval.benchmarks"),
+    ("trainer/study/analysis.py", "logramed.eval.comparison"),
+}
 
 
 def imports(folder):

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 from logramed.eval import compare
 from logramed.eval.arguments import EvaluationArguments
 from logramed.hub_cards import integrity, push, serve
-from logramed.trainer import build_model, extend_answers, phantoms, plan, train
+from logramed.trainer import build_model, extend_answers, mini, phantoms, plan, train
 from logramed.trainer.data import subsets
 from logramed.trainer.study import run as study_run
 from tests.hub_cards.space_app import space_modules
@@ -116,6 +116,12 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         monkeypatch.setattr(compare, "write_comparison", lambda *args, **kwargs: called.append(1) or 1 / 0)
         with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
             compare.main(arguments)
+        assert called
+    elif program == "trainer/mini.py":
+        called = []
+        monkeypatch.setattr(mini, "find_files", lambda *args, **kwargs: called.append(1) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
+            mini.main(arguments)
         assert called
     elif program in ("trainer/build_model.py", "trainer/phantoms.py"):
         called = []

@@ -17,9 +17,12 @@ from torch import nn
 from transformers.utils import ModelOutput
 from trl.trainer.utils import add_fused_lm_head
 
+from logramed.trainer.alignment.config import AlignmentConfig
 from logramed.trainer.alignment.graph_network import GraphNetwork
+from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.devices import gather_language_head
-from logramed.trainer.node_features import sample_features, turn_features
+from logramed.trainer.gradient_ratio import GradientNorms
+from logramed.trainer.node_features import NodeFeatures, pool_images, pool_regions, text_features
 from logramed.trainer.parts import unwrap_model
 
 
@@ -47,6 +50,8 @@ class AlignedOutput(ModelOutput):
             Where they were asked for.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
             What the language model's head reads.
+        read_hidden_state (`torch.Tensor` of that shape):
+            After the layer that the image's nodes are read from, by default the same.
         node_features, attention (`dict[str, torch.Tensor]`):
             As in `logramed.trainer.node_features.NodeFeatures`.
         graph_weights (`tuple[torch.Tensor, ...]`):
@@ -62,6 +67,7 @@ class AlignedOutput(ModelOutput):
     label_mask: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    read_hidden_state: torch.Tensor | None = None
     node_features: dict[str, torch.Tensor] | None = None
     attention: dict[str, torch.Tensor] | None = None
     graph_weights: tuple[torch.Tensor, ...] | None = None
@@ -78,15 +84,27 @@ class AlignedModel(nn.Module):
             With images as tokens of its language model (see `refuse_unalignable`).
         graph_network (`GraphNetwork`, *optional*):
             Of the alignment; saved beside the model in a training checkpoint.
-        granularity (`str`, *optional*, defaults to `"sample"`):
-            What a node is: a `"sample"`, a `"turn"`, or a `"span"` of an extended answer.
+        config (`AlignmentConfig`, *optional*):
+            What the nodes are.
+        head (`AlignmentHead`, *optional*):
+            What the image's nodes go through; saved as the graph network is.
+        gradient_norms (`GradientNorms`, *optional*):
+            Gets the gradients at the answer states in the backward pass.
     """
 
-    def __init__(self, model: nn.Module, graph_network: GraphNetwork | None = None, granularity: str = "sample"):
+    def __init__(
+        self,
+        model: nn.Module,
+        graph_network: GraphNetwork | None = None,
+        config: AlignmentConfig | None = None,
+        head: AlignmentHead | None = None,
+        gradient_norms: GradientNorms | None = None,
+    ):
         super().__init__()
         self.model = model
-        self.graph_network = graph_network
-        self.granularity = granularity
+        self.graph_network, self.head = graph_network, head
+        self.alignment = config or AlignmentConfig()
+        self.gradient_norms = gradient_norms
         self._text_layout: str | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -129,34 +147,77 @@ class AlignedModel(nn.Module):
         inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
         inputs |= {"mm_encoder_outputs": {"image": image_outputs}, "use_cache": False}
         output = self._pass_with_logits(labels, inputs) if output_logits else self._pass(labels, inputs)
-        image_tokens = join_image_features(image_outputs)
-        text_tokens = self._encode_texts(nodes)
-        if self.granularity == "sample":
-            found = sample_features(image_tokens, text_tokens, nodes, len(inputs["input_ids"]))
-        else:
-            found = turn_features(image_tokens, text_tokens, nodes, self.granularity)
-        output.node_features, output.attention = found.features, found.attention
+        texts, questions = self._read_texts(nodes)
+        image = self._read_image_nodes(image_outputs, output, nodes, questions)
+        output.node_features = self._finish_nodes({**image.features, **texts.features}, nodes)
+        output.attention = {**image.attention, **texts.attention}
         # A view of a weight that DeepSpeed has in pieces would fix the piece's shape for its gradient.
         whole = [weight for weight in self._graph_weights() if not hasattr(weight, "ds_id")]
         output.graph_weights = tuple(weight.view_as(weight) for weight in whole)
         return output
 
     def _pass(self, labels, inputs) -> AlignedOutput:
-        outputs = self.base.base_model(**inputs)
+        layer = self.alignment.alignment_image_layer
+        outputs = self.base.base_model(**inputs, **({} if layer is None else {"output_hidden_states": True}))
         figures = LanguageHead(self.base).score(outputs, labels, **inputs)
         return AlignedOutput(
             **{name: figures.get(name) for name in (*TOKEN_FIGURES, "label_mask", "aux_loss")},
             last_hidden_state=outputs.last_hidden_state,
+            read_hidden_state=outputs.last_hidden_state if layer is None else outputs.hidden_states[layer],
         )
 
     def _pass_with_logits(self, labels, inputs) -> AlignedOutput:
+        layer = self.alignment.alignment_image_layer
         outputs = self.base(**inputs, output_hidden_states=True)
         return AlignedOutput(
             **score_logits(outputs.logits, labels),
             logits=outputs.logits,
             last_hidden_state=outputs.hidden_states[-1],
+            read_hidden_state=outputs.hidden_states[-1 if layer is None else layer],
             aux_loss=outputs.get("aux_loss"),
         )
+
+    def _read_texts(self, nodes) -> tuple[NodeFeatures, torch.Tensor | None]:
+        """The features of the nodes' texts and, where image regions are pooled by them, the questions'."""
+        config = self.alignment
+        if config.alignment_text_encoder != "self":
+            return NodeFeatures({kind: nodes[f"{kind}_embeddings"] for kind in config.text_kinds}, {}), None
+        kinds = ("question", *config.text_kinds) if config.needs_questions else config.text_kinds
+        texts = text_features(self._encode_texts(nodes), nodes, config.alignment_granularity, kinds)
+        return texts, texts.features.pop("question", None)
+
+    def _read_image_nodes(self, image_outputs, output, nodes, questions) -> NodeFeatures:
+        config = self.alignment
+        if config.alignment_image_node == "answer_state":
+            states = self._read_answer_states(output, nodes)
+            if not config.alignment_regions:
+                return NodeFeatures({"image": states}, {})
+            # What pools them may know image and question, but no text that they are matched with.
+            pooled = pool_regions(join_image_features(image_outputs), nodes, states)
+            return NodeFeatures({"image": states, "region": pooled.features["image"]}, pooled.attention)
+        if config.alignment_image_node == "projector":
+            image_tokens = join_image_features(image_outputs)
+        else:
+            image_tokens = take_tokens(output.read_hidden_state, nodes["image_places"])
+        if config.alignment_granularity == "sample":
+            return pool_images(image_tokens, nodes, len(output.last_hidden_state))
+        # Where no pass over texts knows the question, the state at its end does.
+        queries = take_tokens(output.last_hidden_state, nodes["answer_places"]) if questions is None else questions
+        return pool_regions(image_tokens, nodes, queries)
+
+    def _read_answer_states(self, output, nodes) -> torch.Tensor:
+        hidden_states, places = output.read_hidden_state, nodes["answer_places"]
+        states = take_tokens(hidden_states, places)
+        if self.gradient_norms is not None and states.requires_grad:
+            self.gradient_norms.watch(hidden_states, states, places)
+        return states.to(torch.promote_types(states.dtype, torch.float32))
+
+    def _finish_nodes(self, features, nodes) -> dict[str, torch.Tensor]:
+        """One feature for each node, in one space; where nodes are spans, each has those of its turn."""
+        if self.alignment.alignment_granularity == "span":
+            turns = {name: values for name, values in features.items() if name != "extended"}
+            features |= {name: values.index_select(0, nodes["turn_of_span"]) for name, values in turns.items()}
+        return features if self.head is None else self.head(features)
 
     def _encode_texts(self, nodes) -> torch.Tensor:
         """The last hidden states of the texts' content tokens, each text as if it were encoded alone."""
@@ -176,9 +237,8 @@ class AlignedModel(nn.Module):
         self.model.save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def save_alignment(self, folder: str | Path, state_dict: dict[str, torch.Tensor]) -> None:
-        """Save the graph network's part of this wrapper's `state_dict`, if there is one, for training to go on."""
-        prefix = "graph_network."
-        own = {name: value.contiguous() for name, value in state_dict.items() if name.startswith(prefix)}
+        """Save what this wrapper's `state_dict` has beside the model's weights, if anything, for training to go on."""
+        own = {name: value.contiguous() for name, value in state_dict.items() if not name.startswith("model.")}
         if own:
             safetensors.torch.save_file(own, Path(folder) / ALIGNMENT_FILE)
 
@@ -187,20 +247,23 @@ class AlignedModel(nn.Module):
         Load what `save_alignment` saved.
 
         Raises:
-            ValueError: If there is no such file, or its graph network has other shapes.
+            ValueError: If there is no such file, or it holds other weights.
         """
-        if self.graph_network is None:
+        if self.graph_network is None and self.head is None:
             return
         path = Path(folder) / ALIGNMENT_FILE
         if not path.is_file():
             raise ValueError(f"{folder} has no {ALIGNMENT_FILE}: it was not saved by a run with alignment.")
-        state = {
-            name.removeprefix("graph_network."): value for name, value in safetensors.torch.load_file(path).items()
-        }
         try:
-            self.graph_network.load_state_dict(state)
+            found = self.load_state_dict(safetensors.torch.load_file(path), strict=False)
         except RuntimeError as error:
-            raise ValueError(f"The graph network in {path} is not that of this run's arguments: {error}") from error
+            raise ValueError(f"What {path} holds is not of this run's arguments: {error}") from error
+        missing = [name for name in found.missing_keys if not name.startswith("model.")]
+        if missing or found.unexpected_keys:
+            raise ValueError(
+                f"What {path} holds is not of this run's arguments: it lacks {missing[:3]} and has "
+                f"{found.unexpected_keys[:3]}, which this run has not."
+            )
 
 
 class LanguageHead:
@@ -250,6 +313,11 @@ def encode_images(backbone: nn.Module, inputs: dict[str, Any]) -> ModelOutput:
     names = inspect.signature(backbone.get_image_features).parameters
     taken = {name: inputs[name] for name in names if name in inputs}
     return backbone.get_image_features(**taken, return_dict=True)
+
+
+def take_tokens(hidden_states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Those of `hidden_states` `(batch_size, sequence_length, hidden_size)` at places in the flattened batch."""
+    return hidden_states.flatten(0, 1).index_select(0, places)
 
 
 def join_image_features(image_outputs: ModelOutput) -> torch.Tensor:

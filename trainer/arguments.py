@@ -82,18 +82,26 @@ class DataArguments(ScriptArguments):
     train_data: str | None = field(
         default=None,
         metadata={
-            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, a folder written "
-            "by `datasets`, or a Hub id."
+            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD or SLAKE, a folder "
+            "written by `datasets`, or a Hub id."
         },
     )
     first_stage_data: str | None = field(
         default=None,
         metadata={
-            "help": "Data of the same forms to train on first, without the alignment loss, such as descriptions: what "
-            "the paper's first stage is for, in one command."
+            "help": "Data of the same forms to train on first, such as descriptions: what the paper's "
+            "pre-training is for, in one command. Without the alignment loss, but for `alignment_stages`."
         },
     )
     first_stage_epochs: float = field(default=1.0, metadata={"help": "Epochs of the first stage."})
+    alignment_stages: str = field(
+        default="main",
+        metadata={
+            "help": "Which stages have the alignment loss: the `main` one; the `first` alone, as the paper's "
+            "pre-training before plain fine-tuning; or `both`.",
+            "choices": ["main", "first", "both"],
+        },
+    )
     image_folder: str | None = field(
         default=None, metadata={"help": "Folder that holds the images; by default `images` beside the data."}
     )
@@ -101,7 +109,11 @@ class DataArguments(ScriptArguments):
         default=None, metadata={"help": "Second file with the extended answers, merged by id."}
     )
     validation_data: str | None = field(
-        default=None, metadata={"help": "Data of the same form to evaluate on during training."}
+        default=None,
+        metadata={
+            "help": "Data of the same form to evaluate on during training; the folder or Hub id of `train_data` "
+            "again stands for its split `dataset_test_split`."
+        },
     )
     validation_share: float = field(
         default=0.0,
@@ -115,6 +127,10 @@ class DataArguments(ScriptArguments):
             "help": "Put the turns of a conversation in another order each time it is seen. For questions that do not "
             "build on each other: each is then also learned as the first, as an evaluation asks it."
         },
+    )
+    max_turns: int | None = field(
+        default=None,
+        metadata={"help": "With `shuffle_turns`: at most so many turns of a conversation each time it is seen."},
     )
     dry_run: bool = field(
         default=False,
@@ -153,6 +169,12 @@ class DataArguments(ScriptArguments):
             raise ValueError(f"`validation_share` is a share from 0 to below 1; got {self.validation_share}.")
         if self.validation_data is not None and self.validation_share:
             raise ValueError("`validation_data` is given, so `validation_share` must be 0.")
+        if self.max_turns is not None and not (self.shuffle_turns and self.max_turns >= 1):
+            raise ValueError(
+                f"`max_turns`, 1 at least, draws turns anew, which needs `shuffle_turns`; got {self.max_turns}."
+            )
+        if self.alignment_stages != "main" and self.first_stage_data is None:
+            raise ValueError(f"`alignment_stages` is {self.alignment_stages!r}, but there is no `first_stage_data`.")
         if self.streaming:
             wanted = ("extended_data", "first_stage_data", "train_ids", "validation_share", "shuffle_turns")
             refused = [name for name in wanted if getattr(self, name)]

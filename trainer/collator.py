@@ -3,19 +3,22 @@
 import io
 import re
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from logramed.trainer.alignment.config import GRANULARITIES
+from logramed.trainer.alignment.config import AlignmentConfig
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
-from logramed.trainer.node_inputs import NodeTexts, build_node_inputs
+from logramed.trainer.node_inputs import NodeTexts, build_node_inputs, texts_to_embed
 
 
 logger = logging.get_logger(__name__)
@@ -148,10 +151,10 @@ class LoGraMedDataCollator:
             Longer sequences lose their end. One whose image tokens or whose first answer does not fit is refused.
         alignment (`bool`):
             Also give what the alignment graphs need.
-        extended (`bool`):
-            Whether the extended answers are nodes of these graphs.
-        granularity (`str`):
-            What a node of these graphs is: a `"sample"`, a `"turn"`, or a `"span"` (sentence) of an extended answer.
+        config (`AlignmentConfig`, *optional*):
+            What the nodes of these graphs are, and which texts.
+        text_encoder (`Callable`, *optional*):
+            Gives the embeddings `(num_texts, embedding_size)` of texts, where `config` says that the model does not.
         answer_joiner (`str`):
             Stands between the answers of a sample in their texts, where the nodes are samples.
         chat_template (`str`, *optional*):
@@ -173,14 +176,14 @@ class LoGraMedDataCollator:
     dictionary of `build_node_inputs`.
 
     Raises:
-        ValueError: For a row that cannot be used, naming its id, or a `granularity` that there is not.
+        ValueError: For a row that cannot be used, naming its id, or a `config` that needs a text encoder without one.
     """
 
     processor: ProcessorMixin
     max_length: int | None = None
     alignment: bool = True
-    extended: bool = True
-    granularity: str = "sample"
+    config: AlignmentConfig = field(default_factory=AlignmentConfig)
+    text_encoder: Callable[[list[str]], torch.Tensor] | None = None
     answer_joiner: str = ". "
     chat_template: str | None = None
     pad_to_multiple_of: int | None = None
@@ -196,11 +199,10 @@ class LoGraMedDataCollator:
             raise ValueError("`processor` needs a fast tokenizer: answers are found by the tokens' character offsets.")
         if self.processor.tokenizer.pad_token_id is None:
             raise ValueError("`processor.tokenizer` has no padding token; set `tokenizer.pad_token`.")
-        if self.granularity not in GRANULARITIES:
-            raise ValueError(f"`granularity` must be one of {', '.join(GRANULARITIES)}; got {self.granularity!r}.")
-        if self.granularity == "span" and not self.extended:
+        if self.alignment and self.config.alignment_text_encoder != "self" and self.text_encoder is None:
             raise ValueError(
-                "`granularity='span'` needs `extended=True`: the spans are those of the extended answers."
+                f"`alignment_text_encoder` is {self.config.alignment_text_encoder!r}, but the collator has no "
+                "`text_encoder`: give it a `TextEncoder`."
             )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -212,14 +214,18 @@ class LoGraMedDataCollator:
         replacements = self._check_replacements(rows, replacements)
         spans = [self._find_answers(*found) for found in zip(rows, conversations, texts, strict=True)]
         spans = [[_shift(span, found) for span in row] for row, found in zip(spans, replacements, strict=True)]
-        batch["labels"] = self._label(batch, offsets, spans)
+        is_answer = [_overlapping(offsets[row], spans[row], batch["attention_mask"][row]) for row in range(len(rows))]
+        batch["labels"] = self._label(batch, offsets, is_answer)
         batch = self._fit(rows, batch)
         if self.alignment and not (self.nodes_optional and self._lacks_nodes(rows)):
-            batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"])
+            batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"], is_answer)
         return batch
 
     def _lacks_nodes(self, rows: list[dict[str, Any]]) -> bool:
-        return any(not row["images"] or (self.extended and row["extended_answers"] is None) for row in rows)
+        return any(
+            not row["images"] or (self.config.uses_extended_answers and row["extended_answers"] is None)
+            for row in rows
+        )
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         """A conversation as text, by the chat template."""
@@ -316,16 +322,13 @@ class LoGraMedDataCollator:
             )
         return layout
 
-    def _label(self, batch: BatchFeature, offsets: torch.Tensor, spans: list[list[tuple[int, int]]]) -> torch.Tensor:
-        """Labels of `input_ids`: the tokens that overlap one of `spans` in the texts with the tokens of images."""
+    def _label(self, batch: BatchFeature, offsets: torch.Tensor, is_answer: list[torch.Tensor]) -> torch.Tensor:
+        """Labels of `input_ids`: the tokens of answers, as `is_answer` has them."""
         is_token = batch["attention_mask"].bool()
         starts, ends = offsets.unbind(-1)
-        is_learned = torch.zeros_like(is_token)
-        for row, row_spans in enumerate(spans):
-            for start, end in row_spans:
-                is_learned[row] |= (starts[row] < end) & (ends[row] > start)
+        is_learned = torch.stack([answers.any(dim=0) for answers in is_answer])
         # A tokenizer may end the sequence, hence the last answer, with a token that stands nowhere in the text.
-        last = (torch.arange(len(spans)), is_token.sum(dim=1) - 1)
+        last = (torch.arange(len(is_answer)), is_token.sum(dim=1) - 1)
         ended = (batch["input_ids"][last] == self.processor.tokenizer.eos_token_id) & (starts[last] == ends[last])
         is_learned[last] |= ended
         if self.completion_only_loss is False:
@@ -375,46 +378,73 @@ class LoGraMedDataCollator:
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
 
-    def _build_nodes(self, rows, conversations, input_ids) -> dict[str, torch.Tensor]:
-        read = self._read_sample_texts if self.granularity == "sample" else self._read_turn_texts
+    def _build_nodes(self, rows, conversations, input_ids, is_answer) -> dict[str, torch.Tensor]:
+        texts, places = self._read_sample_texts(rows, conversations), None
+        if self.config.alignment_granularity != "sample":
+            for row, messages, answers in zip(rows, conversations, is_answer, strict=True):
+                if len(answers) != len(read_answers(messages)) or not answers.any(dim=1).all():
+                    raise ValueError(
+                        f"Row {row['id']!r}: of its {len(read_answers(messages))} answers "
+                        f"{int(answers.any(dim=1).sum())} were found in the text of the chat template, and nodes that "
+                        f"are {self.config.alignment_granularity}s need each one."
+                    )
+            kept = [_places_before(answers, input_ids.shape[1]) for answers in is_answer]
+            texts = self._read_turn_texts(rows, conversations, [len(own) for own in kept])
+            places = torch.cat([own + row * input_ids.shape[1] for row, own in enumerate(kept)])
         return build_node_inputs(
-            read(rows, conversations),
+            texts,
             self.processor.tokenizer,
-            self._is_image(input_ids).nonzero()[:, 0],
-            self.granularity,
+            self._is_image(input_ids),
+            self.config.alignment_granularity,
             self.text_hidden_size,
             max_length=self.max_length,
             single_row=self.packs_in_one_row,
+            answer_places=places,
+            text_encoder=self.text_encoder,
         )
+
+    def read_texts(self, row: dict[str, Any]) -> Iterator[str]:
+        """The texts of a row's nodes that a text encoder is asked for."""
+        conversations = [clean_messages(row["messages"])]
+        if self.config.alignment_granularity == "sample":
+            texts = self._read_sample_texts([row], conversations)
+        else:
+            texts = self._read_turn_texts([row], conversations, [len(read_answers(conversations[0]))])
+        return chain(*texts_to_embed(texts, self.config.alignment_granularity).values())
 
     def _read_sample_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
         """The texts of the nodes where these are samples: all answers of a sample in one."""
-        answers = [
-            [read_answer(message) for message in messages if message["role"] == "assistant"]
-            for messages in conversations
-        ]
-        kinds = {"answer": answers}
-        if self.extended:
-            kinds["extended"] = [read_extended_answers(row) for row in rows]
-        texts = {kind: [join_answers(own, self.answer_joiner) for own in found] for kind, found in kinds.items()}
+        texts = {}
+        for kind in self.config.text_kinds:
+            found = [
+                read_extended_answers(row) if kind == "extended" else read_answers(messages)
+                for row, messages in zip(rows, conversations, strict=True)
+            ]
+            texts[kind] = [join_answers(own, self.answer_joiner) for own in found]
         return NodeTexts(texts, list(range(len(rows))), [row["id"] for row in rows])
 
-    def _read_turn_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
-        """The texts of all turns, and the sentences of their extended answers."""
+    def _read_turn_texts(
+        self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]], num_kept: list[int]
+    ) -> NodeTexts:
+        """The texts of the first turns of each sample, `num_kept` of them, and the sentences of extended answers."""
         turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
-        texts = {
-            kind: [join_answers([turn[place]]) for own in turns for turn in own]
-            for place, kind in enumerate(("question", "answer"))
-        }
-        sentences = None
-        if self.extended:
+        kept = [turn for own, number in zip(turns, num_kept, strict=True) for turn in own[:number]]
+        with_question = self.config.alignment_texts.startswith("question_answer")
+        texts, sentences = {}, None
+        if self.config.needs_questions:
+            texts["question"] = [join_answers([question]) for question, _ in kept]
+        if "answer" in self.config.text_kinds:
+            texts["answer"] = [
+                join_answers([f"{question} {answer}" if with_question else answer]) for question, answer in kept
+            ]
+        if self.config.uses_extended_answers:
             texts["extended"] = [
                 join_answers([text])
-                for row, own in zip(rows, turns, strict=True)
-                for text in self._read_turns_extended(row, len(own))
+                for row, own, number in zip(rows, turns, num_kept, strict=True)
+                for text in self._read_turns_extended(row, len(own))[:number]
             ]
             sentences = [split_sentences(text) for text in texts["extended"]]
-        samples = [sample for sample, own in enumerate(turns) for _ in own]
+        samples = [sample for sample, number in enumerate(num_kept) for _ in range(number)]
         return NodeTexts(texts, samples, [row["id"] for row in rows], sentences)
 
     def _read_turns_extended(self, row: dict[str, Any], num_answers: int) -> list[str]:
@@ -422,9 +452,40 @@ class LoGraMedDataCollator:
         if len(extended) != num_answers:
             raise ValueError(
                 f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
-                f"that are {self.granularity}s need one for each. Add them, or use nodes that are samples."
+                f"that are {self.config.alignment_granularity}s need one for each. Add them, or use nodes that are "
+                "samples."
             )
         return extended
+
+
+def prepare_texts(collator: LoGraMedDataCollator, *datasets: Dataset | dict[str, Dataset] | None) -> None:
+    """Have a collator's text encoder encode the texts of all rows that can be looked at, so that no step waits."""
+    if collator.text_encoder is None:
+        return
+    for rows in chain(*(rows.values() if isinstance(rows, dict) else [rows] for rows in datasets)):
+        if isinstance(rows, Dataset) and {"id", "messages", "extended_answers"} <= set(rows.column_names):
+            collator.text_encoder.prepare(
+                text
+                for row in rows.with_format(None).select_columns(["id", "messages", "extended_answers"])
+                for text in collator.read_texts(row)
+            )
+
+
+def read_answers(messages: list[dict[str, Any]]) -> list[str]:
+    return [read_answer(message) for message in messages if message["role"] == "assistant"]
+
+
+def _overlapping(offsets: torch.Tensor, spans: list[tuple[int, int]], mask: torch.Tensor) -> torch.Tensor:
+    """Which tokens of a text, by their `offsets`, overlap each of `spans`: `(num_spans, sequence_length)` bool."""
+    starts, ends = offsets.unbind(-1)
+    found = [(starts < end) & (ends > start) & mask.bool() for start, end in spans]
+    return torch.stack(found) if found else mask.new_zeros(0, len(mask), dtype=torch.bool)
+
+
+def _places_before(is_answer: torch.Tensor, length: int) -> torch.Tensor:
+    """Of the answers that begin before `length`, the places of the tokens before them."""
+    firsts = is_answer.int().argmax(dim=1)
+    return firsts[firsts < length] - 1
 
 
 def _shift(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[int, int]:

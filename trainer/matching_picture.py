@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import decode_matching
+from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.collator import (
     LoGraMedDataCollator,
     join_answers,
@@ -66,6 +67,7 @@ def match_nodes(
     rows: list[dict],
     target: str = "answer",
     edge_weight: float = 0.0,
+    head: AlignmentHead | None = None,
 ) -> MatchedNodes:
     """
     Match the images of `rows` to their answers, or extended answers, at the largest sum of cosines.
@@ -77,15 +79,16 @@ def match_nodes(
         target (`str`, *optional*, defaults to `"answer"`): `"answer"` or `"extended"`.
         edge_weight (`float`, *optional*, defaults to 0.0): Above 0, second order: how nodes lie to their neighbours
             counts as well (`decode_matching`).
+        head (`AlignmentHead`, *optional*): That of the training, where it had one.
 
     Raises:
         ValueError: If the nodes of `collator` are spans, or there is no such `target`.
     """
-    if collator.granularity == "span":
+    if collator.config.alignment_granularity == "span":
         raise ValueError("Spans share images and answers, so there is no matching to draw: use turns or samples.")
     batch = send_to_device(collator(rows), model.device)
     with torch.no_grad():
-        outputs = AlignedModel(model, granularity=collator.granularity)(**batch)
+        outputs = AlignedModel(model, config=collator.config, head=head)(**batch)
     nodes = outputs.node_features
     if target not in ("answer", "extended") or target not in nodes:
         raise ValueError(f"`target` must be a text modality of the nodes, {', '.join(nodes)}; got {target!r}.")
@@ -109,8 +112,8 @@ def _describe_nodes(rows, collator):
     images, questions, answers, spans = [], [], [], []
     for row in rows:
         turns = read_turns(row, clean_messages(row["messages"]))
-        extended = read_extended_answers(row) if collator.extended else []
-        if collator.granularity == "sample":
+        extended = read_extended_answers(row) if collator.config.uses_extended_answers else []
+        if collator.config.alignment_granularity == "sample":
             turns = [("", join_answers([answer for _, answer in turns]))]
             extended = [join_answers(extended)] if extended else []
         row_images = [open_image(image, row["id"]) for image in row["images"]]

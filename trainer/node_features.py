@@ -10,17 +10,13 @@ from torch.nn import functional as F
 # features that know nothing of each other yet (cosines near 0) to give nearly the mean of all.
 ATTENTION_TEMPERATURE = 0.1
 
-# The texts of the nodes, in the order in which a batch holds them (see `logramed.trainer.node_inputs`).
-TEXTS_OF_SAMPLES = ("answer", "extended")
-TEXTS_OF_TURNS = ("question", "answer", "extended")
-
 
 @dataclass
 class NodeFeatures:
     """
     Attributes:
-        features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` for `"image"`, `"answer"` and, if there are
-            extended answers, `"extended"`; float32 at least.
+        features (`dict[str, torch.Tensor]`): `(num_nodes, size)` for `"image"` and the kinds of texts, `"answer"` and
+            `"extended"`; float32 at least.
         attention (`dict[str, torch.Tensor]`): Where nodes are turns or spans, what the pooling attended to:
             `"regions"` `(num_turns, num_regions)` and, with extended answers, `"spans"` `(num_turns, num_spans)`; 0
             where a turn has fewer.
@@ -90,69 +86,60 @@ def pool_by_attention(
         return weights @ keys, weights
 
 
-def sample_features(
-    image_tokens: torch.Tensor, text_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], num_samples: int
+def text_features(
+    text_tokens: torch.Tensor,
+    nodes: dict[str, torch.Tensor],
+    granularity: str = "sample",
+    kinds: tuple[str, ...] = ("answer", "extended"),
 ) -> NodeFeatures:
     """
-    One feature for each sample and modality: the mean of its projected image features, and for each text the mean of
-    the language model's last hidden states over its tokens, special tokens left out.
+    One feature for each node and kind of text: the mean of the language model's last hidden states over its tokens,
+    special tokens left out.
+
+    Where nodes are turns, `"extended"` is the spans of the extended answer, pooled by attention with that answer's own
+    mean as query; where they are spans, it is the span's own mean, and other texts are those of its turn.
 
     Args:
-        image_tokens (`torch.Tensor` of shape `(num_image_tokens, hidden_size)`): Projected features of all images.
         text_tokens (`torch.Tensor` of shape `(num_content_tokens, hidden_size)`): Hidden states of the texts' tokens.
         nodes (`dict[str, torch.Tensor]`): As `logramed.trainer.node_inputs` makes them.
-        num_samples (`int`): Samples of the batch.
+        granularity (`str`, *optional*, defaults to `"sample"`): What a node is.
+        kinds (`tuple[str, ...]`, *optional*): The kinds of texts in the batch, in their order.
 
     Source: arXiv:2410.02615, section 3; where the release averages over padding too, this does not.
     """
-    features = {"image": segment_mean(image_tokens, nodes["image_sample"], num_samples)}
-    features |= _text_features(text_tokens, nodes, num_samples, TEXTS_OF_SAMPLES)
-    return NodeFeatures(features, {})
-
-
-def turn_features(
-    image_tokens: torch.Tensor, text_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], granularity: str = "turn"
-) -> NodeFeatures:
-    """
-    One feature for each turn, or for each span of the extended answers, and modality. Of a turn
-
-    - `"answer"` is the mean over its answer's tokens, the answer encoded as a text of its own;
-    - `"image"` is its sample's image regions, pooled by attention with the *question* as query;
-    - `"extended"` is its extended answer's spans, pooled by attention with that answer's own mean as query.
-
-    So no modality is a function of another one's text, nor of a text that another one is a function of: what the three
-    have in common has to come from the image and the two texts (see `pool_by_attention`). A span has its own mean as
-    `"extended"`, and its turn's `"image"` and `"answer"`.
-
-    Args:
-        image_tokens, text_tokens, nodes: As in `sample_features`.
-        granularity (`str`, *optional*, defaults to `"turn"`): What a node is, `"turn"` or `"span"`.
-    """
-    texts = _text_features(text_tokens, nodes, len(nodes["turn_places"]), TEXTS_OF_TURNS)
-    image, regions = _pool_regions(texts.pop("question"), image_tokens, nodes)
-    features, attention = {"image": image, "answer": texts["answer"]}, {"regions": regions}
-    if "extended" in texts:
-        num_spans = len(nodes["turn_of_span"])
-        spans = segment_mean(text_tokens[-len(nodes["span_of_token"]) :], nodes["span_of_token"], num_spans)
-        keys, key_mask = take_rows(spans, nodes["span_index"]), nodes["span_index"] >= 0
-        pooled, weights = pool_by_attention(texts["extended"].unsqueeze(1), keys, key_mask)
-        features["extended"], attention["spans"] = pooled.squeeze(1), weights.squeeze(1)
+    num_all = len(nodes["text_input_ids"])
+    means = segment_mean(text_tokens, nodes["text_of_token"], num_all).split(num_all // len(kinds))
+    features, attention = dict(zip(kinds, means, strict=True)), {}
+    if granularity == "sample" or "extended" not in features:
+        return NodeFeatures(features, attention)
+    num_spans = len(nodes["turn_of_span"])
+    spans = segment_mean(text_tokens[-len(nodes["span_of_token"]) :], nodes["span_of_token"], num_spans)
+    keys, key_mask = take_rows(spans, nodes["span_index"]), nodes["span_index"] >= 0
+    pooled, weights = pool_by_attention(features["extended"].unsqueeze(1), keys, key_mask)
+    features["extended"], attention["spans"] = pooled.squeeze(1), weights.squeeze(1)
     if granularity == "span":
-        features = {name: values.index_select(0, nodes["turn_of_span"]) for name, values in features.items()}
         features["extended"] = spans
     return NodeFeatures(features, attention)
 
 
-def _text_features(text_tokens, nodes, num_texts, names):
-    """The mean of each text, by kind: `(num_texts, hidden_size)` each."""
-    num_all = len(nodes["text_input_ids"])
-    means = segment_mean(text_tokens, nodes["text_of_token"], num_all).split(num_texts)
-    return dict(zip(names, means, strict=False))
+def pool_images(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], num_samples: int) -> NodeFeatures:
+    """`"image"`, the mean of each sample's `image_tokens` `(num_image_tokens, hidden_size)`."""
+    return NodeFeatures({"image": segment_mean(image_tokens, nodes["image_sample"], num_samples)}, {})
 
 
-def _pool_regions(questions, image_tokens, nodes):
-    """For each turn its sample's image regions, pooled by attention with the turn's question as query, and weights."""
+def pool_regions(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], questions: torch.Tensor) -> NodeFeatures:
+    """
+    `"image"` of each turn: its sample's image regions, pooled by attention with the turn's *question* as query.
+
+    So no modality is a function of another one's text, nor of a text that another one is a function of: what they have
+    in common has to come from the image and the texts (see `pool_by_attention`).
+
+    Args:
+        image_tokens, nodes: As in `pool_images`.
+        questions (`torch.Tensor` of shape `(num_turns, hidden_size)`): What stands for each turn's question.
+    """
     queries = take_rows(questions, nodes["turn_index"])
     regions, is_region = take_rows(image_tokens, nodes["region_index"]), nodes["region_index"] >= 0
     pooled, weights = pool_by_attention(queries, regions, is_region)
-    return tuple(values.flatten(0, 1).index_select(0, nodes["turn_places"]) for values in (pooled, weights))
+    image, weights = (values.flatten(0, 1).index_select(0, nodes["turn_places"]) for values in (pooled, weights))
+    return NodeFeatures({"image": image}, {"regions": weights})

@@ -1,7 +1,7 @@
 """What alignment needs of a batch beside the model's inputs: texts of graph nodes, places of their tokens, keys."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,9 @@ class NodeTexts:
 
     Attributes:
         texts (`dict[str, list[str]]`):
-            By kind, in the order `"question"` (of turns alone), `"answer"`, `"extended"` (if used); of each kind one
-            for each sample or, where nodes are turns or spans, for each turn.
+            By kind, in the order `"question"` (of turns alone), `"answer"` (maybe with its question before it),
+            `"extended"`, as far as they are used; of each kind one for each sample or, where nodes are turns or spans,
+            for each turn.
         samples (`list[int]`):
             The place in the batch of the sample that each text of a kind belongs to, ascending.
         row_ids (`list[str]`):
@@ -49,11 +50,13 @@ class EncodedText:
 def build_node_inputs(
     node_texts: NodeTexts,
     tokenizer: PreTrainedTokenizerBase,
-    image_sample: torch.Tensor,
+    is_image: torch.Tensor,
     granularity: str,
     hidden_size: int,
     max_length: int | None = None,
     single_row: bool = False,
+    answer_places: torch.Tensor | None = None,
+    text_encoder: Callable[[list[str]], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     All that alignment needs of a batch, made before the batch goes to a device, so that the device is asked nothing.
@@ -64,19 +67,26 @@ def build_node_inputs(
     Args:
         node_texts (`NodeTexts`): The texts, T of each kind.
         tokenizer (`PreTrainedTokenizerBase`): A fast one.
-        image_sample (`torch.Tensor` of shape `(num_image_tokens,)`, int64): Sample of each image token of the batch.
+        is_image (`torch.Tensor` of shape `(batch_size, sequence_length)`, bool): Which tokens are those of images.
         granularity (`str`): What a node is, one of `GRANULARITIES`.
         hidden_size, single_row: For the layout of packed texts (see `lay_out`).
         max_length (`int`, *optional*): Longer texts lose their end.
+        answer_places (`torch.Tensor` of shape `(T,)`, int64, *optional*): Where nodes are turns or spans, the place of
+            the token before each turn's answer in the flattened batch.
+        text_encoder (`Callable`, *optional*): From texts to their embeddings `(num_texts, embedding_size)`; without
+            one the model encodes the texts.
 
     Returns:
-        `dict[str, torch.Tensor]`, all int64:
+        `dict[str, torch.Tensor]`, int64 but for embeddings:
 
         - `text_input_ids`, `text_attention_mask` `(num_kinds * T, longest)`: the texts, kind after kind, padded on the
           right; `packed_input_ids`, `packed_position_ids` `(num_rows, row_length)`: the same tokens packed.
         - `padded_places`, `packed_places`, `text_of_token` `(num_content_tokens,)`: the place of each content token
           in the flattened padded and packed form, and its text, ascending.
-        - `image_sample`, as given.
+        - With a text encoder in place of these `answer_embeddings` and `extended_embeddings`, `(T, embedding_size)`
+          or, of extended answers where nodes are spans, `(num_spans, embedding_size)`.
+        - `image_sample`, `image_places` `(num_image_tokens,)`: sample of each image token, and its place in the
+          flattened batch; `answer_places`, as given.
         - `groups`, `answer_keys` `(num_nodes,)`: equal for nodes that are one and the same, and for equal answers (see
           `node_keys`).
         - Where nodes are turns or spans: `turn_places` `(T,)`, the place of each turn in the flattened `turn_index`
@@ -88,10 +98,29 @@ def build_node_inputs(
     Raises:
         ValueError: If a sample has no image or a text no content token, naming the row.
     """
+    image_sample = is_image.nonzero()[:, 0]
     _check_images(node_texts.row_ids, image_sample)
+    nodes = {"image_sample": image_sample, "image_places": is_image.flatten().nonzero().squeeze(1)}
+    if granularity != "sample":
+        nodes |= index_turns(torch.tensor(node_texts.samples), image_sample, len(node_texts.row_ids))
+        nodes["answer_places"] = answer_places
+    if text_encoder is not None:
+        nodes |= _embed(node_texts, text_encoder, granularity)
+        keys = {kind: [list(text.encode()) for text in texts] for kind, texts in node_texts.texts.items()}
+    else:
+        encoded, more = _lay_out_texts(node_texts, tokenizer, hidden_size, max_length, single_row)
+        nodes |= more
+        keys = {kind: [text.input_ids for text in texts] for kind, texts in encoded.items()}
+    turn_of_span = nodes["turn_of_span"] if granularity == "span" else None
+    nodes["groups"], nodes["answer_keys"] = node_keys(keys, granularity, turn_of_span)
+    return nodes
+
+
+def _lay_out_texts(node_texts, tokenizer, hidden_size, max_length, single_row):
+    """The texts as tokens, and where the model finds them."""
     encoded = {kind: encode_texts(texts, tokenizer, max_length) for kind, texts in node_texts.texts.items()}
     spans = None
-    if node_texts.sentences is not None and "extended" in encoded:
+    if node_texts.sentences is not None:
         spans = [
             number_spans(text.offsets, sentences)
             for text, sentences in zip(encoded["extended"], node_texts.sentences, strict=True)
@@ -99,15 +128,29 @@ def build_node_inputs(
         for text, numbers in zip(encoded["extended"], spans, strict=True):
             text.is_content = [number != NO_SPAN for number in numbers]
     _check_content(node_texts, encoded)
-    nodes = {**place_tokens([text for texts in encoded.values() for text in texts], hidden_size, single_row)}
-    nodes["image_sample"] = image_sample
-    if granularity != "sample":
-        nodes |= index_turns(torch.tensor(node_texts.samples), image_sample, len(node_texts.row_ids))
-    if spans is not None:
-        nodes |= index_spans(spans)
-    turn_of_span = nodes["turn_of_span"] if granularity == "span" else None
-    nodes["groups"], nodes["answer_keys"] = node_keys(encoded, granularity, turn_of_span)
-    return nodes
+    nodes = place_tokens([text for texts in encoded.values() for text in texts], hidden_size, single_row)
+    return encoded, nodes if spans is None else {**nodes, **index_spans(spans)}
+
+
+def _embed(node_texts, text_encoder, granularity):
+    nodes = {}
+    if granularity == "span":
+        counts = torch.tensor([len(places) for places in node_texts.sentences])
+        nodes["turn_of_span"] = torch.arange(len(counts)).repeat_interleave(counts)
+    texts = texts_to_embed(node_texts, granularity)
+    return nodes | {f"{kind}_embeddings": text_encoder(own) for kind, own in texts.items()}
+
+
+def texts_to_embed(node_texts: NodeTexts, granularity: str) -> dict[str, list[str]]:
+    """What a text encoder is asked for: all texts; of extended answers the sentences, where nodes are spans."""
+    texts = dict(node_texts.texts)
+    if granularity == "span":
+        texts["extended"] = [
+            text[start:end]
+            for text, places in zip(texts["extended"], node_texts.sentences, strict=True)
+            for start, end in places
+        ]
+    return texts
 
 
 def _check_images(row_ids, image_sample):
@@ -223,22 +266,24 @@ def index_members(owners: torch.Tensor, num_owners: int) -> torch.Tensor:
 
 
 def node_keys(
-    encoded: dict[str, list[EncodedText]], granularity: str, turn_of_span: torch.Tensor | None = None
+    texts: dict[str, list[list[int]]], granularity: str, turn_of_span: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
 
-    The first is the groups of the objective. Samples are one if their answers are; turns if their answers and extended
-    answers are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
+    The first is the groups of the objective. Samples are one if their answers are; turns if all their texts but the
+    question are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
     many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
     equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about.
+
+    Args:
+        texts (`dict[str, list[list[int]]]`): By kind, what makes each text, such as its token ids.
     """
-    answers = [text.input_ids for text in encoded["answer"]]
-    answer_keys = text_keys(answers)
-    if granularity == "sample" or "extended" not in encoded:
+    aligned = [own for kind, own in texts.items() if kind != "question"]
+    answer_keys = text_keys(aligned[0])
+    if granularity == "sample" or len(aligned) == 1:
         return answer_keys, answer_keys
-    extended = [text.input_ids for text in encoded["extended"]]
-    groups = text_keys([[*first, NO_TOKEN, *second] for first, second in zip(answers, extended, strict=True)])
+    groups = text_keys([[*first, NO_TOKEN, *second] for first, second in zip(*aligned, strict=True)])
     if granularity == "span":
         return groups[turn_of_span], answer_keys[turn_of_span]
     return groups, answer_keys

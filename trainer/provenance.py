@@ -115,7 +115,8 @@ def find_base_models(model: str | None) -> list[str]:
     if not folder.is_dir():
         return [model]
     if (folder / PARTS_NAME).is_file():
-        return list(json.loads((folder / PARTS_NAME).read_text(encoding="utf-8")).values())
+        parts = json.loads((folder / PARTS_NAME).read_text(encoding="utf-8"))
+        return [parts[name] for name in ("vision", "language") if name in parts]  # a new language model has no name
     if (folder / RECORD_NAME).is_file():
         return json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["starts"][-1].get("base_models", [])
     return []

@@ -31,12 +31,15 @@ class MatchingPictures(TrainerCallback):
 
     def __init__(self, trainer: LoGraMedTrainer, num_steps: int):
         self.trainer, self.num_steps = trainer, num_steps
-        samples = trainer.args.alignment_granularity == "sample"
+        args = trainer.args
+        samples = args.alignment_granularity == "sample"
+        texts = args.alignment_texts.removesuffix("_and_extended") if samples else args.alignment_texts
         self.collator = LoGraMedDataCollator(
             trainer.processing_class,
-            max_length=trainer.args.max_length,
-            extended=trainer.args.use_extended_answers and not samples,  # all of a sample's would fill the picture
-            granularity="sample" if samples else "turn",
+            max_length=args.max_length,
+            # All extended answers of a sample would fill the picture.
+            config=args.alignment_config(alignment_granularity="sample" if samples else "turn", alignment_texts=texts),
+            text_encoder=trainer.text_encoder,
         )
         self.rows = self._draw_rows()
 
@@ -47,7 +50,7 @@ class MatchingPictures(TrainerCallback):
         drawn, num_nodes = [], 0
         for number in order:
             row = rows[number]
-            num_nodes += 1 if self.collator.granularity == "sample" else count_turns(row)
+            num_nodes += 1 if self.collator.config.alignment_granularity == "sample" else count_turns(row)
             if drawn and num_nodes > MOST_NODES:
                 break
             drawn.append(row)
@@ -62,7 +65,7 @@ class MatchingPictures(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         with torch.random.fork_rng():
-            nodes = match_nodes(model.eval().model, self.collator, self.rows)
+            nodes = match_nodes(model.eval().model, self.collator, self.rows, head=model.head)
         model.train(was_training)
         path = Path(self.trainer.args.output_dir) / "matchings" / f"step_{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

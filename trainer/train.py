@@ -79,16 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if data.dry_run:
         return look_before_start(model_arguments, data, training)
     fingerprints: dict[str, str] = {}
+    given = [model_arguments, data, training]
     run, first_run = open_stages(training, data.first_stage_data is not None)
-    rows = read_data(data, training, run.checkpoint, fingerprints)
+    first_training, training = arguments_of_stages(training, data.alignment_stages)
+    rows = read_data(data, training, run.checkpoint, fingerprints, first_training)
     if training.process_index == 0:
         started_from = run.checkpoint or (first_run and first_run.checkpoint)
-        record_run(training.output_dir, [model_arguments, data, training], fingerprints, started_from, run.id)
+        record_run(training.output_dir, given, fingerprints, started_from, run.id)
         note_run(training.output_dir, run)
     model, processor, peft_config = load_model(model_arguments, rows.texts, training)
     if first_run is not None and run.checkpoint is None:
         first = train_first_stage(
-            model, processor, peft_config, rows.first_stage, training, data.first_stage_epochs, first_run
+            model, processor, peft_config, rows.first_stage, first_training, data.first_stage_epochs, first_run
         )
         if first.termination.terminated:
             return leave_after_termination(first)
@@ -111,8 +113,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def arguments_of_stages(
+    training: LoGraMedTrainingArguments, alignment_stages: str
+) -> tuple[LoGraMedTrainingArguments, LoGraMedTrainingArguments]:
+    """Those of the first stage and of the main one: without alignment where `alignment_stages` leaves it out."""
+    plain = replace(training, alignment_weight=0.0)
+    return plain if alignment_stages == "main" else training, plain if alignment_stages == "first" else training
+
+
 def read_data(
-    data: DataArguments, training: LoGraMedTrainingArguments, checkpoint: str | None, fingerprints: dict[str, str]
+    data: DataArguments,
+    training: LoGraMedTrainingArguments,
+    checkpoint: str | None,
+    fingerprints: dict[str, str],
+    first_training: LoGraMedTrainingArguments,
 ) -> Rows:
     """All rows of a run; `fingerprints` gets that of each source."""
     if data.streaming:
@@ -121,7 +135,7 @@ def read_data(
     else:
         train, validation = load_rows(data, training, fingerprints)
         texts = train
-    first_stage = load_first_stage(data, training, fingerprints)
+    first_stage = load_first_stage(data, first_training, fingerprints)
     return Rows(train, validation, first_stage, chain(texts, first_stage))
 
 
@@ -134,7 +148,7 @@ def build_trainer(
     training: LoGraMedTrainingArguments,
 ) -> LoGraMedTrainer:
     """The trainer of the run itself, with what watches it; says what is trained."""
-    shuffler = TurnShuffler(training.seed) if data.shuffle_turns else None
+    shuffler = TurnShuffler(training.seed, data.max_turns) if data.shuffle_turns else None
     trainer = LoGraMedTrainer(
         model,
         training,
@@ -191,7 +205,8 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
         return load_model(model, rows, training)
 
     def load_all(arguments: LoGraMedTrainingArguments) -> tuple[Dataset, Dataset | None]:
-        load_first_stage(data, arguments, check_images=False)  # refused where it is bad
+        first_arguments, arguments = arguments_of_stages(arguments, data.alignment_stages)
+        load_first_stage(data, first_arguments, check_images=False)  # refused where it is bad
         return load_rows(data, arguments, check_images=False)
 
     report = dry_run(training, load_all, load_chosen)
@@ -206,7 +221,7 @@ def load_rows(
     check_images: bool = True,
 ) -> tuple[Dataset, Dataset | None]:
     """Training and validation rows; `fingerprints`, where given, gets that of each source."""
-    require_extended = training.alignment_weight > 0 and training.use_extended_answers
+    require_extended = training.alignment_weight > 0 and training.uses_extended_answers
     rows = load_and_list_skipped(
         data.train_data,
         "",
@@ -221,7 +236,9 @@ def load_rows(
     )
     validation, split = data.validation_data, "train"
     if validation is None and data.dataset_name and training.eval_strategy != "no" and not data.validation_share:
-        validation, split = data.dataset_name, data.dataset_test_split
+        validation = data.dataset_name
+    if validation == data.train_data and not Path(validation).is_file():
+        split = data.dataset_test_split
     if validation is not None:
         return rows, load_and_list_skipped(
             validation,
@@ -261,7 +278,7 @@ def open_rows(
             "`matching_picture_steps` draws the same samples each time, which a stream (`streaming`) has not at hand: "
             "give `validation_data`."
         )
-    require_extended = training.alignment_weight > 0 and training.use_extended_answers
+    require_extended = training.alignment_weight > 0 and training.uses_extended_answers
     num_skipped = 0
     if checkpoint is not None:
         batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -292,7 +309,7 @@ def load_first_stage(
     fingerprints: dict[str, str] | None = None,
     check_images: bool = True,
 ) -> Dataset | tuple[()]:
-    """The rows of the first stage, if there is one; they need no extended answers."""
+    """The rows of the first stage, if there is one; without alignment they need no extended answers."""
     if data.first_stage_data is None:
         return ()
     return load_and_list_skipped(
@@ -301,7 +318,7 @@ def load_first_stage(
         data,
         training,
         fingerprints,
-        require_extended=False,
+        require_extended=training.alignment_weight > 0 and training.uses_extended_answers,
         check_images=check_images,
     )
 
@@ -339,7 +356,7 @@ def train_first_stage(
     run: Run,
 ) -> LoGraMedTrainer:
     """
-    Train `model` on `rows` with the language-modeling loss alone, then leave it to the second stage.
+    Train `model` on `rows`, then leave it to the main stage; what aligned it is left behind.
 
     Checkpoints are saved as the second stage's are, the last one alone, in a folder of their own, until the run ends;
     a run that is to be resumed, and has none of the second stage, goes on from there.
@@ -348,7 +365,6 @@ def train_first_stage(
         training,
         output_dir=str(first_stage_folder(training)),
         num_train_epochs=num_epochs,
-        alignment_weight=0.0,
         eval_strategy="no",
         save_strategy="epoch" if training.save_strategy == "best" else training.save_strategy,
         save_total_limit=1,
@@ -468,7 +484,8 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
         "log_history": log_history,
     }
     (output / "train_metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    plot_curves(log_history, output / "curves.png")
+    if log_history:
+        plot_curves(log_history, output / "curves.png")
     write_local_card(output)
     print(f"\nTrained {state.global_step} steps in {metrics['train_runtime'] / 60:.1f} minutes; wrote {output}.")
     if "eval_loss" in metrics:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,12 +23,14 @@ from trl import SFTTrainer
 from logramed.trainer.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, GraphNetwork
 from logramed.trainer.alignment.retrieval import retrieval_metrics
+from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.checkpoints import LoggedSums, ResumingCallback, WholeCheckpoints
-from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.collator import LoGraMedDataCollator, prepare_texts
 from logramed.trainer.data.records import EXTENDED_KEYS
 from logramed.trainer.devices import check_engine, gather_own_weights, name_units
 from logramed.trainer.gradient_caching import StepGraph, cached_loss
+from logramed.trainer.gradient_ratio import GradientRatio, GradientRatioCallback
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, Nodes, same_randomness
 from logramed.trainer.image_cache import CachedTower
 from logramed.trainer.interruption import (
@@ -38,6 +41,7 @@ from logramed.trainer.interruption import (
 )
 from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
 from logramed.trainer.parts import unwrap_model
+from logramed.trainer.text_encoder import TextEncoder
 from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
 from logramed.trainer.validation import score_answers
 from logramed.trainer.watching import LoggedMeans, Speedometer, compare_gradients
@@ -103,8 +107,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             _align_without_extended_answers(args, kwargs.get("train_dataset"))
         super().__init__(model, args, data_collator=data_collator, **kwargs)
         self.objectives = self._build_objectives()
+        self.text_encoder = self._build_text_encoder(data_collator)
         if data_collator is None:
             self.data_collator = self._build_collator(kwargs)
+            with args.main_process_first(desc="text embeddings"):
+                prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
         self._wrap_for_alignment()
         self._watch()
         self.image_cache = None
@@ -122,18 +129,27 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         # The last batch of an evaluation may well be small, which is no reason to end a run.
         return {"train": AlignmentObjective(self.args), "eval": AlignmentObjective(self.args, small_batch="shrink")}
 
+    def _build_text_encoder(self, data_collator) -> TextEncoder | None:
+        if data_collator is not None:
+            return getattr(data_collator, "text_encoder", None)
+        if self.args.alignment_text_encoder == "self" or self.args.alignment_weight == 0:
+            return None
+        device = "cpu" if self.args.use_cpu else None
+        return TextEncoder(self.args.alignment_text_encoder, self.args.alignment_text_cache, device)
+
     def _build_collator(self, data: dict[str, Any]) -> LoGraMedDataCollator:
         # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
         evaluated = data.get("eval_dataset")
         evaluated = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
+        # But what has no place in the model's own space needs a head, which training alone makes.
         measurable = all(_have_extended_answers(rows) for rows in [data.get("train_dataset"), *evaluated])
         text_config = self.model.config.get_text_config()
         return LoGraMedDataCollator(
             self.processing_class,
             max_length=self.args.max_length,
-            alignment=self.args.alignment_weight > 0 or measurable,
-            extended=self.args.use_extended_answers,
-            granularity=self.args.alignment_granularity,
+            alignment=self.args.alignment_weight > 0 or (measurable and not self._needs_head()),
+            config=self.args.alignment_config(),
+            text_encoder=self.text_encoder,
             pad_to_multiple_of=self.args.pad_to_multiple_of,
             completion_only_loss=self.args.completion_only_loss,
             text_hidden_size=text_config.hidden_size,
@@ -141,15 +157,28 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             packs_in_one_row="flash" in (getattr(text_config, "_attn_implementation", None) or ""),
         )
 
+    def _needs_head(self) -> bool:
+        return self.args.uses_head or self.args.alignment_text_encoder != "self"
+
     def _wrap_for_alignment(self) -> None:
         """Put the model, which `SFTTrainer` has made ready, into the wrapper that the engines get."""
         objective = self.objectives["train"]
         train_in_float32(self.model, self.args)
         freeze_unused_weights(unwrap_model(self.model))
-        network = None
-        if objective is not None and objective.uses_graph_network:
-            network = build_graph_network(self.args, self.model)
-        self.model = self.model_wrapped = AlignedModel(self.model, network, self.args.alignment_granularity)
+        hidden_size = self.model.config.get_text_config().hidden_size
+        text_size = hidden_size if self.text_encoder is None else self.text_encoder.size
+        has_mlp = self.args.uses_head
+        network = head = self.gradient_ratio = None
+        if objective is not None:
+            if has_mlp or text_size != hidden_size:
+                head = AlignmentHead(hidden_size, text_size, has_mlp, self.args.alignment_regions, self.args.seed)
+                head.to(self.model.get_input_embeddings().weight.device)
+            if objective.uses_graph_network:
+                network = build_graph_network(self.args, self.model, text_size if has_mlp else hidden_size)
+            if self.args.alignment_gradient_ratio is not None:
+                self.gradient_ratio = GradientRatio(self.args.alignment_gradient_ratio, self.args.alignment_weight)
+        norms = None if self.gradient_ratio is None else self.gradient_ratio.norms
+        self.model = self.model_wrapped = AlignedModel(self.model, network, self.args.alignment_config(), head, norms)
         self.callback_handler.model = self.model
         name_units(self.model, self.accelerator)
         check_engine(self.args, self.accelerator)
@@ -157,11 +186,14 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def _watch(self) -> None:
         if self.args.alignment_memory > 0 and self.args.alignment_weight > 0:
             self.stateful["alignment_memory"] = AlignmentMemory(self.args.alignment_memory)
+        if self.gradient_ratio is not None:
+            self.stateful["gradient_ratio"] = self.gradient_ratio
         self.means = self.stateful["logged_means"] = LoggedMeans()
         self.stateful["logged_sums"] = LoggedSums(self)
         self.termination = self.stateful["termination"] = TerminationCallback()
         self.speedometer = Speedometer()
-        for callback in (ResumingCallback(self._begin, self._make_up_evaluation), self.termination, self.speedometer):
+        resuming, following = ResumingCallback(self._begin, self._make_up_evaluation), GradientRatioCallback(self)
+        for callback in (following, resuming, self.termination, self.speedometer):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -197,12 +229,18 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 f"`alignment_weight` is {self.args.alignment_weight}, but the batch has no `nodes`: the data collator "
                 "must give them, as `LoGraMedDataCollator(alignment=True)` does."
             )
-        granularity = self.args.alignment_granularity
-        if nodes is not None and ("turn_places" in nodes) != (granularity != "sample"):
-            raise ValueError(
-                f"`alignment_granularity` is {granularity!r}, but the batch was built for other nodes: the data "
-                f"collator must be made for them, as `LoGraMedDataCollator(granularity={granularity!r})` is."
-            )
+        if nodes is None:
+            return
+        expected = {
+            "alignment_granularity": ("turn_places", self.args.alignment_granularity != "sample"),
+            "alignment_text_encoder": ("text_input_ids", self.text_encoder is None),
+        }
+        for name, (entry, is_expected) in expected.items():
+            if (entry in nodes) != is_expected:
+                raise ValueError(
+                    f"`{name}` is {getattr(self.args, name)!r}, but the batch was built for other nodes: the data "
+                    f"collator must be made for them, with `config=AlignmentConfig({name}=...)`."
+                )
 
     def _needs_logits(self, return_outputs: bool) -> bool:
         smooths = self.label_smoother is not None and self.args.loss_type == "nll"
@@ -388,8 +426,25 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if self.model.training and self._step_graph is not None:
             # One loss a step, not a mean over micro-batches. What `Trainer` divides by is made up for.
             divided_by = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-            return self.args.alignment_weight * alignment_loss * divided_by
-        return self.args.alignment_weight * alignment_loss / self._accumulation_steps(num_items_in_batch)
+            return self.alignment_weight_at(self.state.global_step) * alignment_loss * divided_by
+        weight = self.alignment_weight_at(self.state.global_step)
+        return weight * alignment_loss / self._accumulation_steps(num_items_in_batch)
+
+    def alignment_weight_at(self, step: int) -> float | torch.Tensor:
+        """The weight of the alignment loss after so many steps; in an evaluation without the schedule."""
+        weight = self.args.alignment_weight if self.gradient_ratio is None else self.gradient_ratio.weight
+        if not self.model.training or self.args.alignment_schedule == "constant":
+            return weight
+        progress = step / max(self.state.max_steps, 1)
+        left = 1 - progress if self.args.alignment_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return left * weight
+
+    def follow_gradient_ratio(self, step: int) -> None:
+        """Take over what the step after `step` others measured of the gradients, and log it."""
+        if self.gradient_ratio is not None:
+            weight = self.alignment_weight_at(step)
+            self.gradient_ratio.update(weight, self.accelerator)
+            self.means.add("train", {"alignment_weight": weight, "gradient_ratio": self.gradient_ratio.measured})
 
     def _log_losses(self, loss, alignment: AlignmentOutput | None, num_items_in_batch):
         values = {"language_modeling_loss": loss.detach() * self._accumulation_steps(num_items_in_batch)}
@@ -506,13 +561,13 @@ def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module
     return args
 
 
-def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module) -> GraphNetwork:
+def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module, node_size: int) -> GraphNetwork:
     """The graph network that the arguments ask for, drawn with the run's seed, float32 at least, beside `model`."""
     embeddings = model.get_input_embeddings().weight
     randomness = torch.get_rng_state()
     torch.default_generator.manual_seed(args.seed)
     network = GraphNetwork(
-        model.config.get_text_config().hidden_size,
+        node_size,
         num_layers=args.graph_num_layers,
         aggregation=args.graph_aggregation,
         dropout=args.graph_dropout,
@@ -537,11 +592,12 @@ def _have_extended_answers(rows) -> bool:
 
 def _align_without_extended_answers(args: LoGraMedTrainingArguments, rows) -> None:
     """Leave extended answers out of the nodes, with a warning, where the first row of `rows` has none."""
-    if not args.use_extended_answers or args.alignment_granularity == "span" or not hasattr(rows, "__len__"):
+    others = args.alignment_texts.removesuffix("_and_extended")  # "extended" alone has none
+    if args.alignment_texts == others or args.alignment_granularity == "span" or not hasattr(rows, "__len__"):
         return
     if len(rows) > 0 and not any(rows[0].get(field) for field in (*EXTENDED_KEYS, "extended_answers")):
         logger.warning("The rows have no extended answers: images are aligned with answers alone.")
-        args.use_extended_answers = False
+        args.alignment_texts = others
 
 
 def _draw(questions: Sequence[dict], num_questions: int, seed: int) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ The benchmarks of `eval/run.py`: one module each.
 A module has `TASK` ("vqa", "multiple_choice", "chat" or "report"), `SPLITS` (first the one that is tested by default),
 `HUB_ID` (the data set of the Hugging Face Hub that it also loads from, or `None`) and two functions:
 
-- `load_questions(data, split="test", subset=None) -> list[dict]`, where `data` is a folder in the official layout or a
-  Hub id;
+- `load_questions(data, split="test", subset=None, skipped=None) -> list[dict]`, where `data` is a folder in the
+  official layout or a Hub id; bad rows are refused or, given a list `skipped`, left out and named there;
 - `count_differences(questions, split, subset=None) -> list[str]`: what differs from the known size of the split.
 
 A question row has `question_id` (str, unique), `image` (absolute path), `question` (without image placeholder),

@@ -21,6 +21,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     read_question,
     read_records,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -46,7 +47,9 @@ EXPECTED_COUNTS = {"questions": 193, "images": 50}
 EXPECTED_TYPES = {"conversation": 143, "detailed_description": 50}
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions.
 
@@ -58,6 +61,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
             file or one folder up.
         split (`str`): "test".
         subset (`None`): There are none.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (absolute path),
@@ -76,7 +80,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     records = read_records(path)
     names = collect_image_names((record for _, record in records), "image")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
-    questions = [_question_row(record, images, where) for where, record in records]
+    questions = read_rows(records, lambda record, where: _question_row(record, images, where), skipped, "question_id")
     check_ids(questions, path)
     warn_of_differences("chat", split, count_differences(questions, split), f"Use LLaVA-Med's {FILES[0]}.")
     return questions

@@ -19,6 +19,7 @@ from logramed.eval.benchmarks.rows import (
     read_answer_type,
     read_question,
     read_records,
+    read_rows,
     read_text,
 )
 
@@ -38,6 +39,7 @@ def read_converted_rows(
     image_folders: Sequence[str],
     groups: Sequence[str] = (),
     read_type: Callable[[Mapping[str, Any], str], str] = read_answer_type,
+    skipped: list[str] | None = None,
 ) -> list[dict]:
     """
     Question rows of one file.
@@ -47,6 +49,7 @@ def read_converted_rows(
         image_folders (sequence of `str`): Where the images may lie, seen from the file's folder.
         groups (sequence of `str`): Fields to break figures down by, which every row must have.
         read_type (callable): Reads the answer type of a row, given it and its place in words.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Raises:
         ValueError: If a row is not of this form or its image is missing; with file, id and field.
@@ -54,7 +57,9 @@ def read_converted_rows(
     records = read_records(path)
     names = collect_image_names((record for _, record in records), "image")
     images = image_folder(path.parent, image_folders, names, archives=("images.zip", "imgs.zip"))
-    return [_question_row(record, where, path, images, groups, read_type) for where, record in records]
+    return read_rows(
+        records, lambda record, where: _question_row(record, where, path, images, groups, read_type), skipped, "id"
+    )
 
 
 def read_table_rows(paths: Sequence[Path]) -> list[dict]:

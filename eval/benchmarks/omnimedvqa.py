@@ -19,6 +19,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     number_repeated_ids,
     read_records,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -38,7 +39,9 @@ EXPECTED_COUNTS = {"questions": 88996, "images": 82059}
 NUM_DATASETS = 42
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions of one data set, or of all.
 
@@ -51,6 +54,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
         split (`str`): "test": it has no other.
         subset (`str`, *optional*): Name of one file, with or without ".json" ("Chest CT Scan"). Without it, all files
             in the order of their names.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, with `question_id` (one that several rows share gets "-1", "-2", ...),
@@ -72,7 +76,8 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     records = [located for path in paths for located in read_records(path)]
     names = collect_image_names((record for _, record in records), "image_path")
     images = image_folder(root, (".", "OmniMedVQA"), names, archives=(ARCHIVE,))
-    questions = number_repeated_ids([_question_row(record, images, where) for where, record in records])
+    rows = read_rows(records, lambda record, where: _question_row(record, images, where), skipped, "question_id")
+    questions = number_repeated_ids(rows)
     warn_of_differences(
         "OmniMedVQA", split, count_differences(questions, split, subset), "Use all open-access files of the release."
     )

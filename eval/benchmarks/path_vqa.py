@@ -20,6 +20,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     number_repeated_ids,
     read_answer_type,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -41,7 +42,9 @@ EXPECTED_COUNTS = {
 HUB_ROWS = {"test": 6719, "train": 19654, "validation": 6259}
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions of one split.
 
@@ -56,6 +59,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
             a folder with its files.
         split (`str`): "test", "train" or "validation" (`val` in the names of files).
         subset (`None`): There are none.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id`, `image` (absolute path),
@@ -75,7 +79,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     path = find_file(folder, names)
     tables = parquet_files(folder, split)
     if path is not None:
-        questions = _read_official(path, stem) if path.suffix == ".pkl" else _read_converted(path, stem)
+        questions = (_read_official if path.suffix == ".pkl" else _read_converted)(path, stem, skipped)
     elif tables:
         questions = read_table_rows(tables)
     else:
@@ -113,12 +117,13 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, and loading that could run any code")
 
 
-def _read_official(path: Path, stem: str) -> list[dict]:
+def _read_official(path: Path, stem: str, skipped: list[str] | None) -> list[dict]:
     records = read_plain_pickle(path)
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise ValueError(f"{path}: expected a list of rows, got {type(records).__name__}.")
     images = path.parents[1] / "images" / stem
-    return [_question_row(record, images, f"{path}, row {number}") for number, record in enumerate(records)]
+    located = ((f"{path}, row {number}", record) for number, record in enumerate(records))
+    return read_rows(located, lambda record, where: _question_row(record, images, where), skipped, "question_id")
 
 
 def _question_row(record: dict, images: Path, where: str) -> dict:
@@ -137,8 +142,8 @@ def _question_row(record: dict, images: Path, where: str) -> dict:
     }
 
 
-def _read_converted(path: Path, stem: str) -> list[dict]:
-    return read_converted_rows(path, (f"images/{stem}", "images", "."), read_type=_read_type)
+def _read_converted(path: Path, stem: str, skipped: list[str] | None) -> list[dict]:
+    return read_converted_rows(path, (f"images/{stem}", "images", "."), read_type=_read_type, skipped=skipped)
 
 
 def _read_type(record: Mapping[str, Any], where: str) -> str:

@@ -13,7 +13,9 @@ HUB_ID = None
 GROUPS = ("organ", "question_type")
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions about held-out phantoms.
 
@@ -21,6 +23,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
         data (`str` or `Path`): A folder that `generate_phantoms` wrote.
         split (`str`): "test" or "validation".
         subset (`None`): There are none.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (str, absolute
@@ -39,7 +42,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
             f"`data` holds no {path.name}: {folder}. Make the phantoms with "
             f"`python trainer/phantoms.py --output {folder}`."
         )
-    questions = read_converted_rows(path, ("images",), groups=GROUPS)
+    questions = read_converted_rows(path, ("images",), groups=GROUPS, skipped=skipped)
     check_ids(questions, path, "id")
     return questions
 

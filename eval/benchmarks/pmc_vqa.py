@@ -17,6 +17,7 @@ from logramed.eval.benchmarks.rows import (
     collect_image_names,
     describe_count_differences,
     find_image,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -51,7 +52,9 @@ EXPECTED_COUNTS = {
 }
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions of one file.
 
@@ -64,6 +67,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
             `figures/` or `images_2.zip`); or the Hub id "RadGenome/PMC-VQA" or "xmcmic/PMC-VQA" (tens of GB).
         split (`str`): "test" or "train".
         subset (`str`, *optional*): "clean" (the default; its training file is that of v1), "v1" or "v2".
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id` (its row number), `image`
@@ -84,7 +88,8 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
         raise refuse_folder(folder, names, "PMC-VQA")
     records = _read_csv(path)
     images = image_folder(folder, folders, collect_image_names(records, "Figure_path"), archives)
-    questions = [_question_row(record, images, number, path) for number, record in enumerate(records)]
+    located = ((f"{path}, row {number}", (number, record)) for number, record in enumerate(records))
+    questions = read_rows(located, lambda row, where: _question_row(*row, images, where), skipped)
     warn_of_differences(
         f"PMC-VQA ({subset})",
         split,
@@ -123,8 +128,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
     return records
 
 
-def _question_row(record: dict[str, str], images: Path, number: int, path: Path) -> dict:
-    where = f"{path}, row {number}"
+def _question_row(number: int, record: dict[str, str], images: Path, where: str) -> dict:
     choices = {letter: _read_choice(record, letter) for letter in LETTERS}
     options = collect_options(choices.values(), where, "Choice A to D")
     return {

@@ -31,6 +31,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     number_repeated_ids,
     read_records,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -59,7 +60,9 @@ IMAGE_PATHS = {"IU X-Ray": re.compile(r"/CXR\d+_IM-"), "MIMIC-CXR": re.compile(r
 PREFIX = re.compile(r"^/?iu_xray/images?/")
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the reports of one split.
 
@@ -70,6 +73,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
         data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
         split (`str`): "test", "train" or "validation". A file that knows no splits is taken whole.
         subset (`None`): There are none.
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a report, in the order of the file, with `question_id` (its id, or the number of the row;
@@ -83,20 +87,11 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     check_split(split, SPLITS)
     check_subset(subset, (), "report")
     path = _find(data, split)
-    records = [(where, _read_fields(record, where), record) for where, record in _read_split(path, split)]
-    names = collect_image_names((fields for _, fields, _ in records), "image")
+    numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
+    records = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where))), skipped)
+    names = collect_image_names((fields for _, (_, _, fields) in records), "image")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
-    questions = [
-        {
-            "question_id": _read_id(record, number, where),
-            "image": find_image(images, fields["image"], where, fields["image_field"]),
-            "question": QUESTION,
-            "answer": fields["report"],
-            "num_images": fields["num_images"],
-            "groups": {},
-        }
-        for number, (where, fields, record) in enumerate(records)
-    ]
+    questions = read_rows(records, lambda row, where: _question_row(*row, images, where), skipped)
     questions = number_repeated_ids(questions)
     warn_of_differences(
         "report", split, count_differences(questions, split), "Compare runs over the same rows and images only."
@@ -190,6 +185,19 @@ def _read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
 # ---------------------------------------------------------------------------------------------------------------------
 # Rows
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _question_row(
+    number: int, record: Mapping[str, Any], fields: Mapping[str, Any], images: Path, where: str
+) -> dict[str, Any]:
+    return {
+        "question_id": _read_id(record, number, where),
+        "image": find_image(images, fields["image"], where, fields["image_field"]),
+        "question": QUESTION,
+        "answer": fields["report"],
+        "num_images": fields["num_images"],
+        "groups": {},
+    }
 
 
 def _read_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:

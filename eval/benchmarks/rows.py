@@ -4,13 +4,14 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
 IMAGE_PLACEHOLDER = "<image>"
+NUM_NAMED = 3  # bad rows named in a sentence
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
@@ -75,6 +76,51 @@ def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             yield f"{path}, line {number}", json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+
+
+def read_rows(
+    records: Iterable[tuple[str, Any]],
+    read_row: Callable[[Any, str], Any],
+    skipped: list[str] | None = None,
+    id_field: str | None = None,
+) -> list[Any]:
+    """
+    What `read_row` makes of each record and its place.
+
+    Args:
+        records (iterable of `tuple`): Places in words, and records, as from `read_records`.
+        read_row (callable): Raises `ValueError` for a bad row.
+        skipped (`list[str]`, *optional*): Bad rows are left out, and added here in words. Without it they are refused.
+        id_field (`str`, *optional*): Field of the id that these words name.
+
+    Example:
+        >>> skipped = []
+        >>> rows = [("row 0", {"qid": 7, "answer": ""}), ("row 1", {"qid": 8, "answer": "no"})]
+        >>> read_rows(rows, lambda row, where: read_text(row, "answer", where), skipped, "qid"), skipped
+        (['no'], ['qid 7: row 0, `answer` is empty.'])
+    """
+    rows = []
+    for where, record in records:
+        try:
+            rows.append(read_row(record, where))
+        except ValueError as error:
+            if skipped is None:
+                raise
+            skipped.append(f"{id_field} {record.get(id_field)}: {error}" if id_field else str(error))
+    return rows
+
+
+def describe_skipped(skipped: Sequence[str]) -> str:
+    """
+    How many bad rows were left out, and the first of them.
+
+    Example:
+        >>> describe_skipped(["qid 7: row 0, `answer` is empty."])
+        '1 bad row left out (qid 7: row 0, `answer` is empty)'
+    """
+    first = "; ".join(words.rstrip(".") for words in skipped[:NUM_NAMED])
+    more = f"; and {len(skipped) - NUM_NAMED} more" if len(skipped) > NUM_NAMED else ""
+    return f"{len(skipped)} bad row{'s' * (len(skipped) > 1)} left out ({first}{more})"
 
 
 def read_text(record: Mapping[str, Any], field: str, where: str) -> str:

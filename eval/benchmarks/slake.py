@@ -20,6 +20,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     read_answer_type,
     read_records,
+    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -50,7 +51,9 @@ EXPECTED_COUNTS = {
 }
 
 
-def load_questions(data: str | Path, split: str = "test", subset: str | None = None) -> list[dict]:
+def load_questions(
+    data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
+) -> list[dict]:
     """
     Read the questions of one split in one language or both.
 
@@ -61,6 +64,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
             (named `test.json` or `test_w_options_new.json`); or the Hub id "BoKelvin/SLAKE".
         split (`str`): "test", "train" or "validation".
         subset (`str`, *optional*): "en" (the default, which the published figures are for), "zh" or "all".
+        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a question, in the order of the file, with `question_id`, `image` (absolute path),
@@ -78,7 +82,7 @@ def load_questions(data: str | Path, split: str = "test", subset: str | None = N
     path = find_file(folder, FILES[split])
     if path is None:
         raise refuse_folder(folder, FILES[split], "SLAKE")
-    questions = _read_converted(path, subset) if is_converted(path) else _read_official(path, subset)
+    questions = (_read_converted if is_converted(path) else _read_official)(path, subset, skipped)
     warn_of_differences(
         f"SLAKE ({subset})",
         split,
@@ -93,27 +97,25 @@ def count_differences(questions: Sequence[dict], split: str, subset: str | None 
     return describe_count_differences(questions, EXPECTED_COUNTS[subset or SUBSETS[0]][split])
 
 
-def _read_converted(path: Path, subset: str) -> list[dict]:
+def _read_converted(path: Path, subset: str, skipped: list[str] | None) -> list[dict]:
     if subset != "en":
         raise ValueError(
             f"{path} is a converted file, which holds the English questions only, got `subset` {subset!r}. Use the "
             "official files for Chinese."
         )
-    questions = read_converted_rows(path, IMAGE_FOLDERS)
+    questions = read_converted_rows(path, IMAGE_FOLDERS, skipped=skipped)
     check_ids(questions, path, "id")
     return questions
 
 
-def _read_official(path: Path, subset: str) -> list[dict]:
+def _read_official(path: Path, subset: str, skipped: list[str] | None) -> list[dict]:
     records = [(where, record, _read_language(record, where)) for where, record in read_records(path)]
     asked = [(where, record, language) for where, record, language in records if subset in (language, "all")]
     names = collect_image_names((record for _, record, _ in asked), "img_name")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, archives=("imgs.zip",))
-    questions = [_question_row(record, images, where) for where, record, _ in asked]
+    rows = ((where, record) for where, record, _ in asked)
+    questions = read_rows(rows, lambda record, where: _question_row(record, images, where, subset), skipped, "qid")
     check_ids(questions, path, "qid")
-    if subset == "all":
-        for question, (_, _, language) in zip(questions, asked, strict=True):
-            question["groups"]["language"] = language
     return questions
 
 
@@ -124,12 +126,13 @@ def _read_language(record: dict, where: str) -> str:
     return language
 
 
-def _question_row(record: dict, images: Path, where: str) -> dict:
+def _question_row(record: dict, images: Path, where: str, subset: str) -> dict:
+    language = {"language": _read_language(record, where)} if subset == "all" else {}
     return {
         "question_id": read_text(record, "qid", where),
         "image": find_image(images, record.get("img_name"), where, "img_name"),
         "question": read_text(record, "question", where),
         "answer": read_text(record, "answer", where),
         "answer_type": read_answer_type(record, where),
-        "groups": {name: read_text(record, name, where) for name in GROUPS},
+        "groups": {name: read_text(record, name, where) for name in GROUPS} | language,
     }

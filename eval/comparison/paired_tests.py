@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binom
+
+from logramed.eval.metrics.medical_vqa.vqa_scoring import bootstrap_means
 
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 95  # percent
 # Means that differ by less are equal: scores such as 100/3 do not add up exactly.
 TIE = 1e-9
-LARGEST_DRAW = 2_000_000  # numbers drawn at once
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class BootstrapTest:
         low, high (`float`): Its 95% interval.
         p_value (`float`): Two-sided.
         num_items (`int`): Questions it is over.
+        num_clusters (`int`): Images they are about, or questions where these were drawn.
     """
 
     difference: float
@@ -31,6 +33,7 @@ class BootstrapTest:
     high: float
     p_value: float
     num_items: int
+    num_clusters: int
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,27 @@ class McNemarTest:
 
 
 def paired_bootstrap(
-    differences: Sequence[np.ndarray], num_resamples: int = NUM_RESAMPLES, seed: int = 0
+    differences: Sequence[np.ndarray],
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    clusters: Sequence[Sequence[str]] | None = None,
 ) -> BootstrapTest:
     """
-    Test a mean difference by drawing the questions again, with replacement.
+    Test a mean difference by drawing images again, with replacement and with all their questions.
 
     The interval is the percentile interval. The p-value is its counterpart: twice the share of resamples on the other
     side of 0 than most, ties counted against, so that it is below 0.05 where the interval leaves out 0. One is added
     to both counts, so that it is never 0: the least possible is `2 / (num_resamples + 1)`. Over fewer than some 50
-    questions such intervals are a little too narrow and such p-values a little too small.
+    images such intervals are a little too narrow and such p-values a little too small.
 
     Args:
         differences (`Sequence[np.ndarray]`):
             Score of the first system minus that of the second, for each question. One array for a mean over
-            questions. Several for a mean of such means (the average of open and closed): each kind of question is
-            drawn among its own, so that its number stays.
+            questions. Several for a mean of such means (the average of open and closed): images with the same kinds of
+            questions are drawn among their own, so that each resample has both.
         num_resamples (`int`, *optional*, defaults to 10,000): Draws.
         seed (`int`, *optional*, defaults to 0): The same gives the same result.
+        clusters (*optional*): The image of each question, in the form of `differences`. Without, questions are drawn.
 
     Raises:
         ValueError: If an array is empty.
@@ -77,9 +84,15 @@ def paired_bootstrap(
 
     Example:
         >>> paired_bootstrap([np.zeros(5)])
-        BootstrapTest(difference=0.0, low=0.0, high=0.0, p_value=1.0, num_items=5)
+        BootstrapTest(difference=0.0, low=0.0, high=0.0, p_value=1.0, num_items=5, num_clusters=5)
     """
-    means = resampled_means(differences, num_resamples, seed)
+    sizes = [len(values) for values in differences]
+    if not sizes or not all(sizes):
+        raise ValueError("There are no questions to draw from.")
+    scores = np.full((sum(sizes), len(sizes)), np.nan)
+    scores[np.arange(sum(sizes)), np.repeat(np.arange(len(sizes)), sizes)] = np.concatenate(differences)
+    drawn = range(sum(sizes)) if clusters is None else [cluster for part in clusters for cluster in part]
+    means = bootstrap_means(scores, num_resamples, seed, drawn).mean(axis=1)
     low, high = np.percentile(means, ((100 - CONFIDENCE) / 2, (100 + CONFIDENCE) / 2))
     tail = min(np.count_nonzero(means <= TIE), np.count_nonzero(means >= -TIE))
     return BootstrapTest(
@@ -87,37 +100,17 @@ def paired_bootstrap(
         low=float(low),
         high=float(high),
         p_value=float(min(1.0, 2 * (tail + 1) / (num_resamples + 1))),
-        num_items=sum(len(values) for values in differences),
+        num_items=sum(sizes),
+        num_clusters=len(set(drawn)),
     )
 
 
-def resampled_means(strata: Sequence[np.ndarray], num_resamples: int, seed: int) -> np.ndarray:
-    """
-    Means of `num_resamples` samples drawn with replacement from each of `strata`, averaged over the strata.
-
-    Returns:
-        `np.ndarray` of shape `(num_resamples,)`.
-    """
-    if any(not len(values) for values in strata) or not strata:
-        raise ValueError("There are no questions to draw from.")
-    generator = np.random.default_rng(seed)
-    return np.mean([_resampled_mean(np.asarray(values), num_resamples, generator) for values in strata], axis=0)
-
-
-def _resampled_mean(values: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    # Scores take few values, and how often each is drawn is multinomial: the same as drawing questions, but quick
-    # even for a benchmark of 90,000.
-    distinct, counts = np.unique(values, return_counts=True)
-    means, size = [], max(1, LARGEST_DRAW // len(distinct))
-    for start in range(0, num_resamples, size):
-        drawn = generator.multinomial(len(values), counts / len(values), size=min(size, num_resamples - start))
-        means.append(drawn @ distinct / len(values))
-    return np.concatenate(means)
-
-
-def mcnemar_test(first: np.ndarray, second: np.ndarray) -> McNemarTest:
+def mcnemar_test(first: np.ndarray, second: np.ndarray, clusters: Sequence[str] | None = None) -> McNemarTest:
     """
     Exact McNemar test: of the questions that only one system has right, is its share compatible with one half?
+
+    With `clusters`, the image of each question, the questions of an image change sides together: an exact sign-flip
+    test of the images' sums. With one question an image it is McNemar's.
 
     Args:
         first, second (`np.ndarray` of shape `(num_items,)`, bool): Whether each system has each question right.
@@ -125,7 +118,7 @@ def mcnemar_test(first: np.ndarray, second: np.ndarray) -> McNemarTest:
     Raises:
         ValueError: If the shapes differ or there are no questions.
 
-    Source: McNemar 1947; two-sided exact binomial test.
+    Source: McNemar 1947; two-sided exact binomial test. By image: Fisher's randomization test of paired differences.
 
     Example:
         >>> mcnemar_test(np.array([True, True, True, False]), np.array([False, False, False, False]))
@@ -134,9 +127,27 @@ def mcnemar_test(first: np.ndarray, second: np.ndarray) -> McNemarTest:
     if first.shape != second.shape or not first.size:
         raise ValueError(f"Two systems must have answered the same questions, got {first.shape} and {second.shape}.")
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(~first & second))
-    discordant = only_first + only_second
-    p_value = binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
-    return McNemarTest(only_first, only_second, float(p_value), int(first.size))
+    places = np.arange(first.size) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sums = np.bincount(places, first.astype(float) - second).astype(int)
+    return McNemarTest(only_first, only_second, sign_flip_p_value(sums), int(first.size))
+
+
+def sign_flip_p_value(sums: np.ndarray) -> float:
+    """
+    The chance that whole numbers with signs drawn by coins add up to as much as `sums` do, or more, either way.
+
+    Example:
+        >>> round(sign_flip_p_value(np.array([2, 1])), 9)  # 3, 1, -1 and -3 are equally likely
+        0.5
+    """
+    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    chances, total = np.ones(1), int(sizes @ counts)  # of each sum of the positive numbers, from 0 to total
+    for size, count in zip(sizes, counts, strict=True):
+        of_size = np.zeros(size * count + 1)
+        of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, of_size)
+    is_as_far = np.abs(2 * np.arange(total + 1) - total) >= abs(sums.sum())
+    return float(min(1.0, chances[is_as_far].sum()))
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ MAIN_FIGURES = {
     "vqa": ("open_recall", "closed_accuracy"),
     "multiple_choice": ("accuracy",),
     "chat": ("relative_score",),
-    "report": ("rouge_l", "clinical_f1"),
+    "report": ("rouge_l",),
 }
 AVERAGE = "average"  # of open recall and closed accuracy, as the papers' tables have it
 BINARY_FIGURES = ("closed_accuracy", "open_exact_match", "accuracy")  # 0 or 100 for each question
@@ -39,6 +39,8 @@ class RunFolder:
             id. A figure that does not apply to a question is absent.
         blank_scores (`dict[str, dict[str, float]]`, *optional*): The same of the run without sight.
         images (`dict[str, str]`): Where the image of a question lies on this machine, by question id.
+        image_ids (`dict[str, str]`): Which image a question is about, by question id. Empty if intervals are
+            not by image.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class RunFolder:
     scores: dict[str, dict[str, float]]
     blank_scores: dict[str, dict[str, float]] | None = None
     images: dict[str, str] = field(default_factory=dict)
+    image_ids: dict[str, str] = field(default_factory=dict)
 
     @property
     def run(self) -> dict:
@@ -153,6 +156,29 @@ def count_of(figures: dict, figure: str) -> int:
     return figures[name]
 
 
+def interval_unit(metrics: dict) -> str:
+    """
+    What the bootstrap behind the intervals of `metrics.json` drew: "image", "report", or "question" in older files.
+
+    Example:
+        >>> interval_unit({"task": "vqa", "interval_unit": "image"}), interval_unit({"task": "vqa"})
+        ('image', 'question')
+    """
+    return metrics.get("interval_unit", "report" if metrics["task"] == "report" else "question")
+
+
+def drawn_units(metrics: dict) -> str:
+    """
+    The same in words, with its number where it is not that of the questions.
+
+    Example:
+        >>> drawn_units({"task": "vqa", "interval_unit": "image", "overall": {"num_clusters": 203}})
+        '203 images'
+    """
+    number = metrics["overall"].get("num_clusters")
+    return f"{number:,} images" if number else f"{interval_unit(metrics)}s"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,6 +204,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
         scores={key: scores[key] for key in rows},
         blank_scores=_read_scores(blank, rows) if blank.is_file() else None,
         images=_read_images(path / "local_paths.json"),
+        image_ids=_read_image_ids(path / "scores.jsonl") if interval_unit(metrics) == "image" else {},
     )
     _check_means(run)
     return run
@@ -248,6 +275,10 @@ def _read_scores(path: Path, rows: dict[str, dict]) -> dict[str, dict[str, float
         for figure, score in figures.items():
             _check_score(f"{path}, question {key!r}", figure, score)
     return scores
+
+
+def _read_image_ids(path: Path) -> dict[str, str]:
+    return {key: row["image_id"] for key, row in _read_lines(path, ("image_id",)).items()}
 
 
 def _check_score(where: str, figure: str, score: object) -> None:

@@ -1,6 +1,6 @@
 """Several runs over the same questions, brought together: their figures, and the tests between them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,6 +19,7 @@ from logramed.eval.comparison.run_folder import (
     RunFolder,
     check_same_questions,
     count_of,
+    interval_unit,
     name_runs,
     parts_of,
 )
@@ -74,6 +75,7 @@ class Comparison:
         mcnemar_tests (`list[PairTest]`): McNemar of each pair and figure that is right or wrong.
         sight_tests (`list[PairTest]`): Paired bootstrap of each run against itself without sight.
         num_pairs_left_out (`int`): Pairs that differ in system and training data at once.
+        unit (`str`): What the tests draw: "image", "report", or "question" if no run says which image is which.
     """
 
     runs: list[RunFolder]
@@ -84,6 +86,7 @@ class Comparison:
     mcnemar_tests: list[PairTest]
     sight_tests: list[PairTest]
     num_pairs_left_out: int
+    unit: str
 
     def value(self, place: int, figure: str) -> Value | None:
         """A main figure of a run under the strict protocol; `None` if the run has no such questions."""
@@ -153,15 +156,19 @@ def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     figures.sort(key=lambda figure: figure == AVERAGE)
     all_pairs = list(combinations(range(len(runs)), 2))
     pairs = [(first, second) for first, second in all_pairs if _differ_in_one_thing(runs[first], runs[second])]
+    between = [(first, second, runs[first].scores, runs[second].scores) for first, second in pairs]
+    sighted = [(n, n, run.scores, run.blank_scores) for n, run in enumerate(runs) if run.blank_scores is not None]
+    image_ids = next((run.image_ids for run in runs if run.image_ids), {})  # the questions are the same
     return Comparison(
         runs=list(runs),
         names=name_runs(runs),
         systems=list(dict.fromkeys(run.system for run in runs)),
         figures=figures,
-        bootstrap_tests=_correct(_bootstrap_tests(runs, pairs, figures)),
-        mcnemar_tests=_correct(_mcnemar_tests(runs, pairs)),
-        sight_tests=_correct(_sight_tests(runs, figures)),
+        bootstrap_tests=_correct(_bootstrap_tests(between, figures, image_ids)),
+        mcnemar_tests=_correct(_mcnemar_tests(runs, pairs, image_ids)),
+        sight_tests=_correct(_bootstrap_tests(sighted, figures, image_ids)),
         num_pairs_left_out=len(all_pairs) - len(pairs),
+        unit="image" if image_ids else interval_unit(runs[0].metrics),
     )
 
 
@@ -170,29 +177,24 @@ def _differ_in_one_thing(first: RunFolder, second: RunFolder) -> bool:
     return first.system == second.system or len(shares) == 1 or None in shares
 
 
-def _bootstrap_tests(runs, pairs, figures) -> Iterator[tuple]:
+def _bootstrap_tests(pairs, figures, image_ids) -> Iterator[tuple]:
+    """The tests of `pairs` of places and scores, over the questions that both have of each part of a figure."""
     for figure in figures:
-        for first, second in pairs:
-            differences = paired_differences(runs[first].scores, runs[second].scores, figure)
-            if differences is not None:
-                yield figure, first, second, paired_bootstrap(differences)
+        for first, second, *scores in pairs:
+            parts = [_paired_scores(*scores, part) for part in parts_of(figure)]
+            if all(parts):
+                differences = [np.array([one - other for one, other in part.values()]) for part in parts]
+                clusters = [_clusters(part, image_ids) for part in parts] if image_ids else None
+                yield figure, first, second, paired_bootstrap(differences, clusters=clusters)
 
 
-def _sight_tests(runs, figures) -> Iterator[tuple]:
-    for figure in figures:
-        for place, run in enumerate(runs):
-            if run.blank_scores is not None:
-                differences = paired_differences(run.scores, run.blank_scores, figure)
-                if differences is not None:
-                    yield figure, place, place, paired_bootstrap(differences)
-
-
-def _mcnemar_tests(runs, pairs) -> Iterator[tuple]:
+def _mcnemar_tests(runs, pairs, image_ids) -> Iterator[tuple]:
     for figure in BINARY_FIGURES:
         for first, second in pairs:
             both = _paired_scores(runs[first].scores, runs[second].scores, figure)
-            if both.size:
-                yield figure, first, second, mcnemar_test(both[0] > 0, both[1] > 0)
+            if both:
+                scores = np.array(list(both.values())) > 0
+                yield figure, first, second, mcnemar_test(*scores.T, _clusters(both, image_ids))
 
 
 def _correct(tests: Iterator[tuple]) -> list[PairTest]:
@@ -201,25 +203,11 @@ def _correct(tests: Iterator[tuple]) -> list[PairTest]:
     return [PairTest(*test, p_value) for test, p_value in zip(tests, corrected, strict=True)]
 
 
-def paired_differences(
-    first: dict[str, dict[str, float]], second: dict[str, dict[str, float]], figure: str
-) -> list[np.ndarray] | None:
-    """
-    Score of the first minus that of the second for each question that both have it for, by question id.
-
-    Returns:
-        `list[np.ndarray]`: One array; for the average of open and closed, one for each. `None` if one would be empty.
-
-    Example:
-        >>> paired_differences({"a": {"accuracy": 100.0}, "b": {}}, {"b": {"accuracy": 0.0}, "a": {"accuracy": 0.0}},
-        ...                    "accuracy")
-        [array([100.])]
-    """
-    parts = [_paired_scores(first, second, part) for part in parts_of(figure)]
-    return None if any(not part.size for part in parts) else [part[0] - part[1] for part in parts]
-
-
-def _paired_scores(first: dict, second: dict, figure: str) -> np.ndarray:
-    """The scores of both, shape `(2, num_items)`."""
+def _paired_scores(first: dict, second: dict, figure: str) -> dict[str, tuple[float, float]]:
+    """The scores of both for each question that both have one for, by question id."""
     shared = [key for key, scores in first.items() if figure in scores and figure in second[key]]
-    return np.array([[scores[key][figure] for key in shared] for scores in (first, second)])
+    return {key: (first[key][figure], second[key][figure]) for key in shared}
+
+
+def _clusters(question_ids: Iterable[str], image_ids: dict[str, str]) -> list[str] | None:
+    return [image_ids[key] for key in question_ids] if image_ids else None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from logramed.eval.comparison.judge_tables import served_by_several
-from logramed.eval.comparison.run_folder import AVERAGE
+from logramed.eval.comparison.run_folder import AVERAGE, interval_unit
 from logramed.eval.comparison.runs import Comparison, Value
 from logramed.eval.comparison.tables import capitalize, figure_title, format_p, missing_leakage, missing_sight
 
@@ -123,11 +123,23 @@ def remarks(comparison: Comparison) -> list[str]:
         lines.append(f"The questions differ from the known split: {'; '.join(differences)}.")
     for name, other in zip(comparison.names, comparison.runs, strict=True):
         lines += [f"{name}: {note}" for note in other.run.get("notes", ())]
+    lines += _interval_lines(comparison)
     lines += served_by_several(comparison)
     lines += _unscored_lines(comparison)
     lines += _sight_lines(comparison)
     lines += _leakage_lines(comparison)
     return lines
+
+
+def _interval_lines(comparison: Comparison) -> list[str]:
+    pairs = zip(comparison.names, comparison.runs, strict=True)
+    names = [name for name, run in pairs if interval_unit(run.metrics) == "question"]
+    if not names:
+        return []
+    return [
+        f"Intervals of {', '.join(names)} are by question, as if questions about one image were independent: they are "
+        "too narrow. An earlier version wrote the run: start it again for intervals by image."
+    ]
 
 
 def _unscored_lines(comparison: Comparison) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from logramed.eval.comparison.paired_tests import NUM_RESAMPLES
 from logramed.eval.comparison.published_figures import PublishedFigures
-from logramed.eval.comparison.run_folder import AVERAGE, BINARY_FIGURES, RunFolder, last_part, strata_of
+from logramed.eval.comparison.run_folder import AVERAGE, BINARY_FIGURES, RunFolder, drawn_units, last_part, strata_of
 from logramed.eval.comparison.runs import SIGNIFICANCE, Comparison, PairTest, Value, figure_value
 
 
@@ -14,7 +14,6 @@ NOT_THERE = "-"
 TITLES = {
     "open_f1": "open F1",
     "rouge_l": "ROUGE-L",
-    "clinical_f1": "clinical F1",
     "cider": "CIDEr (0 to 10)",
 }
 ABBREVIATIONS = {"bleu": "BLEU", "rouge": "ROUGE", "f1": "F1"}
@@ -23,7 +22,12 @@ PROTOCOLS = {
     "vqa": " Role words are stripped, yes and no count as whole words, an answer that says both or neither is wrong, "
     "and no question is dropped."
 }
-FEW_QUESTIONS = 50  # below it a bootstrap is too sure of itself
+INTERVALS = {
+    "image": " Questions about one image are not independent: a drawn image brings all its questions, and a figure is "
+    "the sum of their scores divided by their number.",
+    "question": " Questions about one image are drawn as if they were independent.",
+}
+FEW_DRAWN = 50  # images or questions, below which a bootstrap is too sure of itself
 FINGERPRINT_LENGTH = 12  # characters shown of a hash
 
 
@@ -119,7 +123,8 @@ def figures_table(comparison: Comparison) -> Table:
         ]
         rows.append([_name_cell(comparison, place), *cells])
     unit = "Percent of the reference's score" if comparison.runs[0].task == "chat" else "Percent"
-    notes = [f"{unit} (95% bootstrap interval) of so many questions, strict protocol."]
+    drawn = " or ".join(dict.fromkeys(drawn_units(run.metrics) for run in comparison.runs))
+    notes = [f"{unit} (95% interval, bootstrap over {drawn}) of so many questions, strict protocol."]
     if AVERAGE in comparison.figures:
         notes.append("Average: the mean of open recall and closed accuracy, as the papers' tables have it.")
     if len(comparison.runs) > 1:
@@ -206,16 +211,17 @@ def bootstrap_table(comparison: Comparison) -> Table | None:
         [_pair_cell(comparison, test), Cell(figure_title(test.figure)), *_difference_cells(test)] for test in tests
     ]
     notes = [
-        f"First minus second, in points; {NUM_RESAMPLES:,} paired resamples of the questions.",
+        f"First minus second, in points; {NUM_RESAMPLES:,} paired resamples of the {comparison.unit}s.",
         _holm_note(tests),
     ]
     if any(test.figure == AVERAGE for test in tests):
-        notes.append("For the average, open and closed questions are drawn each among their own.")
-    fewest = min(test.test.num_items for test in tests)
-    if fewest < FEW_QUESTIONS:
+        of_kinds = "images with open, closed and both kinds of" if comparison.unit == "image" else "open and closed"
+        notes.append(f"For the average, {of_kinds} questions are drawn each among their own.")
+    fewest = min(test.test.num_clusters for test in tests)
+    if fewest < FEW_DRAWN:
         notes.append(
-            f"Over few questions (here {fewest}) bootstrap intervals are too narrow and p-values too small: where "
-            "McNemar's test is given, go by that."
+            f"Over few {comparison.unit}s (here {fewest}) bootstrap intervals are too narrow and p-values too small: "
+            "where McNemar's test is given, go by that."
         )
     if comparison.num_pairs_left_out:
         notes.append(
@@ -269,6 +275,8 @@ def mcnemar_table(comparison: Comparison) -> Table | None:
         )
     columns = ["pair", "figure", "only first right", "only second right", "questions", "p (Holm)", "verdict"]
     notes = ["Exact McNemar test on the questions that only one of the two has right.", _holm_note(tests)]
+    if comparison.unit == "image":
+        notes[0] += " By image: the questions of an image change sides together (an exact sign-flip test)."
     return Table("McNemar's test", columns, rows, notes) if rows else None
 
 
@@ -424,9 +432,9 @@ def protocol_lines(comparison: Comparison) -> list[str]:
     lines = [
         "All tables, tests and plots are of the strict protocol where they do not say otherwise."
         + PROTOCOLS.get(comparison.runs[0].task, ""),
-        "Figures are means over questions; intervals are 95% percentile bootstrap intervals over questions. "
-        "Questions about one image are drawn as if they were independent.",
-        f"Systems are compared question by question, joined by id: the paired bootstrap draws the questions "
+        f"Figures are means over questions; intervals are 95% percentile bootstrap intervals over {comparison.unit}s."
+        + INTERVALS.get(comparison.unit, ""),
+        f"Systems are compared question by question, joined by id: the paired bootstrap draws the {comparison.unit}s "
         f"{NUM_RESAMPLES:,} times with replacement; McNemar's exact test is for figures that are right or wrong "
         f"({', '.join(figure_title(figure) for figure in BINARY_FIGURES)}).",
         "Figures of questions that one system has no score for are compared over the questions that both have.",

@@ -24,7 +24,7 @@ from transformers import AutoProcessor
 
 from logramed import LoGraMedForConditionalGeneration
 from logramed.trainer.aligned_model import AlignedModel
-from logramed.trainer.alignment import decode_matching, matching_accuracy
+from logramed.trainer.alignment import AlignmentConfig, decode_matching, matching_accuracy
 from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows
@@ -38,7 +38,7 @@ EDGE_WEIGHTS = (0.0, 0.1)
 
 def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> dict[str, float]:
     """`retrieval_metrics` of all turns of `rows`, and the share of images matched one to one to their texts."""
-    aligned = AlignedModel(model, granularity=collator.granularity)
+    aligned = AlignedModel(model, config=AlignmentConfig(alignment_granularity=collator.granularity))
     nodes, groups, answer_keys = [], [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = collator(rows[start : start + BATCH_SIZE])
@@ -85,7 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--edge_weight", type=float, default=0.0, help="of the drawn matching; above 0: with edges")
     options = parser.parse_args(arguments)
     model = LoGraMedForConditionalGeneration.from_pretrained(options.model).eval()
-    collator = LoGraMedDataCollator(AutoProcessor.from_pretrained(options.model), granularity="turn")
+    collator = LoGraMedDataCollator(
+        AutoProcessor.from_pretrained(options.model), config=AlignmentConfig(alignment_granularity="turn")
+    )
     rows = list(load_training_rows(options.data / "validation.json").dataset)
     own, others = (turn_retrieval(model, collator, images) for images in (rows, with_images_of_others(rows)))
     print(f"{f'percent, of {sum(map(count_turns, rows))} turns':<40}{'own images':>12}{'others':>12}")

@@ -13,7 +13,7 @@ MAIN_FIGURES = {
     "vqa": ("open_recall", "closed_accuracy"),
     "multiple_choice": ("accuracy",),
     "chat": ("relative_score",),
-    "report": ("rouge_l", "clinical_f1"),
+    "report": ("rouge_l",),
 }
 FINDINGS = ("effusion", "fracture", "nodule", "enlarged heart")
 
@@ -102,6 +102,7 @@ def write_run_folder(
     blank: float | None = 0.5,
     leaked: int | None = 1,
     images: Path | None = None,
+    by_image: bool = True,
 ) -> Path:
     """
     Write a finished run.
@@ -115,6 +116,7 @@ def write_run_folder(
         blank: The ability without sight; `None` leaves that run out.
         leaked: How many questions stand in training; `None` leaves the leakage report out.
         images: Folder for the images that `local_paths.json` names; `None` names none.
+        by_image: Whether intervals are by image, as they were not in earlier versions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = make_questions(num_questions, task) if rows is None else list(rows)
@@ -122,6 +124,10 @@ def write_run_folder(
     answer = answer or (lambda row, figures: row["answer"] if sum(figures.values()) else "unsure")
     predictions = [row | {"prediction": answer(row, figures)} for row, figures in zip(rows, scores, strict=True)]
     metrics = _metrics(folder, rows, scores, task, run or {}, blank, leaked)
+    if by_image and task != "report":
+        rows = [row | {"image_id": f"id of {row['image']}"} for row in rows]
+        metrics["interval_unit"] = "image"
+        metrics["overall"]["num_clusters"] = len({row["image"] for row in rows})
     if blank is not None:
         blank_scores = make_scores(rows, blank, seed + 1000, task)
         metrics["blank_images"] = {"overall": summarize(blank_scores, task)}
@@ -149,7 +155,7 @@ def write_lines(path: Path, rows: Sequence[dict]) -> None:
 
 
 def _score_lines(rows, scores):
-    kept = ("question_id", "groups", "answer_type")
+    kept = ("question_id", "image_id", "groups", "answer_type")
     return [
         {name: row[name] for name in kept if name in row} | {"scores": figures}
         for row, figures in zip(rows, scores, strict=True)

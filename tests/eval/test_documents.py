@@ -103,7 +103,9 @@ def test_card_names_every_figure_and_option_of_the_metric():
     from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
 
     card = (EVALUATION / "metrics" / "medical_vqa" / "README.md").read_text(encoding="utf-8")
-    result = evaluate_answers(["a b", "no"], ["a b", "no"], ["OPEN", "CLOSED"], candidates=["a b"], return_items=True)
+    result = evaluate_answers(
+        ["a b", "no"], ["a b", "no"], ["OPEN", "CLOSED"], candidates=["a b"], return_items=True, clusters=["1", "2"]
+    )
     shorthand = {"open_bleu_2": "`_2`", "open_bleu_3": "`_3`"}
-    for name in (*result, "protocol", "candidates", "return_items", "num_resamples", "seed"):
+    for name in (*result, "protocol", "candidates", "return_items", "num_resamples", "seed", "clusters"):
         assert shorthand.get(name, f"`{name}`") in card, name

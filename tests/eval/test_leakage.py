@@ -10,10 +10,12 @@ from PIL import Image
 
 from logramed.eval import leakage
 from logramed.eval.benchmarks import omnimedvqa, phantoms, pmc_vqa, slake, vqa_rad
+from logramed.eval.candidates import training_candidates
 from logramed.eval.leakage import find_leakage, training_rows, without_leaked_triplets
 
 
 VQA_RAD = Path(__file__).parents[3] / "shared" / "data" / "vqa_rad"
+SLAKE = VQA_RAD.parent / "slake"
 
 
 def write_image(path: Path, seed: int) -> str:
@@ -181,3 +183,27 @@ def test_training_rows_are_those_of_the_subset(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
     assert [question["answer"] for question in training_rows(slake, tmp_path)] == ["Lung"]
     assert [question["answer"] for question in training_rows(slake, tmp_path, "zh")] == ["肺"]
+
+
+def test_a_bad_training_row_is_counted_and_named_and_costs_nothing_else(images, tiny_vqa_rad, tmp_path):
+    records = json.loads((tiny_vqa_rad / "testset.json").read_text())
+    records[1]["answer"] = ""
+    (tmp_path / "images").symlink_to(tiny_vqa_rad / "images")
+    (tmp_path / "trainset.json").write_text(json.dumps(records))
+    skipped = []
+    training = training_rows(vqa_rad, tmp_path, skipped=skipped)
+    assert len(training) == 23
+    assert skipped == [f"qid 99: {tmp_path.name}/trainset.json, row 1, `answer` is empty."]
+    report = find_leakage([row(images["a"], "Which?", "CT", "1")], training, skipped)
+    assert report["bad_training_rows"] == skipped
+    assert report["compared_with"] == f"train split, 23 rows, 1 bad row left out ({skipped[0][:-1]})"
+
+
+@pytest.mark.skipif(not SLAKE.is_dir(), reason=f"needs the SLAKE files in {SLAKE}")
+def test_the_empty_answer_of_slake_costs_no_leakage_report_and_its_english_splits_share_no_image():
+    skipped = []
+    training = training_rows(slake, SLAKE, skipped=skipped)
+    report = find_leakage(slake.load_questions(SLAKE), training, skipped)
+    assert report["compared_with"].startswith("train split, 4,918 rows, 1 bad row left out (qid 1622: ")
+    assert (report["num_test_images"], report["num_test_images_in_training"]) == (96, 0)
+    assert len(training_candidates(training)) > 100

@@ -57,6 +57,19 @@ def test_table_prints_each_figure_with_its_number_of_questions():
     assert "Leakage was not looked for: no training files." in table
 
 
+def test_intervals_are_by_image_where_rows_name_it_and_the_table_says_which():
+    # The two closed questions are about one image, whose draw cannot vary.
+    rows = [row | {"image_id": image} for row, image in zip(ROWS, ("a", "a", "b", "c"), strict=True)]
+    metrics = describe(rows, interval_unit="image")
+    for figures in (metrics["overall"], metrics["release_protocol"], metrics["groups"]["organ"]["CHEST"]):
+        assert figures["intervals"]["closed_accuracy"] == [figures["closed_accuracy"]] * 2
+    assert (metrics["overall"]["num_clusters"], metrics["groups"]["organ"]["CHEST"]["num_clusters"]) == (3, 2)
+    assert "95% interval, bootstrap over 3 images" in format_table(metrics)
+    assert "95% interval, bootstrap over questions" in format_table(describe())
+    choices = compute_metrics([row | {"image_id": "a"} for row in CHOICES], "multiple_choice")
+    assert choices["overall"]["intervals"]["accuracy"] == [50.0, 50.0]
+
+
 def test_figures_without_sight_stand_beside():
     blank = compute_metrics([row | {"prediction": "no"} for row in ROWS], "vqa")
     table = format_table(describe(blank_images=blank))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from logramed.eval import run
 from logramed.eval.benchmarks.vqa_rad import load_questions
 from logramed.eval.comparison.run_folder import read_run_folder
-from logramed.eval.files import only_one_writer
+from logramed.eval.files import hash_file, only_one_writer
 from logramed.eval.models import fingerprint_model
 from logramed.trainer.phantoms import generate_phantoms
 
@@ -251,6 +251,20 @@ def test_scores_of_each_question_add_up_to_the_figures(finished):
         scores = [item["scores"][figure] for item in items if figure in item["scores"]]
         assert sum(scores) / len(scores) == pytest.approx(overall[figure])
         assert len(scores) == overall["counts"][figure]
+
+
+def test_intervals_are_by_image_with_and_without_sight(finished, tiny_vqa_rad):
+    lines = [json.loads(line) for line in (finished / "scores.jsonl").read_text().splitlines()]
+    images = [hash_file(question["image"]).hex() for question in load_questions(tiny_vqa_rad)]
+    assert [line["image_id"] for line in lines] == [image[:16] for image in images]
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["interval_unit"] == "image"
+    for figures in (metrics["overall"], metrics["release_protocol"], metrics["blank_images"]["overall"]):
+        assert figures["num_clusters"] == len(set(images))
+    assert read_run_folder(finished).image_ids.keys() == {line["question_id"] for line in lines}
+    page = (finished / "report.html").read_text()
+    assert f"95% interval, bootstrap over {len(set(images))} images" in page
+    assert "are by question, as if" not in page
 
 
 def test_leakage_is_part_of_a_run_with_or_without_training_files(

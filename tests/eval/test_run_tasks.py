@@ -131,6 +131,7 @@ def test_chat_answers_of_another_system_are_judged(chat, tmp_path, capsys, monke
     assert scores == pytest.approx(expected)
     assert metrics["groups"]["question_type"]["detailed_description"]["relative_score"] == pytest.approx(expected[1])
     assert metrics["blank_images"]["missing"].startswith("another system answered")
+    assert (metrics["interval_unit"], metrics["overall"]["num_clusters"]) == ("image", 3)
     assert "relative score" in capsys.readouterr().out
     assert not any(b"secret-key" in path.read_bytes() for path in output.iterdir())
 
@@ -145,6 +146,7 @@ def test_reports_are_written_and_scored(tiny_model, tmp_path, capsys):
     metrics = evaluate(tmp_path / "output", model=tiny_model, benchmark="report", data=tmp_path / "data")
     assert metrics["overall"]["num_items"] == 2
     assert "rouge_l" in metrics["overall"]
+    assert metrics["interval_unit"] == "report"
     assert "ROUGE-L" in capsys.readouterr().out
 
 

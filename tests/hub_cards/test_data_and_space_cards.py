@@ -21,7 +21,7 @@ from tests.hub_client import client_of
 from tests.hub_server import running_hub
 
 
-METRICS = sorted(path.parent for path in (Path(__file__).parents[2] / "eval" / "metrics").glob("*/app.py"))
+METRICS = sorted(path.parent for path in (Path(__file__).parents[2] / "eval" / "metrics").glob("*/example.json"))
 HIDE_LOGRAMED = "import sys; sys.modules['logramed'] = None\n"
 
 
@@ -92,7 +92,7 @@ def test_an_unfinished_evaluation_is_no_prediction_set(evaluated, tmp_path):
 
 
 @pytest.mark.parametrize("folder", METRICS, ids=lambda path: path.name)
-def test_metrics_are_published_as_they_stand_with_metadata_of_the_installed_gradio(folder):
+def test_metrics_are_published_with_the_page_and_metadata_of_the_installed_gradio(folder):
     gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'logramed[demo]'")
     publication = prepare(folder, f"someone/{folder.name}")
     metadata, own = read_front_matter(publication.card), (folder / "README.md").read_text()

@@ -109,6 +109,12 @@ def test_card_names_data_seed_objective_and_hardware(publication):
     assert "![Losses, matching accuracy and recall over the steps of training](curves.png)" in text
 
 
+def test_the_card_says_what_its_intervals_are_over(publication, evaluated):
+    metrics = read_json(evaluated.parent / "evaluation" / "metrics.json")
+    number = metrics["overall"]["num_clusters"]
+    assert f"95% interval: bootstrap over {number} images, each with all its questions." in publication.card
+
+
 def test_a_model_no_better_than_a_constant_answer_is_said_to_be_so(publication, evaluated):
     metrics = read_json(evaluated.parent / "evaluation" / "metrics.json")
     low = metrics["overall"]["intervals"]["closed_accuracy"][0]

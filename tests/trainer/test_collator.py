@@ -12,6 +12,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from logramed import LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.trainer import collator as collator_module
+from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.collator import LoGraMedDataCollator, join_answers, open_image, split_sentences
 from tests.tiny import tiny_processor, tiny_tokenizer
 
@@ -291,16 +292,9 @@ def test_joined_answers_keep_words_apart_and_full_stops_single(answers, joined):
     assert join_answers(answers) == joined
 
 
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        ({"granularity": "word"}, "`granularity` must be one of sample, turn, span; got 'word'"),
-        ({"granularity": "span", "extended": False}, "`granularity='span'` needs `extended=True`"),
-    ],
-)
-def test_granularities_that_make_no_sense_are_refused(values, reason):
-    with pytest.raises(ValueError, match=reason):
-        LoGraMedDataCollator(tiny_processor(), **values)
+def test_a_text_encoder_that_is_asked_for_must_be_given():
+    with pytest.raises(ValueError, match="`alignment_text_encoder` is 'some/encoder', but the collator has no"):
+        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_text_encoder="some/encoder"))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +339,9 @@ def test_a_tokenizer_without_padding_token_is_refused():
 
 @pytest.mark.parametrize("alignment", [False, True])
 def test_rows_of_a_user_s_own_data_set_give_the_batch_of_canonical_ones(rows, alignment):
-    collator = LoGraMedDataCollator(tiny_processor(NUM_IMAGE_TOKENS), alignment=alignment, extended=False)
+    collator = LoGraMedDataCollator(
+        tiny_processor(NUM_IMAGE_TOKENS), alignment=alignment, config=AlignmentConfig(alignment_texts="answer")
+    )
     image = Image.open(rows[0]["images"][0])
     stored = io.BytesIO()
     image.save(stored, "png")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from logramed.trainer.alignment import GRANULARITIES
+from logramed.trainer.alignment import GRANULARITIES, AlignmentConfig
 from logramed.trainer.collator import LoGraMedDataCollator
 from tests.tiny import tiny_processor
 from tests.trainer.test_collator import message, training_row
@@ -143,7 +143,7 @@ def test_answers_follow_what_generation_begins_with(rows, family):
 @every_family
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_models_take_the_batch_and_have_a_feature_for_each_image_token(rows, family, granularity):
-    _, collator = build(family, granularity=granularity)
+    _, collator = build(family, config=AlignmentConfig(alignment_granularity=granularity))
     model = FAMILIES[family][1]()
     batch = collator(rows[:2])
     nodes = batch.pop("nodes")

@@ -120,7 +120,7 @@ def test_the_usual_call_of_trl_trains_from_a_folder(tmp_path, rows, family, monk
     monkeypatch.chdir(tmp_path)
     plain = rows.remove_columns(["id", "extended_answers"])
     trainer = LoGraMedTrainer(model=str(folder), train_dataset=plain, peft_config=LoraConfig(**LORA))
-    assert not trainer.args.use_extended_answers
+    assert not trainer.args.uses_extended_answers
     assert sum("no extended answers" in record.message for record in caplog.records) == 1
     trainer.args.max_steps, trainer.args.report_to = 1, []
     trainer.train()

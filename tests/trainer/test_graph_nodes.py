@@ -3,7 +3,7 @@ import torch
 from transformers import TrainerCallback
 
 from logramed.trainer.aligned_model import AlignedModel
-from logramed.trainer.alignment import GRANULARITIES, AlignmentObjective
+from logramed.trainer.alignment import GRANULARITIES, AlignmentConfig, AlignmentObjective
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, gather_nodes, same_randomness
@@ -97,9 +97,9 @@ def test_a_batch_with_the_memory_of_another_is_the_joint_batch_with_that_one_con
     )
     arguments = LoGraMedTrainingArguments(output_dir=str(tmp_path), use_cpu=True, num_neighbors=2, graph_dropout=0.0)
     arguments.seed = 3
-    network = build_graph_network(arguments, small_model())
-    model = AlignedModel(small_model(), network, granularity).train()
-    collator = LoGraMedDataCollator(tiny_processor(), granularity=granularity)
+    network = build_graph_network(arguments, small_model(), small_model().config.text_config.hidden_size)
+    model = AlignedModel(small_model(), network, AlignmentConfig(alignment_granularity=granularity)).train()
+    collator = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity=granularity))
     outputs, groups, language_modeling = [], [], []
     for first in (0, 4):
         batch = collator(list(rows.select(range(first, first + 4))))

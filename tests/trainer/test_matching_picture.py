@@ -5,6 +5,7 @@ from PIL import Image
 
 from logramed.trainer import matching_picture
 from logramed.trainer.aligned_model import AlignedModel
+from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.matching_picture import MatchedNodes, draw_matching, match_nodes
 from tests.tiny import tiny_processor
@@ -13,7 +14,9 @@ from tests.tiny_models import tiny_model
 
 def model_and_collator(granularity="turn", **values):
     model = tiny_model(text_sizes={"vocab_size": 84}, **values)
-    return model, LoGraMedDataCollator(tiny_processor(model.config.num_image_tokens), granularity=granularity)
+    return model, LoGraMedDataCollator(
+        tiny_processor(model.config.num_image_tokens), config=AlignmentConfig(alignment_granularity=granularity)
+    )
 
 
 def fix_nodes(monkeypatch, order):
@@ -59,7 +62,7 @@ def test_samples_are_matched_too(rows, tmp_path):
 @pytest.mark.parametrize("granularity", ["sample", "turn"])
 def test_nodes_without_extended_answers_have_no_spans(rows, granularity):
     model, collator = model_and_collator(granularity)
-    collator.extended = False
+    collator.config.alignment_texts = "answer"
     assert not any(match_nodes(model, collator, list(rows)).spans)
 
 

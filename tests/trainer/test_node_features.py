@@ -5,7 +5,7 @@ import torch
 
 from logramed.trainer.aligned_model import AlignedModel, encode_images, join_image_features
 from logramed.trainer.alignment import AlignmentConfig, AlignmentObjective
-from logramed.trainer.node_features import pool_by_attention, segment_mean, take_rows, turn_features
+from logramed.trainer.node_features import pool_by_attention, pool_regions, segment_mean, take_rows, text_features
 from tests.tiny_models import tiny_model
 from tests.trainer.test_aligned_model import text_nodes
 
@@ -71,8 +71,8 @@ def turn_nodes(turns_of_samples, num_images, extra_padding, extended):
     return nodes
 
 
-def nodes_of(model, inputs, granularity="turn"):
-    output = AlignedModel(model, granularity=granularity)(**inputs)
+def nodes_of(model, inputs, granularity="turn", **values):
+    output = AlignedModel(model, config=AlignmentConfig(alignment_granularity=granularity, **values))(**inputs)
     with torch.no_grad():
         regions = join_image_features(encode_images(model.model, inputs))
     return output.node_features, output.attention, regions
@@ -155,7 +155,7 @@ def test_the_order_of_samples_only_orders_the_nodes():
 
 @torch.no_grad()
 def test_without_extended_answers_there_are_two_modalities():
-    features, attention, _ = nodes_of(tiny_model(), batch(extended=False))
+    features, attention, _ = nodes_of(tiny_model(), batch(extended=False), alignment_texts="answer")
     assert set(features) == {"image", "answer"}
     assert set(attention) == {"regions"}
 
@@ -247,8 +247,9 @@ def unrelated_nodes(seed, image_query, extended_query, turns_per_image):
         "text_of_token": torch.cat([turns, NUM_TURNS + turns, 2 * NUM_TURNS + turns.repeat_interleave(NUM_SPANS)]),
     }
     tokens = torch.cat([texts[image_query], answers, spans.flatten(0, 1)])
-    found = turn_features(regions.flatten(0, 1), tokens, nodes).features
-    image, extended = found["image"], found["extended"]
+    found = text_features(tokens, nodes, "turn", ("question", "answer", "extended")).features
+    image = pool_regions(regions.flatten(0, 1), nodes, found["question"]).features["image"]
+    extended = found["extended"]
     if extended_query != "own":
         every_span = torch.ones(NUM_TURNS, NUM_SPANS).bool()
         extended = pool_by_attention(texts[extended_query].unsqueeze(1), spans, every_span)[0].squeeze(1)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from logramed.trainer.alignment import GRANULARITIES
+from logramed.trainer.alignment import GRANULARITIES, AlignmentConfig
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.node_inputs import index_members, number_spans, text_keys
 from tests.tiny import tiny_processor
@@ -80,12 +80,13 @@ def test_samples_have_all_their_answers_in_one_text(rows):
     assert all(values.dtype == torch.int64 for values in nodes.values())
     assert set(nodes) == {
         *("text_input_ids", "text_attention_mask", "packed_input_ids", "packed_position_ids"),
-        *("padded_places", "packed_places", "text_of_token", "image_sample", "groups", "answer_keys"),
+        *("padded_places", "packed_places", "text_of_token", "image_sample", "image_places"),
+        *("groups", "answer_keys"),
     }
 
 
 def test_packed_texts_are_the_padded_ones_at_positions_that_start_at_0_again(rows):
-    nodes = LoGraMedDataCollator(tiny_processor(), granularity="turn")(rows)["nodes"]
+    nodes = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))(rows)["nodes"]
     for text, (ids, mask) in enumerate(zip(nodes["text_input_ids"], nodes["text_attention_mask"], strict=True)):
         places = nodes["packed_places"][nodes["text_of_token"] == text]
         assert nodes["packed_input_ids"].flatten()[places].tolist() == ids[mask.bool()].tolist()
@@ -97,8 +98,10 @@ def test_packed_texts_are_the_padded_ones_at_positions_that_start_at_0_again(row
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_special_tokens_are_encoded_but_no_part_of_a_text(rows, granularity):
     processor = processor_with_special_tokens()
-    nodes = LoGraMedDataCollator(processor, granularity=granularity)(rows)["nodes"]
-    plain = LoGraMedDataCollator(tiny_processor(), granularity=granularity)(rows)["nodes"]
+    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity=granularity))(rows)["nodes"]
+    plain = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity=granularity))(rows)[
+        "nodes"
+    ]
     whole, content = texts_of(processor, nodes)
     assert whole == [f"<s> {text} </s>" for text in content]
     assert content == texts_of(processor, plain)[1]
@@ -108,7 +111,7 @@ def test_special_tokens_are_encoded_but_no_part_of_a_text(rows, granularity):
 
 def test_turns_have_questions_regions_and_spans(rows):
     processor = tiny_processor()
-    nodes = LoGraMedDataCollator(processor, granularity="turn")(rows)["nodes"]
+    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity="turn"))(rows)["nodes"]
     _, content = texts_of(processor, nodes)
     assert content == [
         *["what organ is shown ?", "a mass ?", "compare with", "what is CT ?"],
@@ -129,7 +132,10 @@ def test_turns_have_questions_regions_and_spans(rows):
 
 
 def test_granularities_change_nothing_but_nodes_and_spans_only_the_keys(rows):
-    batches = [LoGraMedDataCollator(tiny_processor(), granularity=name)(rows) for name in GRANULARITIES]
+    batches = [
+        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity=name))(rows)
+        for name in GRANULARITIES
+    ]
     nodes = [batch.pop("nodes") for batch in batches]
     for batch in batches[1:]:
         assert all(torch.equal(values, batches[0][name]) for name, values in batch.items())
@@ -143,7 +149,9 @@ def test_granularities_change_nothing_but_nodes_and_spans_only_the_keys(rows):
 def test_texts_end_at_max_length_and_so_do_their_spans(rows):
     processor = processor_with_special_tokens()
     row = {**rows[2], "extended_answers": ["left lung . a mass . " * 9]}
-    nodes = LoGraMedDataCollator(processor, granularity="turn", max_length=20)([row])["nodes"]
+    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity="turn"), max_length=20)(
+        [row]
+    )["nodes"]
     _, content = texts_of(processor, nodes)
     assert content[2].split() == ("left lung . a mass . " * 9).split()[:19]
     assert nodes["span_of_token"].tolist() == [number // 3 for number in range(19)]
@@ -151,7 +159,9 @@ def test_texts_end_at_max_length_and_so_do_their_spans(rows):
 
 
 def test_turns_without_extended_answers_have_no_spans(rows):
-    nodes = LoGraMedDataCollator(tiny_processor(), extended=False, granularity="turn")(rows)["nodes"]
+    nodes = LoGraMedDataCollator(
+        tiny_processor(), config=AlignmentConfig(alignment_granularity="turn", alignment_texts="answer")
+    )(rows)["nodes"]
     assert not any("span" in name for name in nodes)
     assert nodes["text_input_ids"].shape[0] == 8
 
@@ -164,7 +174,9 @@ def test_equal_texts_are_one_node_and_texts_that_are_equal_only_joined_are_not(r
         row(answer, {"extended_answers": [text]})
         for answer, text in (("a", "mass here"), ("a mass", "here"), ("a", "mass here"), ("a", "no"))
     ]
-    nodes = LoGraMedDataCollator(tiny_processor(), granularity="turn")(batch)["nodes"]
+    nodes = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))(batch)[
+        "nodes"
+    ]
     first, joined, same, other = nodes["groups"].tolist()
     assert first == same
     assert len({first, joined, other}) == 3
@@ -195,13 +207,15 @@ def test_keys_are_hashes_of_the_token_ids_whatever_the_batch():
 )
 def test_rows_without_the_texts_of_their_nodes_are_named(rows, granularity, change, reason):
     with pytest.raises(ValueError, match=f"Row 'two turns'.?{reason}"):
-        LoGraMedDataCollator(processor_with_special_tokens(), granularity=granularity)([{**rows[0], **change}])
+        LoGraMedDataCollator(
+            processor_with_special_tokens(), config=AlignmentConfig(alignment_granularity=granularity)
+        )([{**rows[0], **change}])
 
 
 def test_a_turn_without_a_question_in_words_is_named():
     row = training_row("silent", [RED], message("user", None), message("assistant", "left lung"))
     with pytest.raises(ValueError, match="Row 'silent' has a turn without a question in words"):
-        LoGraMedDataCollator(tiny_processor(), granularity="turn")([row])
+        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))([row])
 
 
 def test_a_row_without_an_image_is_named(rows):

@@ -185,7 +185,7 @@ def test_arguments_reach_the_objective_and_the_graph_network(tmp_path, rows):
 
 def test_without_extended_answers_there_are_two_modalities(tmp_path, rows):
     short = rows.map(lambda row: {"extended_answers": None})
-    trainer = train(tmp_path, short, eval_dataset=short, use_extended_answers=False, max_steps=1)
+    trainer = train(tmp_path, short, eval_dataset=short, alignment_texts="answer", max_steps=1)
     names = [name for name in trainer.evaluate() if "recall_at_1" in name]
     assert sorted(names) == ["eval_recall_at_1_answer_to_image", "eval_recall_at_1_image_to_answer"]
 
@@ -279,7 +279,9 @@ def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gr
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_batch_that_was_built_for_other_nodes_is_refused(tmp_path, rows, granularity):
-    other = LoGraMedDataCollator(tiny_processor(), granularity="turn" if granularity == "sample" else "sample")
+    other = LoGraMedDataCollator(
+        tiny_processor(), config=AlignmentConfig(alignment_granularity="turn" if granularity == "sample" else "sample")
+    )
     with pytest.raises(ValueError, match=f"`alignment_granularity` is '{granularity}', but the batch was built for"):
         train(tmp_path, rows, data_collator=other, alignment_granularity=granularity)
 
@@ -309,7 +311,7 @@ def test_finer_nodes_train_and_are_evaluated(tmp_path, rows, granularity, loss, 
 
 def test_turns_without_extended_answers_train_two_modalities(tmp_path, rows):
     short = rows.map(lambda row: {"extended_answers": None})
-    values = {"alignment_granularity": "turn", "use_extended_answers": False, "max_steps": 1}
+    values = {"alignment_granularity": "turn", "alignment_texts": "answer", "max_steps": 1}
     trainer = train(tmp_path, short, eval_dataset=short, **values)
     names = [name for name in trainer.evaluate() if "recall_at_1" in name]
     assert sorted(names) == ["eval_recall_at_1_answer_to_image", "eval_recall_at_1_image_to_answer"]
@@ -340,7 +342,7 @@ def test_retrieval_is_over_the_turns_of_all_evaluation_batches(tmp_path, rows):
         metrics = trainer.evaluate()
         found.append([value for name, value in metrics.items() if "recall" in name])
     assert found[0] == pytest.approx(found[1])
-    batch = LoGraMedDataCollator(tiny_processor(), granularity="turn")(list(rows))
+    batch = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))(list(rows))
     with torch.no_grad():
         features = trainer.model.eval()(**batch).node_features
     expected = retrieval_metrics(features, batch["nodes"]["groups"], batch["nodes"]["answer_keys"])
@@ -488,8 +490,8 @@ def test_alignment_trains_beside_a_loss_of_ones_own(tmp_path, rows):
         ({"num_noise_samples": 0}, "`num_noise_samples` must be at least 1; got 0"),
         ({"alignment_granularity": "word"}, "`alignment_granularity` must be one of sample, turn, span; got 'word'"),
         (
-            {"alignment_granularity": "span", "use_extended_answers": False},
-            "`alignment_granularity='span'` needs `use_extended_answers`",
+            {"alignment_granularity": "span", "alignment_texts": "answer"},
+            "`alignment_granularity='span'` needs `alignment_texts` with `extended`",
         ),
         ({"max_validation_questions": -1}, "`max_validation_questions` must not be negative; got -1"),
         ({"alignment_memory": -1}, "`alignment_memory` must not be negative; got -1"),

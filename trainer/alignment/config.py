@@ -8,6 +8,16 @@ from .transport import MIN_TEMPERATURE
 
 
 GRANULARITIES = ("sample", "turn", "span")
+IMAGE_NODES = ("projector", "language_model", "answer_state")
+# The texts that images are aligned with, each of them a graph, by the names of `alignment_texts`.
+TEXTS = {
+    "answer": ("answer",),
+    "extended": ("extended",),
+    "answer_and_extended": ("answer", "extended"),
+    "question_answer": ("question_answer",),
+    "question_answer_and_extended": ("question_answer", "extended"),
+}
+SCHEDULES = ("constant", "linear", "cosine")
 # Filled by `register_objective`. The names are a view, so that an objective registered later is a choice as well.
 OBJECTIVES: dict[str, type] = {}
 LOSSES = OBJECTIVES.keys()
@@ -25,6 +35,7 @@ LEAST = {
     "noise_scale": 0,
     "num_noise_samples": 1,
     "alignment_memory": 0,
+    "alignment_image_layer": 0,
     "graph_num_layers": 1,
     "graph_hidden_size": 1,
 }
@@ -78,9 +89,47 @@ class AlignmentConfig:
         "of the whole batch.",
         GRANULARITIES,
     )
-    use_extended_answers: bool = _setting(
-        True, "Whether the extended answers are the third graph; without them there are two."
+    alignment_image_node: str = _setting(
+        "projector",
+        "What stands for the image: the mean of its `projector` features; of its tokens' hidden states in the "
+        "`language_model`; or the `answer_state`, the last hidden state at the token before an answer, from which "
+        "that answer is decoded.",
+        IMAGE_NODES,
     )
+    alignment_texts: str = _setting(
+        "answer_and_extended",
+        "What images are aligned with, one graph each: the answer, the extended answer, and question and answer as "
+        "one text.",
+        tuple(TEXTS),
+    )
+    alignment_text_encoder: str = _setting(
+        "self",
+        "Whose features of these texts are taken: the model's own (`self`), or those of a frozen sentence encoder, by "
+        "folder or Hub id, which encodes each text once.",
+    )
+    alignment_text_cache: str | None = _setting(
+        None, "Folder to keep the encoder's embeddings in, by default one in the Hugging Face cache."
+    )
+    alignment_image_layer: int | None = _setting(
+        None, "Layer of the language model after which these states are read; by default the last, normalized."
+    )
+    alignment_regions: bool = _setting(
+        False,
+        "Beside answer states a further graph: the image's projected regions, pooled by the answer state. It is "
+        "matched with the texts alone.",
+    )
+    alignment_head: str = _setting(
+        "auto",
+        "What comes between the image's node and the loss, and is not part of the saved model: an `mlp` of two layers "
+        "or `none`; `auto` is `mlp` for answer states and with a text encoder.",
+        ("auto", "mlp", "none"),
+    )
+    alignment_gradient_ratio: float | None = _setting(
+        None,
+        "In place of a fixed `alignment_weight`, which then serves the first step alone: the norm that the alignment "
+        "loss's gradient is to have, relative to that of the language-modeling loss, both at the answer states.",
+    )
+    alignment_schedule: str = _setting("constant", "How weight or ratio go to 0 over the run, if they do.", SCHEDULES)
     accumulate_graph: bool = _setting(
         False,
         "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`), exactly, for one more "
@@ -154,12 +203,78 @@ class AlignmentConfig:
                 raise ValueError(f"`{setting.name}` must {bound}; got {value}.")
         if not self.solver_effort > 0:
             raise ValueError(f"`solver_effort` must be above 0; got {self.solver_effort}.")
-        if self.alignment_granularity == "span" and not self.use_extended_answers:
+        if self.alignment_granularity == "span" and not self.uses_extended_answers:
             raise ValueError(
-                "`alignment_granularity='span'` needs `use_extended_answers`: the spans are those of these answers."
+                "`alignment_granularity='span'` needs `alignment_texts` with `extended`: the spans are those of these "
+                "answers."
             )
+        self._check_nodes()
         if self.edge_matching == "coupled":
             self._check_coupled_edges()
+
+    def alignment_config(self, **changes) -> "AlignmentConfig":
+        """These settings alone, of whatever class this is, with `changes`."""
+        return AlignmentConfig(
+            **{setting.name: getattr(self, setting.name) for setting in fields(AlignmentConfig)} | changes
+        )
+
+    @property
+    def uses_extended_answers(self) -> bool:
+        return "extended" in TEXTS[self.alignment_texts]
+
+    @property
+    def text_kinds(self) -> tuple[str, ...]:
+        """The modalities that texts make: a question with its answer is one of the answers."""
+        return tuple("extended" if name == "extended" else "answer" for name in TEXTS[self.alignment_texts])
+
+    @property
+    def needs_questions(self) -> bool:
+        """Whether image regions are pooled by questions that the model encodes as texts."""
+        pools = self.alignment_granularity != "sample" and self.alignment_image_node != "answer_state"
+        return pools and self.alignment_text_encoder == "self"
+
+    @property
+    def uses_head(self) -> bool:
+        if self.alignment_head != "auto":
+            return self.alignment_head == "mlp"
+        return self.alignment_image_node == "answer_state" or self.alignment_text_encoder != "self"
+
+    def _check_nodes(self):
+        is_sample = self.alignment_granularity == "sample"
+        if is_sample and self.alignment_image_node == "answer_state":
+            raise ValueError(
+                "`alignment_image_node='answer_state'` needs nodes that are answers: give `alignment_granularity` "
+                "`turn` (or `span`)."
+            )
+        if is_sample and "question_answer" in TEXTS[self.alignment_texts]:
+            raise ValueError(
+                f"`alignment_texts={self.alignment_texts!r}` needs nodes that are turns: give `alignment_granularity` "
+                "`turn`."
+            )
+        if self.alignment_granularity == "span" and self.alignment_texts == "extended":
+            raise ValueError(
+                "`alignment_granularity='span'` aligns the spans with their turn's answer too: give `alignment_texts` "
+                "`answer_and_extended` or `question_answer_and_extended`."
+            )
+        if self.alignment_image_layer is not None and self.alignment_image_node == "projector":
+            raise ValueError(
+                "`alignment_image_layer` is a layer of the language model, which `alignment_image_node='projector'` "
+                "does not read: give `language_model` or `answer_state`."
+            )
+        if self.alignment_regions and self.alignment_image_node != "answer_state":
+            raise ValueError(
+                "`alignment_regions` stand beside `alignment_image_node='answer_state'`; with other nodes of turns "
+                "the regions are the image's node already."
+            )
+        if self.alignment_gradient_ratio is None:
+            return
+        if not self.alignment_gradient_ratio > 0:
+            raise ValueError(f"`alignment_gradient_ratio` must be above 0; got {self.alignment_gradient_ratio}.")
+        if self.alignment_image_node != "answer_state":
+            raise ValueError(
+                "`alignment_gradient_ratio` compares gradients at the answer states, which alignment reaches with "
+                "`alignment_image_node='answer_state'` alone: give a fixed `alignment_weight` with other nodes."
+            )
 
     def _check_coupled_edges(self):
         able = [name for name, objective in OBJECTIVES.items() if objective.can_couple_edges]

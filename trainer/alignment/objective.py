@@ -16,7 +16,9 @@ from .retrieval import matching_accuracy
 from .transport import entropic_loss
 
 
-MODALITIES = ("image", "answer", "extended")
+MODALITIES = ("image", "region", "answer", "extended")
+# Both are of the image and know the question, by which they could be matched whatever the image shows.
+NEVER_MATCHED = {"image", "region"}
 
 
 @dataclass
@@ -135,8 +137,9 @@ class AlignmentObjective:
         The loss of a batch.
 
         Args:
-            features (`dict[str, torch.Tensor]`): `"image"`, `"answer"` and, if there is one, `"extended"`: features
-                `(num_nodes, feature_size)` of the same nodes in the same order. Any floating dtype.
+            features (`dict[str, torch.Tensor]`): Of two or more of `MODALITIES`, features `(num_nodes, feature_size)`
+                of the same nodes in the same order, any floating dtype. `"image"` and `"region"` are not matched with
+                each other.
             graph_network (`nn.Module`, *optional*): A `GraphNetwork`, or `None` for no message passing.
             generator (`torch.Generator`, *optional*): Source of the noise, on the features' device.
             training (`bool`, *optional*, defaults to `True`): Without it there is no noise and no margin.
@@ -220,7 +223,9 @@ class AlignmentObjective:
         names, source, target = [], [], []
         for name, values in unit.items():
             # Without the modality itself: its own share of the mean would be enough to find it by.
-            others = {other: nodes for other, nodes in unit.items() if other != name}
+            others = {
+                other: nodes for other, nodes in unit.items() if other != name and {name, other} != NEVER_MATCHED
+            }
             if self.config.alignment_targets == "others" and len(others) > 1:
                 others = {f"others_than_{name}": unit_vectors(torch.stack(list(others.values())).mean(0))}
             for other, nodes in others.items():

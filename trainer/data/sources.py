@@ -1,4 +1,5 @@
-"""Training rows from wherever they stand: JSON files, `datasets` folders and Hub ids, or the VQA-RAD folder."""
+"""Training rows from wherever they stand: JSON files, `datasets` folders and Hub ids, or the folders of VQA-RAD and
+SLAKE."""
 
 import re
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from datasets import Image as ImageFeature
 from datasets import config as datasets_config
 from transformers.utils import logging
 
+from .official import find_official_files, load_official
 from .records import FIELDS, RecordReader, index_by_id
 from .rows import (
     BadRows,
@@ -23,7 +25,6 @@ from .rows import (
     read_records,
     with_progress,
 )
-from .vqa_rad import TRAINING_FILE, load_vqa_rad
 
 
 logger = logging.get_logger(__name__)
@@ -51,16 +52,18 @@ def load_training_rows(
         source (`str`, `Path` or `datasets.Dataset`):
             A file (`.json` list or `.jsonl` lines), a folder written by `save_to_disk`, a folder or Hub id for
             `datasets.load_dataset`, or a `Dataset` at hand, with rows in a form of `RecordReader` (LLaVA's
-            `conversations`, TRL's `messages`, or `prompt` and `completion`); or the VQA-RAD folder with its own files.
-            A row without `id` gets its position as one.
+            `conversations`, TRL's `messages`, or `prompt` and `completion`); or the VQA-RAD or SLAKE folder with its
+            own files. A row without `id` gets its position as one.
         image_folder (`str` or `Path`, *optional*):
             Images must lie in it, also after `..` and symbolic links. Defaults to the folder `images` beside a JSON
-            file or in the VQA-RAD folder (without one, to the JSON file's own folder), to a `datasets` folder itself,
-            and for a Hub id to the Hugging Face cache. A `Dataset` at hand may name images by absolute paths.
+            file (without one, to the JSON file's own folder), to VQA-RAD's `images`, SLAKE's `imgs`, a `datasets`
+            folder itself, and for a Hub id to the Hugging Face cache. A `Dataset` at hand may name images by absolute
+            paths.
         extended (`str` or `Path`, *optional*):
             A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
         split (`str`):
-            Split of a `datasets` source.
+            Split of a `datasets` source or of the own files of SLAKE ("train", "validation") or VQA-RAD ("train",
+            and by image "by_image_train", "by_image_validation").
         require_extended (`bool`):
             Refuse rows without extended answers. Turn off for training without alignment.
         check_images (`bool`):
@@ -79,15 +82,13 @@ def load_training_rows(
     """
     bad_rows = BadRows(on_bad_row)
     path = _as_existing_path(source)
-    if path is not None and (path / TRAINING_FILE).is_file():
-        if extended is not None or split != "train":
-            raise ValueError(
-                "VQA-RAD's own files take no `extended`, and have extended answers for split 'train' only."
-            )
-        images = ImageFolder(image_folder or path / "images")
-        return load_vqa_rad(
-            path, images, require_extended=require_extended, bad_rows=bad_rows, check_images=check_images
-        )
+    official = None if path is None else find_official_files(path)
+    if official is not None:
+        if extended is not None:
+            raise ValueError(f"{official.name}'s own files take no `extended`: it is {official.extended_file}.")
+        images = ImageFolder(image_folder or path / official.image_folder)
+        options = {"require_extended": require_extended, "bad_rows": bad_rows, "check_images": check_images}
+        return load_official(official, path, split, images, **options)
     if path is not None and path.is_file():
         records = read_records(_check_suffix(path), bad_rows)
     else:

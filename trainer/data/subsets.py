@@ -2,7 +2,9 @@
 Draw shares of training data, as lists of ids to train on: seeded, stratified, and each inside every larger one.
 
     python trainer/data/subsets.py DATA.json --share 0.1 0.4 --seed 42 --output subsets
+    python trainer/data/subsets.py SLAKE_FOLDER --on_bad_row skip --share 0.1 0.4 --output subsets
 
+Of VQA-RAD's and SLAKE's own folders a row is an image with its questions, so that these are shares of the images.
 Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
 """
 
@@ -19,7 +21,8 @@ import numpy as np
 from datasets import Dataset
 
 from logramed.trainer.data.records import index_by_id, read_turns
-from logramed.trainer.data.rows import BadRows, RowLocation, TrainingRows, read_records
+from logramed.trainer.data.rows import BadRows, OnBadRow, RowLocation, TrainingRows, read_records
+from logramed.trainer.data.sources import load_training_rows
 
 
 STRATIFICATIONS = ("domain", "answer_type", "turns", "none")
@@ -74,7 +77,14 @@ class Subset:
             raise ValueError(f"`train_ids` {path} is no list of ids written by data/subsets.py: {error}.") from error
 
 
-def draw_subsets(path: str | Path, shares: Sequence[float], seed: int, stratify: str | None = None) -> list[Subset]:
+def draw_subsets(
+    path: str | Path,
+    shares: Sequence[float],
+    seed: int,
+    stratify: str | None = None,
+    split: str = "train",
+    on_bad_row: OnBadRow = "raise",
+) -> list[Subset]:
     """
     Draw a share of the rows of `path` for each of `shares`.
 
@@ -83,12 +93,13 @@ def draw_subsets(path: str | Path, shares: Sequence[float], seed: int, stratify:
     drawn together, and neither the order of the rows nor the machine matters.
 
     Args:
-        path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`).
+        path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`), or a folder that `load_training_rows` reads.
         shares (`Sequence[float]`): Each above 0 and up to 1.
         seed (`int`): Of the draw.
         stratify (`str`, *optional*): What every share holds in the data's proportions, one of `STRATIFICATIONS`: image
             modality (field `domain`), `answer_type`, number of turns, or nothing. By default the first of these that
-            every row has.
+            every row has. The rows of a folder have turns only.
+        split (`str`), on_bad_row (`"raise"` or `"skip"`): Of a folder, as for the training to come.
 
     Returns:
         `list[Subset]`: In the order of `shares`.
@@ -101,7 +112,7 @@ def draw_subsets(path: str | Path, shares: Sequence[float], seed: int, stratify:
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"`share` is above 0 and at most 1; got {share}.")
-    records = list(index_by_id(read_records(path, BadRows("raise")), BadRows("raise")).values())
+    records = read_rows_of_folder(path, split, on_bad_row) if path.is_dir() else read_rows_of_file(path)
     if stratify is None:
         stratify = choose_stratification(record for _, record in records)
     digests, strata = {}, defaultdict(list)
@@ -133,6 +144,15 @@ def draw_subsets(path: str | Path, shares: Sequence[float], seed: int, stratify:
             )
         )
     return subsets
+
+
+def read_rows_of_file(path: Path) -> list[tuple[RowLocation, dict[str, Any]]]:
+    return list(index_by_id(read_records(path, BadRows("raise")), BadRows("raise")).values())
+
+
+def read_rows_of_folder(path: Path, split: str, on_bad_row: OnBadRow) -> list[tuple[RowLocation, dict[str, Any]]]:
+    rows = load_training_rows(path, split=split, on_bad_row=on_bad_row, require_extended=False, check_images=False)
+    return [(RowLocation(str(path), f"row {number}", row["id"]), row) for number, row in enumerate(rows.dataset)]
 
 
 def order_strata(sizes: Sequence[int], count: int) -> np.ndarray:
@@ -250,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="logramed-subsets", description="Draw stratified shares of training data, each inside every larger one."
     )
-    parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines")
+    parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines, or a folder of training data")
     parser.add_argument("--share", type=float, nargs="+", required=True, help="shares to draw, such as 0.1 0.4")
     parser.add_argument("--seed", type=int, default=42, help="of the draw (default 42)")
     parser.add_argument(
@@ -258,10 +278,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=STRATIFICATIONS,
         help="what every share holds in the data's proportions (default: the first that every row has)",
     )
+    parser.add_argument("--split", default="train", help="split of a folder, such as by_image_train (default train)")
+    parser.add_argument(
+        "--on_bad_row", choices=("raise", "skip"), default="raise", help="as for training, of a folder (default raise)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write the lists to")
     parser.add_argument("--name", help="files are called NAME_10percent.json and so on (default: the data's name)")
     arguments = parser.parse_args(argv)
-    for subset in draw_subsets(arguments.data, arguments.share, arguments.seed, arguments.stratify):
+    for subset in draw_subsets(
+        arguments.data, arguments.share, arguments.seed, arguments.stratify, arguments.split, arguments.on_bad_row
+    ):
         path = arguments.output / f"{arguments.name or arguments.data.stem}_{100 * subset.share:g}percent.json"
         subset.write(path)
         print(

@@ -105,12 +105,13 @@ class TurnShuffler:
 
     Args:
         seed (`int`): Of all orders.
+        max_turns (`int`, *optional*): How many turns of a row an epoch has at most, the first in its order.
 
     Calling it with a batch of training rows by column, as `datasets` gives it to a transform, returns these columns.
     """
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, max_turns: int | None = None):
+        self.seed, self.max_turns = seed, max_turns
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers live longer than an epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -123,7 +124,7 @@ class TurnShuffler:
             generator = random.Random(f"{self.seed} {int(self._epoch)} {row['id']}")
             order = list(range(count_turns(row)))
             generator.shuffle(order)
-            shuffled.append(with_turns(row, order))
+            shuffled.append(with_turns(row, order[: self.max_turns]))
         return {name: [row[name] for row in shuffled] for name in rows}
 
 

@@ -38,13 +38,14 @@ def join_orders(
     question_types: Sequence[str],
     domains: Sequence[Sequence[str] | str],
     orders: Sequence[str],
+    clusters: Sequence[str] | None = None,
 ) -> list[dict]:
     """
-    The questions in the order of their first reply, each with its replies by order.
+    The questions in the order of their first reply, each with its replies by order, and its cluster if there are any.
 
     Raises:
-        ValueError: If a question has two replies in one order, or another type or other domains there.
-        TypeError: If a reply, an id, a type or a domain is not text.
+        ValueError: If a question has two replies in one order, or another type, cluster or other domains there.
+        TypeError: If a reply, an id, a type, a domain or a cluster is not text.
 
     Example:
         >>> (question,) = join_orders(["8 7", "6 8"], [1, 1], ["conversation"] * 2, ["mri", ["mri"]], ORDERS)
@@ -65,9 +66,13 @@ def join_orders(
         }
         if not (isinstance(question_type, str) and question_type):
             raise TypeError(f"`question_types[{position}]` must be text, got {question_type!r}.")
+        if clusters is not None:
+            if not isinstance(clusters[position], str):
+                raise TypeError(f"`clusters[{position}]` must be text, got {clusters[position]!r}.")
+            question["cluster"] = clusters[position]
         former = questions.setdefault(question["question_id"], question | {"replies": {}})
-        for name in ("question_type", "domains"):
-            if former[name] != question[name]:
+        for name in ("question_type", "domains", "cluster"):
+            if former.get(name) != question.get(name):
                 raise ValueError(
                     f"Question {question['question_id']!r} has the {name.replace('_', ' ')} {former[name]!r} in one "
                     f"row and {question[name]!r} in row {position}."
@@ -134,10 +139,7 @@ def judge_question(question: dict) -> tuple[dict | None, list[dict]]:
     if not_judged:
         return None, not_judged
     (reference_1, model_2), (model_1, reference_2) = scores["reference_first"], scores["model_first"]
-    return {
-        "question_id": question["question_id"],
-        "question_type": question["question_type"],
-        "domains": question["domains"],
+    return _identity(question) | {
         "relative_score": 100 * (model_1 + model_2) / (reference_1 + reference_2),
         "model_score": (model_1 + model_2) / 2,
         "reference_score": (reference_1 + reference_2) / 2,
@@ -145,6 +147,10 @@ def judge_question(question: dict) -> tuple[dict | None, list[dict]]:
         "relative_score_reference_first": 100 * model_2 / reference_1,
         "relative_score_model_first": 100 * model_1 / reference_2,
     }, []
+
+
+def _identity(question: dict) -> dict:
+    return {name: value for name, value in question.items() if name != "replies"}
 
 
 def judge_question_release(question: dict) -> dict:
@@ -177,9 +183,7 @@ def judge_question_release(question: dict) -> dict:
     known = [domain for domain in RELEASE_DOMAINS if domain in question["domains"]]
     if question["domains"] and not known:
         raise ValueError(f"{where} is of {question['domains']}; the release knows only {', '.join(RELEASE_DOMAINS)}.")
-    return {
-        "question_id": question["question_id"],
-        "question_type": question["question_type"],
+    return _identity(question) | {
         "domains": known[:1],
         "relative_score": 100 * model_score / reference_score,
         "model_score": model_score,
@@ -202,6 +206,7 @@ def evaluate_judgements(
     return_items: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    clusters: Sequence[str] | None = None,
 ) -> dict:
     """
     Score a model by a judge's replies.
@@ -213,12 +218,15 @@ def evaluate_judgements(
             are joined by its id. `orders` may be left out under "release" only.
         protocol (`str`): "strict" (ours) or "release" (the judge script of LLaVA-Med / ExGra-Med).
         return_items (`bool`): Also return the scores of every judged question, under `items`.
-        num_resamples, seed: Of the bootstrap over questions; 0 resamples leaves `intervals` out.
+        num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
+        clusters: What the question of each reply belongs to, such as its image: the bootstrap draws whole clusters.
+            `None` draws questions.
 
     Returns:
         `dict`: `relative_score` in percent, `model_score` and `reference_score` in points, `num_items` (questions
-        judged), `num_asked` (questions given), `counts` and `intervals` (95%) by figure, and `groups`: the same for
-        every value of `question_type` and `domain` that has a judged question. Under "strict" also `position_bias` and
+        judged), `num_asked` (questions given), `num_clusters` (of those judged, with `clusters`), `counts` and
+        `intervals` (95%) by figure, and `groups`: the same for every value
+        of `question_type` and `domain` that has a judged question. Under "strict" also `position_bias` and
         `not_judged`.
 
     Raises:
@@ -246,6 +254,8 @@ def evaluate_judgements(
         "domains": domains,
         "orders": orders,
     }
+    if clusters is not None:
+        columns["clusters"] = clusters
     check_columns(columns)
     questions = join_orders(**columns)
     not_judged = []
@@ -307,15 +317,23 @@ def summarize(
     scores = np.array([[item[name] for name in figures] for item in items])
     results = {name: math.fsum(scores[:, column]) / len(items) for column, name in enumerate(figures)}
     results |= {"num_items": len(items), "num_asked": len(questions), "counts": dict.fromkeys(figures, len(items))}
+    clusters = [item["cluster"] for item in items] if "cluster" in items[0] else None
+    if clusters is not None:
+        results["num_clusters"] = len(set(clusters))
     if num_resamples:
-        low, high = bootstrap_intervals(scores, num_resamples, seed)
+        low, high = bootstrap_intervals(scores, num_resamples, seed, clusters)
         results["intervals"] = {name: [float(low[i]), float(high[i])] for i, name in enumerate(figures)}
     return results
 
 
-def bootstrap_intervals(scores: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+def bootstrap_intervals(
+    scores: np.ndarray, num_resamples: int, seed: int, clusters: Sequence[str] | None = None
+) -> np.ndarray:
     """
-    95% percentile bootstrap intervals of the column means of `scores`, items drawn with replacement.
+    95% percentile bootstrap intervals of the column means of `scores`.
+
+    Clusters are drawn with replacement (`None`: each item is one): a mean is the sum of the drawn scores / how many
+    they are.
 
     Args:
         scores (`np.ndarray` of shape `(num_items, num_figures)`): At least one item.
@@ -327,10 +345,10 @@ def bootstrap_intervals(scores: np.ndarray, num_resamples: int, seed: int) -> np
         >>> bootstrap_intervals(np.array([[8.0], [8.0]]), num_resamples=100, seed=0).tolist()
         [[8.0], [8.0]]
     """
-    num_items = len(scores)
+    places = np.arange(len(scores)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sums = np.zeros((places.max() + 1, scores.shape[1] + 1))
+    np.add.at(sums, places, np.column_stack([scores, np.ones(len(scores))]))
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)  # sorted: the order of the questions changes nothing
     generator = np.random.default_rng(seed)
-    means = np.empty((num_resamples, scores.shape[1]))
-    for resample in range(num_resamples):
-        counts = np.bincount(generator.integers(num_items, size=num_items), minlength=num_items)
-        means[resample] = counts @ scores / num_items
-    return np.percentile(means, [2.5, 97.5], axis=0)
+    drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=num_resamples) @ kinds
+    return np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)

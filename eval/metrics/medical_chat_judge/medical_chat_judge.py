@@ -27,9 +27,10 @@ Args:
     protocol (str): "strict" or "release" (which knows "reference_first" only; `orders` may be left out then).
     return_items (bool): also return the scores of every judged question.
     num_resamples (int), seed (int): of the bootstrap.
+    clusters (list of str, optional): the image of each reply's question; the bootstrap then draws images.
 Returns:
-    relative_score, model_score, reference_score, num_items, num_asked, intervals, groups, items (on request);
-    position_bias and not_judged under "strict".
+    relative_score, model_score, reference_score, num_items, num_asked, num_clusters (with clusters), intervals,
+    groups, items (on request); position_bias and not_judged under "strict".
 Example:
     >>> metric = evaluate.load("eval/metrics/medical_chat_judge")
     >>> result = metric.compute(
@@ -69,6 +70,7 @@ class MedicalChatJudge(evaluate.Metric):
         return_items: bool = False,
         num_resamples: int = 1000,
         seed: int = 0,
+        clusters: list | None = None,
     ) -> dict | None:
         """`judge_scoring.evaluate_judgements` of the lists or, without them, of what `add` and `add_batch` got."""
         options = {
@@ -76,6 +78,7 @@ class MedicalChatJudge(evaluate.Metric):
             "return_items": return_items,
             "num_resamples": num_resamples,
             "seed": seed,
+            "clusters": clusters,
         }
         columns = {
             "predictions": predictions,

@@ -180,6 +180,7 @@ def evaluate_choices(
     return_items: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    clusters: Sequence[str] | None = None,
 ) -> dict:
     """
     Score answers to multiple-choice questions.
@@ -190,14 +191,16 @@ def evaluate_choices(
         groups: One text per question, such as its modality, to break the figures down by.
         return_items (`bool`): Also return what `score_choice` says of every question, under `items`, in percent.
         num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
+        clusters: What each question belongs to, such as its image: the bootstrap draws whole clusters. `None` draws
+            questions.
 
     Returns:
-        `dict`: `accuracy` and `chance` in percent, `num_items`, `num_undecided`, `counts`, `intervals`; with `groups`
-        also `groups`, the same for each value.
+        `dict`: `accuracy` and `chance` in percent, `num_items`, `num_undecided`, `num_clusters` (with `clusters`),
+        `counts`, `intervals`; with `groups` also `groups`, the same for each value.
 
     Raises:
         ValueError, TypeError: See `score_choice`, with the number of the item; also if the lists are empty or of
-            different length, a group is no text, or `num_resamples` is negative.
+            different length, a group or cluster is no text, or `num_resamples` is negative.
 
     Example:
         >>> result = evaluate_choices(["B", "CT or MRI"], ["MRI", "CT"], [["CT", "MRI"]] * 2)
@@ -213,30 +216,35 @@ def evaluate_choices(
         raise ValueError("There is nothing to score: `predictions` is empty.")
     if num_resamples < 0:
         raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
-    if groups is not None:
-        check_groups(groups, len(predictions))
+    for name, texts in (("groups", groups), ("clusters", clusters)):
+        check_texts(name, texts, len(predictions))
     items = list(_scored(predictions, references, options, protocol))
     chances = [1 / num_different_options(checked_options(of_item)) for of_item in options]
-    results = aggregate(items, chances, num_resamples, seed)
+    results = aggregate(items, chances, num_resamples, seed, clusters)
     if groups is not None:
         results["groups"] = {}
         for value in sorted(set(groups)):
             places = [place for place, group in enumerate(groups) if group == value]
-            of_group = ([column[place] for place in places] for column in (items, chances))
-            results["groups"][value] = aggregate(*of_group, num_resamples, seed)
+            of_group, its_chances, its_clusters = (
+                None if column is None else [column[place] for place in places]
+                for column in (items, chances, clusters)
+            )
+            results["groups"][value] = aggregate(of_group, its_chances, num_resamples, seed, its_clusters)
     if return_items:
         results["items"] = [item | {"accuracy": 100 * item["accuracy"]} for item in items]
     return results
 
 
-def check_groups(groups: Sequence[str], num_items: int) -> None:
-    """Refuses what is not one text per item."""
-    if isinstance(groups, str) or len(groups) != num_items:
-        got = repr(groups) if isinstance(groups, str) else len(groups)
-        raise ValueError(f"`groups` must be a list of one text for each of {num_items} items, got {got}.")
-    for position, group in enumerate(groups):
-        if not isinstance(group, str):
-            raise TypeError(f"`groups[{position}]` must be text, got {group!r} ({type(group).__name__}).")
+def check_texts(name: str, texts: Sequence[str] | None, num_items: int) -> None:
+    """Refuses what is neither `None` nor one text per item, by `name`."""
+    if texts is None:
+        return
+    if isinstance(texts, str) or len(texts) != num_items:
+        got = repr(texts) if isinstance(texts, str) else len(texts)
+        raise ValueError(f"`{name}` must be a list of one text for each of {num_items} items, got {got}.")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"`{name}[{position}]` must be text, got {text!r} ({type(text).__name__}).")
 
 
 def _scored(predictions: Sequence, references: Sequence, options: Sequence, protocol: str) -> Iterator[dict]:
@@ -258,7 +266,13 @@ def num_different_options(options: Sequence[str | None]) -> int:
     return len({fold(option) for option in options if option is not None})
 
 
-def aggregate(items: Sequence[dict], chances: Sequence[float], num_resamples: int, seed: int) -> dict:
+def aggregate(
+    items: Sequence[dict],
+    chances: Sequence[float],
+    num_resamples: int,
+    seed: int,
+    clusters: Sequence[str] | None = None,
+) -> dict:
     """
     The figures of scored items, which must be one at least; see `evaluate_choices`.
 
@@ -274,19 +288,32 @@ def aggregate(items: Sequence[dict], chances: Sequence[float], num_resamples: in
         "num_undecided": sum(item["index"] is None for item in items),
         "counts": {"accuracy": len(items)},
     }
+    if clusters is not None:
+        results["num_clusters"] = len(set(clusters))
     if num_resamples:
-        results["intervals"] = {"accuracy": bootstrap_interval(scores, num_resamples, seed)}
+        results["intervals"] = {"accuracy": bootstrap_interval(scores, num_resamples, seed, clusters)}
     return results
 
 
-def bootstrap_interval(scores: np.ndarray, num_resamples: int, seed: int) -> list[float]:
+def bootstrap_interval(
+    scores: np.ndarray, num_resamples: int, seed: int, clusters: Sequence[str] | None = None
+) -> list[float]:
     """
-    95% percentile bootstrap interval, in percent, of the mean of 0/1 scores, items drawn with replacement.
+    95% percentile bootstrap interval, in percent, of the mean of 0/1 scores.
+
+    Clusters are drawn with replacement (`None`: each item is one): the mean is the sum of the drawn scores / how many
+    they are.
 
     Example:
         >>> bootstrap_interval(np.array([1.0, 1.0]), num_resamples=100, seed=0)
         [100.0, 100.0]
+        >>> bootstrap_interval(np.array([1.0, 1.0, 0.0]), 100, 0, clusters=["a", "a", "b"])
+        [0.0, 100.0]
     """
-    # Drawing 0/1 items with replacement is drawing the number of ones: fast for a hundred thousand items.
-    num_right = np.random.default_rng(seed).binomial(len(scores), scores.mean(), size=num_resamples)
-    return [float(end) for end in np.percentile(100 * num_right / len(scores), [2.5, 97.5])]
+    places = np.arange(len(scores)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sums = np.stack([np.bincount(places, scores), np.bincount(places)], axis=1)
+    # Many clusters are alike, and how often each kind is drawn is multinomial: fast for a hundred thousand items.
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=num_resamples) @ kinds
+    return [float(end) for end in np.percentile(100 * drawn[:, 0] / drawn[:, 1], [2.5, 97.5])]

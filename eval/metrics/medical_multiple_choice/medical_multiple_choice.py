@@ -25,8 +25,10 @@ Args:
     groups (list of str, optional): one value per question, to break the figures down by.
     return_items (bool): also return the choice of every question.
     num_resamples (int), seed (int): of the bootstrap.
+    clusters (list of str, optional): the image of each question, say; the bootstrap then draws whole clusters.
 Returns:
-    accuracy, chance, num_items, num_undecided, counts, intervals, groups and items (on request).
+    accuracy, chance, num_items, num_undecided, num_clusters (with clusters), counts, intervals, groups and items
+    (on request).
 Example:
     >>> metric = evaluate.load("eval/metrics/medical_multiple_choice")
     >>> result = metric.compute(predictions=["B"], references=["MRI"], options=[["CT", "MRI"]])
@@ -62,6 +64,7 @@ class MedicalMultipleChoice(evaluate.Metric):
         return_items: bool = False,
         num_resamples: int = 1000,
         seed: int = 0,
+        clusters: list | None = None,
     ) -> dict | None:
         """`choice_scoring.evaluate_choices` of the given lists or, without them, of what `add` and `add_batch` got."""
         settings = {
@@ -70,6 +73,7 @@ class MedicalMultipleChoice(evaluate.Metric):
             "return_items": return_items,
             "num_resamples": num_resamples,
             "seed": seed,
+            "clusters": clusters,
         }
         columns = {"predictions": predictions, "references": references, "options": options}
         missing = [name for name, column in columns.items() if column is None]

@@ -1,20 +1,20 @@
 """
-Scores of generated reports against reference reports: word overlap (BLEU, ROUGE-L, CIDEr) and clinical statements.
+Scores of generated reports against reference reports: word overlap (BLEU, ROUGE-L, CIDEr).
 
-Pure functions. The overlap figures come from sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), both imported where
+Pure functions. The figures come from sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), both imported where
 they are used; texts are cut into words here, the same way for all of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from .clinical_statements import clinical_statements, split_words
-
 
 MAX_ORDER = 4
-OVERLAP_FIGURES = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider")
-CLINICAL_FIGURES = ("clinical_f1", "clinical_precision", "clinical_recall")
+# "1.5" and "patient's" are one word each; hyphens, slashes and the "___" of de-identified reports separate words.
+WORD = r"\d+(?:\.\d+)+|[^\W_]+(?:'[^\W_]+)*"
 MISSING_PACKAGE = "medical_report needs the package {name}: `pip install {name}`, or `pip install logramed[report]`."
 
 
@@ -35,10 +35,10 @@ def evaluate_reports(
         num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
 
     Returns:
-        `dict`: `bleu_1` to `bleu_4`, `rouge_l`, `clinical_f1`, `clinical_precision` and `clinical_recall` in percent;
-        `cider`, 0 to 10; `num_items`; `counts`, the number of reports behind each figure; `intervals`, a 95% interval
-        `[low, high]` for each figure in its unit. A figure that no report has a value of is absent (see
-        `overlap_scores` and `clinical_scores`). Items have no BLEU: it is a figure of all reports together.
+        `dict`: `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
+        reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. A figure
+        that no report has a value of is absent (see `overlap_scores`). Items have no BLEU: it is a figure of all
+        reports together.
 
     Raises:
         ValueError: If the lists are empty or of different length, a reference has no words, or `num_resamples` is
@@ -48,16 +48,14 @@ def evaluate_reports(
 
     Example:
         >>> result = evaluate_reports(["No effusion."], ["There is no pleural effusion."])
-        >>> result["clinical_f1"], round(result["rouge_l"], 1), result["num_items"]
-        (100.0, 53.0, 1)
+        >>> round(result["rouge_l"], 1), result["num_items"]
+        (53.0, 1)
     """
     if num_resamples < 0:
         raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
     predicted_words, reference_words = check_reports(predictions, references)
     statistics = np.array([bleu_statistics(*pair) for pair in zip(predicted_words, reference_words, strict=True)])
     items = overlap_scores(predicted_words, reference_words)
-    for item, prediction, reference in zip(items, predictions, references, strict=True):
-        item |= clinical_scores(clinical_statements(prediction), clinical_statements(reference))
 
     longest = max(map(len, reference_words))
     results: dict = bleu_figures(statistics, orders=range(1, min(MAX_ORDER, longest) + 1))
@@ -90,6 +88,17 @@ def check_reports(predictions: Sequence[str], references: Sequence[str]) -> tupl
         if not reference:
             raise ValueError(f"`references[{position}]` has no words to compare with: {references[position]!r}.")
     return words["predictions"], words["references"]
+
+
+def split_words(text: str) -> list[str]:
+    """
+    The words of a text in small letters, without punctuation.
+
+    Example:
+        >>> split_words("The follow-up shows a 1.5 cm nodule.")
+        ['the', 'follow', 'up', 'shows', 'a', '1.5', 'cm', 'nodule']
+    """
+    return re.findall(WORD, unicodedata.normalize("NFKC", text).replace("\u2019", "'").casefold())
 
 
 def report_text(value: str, position: int, column: str) -> str:
@@ -202,39 +211,6 @@ def _cider_class() -> type:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Clinical statements
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def clinical_scores(prediction: Set[tuple[str, str]], reference: Set[tuple[str, str]]) -> dict[str, float]:
-    """
-    F1, precision and recall, in percent, of the statements of one report.
-
-    A statement is right if the reference makes the same one of the same concept. A report in which neither text makes
-    one has no scores. Where only the reference does, silence scores 0 in all three. Where only the prediction does, F1
-    and precision are 0 and there is no recall, as there is nothing to recall.
-
-    Example:
-        >>> clinical_scores({("mass", "absent"), ("edema", "present")}, {("mass", "absent"), ("edema", "absent")})
-        {'clinical_f1': 50.0, 'clinical_precision': 50.0, 'clinical_recall': 50.0}
-        >>> clinical_scores({("mass", "absent")}, set())
-        {'clinical_f1': 0.0, 'clinical_precision': 0.0}
-        >>> clinical_scores(set(), set())
-        {}
-    """
-    if not prediction and not reference:
-        return {}
-    common = len(prediction & reference)
-    scores = {
-        "clinical_f1": 200 * common / (len(prediction) + len(reference)),
-        "clinical_precision": 100 * common / len(prediction) if prediction else 0.0,
-    }
-    if reference:
-        scores["clinical_recall"] = 100 * common / len(reference)
-    return scores
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # All reports
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -244,10 +220,10 @@ def mean_figures(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
     The mean of each figure over the items that have it.
 
     Example:
-        >>> mean_figures([{"rouge_l": 20.0, "clinical_f1": 50.0}, {"rouge_l": 40.0}])
-        {'rouge_l': 30.0, 'clinical_f1': 50.0}
+        >>> mean_figures([{"rouge_l": 20.0, "cider": 5.0}, {"rouge_l": 40.0}])
+        {'rouge_l': 30.0, 'cider': 5.0}
     """
-    values = {name: [item[name] for item in items if name in item] for name in (*OVERLAP_FIGURES, *CLINICAL_FIGURES)}
+    values = {name: [item[name] for item in items if name in item] for name in ("rouge_l", "cider")}
     return {name: sum(scores) / len(scores) for name, scores in values.items() if scores}
 
 

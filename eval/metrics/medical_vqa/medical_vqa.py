@@ -27,10 +27,11 @@ Args:
     candidates (list of str or int, optional): answers to choose from, for `open_accuracy`.
     return_items (bool): also return the scores of every question.
     num_resamples (int), seed (int): of the bootstrap.
+    clusters (list of str, optional): the image of each question, say; the bootstrap then draws whole clusters.
 Returns:
     open_recall, open_precision, open_f1, open_exact_match, open_accuracy (with candidates), open_bleu_1 to
-    open_bleu_4, closed_accuracy, average, num_open, num_closed, counts, intervals, items (on request). A kind without
-    questions has no figures, and `average` needs both kinds.
+    open_bleu_4, closed_accuracy, average, num_open, num_closed, num_clusters (with clusters), counts, intervals,
+    items (on request). A kind without questions has no figures, and `average` needs both kinds.
 Example:
     >>> metric = evaluate.load("eval/metrics/medical_vqa")
     >>> result = metric.compute(predictions=["Yes"], references=["yes"], answer_types=["CLOSED"])
@@ -62,6 +63,7 @@ class MedicalVQA(evaluate.Metric):
         return_items: bool = False,
         num_resamples: int = 1000,
         seed: int = 0,
+        clusters: list | None = None,
     ) -> dict | None:
         """`vqa_scoring.evaluate_answers` of the given lists or, without them, of what `add` and `add_batch` got."""
         options = {
@@ -70,6 +72,7 @@ class MedicalVQA(evaluate.Metric):
             "return_items": return_items,
             "num_resamples": num_resamples,
             "seed": seed,
+            "clusters": clusters,
         }
         columns = {"predictions": predictions, "references": references, "answer_types": answer_types}
         missing = [name for name, column in columns.items() if column is None]

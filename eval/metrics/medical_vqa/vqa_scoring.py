@@ -26,6 +26,7 @@ from .word_overlap import ARTICLES, HAN_NUMBERS, NUMBER_WORDS, bleu_scores, prec
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
 PROTOCOLS = ("strict", "release")
+LARGEST_DRAW = 2_000_000  # numbers drawn at once
 
 
 # Every item is compared with every candidate answer, so the same few thousand texts are normalized again and again.
@@ -355,12 +356,17 @@ def score_item(prediction: str, reference: str, kind: str, protocol: str, candid
     return score_open(prediction, reference, candidates)
 
 
-def bootstrap_means(scores: np.ndarray, num_resamples: int, seed: int | list[int]) -> np.ndarray:
+def bootstrap_means(
+    scores: np.ndarray, num_resamples: int, seed: int, clusters: Sequence[str] | None = None
+) -> np.ndarray:
     """
-    Column means of `scores` over items drawn with replacement.
+    Column means of `scores` over clusters drawn with replacement: the sum of the drawn scores / how many they are.
 
     Args:
-        scores (`np.ndarray` of shape `(num_items, num_figures)`): At least one item.
+        scores (`np.ndarray` of shape `(num_items, num_figures)`):
+            NaN where an item does not have a figure. Clusters are then drawn among those with the same figures, so
+            that each resample has all of them. At least one item must have each figure.
+        clusters: The cluster of each item, such as its image. `None`: each item is one by itself.
 
     Returns:
         `np.ndarray` of shape `(num_resamples, num_figures)`, in the unit of `scores`.
@@ -368,25 +374,32 @@ def bootstrap_means(scores: np.ndarray, num_resamples: int, seed: int | list[int
     Example:
         >>> bootstrap_means(np.array([[1.0], [1.0]]), num_resamples=2, seed=0).tolist()
         [[1.0], [1.0]]
+        >>> means = bootstrap_means(np.array([[1.0], [1.0], [0.0]]), 100, 0, ["a", "a", "b"])  # 2/2, 2/3 or 0/1
+        >>> np.unique(means.round(3)).tolist()
+        [0.0, 0.667, 1.0]
     """
-    num_items = len(scores)
+    num_figures, has_figure = scores.shape[1], ~np.isnan(scores)
+    places = np.arange(len(scores)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sums = np.zeros((places.max() + 1, 2 * num_figures))
+    np.add.at(sums, places, np.hstack([np.where(has_figure, scores, 0), has_figure]))
+    # Many clusters are alike, and how often each kind is drawn is multinomial: quick even for 90,000 questions.
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
+    strata = np.unique(kinds[:, num_figures:] > 0, axis=0, return_inverse=True)[1].ravel()
     generator = np.random.default_rng(seed)
-    means = np.empty((num_resamples, scores.shape[1]))
-    for resample in range(num_resamples):
-        counts = np.bincount(generator.integers(num_items, size=num_items), minlength=num_items)
-        means[resample] = counts @ scores / num_items
-    return means
+    totals = np.zeros((num_resamples, 2 * num_figures))
+    for stratum in range(strata.max() + 1):
+        of_stratum = strata == stratum
+        totals += _draw(kinds[of_stratum], counts[of_stratum], num_resamples, generator)
+    return totals[:, :num_figures] / totals[:, num_figures:]
 
 
-def bootstrap_intervals(scores: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """
-    95% percentile bootstrap intervals of the column means of `scores`: shape `(2, num_figures)`, lower and upper ends.
-
-    Example:
-        >>> bootstrap_intervals(np.array([[1.0], [1.0]]), num_resamples=100, seed=0).tolist()
-        [[1.0], [1.0]]
-    """
-    return np.percentile(bootstrap_means(scores, num_resamples, seed), [2.5, 97.5], axis=0)
+def _draw(kinds: np.ndarray, counts: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """Sums of as many rows of `kinds` as there are, drawn by how often each is there."""
+    totals, size = [], max(1, LARGEST_DRAW // len(kinds))
+    for start in range(0, num_resamples, size):
+        size = min(size, num_resamples - start)
+        totals.append(generator.multinomial(counts.sum(), counts / counts.sum(), size=size) @ kinds)
+    return np.concatenate(totals)
 
 
 def evaluate_answers(
@@ -398,6 +411,7 @@ def evaluate_answers(
     return_items: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    clusters: Sequence[str] | None = None,
 ) -> dict:
     """
     Score answers to open and closed questions.
@@ -409,16 +423,18 @@ def evaluate_answers(
         candidates: Answers to choose from for `open_accuracy`, which is left out without them.
         return_items (`bool`): Also return the scores of every question, under `items`.
         num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
+        clusters: What each question belongs to, such as its image: the bootstrap draws whole clusters. `None` draws
+            questions.
 
     Returns:
         `dict`: figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones,
-        `average` only with both), `num_open`, `num_closed`, `counts`, the number of questions behind each figure, and
-        `intervals`, a 95% interval `[low, high]` in percent for each figure.
+        `average` only with both), `num_open`, `num_closed`, `num_clusters` (with `clusters`), `counts`, the number of
+        questions behind each figure, and `intervals`, a 95% interval `[low, high]` in percent for each figure.
 
     Raises:
         ValueError: If the lists are empty or of different length, or hold an unknown type, or an empty reference under
             "strict"; if `num_resamples` is negative.
-        TypeError: If an answer is neither text nor a number, or missing (NaN).
+        TypeError: If an answer is neither text nor a number, or missing (NaN), or a cluster is no text.
 
     Example:
         >>> result = evaluate_answers(["Yes", "left lung"], ["yes", "lung"], ["CLOSED", "OPEN"])
@@ -436,6 +452,8 @@ def evaluate_answers(
         )
     if len(predictions) == 0:
         raise ValueError("There is nothing to score: `predictions` is empty.")
+    if clusters is not None:
+        check_clusters(clusters, len(predictions))
     candidates = candidate_list(candidates)
     kinds = [answer_type(value, position) for position, value in enumerate(answer_types)]
     items = []
@@ -446,20 +464,22 @@ def evaluate_answers(
             raise ValueError(f"`references[{position}]` has no words to compare with: {reference!r}.")
         items.append(score_item(prediction, reference, kind, protocol, candidates))
 
-    by_kind = {kind: [item for item, its in zip(items, kinds, strict=True) if its == kind] for kind in ANSWER_TYPES}
-    results = {"num_open": len(by_kind["OPEN"]), "num_closed": len(by_kind["CLOSED"])}
+    places = {kind: [place for place, its in enumerate(kinds) if its == kind] for kind in ANSWER_TYPES}
+    results = {"num_open": len(places["OPEN"]), "num_closed": len(places["CLOSED"])}
+    if clusters is not None:
+        results["num_clusters"] = len(set(clusters))
     counts, intervals = {}, {}
-    for of_kind in by_kind.values():
-        if of_kind:
-            figures, figure_intervals = aggregate(of_kind, num_resamples, seed)
-            results |= figures
-            counts |= dict.fromkeys(figures, len(of_kind))
-            intervals |= figure_intervals
-    if all(by_kind.values()):
+    for of_kind in filter(None, places.values()):
+        its_clusters = None if clusters is None else [clusters[place] for place in of_kind]
+        figures, figure_intervals = aggregate([items[place] for place in of_kind], num_resamples, seed, its_clusters)
+        results |= figures
+        counts |= dict.fromkeys(figures, len(of_kind))
+        intervals |= figure_intervals
+    if all(places.values()):
         results["average"] = (results["open_recall"] + results["closed_accuracy"]) / 2
         counts["average"] = len(items)
         if num_resamples:
-            intervals["average"] = average_interval(*by_kind.values(), num_resamples, seed)
+            intervals["average"] = average_interval(items, num_resamples, seed, clusters)
     results["counts"] = counts
     if num_resamples:
         results["intervals"] = intervals
@@ -471,7 +491,19 @@ def evaluate_answers(
     return results
 
 
-def aggregate(items: Sequence[Mapping[str, float]], num_resamples: int, seed: int) -> tuple[dict, dict]:
+def check_clusters(clusters: Sequence[str], num_items: int) -> None:
+    """Refuses what is not one text per item."""
+    if isinstance(clusters, str) or len(clusters) != num_items:
+        got = repr(clusters) if isinstance(clusters, str) else len(clusters)
+        raise ValueError(f"`clusters` must be a list of one text for each of {num_items} questions, got {got}.")
+    for position, cluster in enumerate(clusters):
+        if not isinstance(cluster, str):
+            raise TypeError(f"`clusters[{position}]` must be text, got {cluster!r} ({type(cluster).__name__}).")
+
+
+def aggregate(
+    items: Sequence[Mapping[str, float]], num_resamples: int, seed: int, clusters: Sequence[str] | None = None
+) -> tuple[dict, dict]:
     """
     Means and 95% intervals, in percent, of scores in 0..1 that all have the same figures.
 
@@ -484,25 +516,24 @@ def aggregate(items: Sequence[Mapping[str, float]], num_resamples: int, seed: in
     if num_resamples == 0:
         return figures, {}
     scores = np.array([[item[name] for name in names] for item in items])
-    low, high = 100 * bootstrap_intervals(scores, num_resamples, seed)
+    low, high = 100 * np.percentile(bootstrap_means(scores, num_resamples, seed, clusters), [2.5, 97.5], axis=0)
     return figures, {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
 
 
 def average_interval(
-    open_items: Sequence[Mapping[str, float]],
-    closed_items: Sequence[Mapping[str, float]],
-    num_resamples: int,
-    seed: int,
+    items: Sequence[Mapping[str, float]], num_resamples: int, seed: int, clusters: Sequence[str] | None = None
 ) -> list[float]:
     """
-    95% bootstrap interval, in percent, of the mean of open recall and closed accuracy; each kind is drawn by itself.
+    95% bootstrap interval, in percent, of the mean of open recall and closed accuracy.
+
+    Drawn by themselves are clusters with open questions only, with closed ones only, and with both, so that each kind
+    is in every resample and what a cluster says of both counts in both.
 
     Example:
-        >>> average_interval([{"open_recall": 1.0}], [{"closed_accuracy": 0.0}], num_resamples=9, seed=0)
+        >>> average_interval([{"open_recall": 1.0}, {"closed_accuracy": 0.0}], num_resamples=9, seed=0)
         [50.0, 50.0]
     """
-    recalls = np.array([[item["open_recall"]] for item in open_items])
-    accuracies = np.array([[item["closed_accuracy"]] for item in closed_items])
-    # Two streams of random numbers: with one, equally many questions of both kinds would be drawn at the same places.
-    means = bootstrap_means(recalls, num_resamples, [seed, 0]) + bootstrap_means(accuracies, num_resamples, [seed, 1])
-    return [float(end) for end in 100 * np.percentile(means / 2, [2.5, 97.5])]
+    names = ("open_recall", "closed_accuracy")
+    scores = np.array([[item.get(name, math.nan) for name in names] for item in items])
+    means = bootstrap_means(scores, num_resamples, seed, clusters).mean(axis=1)
+    return [float(end) for end in 100 * np.percentile(means, [2.5, 97.5])]

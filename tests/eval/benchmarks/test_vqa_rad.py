@@ -247,7 +247,7 @@ def test_bad_rows_are_refused_by_file_row_and_field(tiny_vqa_rad, tmp_path, fiel
 
 
 def test_unknown_splits_and_folders_are_refused(tiny_vqa_rad, tmp_path):
-    with pytest.raises(ValueError, match="must be one of test, train, got 'validation'"):
+    with pytest.raises(ValueError, match=r"must be one of test, train, by_image_test, .*, got 'validation'"):
         load_questions(tiny_vqa_rad, split="validation")
     with pytest.raises(ValueError, match=r"holds no testset\.json"):
         load_questions(tmp_path)

@@ -1,17 +1,19 @@
 """Tests of the statistics against direct computations, hand-worked tables and known distributions."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, ks_1samp, uniform
 
-from logramed.eval.comparison import paired_tests
 from logramed.eval.comparison.paired_tests import (
     holm_correction,
     mcnemar_test,
     paired_bootstrap,
+    sign_flip_p_value,
 )
+from logramed.eval.metrics.medical_vqa import vqa_scoring
 
 
 def recall_differences(num_items, shift, seed=0):
@@ -110,7 +112,7 @@ def test_same_seed_gives_the_same_and_pieces_change_nothing_but_chance(monkeypat
     differences = [np.random.default_rng(0).normal(size=500)]
     whole = paired_bootstrap(differences)
     assert paired_bootstrap(differences) == whole
-    monkeypatch.setattr(paired_tests, "LARGEST_DRAW", 500 * 7)
+    monkeypatch.setattr(vqa_scoring, "LARGEST_DRAW", 500 * 7)
     in_pieces = paired_bootstrap(differences)
     assert in_pieces.low == pytest.approx(whole.low, abs=0.01)
     assert in_pieces.high == pytest.approx(whole.high, abs=0.01)
@@ -151,6 +153,85 @@ def test_mcnemar_of_equal_systems_is_one_and_needs_questions():
         mcnemar_test(np.zeros(0, dtype=bool), np.zeros(0, dtype=bool))
     with pytest.raises(ValueError, match=r"got \(2,\) and \(3,\)"):
         mcnemar_test(np.zeros(2, dtype=bool), np.zeros(3, dtype=bool))
+
+
+def test_images_of_equal_questions_give_the_interval_of_one_question_each():
+    differences = recall_differences(100, 0.3)
+    one, four = (
+        paired_bootstrap([differences]),
+        paired_bootstrap([differences.repeat(4)], clusters=[[str(place) for place in range(100) for _ in range(4)]]),
+    )
+    assert (four.low, four.high, four.p_value) == pytest.approx((one.low, one.high, one.p_value))
+    assert (four.num_items, four.num_clusters) == (400, 100)
+    by_question = paired_bootstrap([differences.repeat(4)])
+    assert one.high - one.low == pytest.approx(2 * (by_question.high - by_question.low), rel=0.1)
+
+
+def test_average_by_image_draws_both_kinds_of_an_image_together():
+    # What an image gains in the one kind it loses in the other: the average does not vary, unless drawn apart.
+    gains = recall_differences(80, 0.0)
+    images = [str(place) for place in range(80)]
+    test = paired_bootstrap([gains, 10 - gains], clusters=[images, images])
+    assert (test.difference, test.low, test.high) == pytest.approx((5.0, 5.0, 5.0))
+    assert paired_bootstrap([gains, 10 - gains]).high > 10
+    assert test.num_clusters == 80
+
+
+def test_average_by_image_agrees_with_drawing_images_one_by_one():
+    # Images with open, with closed and with both kinds of questions, two of each kind at most.
+    generator = np.random.default_rng(0)
+    images = [
+        [generator.choice([-100.0, 0.0, 100.0], size=number) + 20 for number in numbers]
+        for numbers in [(1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (1, 2)] * 15
+    ]
+    drawn_apart = [[0, 1], [2], [3, 4, 5]]
+    means = np.empty(20_000)
+    for resample in range(len(means)):
+        drawn = []
+        for kinds in drawn_apart:
+            own = [image for place, image in enumerate(images) if place % 6 in kinds]
+            drawn += [own[place] for place in generator.integers(len(own), size=len(own))]
+        means[resample] = np.mean([np.concatenate([image[part] for image in drawn]).mean() for part in (0, 1)])
+    strata = [np.concatenate([image[part] for image in images]) for part in (0, 1)]
+    clusters = [[str(place) for place, image in enumerate(images) for _ in image[part]] for part in (0, 1)]
+    test = paired_bootstrap(strata, num_resamples=50_000, clusters=clusters)
+    low, high = np.percentile(means, [2.5, 97.5])
+    assert (test.low, test.high) == pytest.approx((low, high), abs=0.04 * (high - low))
+
+
+def test_p_values_by_image_of_equal_systems_are_spread_evenly_and_by_question_too_small():
+    by_image, by_question = [], []
+    images = np.arange(120) // 4
+    for seed in range(300):
+        generator = np.random.default_rng(seed)
+        # Four questions an image that one system has right or wrong together, by coins.
+        sums = generator.choice([-1, 0, 1], size=30).repeat(4)
+        first, second = sums > 0, sums < 0
+        by_image.append(mcnemar_test(first, second, images.astype(str)).p_value)
+        by_question.append(mcnemar_test(first, second).p_value)
+    assert np.mean(np.array(by_image) < 0.05) <= 0.07
+    assert np.mean(np.array(by_question) < 0.05) > 0.25
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sign_flips_by_image_agree_with_all_of_them(seed):
+    sums = np.random.default_rng(seed).integers(-3, 4, size=12)
+    flipped = [abs(sum(sums * signs)) for signs in product((-1, 1), repeat=12)]
+    assert sign_flip_p_value(sums) == pytest.approx(np.mean(np.array(flipped) >= abs(sums.sum())))
+
+
+def test_mcnemar_of_two_images_worked_by_hand():
+    # Three questions of one image and one of another, all right in the first system alone: 4, 2, -2 or -4.
+    first, second = np.ones(4, dtype=bool), np.zeros(4, dtype=bool)
+    assert mcnemar_test(first, second, ["a", "a", "a", "b"]).p_value == pytest.approx(0.5)
+    assert mcnemar_test(first, second).p_value == pytest.approx(0.125)
+    one_each = mcnemar_test(*table_of(20, 12, 3, 11), [str(place) for place in range(46)])
+    assert one_each == mcnemar_test(*table_of(20, 12, 3, 11))
+
+
+def test_mcnemar_of_many_questions_is_quick_and_exact():
+    test = mcnemar_test(*table_of(60_000, 9_000, 8_700, 10_000))
+    assert test.p_value == pytest.approx(binomtest(9_000, 17_700, 0.5).pvalue)
 
 
 def test_holm_of_a_hand_worked_list():

@@ -6,8 +6,9 @@ import pytest
 from logramed.eval.comparison.paired_tests import holm_correction, mcnemar_test, paired_bootstrap
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.runs import compare_runs
-from logramed.eval.comparison.tables import bootstrap_table, settings_table
-from tests.eval.run_folders import make_questions, make_scores, write_run_folder
+from logramed.eval.comparison.summary import remarks
+from logramed.eval.comparison.tables import bootstrap_table, figures_table, protocol_lines, settings_table
+from tests.eval.run_folders import change_metrics, make_questions, make_scores, write_run_folder
 
 
 @pytest.fixture
@@ -31,18 +32,22 @@ def test_every_pair_and_figure_is_tested_on_joined_questions(folders):
         for figure in ("open_recall", "closed_accuracy", "average")
         for first, second in ((0, 1), (0, 2), (1, 2))
     ]
-    differences = {
-        figure: np.array(
-            [runs[0].scores[key][figure] - runs[2].scores[key][figure] for key in runs[0].scores_of(figure)]
+    keys = {figure: list(runs[0].scores_of(figure)) for figure in ("open_recall", "closed_accuracy")}
+    differences, images = (
+        {figure: [value(key, figure) for key in of_figure] for figure, of_figure in keys.items()}
+        for value in (
+            lambda key, figure: runs[0].scores[key][figure] - runs[2].scores[key][figure],
+            lambda key, figure: runs[0].rows[key]["image"],
         )
-        for figure in ("open_recall", "closed_accuracy")
-    }
+    )
     by_figure = {test.figure: test for test in comparison.bootstrap_tests if (test.first, test.second) == (0, 2)}
-    assert by_figure["closed_accuracy"].test == paired_bootstrap([differences["closed_accuracy"]])
-    assert by_figure["average"].test == paired_bootstrap(list(differences.values()))
+    assert by_figure["closed_accuracy"].test == paired_bootstrap(
+        [differences["closed_accuracy"]], clusters=[images["closed_accuracy"]]
+    )
+    assert by_figure["average"].test == paired_bootstrap(list(differences.values()), clusters=list(images.values()))
     right = [np.array(list(run.scores_of("closed_accuracy").values())) == 100 for run in runs]
     mcnemar = {(test.figure, test.first, test.second): test.test for test in comparison.mcnemar_tests}
-    assert mcnemar["closed_accuracy", 0, 2] == mcnemar_test(right[0], right[2])
+    assert mcnemar["closed_accuracy", 0, 2] == mcnemar_test(right[0], right[2], images["closed_accuracy"])
     assert {figure for figure, *_ in mcnemar} == {"closed_accuracy", "open_exact_match"}
 
 
@@ -150,9 +155,40 @@ def test_images_that_add_nothing_are_seen_in_the_test_without_sight(tmp_path):
 
 def test_bootstrap_over_few_questions_is_said_to_be_too_sure(tmp_path):
     few = read([write_run_folder(tmp_path / f"few{seed}", num_questions=12, seed=seed) for seed in (0, 1)])
-    assert any("(here 6)" in note and "McNemar" in note for note in bootstrap_table(compare_runs(few)).notes)
+    notes = bootstrap_table(compare_runs(few)).notes
+    assert any("Over few images (here 4)" in note and "McNemar" in note for note in notes)
     many = read([write_run_folder(tmp_path / f"many{seed}", num_questions=200, seed=seed) for seed in (0, 1)])
-    assert not any("Over few questions" in note for note in bootstrap_table(compare_runs(many)).notes)
+    assert not any("Over few" in note for note in bootstrap_table(compare_runs(many)).notes)
+
+
+def test_runs_without_image_ids_are_compared_by_question_and_say_so(tmp_path):
+    old, older = read([write_run_folder(tmp_path / name, seed=n, by_image=False) for n, name in enumerate("ab")])
+    new = read_run_folder(write_run_folder(tmp_path / "c", seed=2))
+    comparison = compare_runs([old, older])
+    assert comparison.unit == "question"
+    assert all(pair.test.num_clusters == pair.test.num_items for pair in comparison.bootstrap_tests)
+    (remark,) = [line for line in remarks(comparison) if "by question" in line]
+    assert remark.startswith("Intervals of a, b are by question")
+    assert "resamples of the questions" in bootstrap_table(comparison).notes[0]
+    assert "bootstrap over questions" in figures_table(comparison).notes[0]
+    assert any("drawn as if they were independent" in line for line in protocol_lines(comparison))
+
+    mixed = compare_runs([old, new])  # of the same questions: the images are known
+    assert mixed.unit == "image"
+    assert mixed.find_test("closed_accuracy", 0, 1)[0].test.num_clusters < 20
+    assert any(line.startswith("Intervals of a are by question") for line in remarks(mixed))
+    assert "bootstrap over questions or 20 images" in figures_table(mixed).notes[0]
+
+    alone = compare_runs([new])
+    assert not any("by question" in line for line in remarks(alone))
+    assert any("all its questions" in line for line in protocol_lines(alone))
+
+
+def test_run_by_image_that_does_not_say_which_image_is_refused(tmp_path):
+    folder = write_run_folder(tmp_path / "a", by_image=False)
+    change_metrics(folder, lambda metrics: metrics.update(interval_unit="image"))
+    with pytest.raises(ValueError, match=r"scores.jsonl, line 1 lacks `image_id`"):
+        read_run_folder(folder)
 
 
 def test_settings_tell_no_folder_and_leave_out_what_is_not_set(tmp_path):

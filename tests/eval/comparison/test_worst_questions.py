@@ -77,7 +77,7 @@ def test_unjudged_questions_are_left_out(tmp_path):
     folder = write_run_folder(tmp_path / "a", task="chat", rows=rows, scores=scores, blank=None)
     assert choose_all_wrong([read_run_folder(folder)]).question_ids == ["q0", "q2"]
     assert item_score({}, "chat") is None
-    assert item_score({"rouge_l": 10.0, "clinical_f1": 30.0, "cider": 9.0}, "report") == 20.0
+    assert item_score({"rouge_l": 10.0, "bleu_1": 30.0, "cider": 9.0}, "report") == 10.0
 
 
 def test_image_is_looked_for_in_all_runs(tmp_path):

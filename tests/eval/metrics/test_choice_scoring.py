@@ -234,6 +234,44 @@ def test_interval_is_that_of_a_share():
     assert "intervals" not in evaluate_choices(["A"], ["CT"], [["CT", "MRI"]], num_resamples=0)
 
 
+def choose(right, clusters=None, **options):
+    columns = (["CT" if is_right else "MRI" for is_right in right], ["CT"] * len(right), [["CT", "MRI"]] * len(right))
+    return evaluate_choices(*columns, clusters=clusters, **options)
+
+
+def test_clusters_of_equal_questions_give_the_interval_of_one_question_each():
+    right = np.random.default_rng(0).random(100) < 0.7
+    clusters = [str(place) for place in range(100) for _ in range(4)]
+    once, four_times = choose(right)["intervals"]["accuracy"], choose(right.repeat(4), clusters)
+    assert four_times["intervals"]["accuracy"] == pytest.approx(once)
+    assert four_times["num_clusters"] == 100
+    low, high = choose(right.repeat(4))["intervals"]["accuracy"]
+    assert once[1] - once[0] == pytest.approx(2 * (high - low), rel=0.1)  # the root of 4
+    singletons = choose(right, [str(place) for place in range(100)])
+    assert singletons.pop("num_clusters") == 100
+    assert singletons == choose(right)
+
+
+def test_groups_draw_their_own_clusters():
+    result = choose([1, 1, 0, 1], ["a", "a", "b", "b"], groups=["x", "x", "x", "y"])
+    assert (result["num_clusters"], result["groups"]["x"]["num_clusters"]) == (2, 2)
+    assert result["groups"]["x"]["intervals"]["accuracy"] == [0.0, 100.0]  # of 2/2, 2/3 and 0/1
+    assert result["intervals"]["accuracy"] == [50.0, 100.0]
+    assert result["groups"]["y"]["num_clusters"] == 1
+
+
+@pytest.mark.parametrize(
+    ("clusters", "error", "words"),
+    [
+        (["a"], ValueError, r"`clusters` must be a list of one text for each of 2 items, got 1"),
+        (["a", None], TypeError, r"`clusters\[1\]` must be text, got None"),
+    ],
+)
+def test_clusters_that_are_not_one_text_a_question_are_refused(clusters, error, words):
+    with pytest.raises(error, match=words):
+        choose([1, 0], clusters)
+
+
 def test_groups_add_up_to_the_whole():
     result = evaluate_choices(
         ["A", "B", "A"], ["CT"] * 3, [["CT", "MRI"]] * 3, groups=["head", "chest", "head"], return_items=True

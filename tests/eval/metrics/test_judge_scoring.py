@@ -191,12 +191,27 @@ def test_intervals_are_those_of_a_bootstrap_over_questions():
     assert "intervals" not in evaluate_judgements(**rows, num_resamples=0)
 
 
+def test_clusters_of_equal_questions_give_the_interval_of_one_question_each():
+    scores = np.random.default_rng(1).integers(1, 11, size=(40, 2)).repeat(3, axis=0)
+    rows = make_rows(*((number, f"{r} {m}", f"{m} {r}") for number, (r, m) in enumerate(scores)))
+    images = [str(int(question_id) // 3) for question_id in rows["question_ids"]]
+    by_image, by_question = evaluate_judgements(**rows, clusters=images), evaluate_judgements(**rows)
+    widths = [np.diff(results["intervals"]["relative_score"]) for results in (by_image, by_question)]
+    assert widths[0] == pytest.approx(3**0.5 * widths[1], rel=0.15)
+    assert (by_image["num_clusters"], by_image["num_items"]) == (40, 120)
+    one_each = evaluate_judgements(**rows, clusters=[str(question_id) for question_id in rows["question_ids"]])
+    assert one_each["intervals"] == by_question["intervals"]
+
+
 # Refusals
 
 
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
+        ({"clusters": ["a"]}, ValueError, r"equally long.*`clusters` 1"),
+        ({"clusters": ["a", None]}, TypeError, r"`clusters\[1\]` must be text, got None"),
+        ({"clusters": ["a", "b"]}, ValueError, r"has the cluster 'a' in one row and 'b' in row 1"),
         ({"protocol": "loose"}, ValueError, r"`protocol` must be one of \['strict', 'release'\], got 'loose'"),
         ({"orders": None}, ValueError, "`orders` is missing"),
         ({"orders": ["reference_first", "second"]}, ValueError, r"`orders\[1\]` must be one of .*, got 'second'"),

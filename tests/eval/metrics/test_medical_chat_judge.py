@@ -64,7 +64,9 @@ def test_compute_after_add_and_add_batch_equals_compute_at_once(metric):
     one, *_ = zip(*ROWS.values(), strict=True)
     metric.add(prediction=one[0], **dict(zip(list(ROWS)[1:], one[1:], strict=True)))
     metric.add_batch(**{name: column[1:] for name, column in ROWS.items()})
-    assert metric.compute(seed=3) == metric.compute(**ROWS, seed=3)
+    collected = metric.compute(seed=3, clusters=["1"] * len(ROWS["predictions"]))
+    assert collected == metric.compute(**ROWS, seed=3, clusters=["1"] * len(ROWS["predictions"]))
+    assert collected["num_clusters"] == 1
 
 
 def test_collected_replies_without_orders_have_the_reference_first(metric):
@@ -89,5 +91,5 @@ def test_card_names_every_figure_and_option_of_the_metric(metric):
     result = metric.compute(**ROWS, return_items=True)
     assert result["position_bias"].keys() - {"intervals"}
     names = {*result, *result["position_bias"], *result["groups"], *result["not_judged"][0], *ROWS}
-    for name in names | {"protocol", "return_items", "num_resamples", "seed"}:
+    for name in names | {"protocol", "return_items", "num_resamples", "seed", "clusters", "num_clusters"}:
         assert f"`{name}`" in card, name

@@ -28,10 +28,12 @@ def test_compute_takes_texts_and_scores_side_by_side(metric):
 @pytest.mark.parametrize("predictions", [["B", "CT or MRI"], [[-0.5, -2.0], [-2.0, -0.5]]])
 def test_compute_after_add_and_add_batch_equals_compute_at_once(metric, predictions):
     references, options = ["MRI", "CT"], [["CT", "MRI"]] * 2
-    at_once = metric.compute(predictions=predictions, references=references, options=options)
+    clusters = ["1", "1"]
+    at_once = metric.compute(predictions=predictions, references=references, options=options, clusters=clusters)
     metric.add(prediction=predictions[0], reference="MRI", options=["CT", "MRI"])
     metric.add_batch(predictions=predictions[1:], references=["CT"], options=[["CT", "MRI"]])
-    assert metric.compute() == at_once
+    assert metric.compute(clusters=clusters) == at_once
+    assert at_once["intervals"]["accuracy"] == [at_once["accuracy"]] * 2  # of one image
 
 
 def test_collected_options_may_be_numbers_or_missing_as_at_once(metric):

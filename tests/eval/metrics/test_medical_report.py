@@ -30,7 +30,7 @@ socket.socket.connect = socket.getaddrinfo = refuse
 import evaluate
 
 metric = evaluate.load("eval/metrics/medical_report")
-print(metric.compute(predictions=["No mass."], references=["There is no mass."])["clinical_f1"])
+print(metric.compute(predictions=["No mass."], references=["No mass."])["rouge_l"])
 """
 
 
@@ -55,7 +55,7 @@ def test_compute_says_what_evaluate_reports_says(metric):
     options = {"return_items": True, "num_resamples": 50, "seed": 3}
     result = metric.compute(predictions=PREDICTIONS, references=REFERENCES, **options)
     assert result == scoring.evaluate_reports(PREDICTIONS, REFERENCES, **options)
-    assert result["clinical_f1"] == 50.0
+    assert result["num_items"] == 2
 
 
 def test_compute_after_add_and_add_batch_equals_compute_at_once(metric):
@@ -84,15 +84,8 @@ def test_metric_refuses_missing_columns_other_types_and_unknown_arguments(metric
 
 def test_the_file_that_evaluate_loads_imports_every_file_that_is_needed():
     text = (METRIC_FOLDER / "medical_report.py").read_text()
-    modules = {path.stem for path in METRIC_FOLDER.glob("*.py")} - {"__init__", "app", "medical_report"}
+    modules = {path.stem for path in METRIC_FOLDER.glob("*.py")} - {"__init__", "medical_report"}
     assert modules == set(re.findall(r"^from \.(\w+) import", text, re.MULTILINE))
-
-
-def test_the_page_scores_an_empty_report_as_a_wrong_one():
-    app = load_metric_module("medical_report", "app")
-    result = app.score([*app.EXAMPLE, ["", "No mass."], [None, "No mass."]])
-    assert result["num_items"] == len(app.EXAMPLE) + 2
-    assert [item["clinical_f1"] for item in result["items"][-2:]] == [0.0, 0.0]
 
 
 # Card
@@ -113,23 +106,7 @@ def test_example_of_the_card_says_what_it_prints(monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == re.search(r"print\(.*\)  # (.*)", block).group(1)
 
 
-def test_the_statements_in_the_card_are_those_that_are_read():
-    read = load_metric_module("medical_report", "clinical_statements").clinical_statements
-    rows = re.findall(r"^\| (\".*\") \| (.*(?:present|absent)) \|$", CARD.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(rows) == 6
-    for texts, expected in rows:
-        for text in re.findall(r'"(.*?)"', texts):
-            assert {f"{concept} {status}" for concept, status in read(text)} == set(expected.split(", ")), text
-
-
-def test_the_card_counts_the_list_right():
-    terms = load_metric_module("medical_report", "clinical_terms")
-    num_concepts = sum(map(len, terms.FINDINGS.values()))
-    assert f"{num_concepts} findings of chest" in CARD.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", ["report_scoring", "clinical_statements"])
-def test_docstring_examples_hold(name):
-    results = doctest.testmod(load_metric_module("medical_report", name))
+def test_docstring_examples_hold():
+    results = doctest.testmod(load_metric_module("medical_report", "report_scoring"))
     assert results.attempted > 0
     assert results.failed == 0

@@ -63,14 +63,16 @@ def test_compute_takes_numbers_and_says_what_evaluate_answers_says(metric):
 def test_compute_after_add_and_add_batch_equals_compute_at_once(metric):
     metric.add(prediction=2, reference="two", answer_types="open")
     metric.add_batch(predictions=["yes", "no"], references=["yes", "yes"], answer_types=["CLOSED", "CLOSED "])
-    collected = metric.compute(protocol="release")
+    collected = metric.compute(protocol="release", clusters=["1", "2", "2"])
     at_once = metric.compute(
         predictions=[2, "yes", "no"],
         references=["two", "yes", "yes"],
         answer_types=["OPEN"] + ["CLOSED"] * 2,
         protocol="release",
+        clusters=["1", "2", "2"],
     )
     assert collected == at_once
+    assert collected["intervals"]["closed_accuracy"] == [50.0, 50.0]  # of one image
     assert collected["num_closed"] == 2
 
 

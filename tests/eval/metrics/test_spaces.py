@@ -1,20 +1,21 @@
-"""Each metric folder is a Space as it stands: card, page and requirements."""
+"""Each metric folder, with the page, is a Space: card, page and requirements."""
 
 import ast
 import doctest
-import inspect
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from logramed.eval.metrics import page
 from tests.eval.metrics.loading import METRICS_FOLDER, load_metric_module
 
 
-METRICS = sorted(path.parent.name for path in METRICS_FOLDER.glob("*/app.py"))
-MODULES = sorted(path for path in METRICS_FOLDER.glob("*/*.py") if path.stem not in ("__init__", "app"))
+METRICS = sorted(path.parent.name for path in METRICS_FOLDER.glob("*/example.json"))
+MODULES = sorted(path for path in METRICS_FOLDER.glob("*/*.py") if path.stem != "__init__")
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
@@ -46,7 +47,7 @@ def test_requirements_are_what_the_files_import(metric):
         re.match(r"[\w-]+", line)[0] for line in (folder / "requirements.txt").read_text().splitlines() if line
     }
     imported = set()
-    for path in folder.glob("*.py"):
+    for path in [*folder.glob("*.py"), Path(page.__file__)]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
@@ -77,19 +78,24 @@ def test_python_blocks_of_the_card_run(metric, monkeypatch, capsys):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_page_scores_its_example_and_leaves_empty_rows_out(metric):
-    app = load_metric_module(metric, "app")
-    settings = ["strict"][: len(inspect.signature(app.score).parameters) - 1]
-    result = app.score(app.EXAMPLE, *settings)
-    assert result
-    assert app.score([*app.EXAMPLE, [None] * len(app.COLUMNS), [""] * len(app.COLUMNS)], *settings) == result
+    columns, *rows = read_example(metric)
+    result = page.score(METRICS_FOLDER / metric, columns, rows)
+    assert len(result["items"]) in (len(rows), len(rows) // 2)  # the judge has two replies to a question
+    empty = [[None] * len(columns), [""] * len(columns)]
+    assert page.score(METRICS_FOLDER / metric, columns, rows + empty) == result
     with pytest.raises(ValueError, match="nothing"):
-        app.score([], *settings)
+        page.score(METRICS_FOLDER / metric, columns, [])
 
 
 def test_pages_score_an_empty_answer_as_a_wrong_one():
-    assert load_metric_module("medical_vqa", "app").score([["", "yes", "CLOSED"]], "strict")["num_closed"] == 1
-    multiple_choice = load_metric_module("medical_multiple_choice", "app")
-    assert multiple_choice.score([["", "CT", "CT | MRI"]], "release")["accuracy"] == 0.0
+    columns = ["predictions", "references", "answer_types"]
+    assert page.score(METRICS_FOLDER / "medical_vqa", columns, [["", "yes", "CLOSED"]])["num_closed"] == 1
+    columns = ["predictions", "references", "options"]
+    choices = METRICS_FOLDER / "medical_multiple_choice"
+    assert page.score(choices, columns, [["", "CT", "CT | MRI"]], protocol="release")["accuracy"] == 0.0
+    columns = ["predictions", "references"]
+    report = page.score(METRICS_FOLDER / "medical_report", columns, [["Mass.", "Mass."], [None, "No mass."]])
+    assert [item["rouge_l"] for item in report["items"]] == [100.0, 0.0]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -97,13 +103,17 @@ def test_page_answers_over_http(metric):
     pytest.importorskip("gradio", reason="needs gradio, which the Space brings")
     from gradio_client import Client
 
-    app = load_metric_module(metric, "app")
-    page = app.build_page()
-    settings = ["strict"][: len(inspect.signature(app.score).parameters) - 1]
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
+    columns, *rows = read_example(metric)
+    served = page.build_page(METRICS_FOLDER / metric)
+    settings = [] if metric == "medical_report" else ["strict"]
+    _, url, _ = served.launch(prevent_thread_lock=True, quiet=True)
     try:
-        table = {"headers": app.COLUMNS, "data": app.EXAMPLE, "metadata": None}
+        table = {"headers": columns, "data": rows, "metadata": None}
         answer = Client(url, verbose=False).predict(table, *settings, api_name="/score")
     finally:
-        page.close()
-    assert answer == json.loads(json.dumps(app.score(app.EXAMPLE, *settings)))
+        served.close()
+    assert answer == json.loads(json.dumps(page.score(METRICS_FOLDER / metric, columns, rows)))
+
+
+def read_example(metric: str) -> list[list[str]]:
+    return json.loads((METRICS_FOLDER / metric / "example.json").read_text(encoding="utf-8"))

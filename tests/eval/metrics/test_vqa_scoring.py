@@ -1,5 +1,7 @@
 """Tests of the scoring functions behind the `medical_vqa` metric."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ release_protocol = load_metric_module("medical_vqa", "release_protocol")
 vqa_scoring = load_metric_module("medical_vqa", "vqa_scoring")
 CONTRACTIONS = release_protocol.CONTRACTIONS
 bleu_scores = load_metric_module("medical_vqa", "word_overlap").bleu_scores
-bootstrap_intervals = vqa_scoring.bootstrap_intervals
+bootstrap_means = vqa_scoring.bootstrap_means
 evaluate_answers = vqa_scoring.evaluate_answers
 normalize_release = release_protocol.normalize_release
 normalize_strict = vqa_scoring.normalize_strict
@@ -474,7 +476,84 @@ def test_every_figure_has_an_interval_around_it_that_the_seed_decides():
 
 def test_bootstrap_interval_equals_the_exact_one_of_two_questions():
     # Of the four equally likely draws of {0, 1}, the means are 0, 1/2, 1/2, 1.
-    assert bootstrap_intervals(np.array([[0.0], [1.0]]), num_resamples=1000, seed=0).tolist() == [[0.0], [1.0]]
+    assert closed([0, 1]) == [0.0, 100.0]
+
+
+def closed(right, clusters=None, num_resamples=1000, **options):
+    """The interval of closed accuracy of answers that are right or wrong."""
+    answers = ["yes" if is_right else "no" for is_right in right]
+    columns = (answers, ["yes"] * len(answers), ["CLOSED"] * len(answers))
+    result = evaluate_answers(*columns, clusters=clusters, num_resamples=num_resamples, **options)
+    return result["intervals"]["closed_accuracy"]
+
+
+def test_interval_of_two_clusters_is_the_hand_worked_one():
+    # Drawn are "a" twice (2/2 right), "a" and "b" (2/3 right) or "b" twice (0/1): each end has a chance of 1/4.
+    assert closed([1, 1, 0], ["a", "a", "b"]) == [0.0, 100.0]
+    means = bootstrap_means(np.array([[1.0], [1.0], [0.0]]), 4000, 0, ["a", "a", "b"])
+    values, counts = np.unique(means.round(9), return_counts=True)
+    assert values == pytest.approx([0, 2 / 3, 1])
+    assert counts / 4000 == pytest.approx([1 / 4, 1 / 2, 1 / 4], abs=0.03)
+
+
+def test_clusters_of_equal_questions_give_the_interval_of_one_question_each():
+    right = np.random.default_rng(0).random(200) < 0.6
+    clusters = [str(place) for place in range(200) for _ in range(4)]
+    assert closed(right.repeat(4), clusters) == pytest.approx(closed(right))
+    widths = [high - low for low, high in (closed(right.repeat(4), clusters), closed(right.repeat(4)))]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.1)  # the root of 4
+
+
+def test_clusters_of_one_question_each_change_nothing():
+    predictions, references = ["a b", "a", "c", "yes", "no", "no"] * 5, ["a b", "a b", "b", "yes", "yes", "no"] * 5
+    columns = (predictions, references, (["OPEN"] * 3 + ["CLOSED"] * 3) * 5)
+    clusters = [str(place) for place in range(30)]
+    result = evaluate_answers(*columns, clusters=clusters)
+    assert result.pop("num_clusters") == 30
+    assert result == evaluate_answers(*columns)
+
+
+def test_order_of_the_questions_changes_no_interval():
+    generator = np.random.default_rng(0)
+    right, clusters = generator.random(60) < 0.6, generator.integers(20, size=60).astype(str)
+    order = generator.permutation(60)
+    assert closed(right, clusters.tolist()) == closed(right[order], clusters[order].tolist())
+
+
+def test_average_draws_both_kinds_of_a_cluster_together():
+    # Where the open answer is right, the closed one is wrong: the average does not vary, unless drawn apart.
+    columns = (["a", "no", "b", "yes"] * 20, ["a", "yes"] * 40, ["OPEN", "CLOSED"] * 40)
+    clusters = [str(place // 2) for place in range(80)]
+    result = evaluate_answers(*columns, clusters=clusters)
+    assert result["intervals"]["average"] == [50.0, 50.0]
+    low, high = evaluate_answers(*columns)["intervals"]["average"]
+    assert high - low > 15
+    # A kind that few clusters have is in every draw all the same.
+    few = evaluate_answers(*(column[:41] for column in (columns[0], columns[1], ["CLOSED"] * 40 + ["OPEN"])))
+    assert not np.isnan(few["intervals"]["average"]).any()
+
+
+def test_intervals_by_cluster_cover_and_those_by_question_do_not():
+    # 60 images with 1 to 6 questions; of the answers about an image 10, 50 or 90 percent are right, in the mean 50.
+    covered = {"cluster": 0, "question": 0}
+    num_trials = 400
+    for seed in range(num_trials):
+        generator = np.random.default_rng(seed)
+        sizes = generator.integers(1, 7, size=60)
+        right = generator.random(sizes.sum()) < generator.choice([0.1, 0.5, 0.9], size=60).repeat(sizes)
+        for name, clusters in (("cluster", np.arange(60).repeat(sizes)), ("question", None)):
+            low, high = np.percentile(bootstrap_means(right[:, None].astype(float), 400, seed, clusters), [2.5, 97.5])
+            covered[name] += low <= 0.5 <= high
+    assert 0.92 <= covered["cluster"] / num_trials <= 0.97
+    assert covered["question"] / num_trials < 0.87
+
+
+def test_ten_thousand_questions_take_seconds():
+    generator = np.random.default_rng(0)
+    scores, clusters = generator.random((10_000, 9)), generator.integers(3_000, size=10_000)
+    start = time.process_time()
+    bootstrap_means(scores, 1000, 0, clusters)
+    assert time.process_time() - start < 10
 
 
 def test_items_carry_the_scores_of_each_question_and_average_to_the_figures():
@@ -489,6 +568,13 @@ def test_items_carry_the_scores_of_each_question_and_average_to_the_figures():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
+        (
+            (["a"] * 2, ["a"] * 2, ["OPEN"] * 2, "strict", None, False, 9, 0, ["1"]),
+            ValueError,
+            r"`clusters`.*2.*got 1",
+        ),
+        ((["a"] * 2, ["a"] * 2, ["OPEN"] * 2, "strict", None, False, 9, 0, "ab"), ValueError, r"`clusters`.*got 'ab'"),
+        ((["a"], ["a"], ["OPEN"], "strict", None, False, 9, 0, [None]), TypeError, r"clusters\[0\].*text, got None"),
         ((["a"], ["a"], ["yes/no"]), ValueError, r"answer_types\[0\].*OPEN.*got 'yes/no'"),
         ((["a"], ["a"], [None]), ValueError, r"answer_types\[0\].*got None"),
         ((["a"], ["a", "b"], ["OPEN"]), ValueError, r"equally long, got 1, 2 and 1"),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from logramed.eval.benchmarks import vqa_rad
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
 
@@ -116,3 +117,16 @@ def test_the_real_vqa_rad_gives_1797_turns_on_313_images():
     ]
     assert sum(text is None for text in texts) == 313
     assert "12" in texts
+
+
+@pytest.mark.skipif(not VQA_RAD.is_dir(), reason="the VQA-RAD files are not beside the repository")
+def test_training_by_image_shares_no_image_with_validation_and_test():
+    rows = {split: load_training_rows(VQA_RAD, split=split) for split in ("by_image_train", "by_image_validation")}
+    assert {split: len(loaded) for split, loaded in rows.items()} == {"by_image_train": 219, "by_image_validation": 31}
+    turns = {split: sum(map(len, loaded.dataset["messages"])) // 2 for split, loaded in rows.items()}
+    assert turns == {"by_image_train": 1227, "by_image_validation": 196}
+    ids = [set(loaded.dataset["id"]) for loaded in rows.values()]
+    ids.append({Path(row["image"]).stem for row in vqa_rad.load_questions(VQA_RAD, "by_image_test")})
+    assert sum(map(len, ids)) == len(set.union(*ids))
+    with pytest.raises(ValueError, match="by_image_validation, got 'by_image_test'"):
+        load_training_rows(VQA_RAD, split="by_image_test")

@@ -1,0 +1,61 @@
+"""What stands between the nodes of images and the space that their texts are in."""
+
+import torch
+from torch import nn
+
+
+class AlignmentHead(nn.Module):
+    """
+    Brings the nodes of images and of texts into one space. In training alone: no answer depends on it.
+
+    With MLPs, one for each, image nodes and regions are mapped into the space of the texts. Without, they stay as they
+    are, and texts of another size are mapped to theirs by a fixed map with orthonormal rows or columns, drawn by
+    `seed`: an isometry where theirs is the larger space, else close to one (Johnson and Lindenstrauss).
+
+    Args:
+        hidden_size (`int`): Of the image's nodes.
+        text_size (`int`): Of the texts' features.
+        has_mlp (`bool`, *optional*, defaults to `True`): Whether there are MLPs.
+        has_regions (`bool`, *optional*, defaults to `False`): Whether there is a further one for regions.
+        seed (`int`, *optional*, defaults to 0): Of the weights.
+
+    Example:
+        >>> head = AlignmentHead(hidden_size=4, text_size=6)
+        >>> {name: tuple(x.shape) for name, x in head({"image": torch.ones(2, 4), "answer": torch.ones(2, 6)}).items()}
+        {'image': (2, 6), 'answer': (2, 6)}
+    """
+
+    def __init__(
+        self, hidden_size: int, text_size: int, has_mlp: bool = True, has_regions: bool = False, seed: int = 0
+    ):
+        super().__init__()
+        randomness = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        self.register_buffer("text_map", None)
+        visual = ("image", "region") if has_regions else ("image",)
+        self.mlps = nn.ModuleDict({name: _mlp(hidden_size, text_size) for name in visual} if has_mlp else {})
+        if not has_mlp and hidden_size != text_size:
+            larger, smaller = max(hidden_size, text_size), min(hidden_size, text_size)
+            columns = torch.linalg.qr(torch.randn(larger, smaller))[0]
+            self.text_map = columns if text_size == larger else columns.T.contiguous()
+        torch.set_rng_state(randomness)  # a run without a head is to draw what one with it does
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            features (`dict[str, torch.Tensor]`): `"image"` and maybe `"region"` `(num_nodes, hidden_size)`, the others
+                `(num_nodes, text_size)`.
+        """
+        with torch.autocast(features["image"].device.type, enabled=False):
+            return {name: self._map(name, values) for name, values in features.items()}
+
+    def _map(self, name, values):
+        if name in self.mlps:
+            return self.mlps[name](values.to(self.mlps[name][0].weight.dtype))
+        if self.text_map is None or name in ("image", "region"):
+            return values
+        return values.to(self.text_map.dtype) @ self.text_map
+
+
+def _mlp(hidden_size, text_size):
+    return nn.Sequential(nn.Linear(hidden_size, text_size), nn.GELU(), nn.Linear(text_size, text_size))

@@ -1,0 +1,217 @@
+"""VQA-RAD and SLAKE from their own files: one training sample an image, its questions as turns."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from logramed.eval.benchmarks.by_image import read_image_splits
+
+from .rows import (
+    IMAGE_PLACEHOLDER,
+    BadRows,
+    ImageFolder,
+    ReadRow,
+    RowError,
+    RowLocation,
+    TrainingRows,
+    Turn,
+    build_row,
+    finish,
+    read_records,
+    read_text,
+    with_progress,
+)
+
+
+@dataclass(frozen=True)
+class OfficialFiles:
+    """
+    How the authors' own files of a data set are laid out.
+
+    Attributes:
+        name (`str`): Of the data set.
+        markers (`tuple[str, ...]`): A folder with all of these files and folders is taken for it.
+        files (`dict[str, tuple[str, ...]]`): Of each split the file with its questions, under any of these names.
+        extended_file (`str`): JSON lines of `qid` and `extended`.
+        image_folder, image_field (`str`): Where images lie, and the field with the name of a question's image.
+        kind_field, kinds (`str`, `tuple[str, ...]`): Only questions whose `kind_field` is one of `kinds` are read.
+        image_splits (`dict[str, frozenset[str]]`): Further splits: the questions of all `files` about these images.
+    """
+
+    name: str
+    markers: tuple[str, ...]
+    files: dict[str, tuple[str, ...]]
+    extended_file: str
+    image_folder: str
+    image_field: str
+    kind_field: str
+    kinds: tuple[str, ...]
+    image_splits: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def is_in(self, folder: Path) -> bool:
+        return all((folder / marker).exists() for marker in self.markers)
+
+    def find(self, folder: Path) -> dict[str, Path]:
+        """The file of each split that `folder` has."""
+        found = {split: [folder / name for name in names] for split, names in self.files.items()}
+        return {split: path for split, paths in found.items() for path in paths if path.is_file()}
+
+
+# The literature's 1,797 training questions leave out the `frame` rows, which rephrase others by a fixed pattern. The
+# questions of `testset.json` have no extended answers.
+VQA_RAD = OfficialFiles(
+    name="VQA-RAD",
+    markers=("trainset.json",),
+    files={"train": ("trainset.json",)},
+    extended_file="extended_train.jsonl",
+    image_folder="images",
+    image_field="image_name",
+    kind_field="phrase_type",
+    kinds=("freeform", "para"),
+    image_splits={name: read_image_splits()[name] for name in ("by_image_train", "by_image_validation")},
+)
+# Chinese questions have no extended answers, and some are about the images of other splits.
+SLAKE = OfficialFiles(
+    name="SLAKE",
+    markers=("train.json", "imgs"),
+    files={"train": ("train.json",), "validation": ("validate.json", "validation.json")},
+    extended_file="extended.jsonl",
+    image_folder="imgs",
+    image_field="img_name",
+    kind_field="q_lang",
+    kinds=("en",),
+)
+
+
+def find_official_files(folder: Path) -> OfficialFiles | None:
+    """The data set whose own files `folder` holds, if it is one of those that are known."""
+    return next((official for official in (VQA_RAD, SLAKE) if official.is_in(folder)), None)
+
+
+def load_official(
+    official: OfficialFiles,
+    folder: Path,
+    split: str,
+    image_folder: ImageFolder,
+    *,
+    require_extended: bool,
+    bad_rows: BadRows,
+    check_images: bool = True,
+) -> TrainingRows:
+    """
+    Training rows of one split of a data set's own files in `folder`.
+
+    The questions about one image become the turns of one sample, in the order of the file; its id is the image's name
+    without ending, or the image's folder. A bad question is left out alone, its image's other questions stay. Without
+    `require_extended` the file of extended answers is not read.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    splits = (*official.find(folder), *official.image_splits)
+    if split not in splits:
+        raise ValueError(
+            f"{official.name}'s own files in {folder} are for training and validation: their splits are "
+            f"{', '.join(splits)}, got {split!r}."
+        )
+    extended = read_extended_answers(folder / official.extended_file, bad_rows) if require_extended else None
+    samples = group_by_image(official, folder, split, image_folder, extended, bad_rows)
+    read = [build_sample(official, name, questions, require_extended) for name, questions in samples.items()]
+    return finish(read, bad_rows, str(folder), check_images)
+
+
+def read_extended_answers(path: Path, bad_rows: BadRows) -> dict[str, tuple[RowLocation, str]]:
+    extended: dict[str, tuple[RowLocation, str]] = {}
+    for location, record in read_records(path, bad_rows):
+        try:
+            located = location.with_id(record.get("qid"), "qid")
+            if located.row_id in extended:
+                raise located.error("qid", f"duplicated id, first at {extended[located.row_id][0].position}")
+            extended[located.row_id] = (located, read_text(record.get("extended"), located, "extended", "answer"))
+        except RowError as error:
+            bad_rows.add(error)
+    return extended
+
+
+def group_by_image(
+    official: OfficialFiles,
+    folder: Path,
+    split: str,
+    image_folder: ImageFolder,
+    extended: dict[str, tuple[RowLocation, str]] | None,
+    bad_rows: BadRows,
+) -> dict[str, list[dict[str, Any]]]:
+    """Checked questions by image name; bad ones, and extended answers to no question, go to `bad_rows`."""
+    samples: dict[str, list[dict[str, Any]]] = {}
+    positions: dict[str, str] = {}
+    paths = official.find(folder)
+    for file_split, path in paths.items():
+        for location, record in with_progress(list(read_records(path, bad_rows))):
+            if str(record.get(official.kind_field)).strip().lower() not in official.kinds:
+                continue
+            try:
+                located = location.with_id(record.get("qid"), "qid")
+                if located.row_id in positions:
+                    raise located.error("qid", f"duplicated id, first at {positions[located.row_id]}")
+                positions[located.row_id] = located.position
+                if is_of_split(official, record, file_split, split):
+                    question = read_question(official, located, record, image_folder, extended)
+                    samples.setdefault(record[official.image_field], []).append(question)
+            except RowError as error:
+                bad_rows.add(error)
+    if paths.keys() == official.files.keys():  # else they may be of a file that is not here
+        names, kinds = " or ".join(path.name for path in paths.values()), " or ".join(official.kinds)
+        for row_id, (location, _) in (extended or {}).items():
+            if row_id not in positions:
+                bad_rows.add(location.error("qid", f"no such question of {kinds} in {names}"))
+    return samples
+
+
+def is_of_split(official: OfficialFiles, record: dict[str, Any], file_split: str, split: str) -> bool:
+    if split in official.image_splits:
+        return Path(str(record.get(official.image_field))).stem in official.image_splits[split]
+    return file_split == split
+
+
+def read_question(
+    official: OfficialFiles,
+    location: RowLocation,
+    record: dict[str, Any],
+    image_folder: ImageFolder,
+    extended: dict[str, tuple[RowLocation, str]] | None,
+) -> dict[str, Any]:
+    question = {
+        "location": location,
+        "image": image_folder.find(record.get(official.image_field), location, official.image_field),
+        "question": read_text(record.get("question"), location, "question", "question"),
+        "answer": read_text(record.get("answer"), location, "answer", "answer"),
+    }
+    for name in ("question", "answer"):
+        if IMAGE_PLACEHOLDER in question[name]:
+            raise location.error(name, f"holds {IMAGE_PLACEHOLDER}, which stands for an image")
+    if extended is not None:
+        if location.row_id not in extended:
+            raise location.error("extended", f"missing extended answer: {official.extended_file} has no such qid")
+        question["extended"] = extended[location.row_id][1]
+    return question
+
+
+def build_sample(
+    official: OfficialFiles, image_name: str, questions: list[dict[str, Any]], require_extended: bool
+) -> ReadRow:
+    path = Path(image_name)
+    location = replace(questions[0]["location"], row_id=path.parent.name or path.stem)
+    turns = []
+    for question in questions:
+        image_parts = [] if turns else [{"type": "image"}]
+        turns.append(Turn("user", [*image_parts, {"type": "text", "text": question["question"]}], "question"))
+        turns.append(Turn("assistant", [{"type": "text", "text": question["answer"]}], "answer"))
+    row = build_row(
+        location,
+        [questions[0]["image"]],
+        turns,
+        [question["extended"] for question in questions] if require_extended else None,
+        extended_field="extended",
+        require_extended=require_extended,
+    )
+    return ReadRow(location, row, official.image_field, [image_name])
