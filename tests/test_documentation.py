@@ -17,6 +17,7 @@ from logramed.eval.arguments import EvaluationArguments
 from logramed.hub_cards import integrity, push, serve
 from logramed.trainer import build_model, extend_answers, mini, phantoms, plan, train
 from logramed.trainer.data import subsets
+from logramed.trainer.study import run as study_run
 from tests.hub_cards.space_app import space_modules
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
@@ -124,11 +125,14 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         assert called
     elif program in ("trainer/build_model.py", "trainer/phantoms.py"):
         called = []
-        monkeypatch.setattr(build_model, "join_models", lambda *args, **kwargs: called.append(1) or 1 / 0)
+        for name in ("join_models", "join_new_language_model"):
+            monkeypatch.setattr(build_model, name, lambda *args, **kwargs: called.append(1) or 1 / 0)
         monkeypatch.setattr(phantoms, "generate_phantoms", lambda *args, **kwargs: called.append(1) or 1 / 0)
         with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
             {"trainer/build_model.py": build_model, "trainer/phantoms.py": phantoms}[program].main(arguments)
         assert called
+    elif program == "trainer/study/run.py":
+        study_run.parse_arguments(arguments)
     elif program in ("hub_cards/push.py", "logramed-push"):
         parsed = push.parse_arguments(arguments)
         assert "/" in parsed.repo

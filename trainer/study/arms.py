@@ -64,14 +64,12 @@ ARMS = {
     "siglip": Arm({**ANSWER_STATES, "alignment_loss": "siglip"}),
     "coupled_imle": Arm({**ANSWER_STATES, "edge_matching": "coupled", "gradient_estimator": "imle"}),
     "paper_form": Arm({**OWN_TEXT_SPACE, "alignment_loss": "paper"}, strength="alignment_weight"),
-    # Without a head the states can only meet texts of their own size, those of the model itself.
-    "no_head": Arm(
-        {**ANSWER_STATES, "alignment_head": "none", "alignment_text_encoder": "self", "center_features": "true"}
-    ),
+    "no_head": Arm({**ANSWER_STATES, "alignment_head": "none"}),
+    # The gradient ratio is measured at answer states, so other nodes have a fixed weight.
     "language_model_nodes": Arm(
-        {**ANSWER_STATES, "alignment_image_node": "language_model", "alignment_granularity": "sample"}
+        {**ANSWER_STATES, "alignment_image_node": "language_model"}, strength="alignment_weight"
     ),
-    "projector_nodes": Arm({**ANSWER_STATES, "alignment_image_node": "projector", "alignment_granularity": "sample"}),
+    "projector_nodes": Arm({**ANSWER_STATES, "alignment_image_node": "projector"}, strength="alignment_weight"),
 }
 ALL_SHARES = tuple(name for name, arm in ARMS.items() if arm.at_all_shares)
 AT_10_PERCENT = tuple(name for name, arm in ARMS.items() if not arm.at_all_shares)

@@ -147,12 +147,13 @@ class Study:
         with held(folder / "lock") as lock:
             commands = training_commands(run, self.paths, settings, self.settings[run.model][PLAIN], self.limits)
             record = self.record(run, commands, data_digests)
+            evaluation = folder / f"evaluation_{self.split}"
             for output, command in commands.items():
                 if not is_trained(folder / output):
+                    shutil.rmtree(evaluation, ignore_errors=True)  # answers of a model that is gone
                     self.timed(command, folder / f"{output}.log", lock)
                 for checkpoint in (folder / output).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint)
-            evaluation = folder / f"evaluation_{self.split}"
             command = evaluation_command(run, self.paths, self.split, self.limits)
             self.timed(command, folder / f"{evaluation.name}.log", lock)
             training = json.loads((folder / "model" / "train_metrics.json").read_text(encoding="utf-8"))

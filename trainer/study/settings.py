@@ -39,7 +39,7 @@ LEVELS = {
     },
     "mini": {"learning_rate": (1e-4, 2e-4, 5e-4), "num_steps": (100,), "weight_decay": (0.0,)},
 }
-STRENGTHS = {"alignment_gradient_ratio": (0.1, 0.25, 0.5), "alignment_weight": (0.1, 0.3, 1.0)}
+STRENGTHS = {"alignment_gradient_ratio": (0.1, 0.25, 0.5), "alignment_weight": (0.1, 1.0, 3.0)}
 # Four factors of three levels in nine trials: every two levels of two factors meet exactly once (Taguchi's L9).
 ORTHOGONAL_ARRAY = (
     (0, 0, 0, 0),
