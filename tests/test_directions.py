@@ -7,7 +7,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OF_EVAL = ("logramed.eval.files", "logramed.eval.resumable_file", "logramed.eval.metrics.")
 # Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key.
-EXCEPTIONS = {("trainer/extend_answers.py", "logramed.eval.judge_client")}
+# Training and evaluation divide the images of VQA-RAD by one list.
+EXCEPTIONS = {
+    ("trainer/extend_answers.py", "logramed.eval.judge_client"),
+    ("trainer/data/official.py", "logramed.eval.benchmarks"),
+}
 
 
 def imports(folder):
