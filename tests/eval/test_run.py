@@ -375,7 +375,7 @@ def test_a_limit_that_leaves_nothing_out_is_none(output, tiny_model, tiny_vqa_ra
         (("--benchmark", "vqa"), "must be one of vqa_rad, .*, got 'vqa'"),
         (("--batch_size", "0"), "`batch_size` must be at least 1, got 0"),
         (("--limit", "0"), "`limit` must be at least 1, got 0"),
-        (("--split", "validation"), "must be one of test, train, got 'validation'"),
+        (("--split", "validation"), "must be one of test, train, by_image_test, .*, got 'validation'"),
         (("--subset", "en"), "vqa_rad has no subsets: leave `subset` out, got 'en'"),
         (("--multiple_choice", "guess"), "must be one of likelihood, text, got 'guess'"),
         (("--predictions", "a.csv"), "Name either a `model` to ask or a file of `predictions` to score"),
