@@ -160,7 +160,7 @@ def planned_runs() -> list[Run]:
 def smoke_runs() -> list[Run]:
     """Every arm once, and every model and kind of data once."""
     runs = [Run("scratch", "slake", 10, arm, 0) for arm in ARMS]
-    runs += [Run("scratch", data, 100, PRIMARY, 0) for data in ("vqa_rad", "phantoms")]
+    runs += [Run("scratch", data, 10, PRIMARY, 0) for data in ("vqa_rad", "phantoms")]
     return [*runs, Run("scratch", "pretraining", 10, PRIMARY, 0), Run("mini", "slake", 10, PRIMARY, 0)]
 
 

@@ -77,14 +77,18 @@ def test_mini_is_trained_by_adapters_and_the_model_from_scratch_in_full():
     assert "--use_peft" not in scratch
 
 
-@pytest.mark.parametrize(
-    "run", {(run.model, run.arm): run for run in planned_runs()}.values(), ids=lambda run: run.name
-)
+ONE_OF_EACH = {(run.model, run.arm, run.data == "pretraining"): run for run in planned_runs()}
+
+
+@pytest.mark.parametrize("run", ONE_OF_EACH.values(), ids=lambda run: run.name)
 def test_training_accepts_the_arguments(run):
-    for command in commands_of(run).values():
-        _, data, training = parse_arguments([*command[3:], "--use_cpu", "true"])
-        assert data.max_turns == ARMS[run.arm].arguments.get("max_turns", 8)
-        assert (training.alignment_weight == 0) == (ARMS[run.arm].strength is None)
+    parsed = [parse_arguments([*command[3:], "--use_cpu", "true"]) for command in commands_of(run).values()]
+    _, data, training = parsed[0]
+    assert data.max_turns == ARMS[run.arm].arguments.get("max_turns", 8)
+    assert (training.alignment_weight == 0) == (ARMS[run.arm].strength is None)
+    if run.data == "pretraining":
+        _, data, training = parsed[1]
+        assert (data.max_turns, training.alignment_weight) == (8, 0)
 
 
 @pytest.mark.parametrize(
