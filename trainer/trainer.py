@@ -170,7 +170,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if objective is not None:
             if has_mlp or text_size != hidden_size:
                 head = AlignmentHead(hidden_size, text_size, has_mlp, self.args.seed)
-                head.to(self.model.get_input_embeddings().weight.device)
+                embeddings = self.model.get_input_embeddings().weight
+                head.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
             if objective.uses_graph_network:
                 network = build_graph_network(self.args, self.model, text_size if has_mlp else hidden_size)
             if self.args.alignment_gradient_ratio is not None:

@@ -110,12 +110,17 @@ def launch(program, *arguments):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """The folder with what two processes did: `NAME.pt` of each step."""
-    folder = tmp_path_factory.mktemp("two_processes")
+    saved = {name: {**step, "evaluate": True} for name, step in SAVED_STEPS.items()}
+    return carry_out(tmp_path_factory.mktemp("two_processes"), {**JOINT_STEPS, **saved, **OTHER_STEPS})
+
+
+def carry_out(folder, steps):
+    """Have two processes take the steps, in one launch; returns `folder`, with `NAME.pt` of each."""
     data_file = write_data_file(folder)
-    plan = {}
-    for name, step in {**JOINT_STEPS, **SAVED_STEPS, **OTHER_STEPS}.items():
-        plan[name] = {"dealt": deal(step["values"], step["values"].get("max_steps", 1)), **step}
-        plan[name]["evaluate"] = name in SAVED_STEPS or step.get("evaluate", False)
+    plan = {
+        name: {"dealt": deal(step["values"], step["values"].get("max_steps", 1)), **step}
+        for name, step in steps.items()
+    }
     (folder / "plan.json").write_text(json.dumps(plan))
     launch("gradient_steps.py", data_file, folder, folder / "plan.json")
     return folder
