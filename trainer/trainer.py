@@ -466,6 +466,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         first = self._num_micro_batches == 1 and self._noise_step == self.state.global_step
         if self.model.training and every and first and (self.state.global_step + 1) % every == 0:
             compared = compare_gradients(self.model, language_modeling_loss, alignment_loss)
+            if self.gradient_ratio is not None:
+                self.gradient_ratio.norms.pop()  # what these two passes left there is not of the step's own
             for name, value in compared.items():
                 self._metrics["train"][name].append(value)
 

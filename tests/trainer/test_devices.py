@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from logramed import LoGraMedForConditionalGeneration
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import GraphNetwork
+from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.data import questions_of_rows
 from logramed.trainer.devices import check_engine, name_units
@@ -253,7 +254,7 @@ def test_what_needs_the_whole_model_on_a_device_is_refused_where_it_lies_in_piec
 
 
 def test_units_that_the_model_does_not_have_are_not_named():
-    model = AlignedModel(small_model(), GraphNetwork(32))
+    model = AlignedModel(small_model(), GraphNetwork(32), head=AlignmentHead(32, 32))
     assert "CLIPTextEmbeddings" in model.model._no_split_modules  # as transformers leaves it
     name_units(model, SimpleNamespace(state=SimpleNamespace(fsdp_plugin=None)))
     assert set(model._no_split_modules) == {
@@ -261,4 +262,5 @@ def test_units_that_the_model_does_not_have_are_not_named():
         "CLIPEncoderLayer",
         "LlamaDecoderLayer",
         "GraphNetwork",
+        "AlignmentHead",
     }

@@ -30,6 +30,12 @@ JOINT_STEPS = {
     "fsdp_encoder": {"values": {**JOINT, **ENCODER}, "fsdp": UNITS},
     "fsdp_encoder_fixed_map": {"values": {**JOINT, **ENCODER, "alignment_head": "none"}, "fsdp": UNITS},
 }
+# To be compared with one process in float32. The head keeps it beside a model in 16 bits.
+BFLOAT16_STEPS = {
+    "ddp_bf16": {"values": {**JOINT, **STATES, "bf16": True}, "dtype": "float32"},
+    "fsdp_bf16": {"values": {**JOINT, **STATES, "bf16": True}, "fsdp": "default", "dtype": "float32"},
+    "fsdp_bfloat16_model": {"values": {**JOINT, **STATES}, "fsdp": "default", "dtype": "bfloat16"},
+}
 SAVING = {**JOINT, **STATES, **SAVED}
 SAVED_STEPS = {
     "ddp_saved": {"values": SAVING},
@@ -43,7 +49,7 @@ APART = {"values": STATES, "dealt": [0, 1, 2, 3] * 4, "uneven": True}
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    steps = {**JOINT_STEPS, **SAVED_STEPS, **RESUMED_STEPS, "apart": APART}
+    steps = {**JOINT_STEPS, **BFLOAT16_STEPS, **SAVED_STEPS, **RESUMED_STEPS, "apart": APART}
     return carry_out(tmp_path_factory.mktemp("two_processes"), steps)
 
 
@@ -59,6 +65,15 @@ def test_two_processes_take_the_steps_of_one_with_the_joint_batch(two_processes,
     assert len(head) == (0 if "fixed_map" in name else 4)
     assert all(gradient.any() for gradient in head)
     assert_equal_results(result, keep, logged)
+
+
+@pytest.mark.parametrize("name", BFLOAT16_STEPS)
+def test_two_processes_in_16_bits_measure_the_ratio_of_one_up_to_rounding(two_processes, tmp_path, rows, name):
+    result = read_result(two_processes, name)
+    _, _, logged = one_process(tmp_path, rows, {"values": {**JOINT, **STATES}})
+    for figure in ("language_modeling_loss", "alignment_loss"):
+        assert result["logged"][figure] == pytest.approx(logged[figure], rel=5e-2)
+    assert result["logged"]["gradient_ratio"][0] == pytest.approx(logged["gradient_ratio"][0], rel=0.2)
 
 
 @pytest.mark.parametrize("name", SAVED_STEPS)
