@@ -43,13 +43,17 @@ SAVED_STEPS = {
     "fsdp_shards": {"values": SAVING, "fsdp": UNITS, "sharded": True},
 }
 RESUMED_STEPS = {f"{name}_resumed": {**step, "resume": f"{name}/checkpoint-1"} for name, step in SAVED_STEPS.items()}
-# Each process has samples 0 to 3, and a graph of its own.
-APART = {"values": STATES, "dealt": [0, 1, 2, 3] * 4, "uneven": True}
+# Each process has a graph of its own, over the same samples or over others.
+FOUR, OTHER_FOUR = [0, 1, 2, 3], [4, 5, 6, 7]
+APART_STEPS = {
+    "apart": {"values": STATES, "dealt": FOUR * 4, "uneven": True},
+    "apart_others": {"values": {**STATES, "max_steps": 1}, "dealt": FOUR + OTHER_FOUR, "uneven": True},
+}
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    steps = {**JOINT_STEPS, **BFLOAT16_STEPS, **SAVED_STEPS, **RESUMED_STEPS, "apart": APART}
+    steps = {**JOINT_STEPS, **BFLOAT16_STEPS, **SAVED_STEPS, **RESUMED_STEPS, **APART_STEPS}
     return carry_out(tmp_path_factory.mktemp("two_processes"), steps)
 
 
@@ -98,5 +102,29 @@ def test_checkpoint_holds_the_head_of_all_processes(two_processes, name):
 
 def test_processes_with_equal_batches_and_graphs_of_their_own_measure_the_ratio_of_one(two_processes, tmp_path, rows):
     model = small_model(dtype=torch.float64)
-    _, keep, logged = take_steps(tmp_path, uneven_turns(rows), model=model, dealt=[0, 1, 2, 3] * 2, **STATES)
+    _, keep, logged = take_steps(tmp_path, uneven_turns(rows), model=model, dealt=FOUR * 2, **STATES)
     assert_equal_results(read_result(two_processes, "apart"), keep, logged)
+
+
+def test_the_ratio_of_processes_with_graphs_of_their_own_is_that_of_their_summed_squares(
+    two_processes, tmp_path, rows
+):
+    rows, found = uneven_turns(rows), []
+
+    def keep_norms(trainer):
+        norms = trainer.gradient_ratio.norms
+        batch = trainer.data_collator([trainer.train_dataset[number] for number in range(4)])
+        num_tokens = (batch["labels"] != -100).sum()
+        with_pop = norms.pop
+        norms.pop = lambda: found.append((norms.alignment, norms.language, num_tokens)) or with_pop()
+
+    for dealt in (FOUR, OTHER_FOUR):
+        model, values = small_model(dtype=torch.float64), {**STATES, "max_steps": 1}
+        take_steps(tmp_path, rows, model=model, dealt=dealt, prepare=keep_norms, **values)
+    alignment, language, num_tokens = map(torch.stack, zip(*found, strict=True))
+    # The language-modeling loss is a mean over the tokens of both, which are not equally many.
+    shares = num_tokens / num_tokens.sum()
+    expected = (alignment.sum() / (language * (2 * shares).square()).sum()).sqrt()
+    assert shares[0] != shares[1]
+    measured = read_result(two_processes, "apart_others")["logged"]["gradient_ratio"]
+    assert measured == pytest.approx([float(expected)], rel=1e-5)
