@@ -34,15 +34,16 @@ def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> N
 def name_units(model: torch.nn.Module, accelerator: Accelerator) -> None:
     """
     Name the units in which FSDP2 splits an `AlignedModel`: what accelerate takes by default or was told, as far as the
-    model has such modules (transformers names those of text towers too, and accelerate refuses what is missing), and
-    the graph network, which is called after the model's own pass.
+    model has such modules (transformers names those of text towers too, and accelerate refuses what is missing), the
+    graph network, which is called after the model's own pass, and the head, since all weights of a unit are of one
+    dtype.
     """
     present = {type(module).__name__ for module in model.modules()}
     for module in model.modules():
         names = vars(module).get("_no_split_modules")
         if names is not None:
             module._no_split_modules = type(names)(name for name in names if name in present)
-    own = {"GraphNetwork"} & present
+    own = {"GraphNetwork", "AlignmentHead"} & present
     model._no_split_modules = [*(getattr(model.base, "_no_split_modules", None) or ()), *own]
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.transformer_cls_names_to_wrap is not None:

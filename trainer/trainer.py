@@ -172,7 +172,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if objective is not None:
             if has_mlp or text_size != hidden_size:
                 head = AlignmentHead(hidden_size, text_size, has_mlp, self.args.alignment_regions, self.args.seed)
-                head.to(self.model.get_input_embeddings().weight.device)
+                embeddings = self.model.get_input_embeddings().weight
+                head.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
             if objective.uses_graph_network:
                 network = build_graph_network(self.args, self.model, text_size if has_mlp else hidden_size)
             if self.args.alignment_gradient_ratio is not None:
@@ -467,6 +468,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         first = self._num_micro_batches == 1 and self._noise_step == self.state.global_step
         if self.model.training and every and first and (self.state.global_step + 1) % every == 0:
             compared = compare_gradients(self.model, language_modeling_loss, alignment_loss)
+            if self.gradient_ratio is not None:
+                self.gradient_ratio.norms.pop()  # what these two passes left there is not of the step's own
             for name, value in compared.items():
                 self._metrics["train"][name].append(value)
 

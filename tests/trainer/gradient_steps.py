@@ -22,8 +22,31 @@ from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
 
 
-LOGGED = ("loss", "language_modeling_loss", "alignment_loss", "matching_accuracy")
+LOGGED = (
+    "loss",
+    "language_modeling_loss",
+    "alignment_loss",
+    "matching_accuracy",
+    "alignment_weight",
+    "gradient_ratio",
+)
 UNITS = ["LlamaDecoderLayer", "CLIPEncoderLayer", "LoGraMedProjector"]
+
+
+class LetterEncoder:
+    """In place of a frozen encoder: unit vectors of the text's own letters, the same in every process."""
+
+    size = 12
+
+    def __init__(self, *args):
+        pass
+
+    def __call__(self, texts):
+        counts = torch.tensor([[text.count(letter) for letter in "acefghilmnor"] for text in texts])
+        return torch.nn.functional.normalize(counts + torch.arange(12) / 12, dim=-1)
+
+    def prepare(self, texts):
+        return len(list(texts))
 
 
 class KeepGradients(TrainerCallback):
@@ -78,14 +101,15 @@ def take_steps(folder, rows, model=None, dealt=None, prepare=None, resume=None, 
         "graph_dropout": 0.0,
     }
     keep = KeepGradients()
-    trainer = LoGraMedTrainer(
-        model or small_model(),
-        LoGraMedTrainingArguments(**{**defaults, **values}),
-        processing_class=tiny_processor(),
-        train_dataset=rows if dealt is None else rows.select(dealt),
-        callbacks=[keep],
-        **(further or {}),
-    )
+    with mock.patch("logramed.trainer.trainer.TextEncoder", LetterEncoder):
+        trainer = LoGraMedTrainer(
+            model or small_model(),
+            LoGraMedTrainingArguments(**{**defaults, **values}),
+            processing_class=tiny_processor(),
+            train_dataset=rows if dealt is None else rows.select(dealt),
+            callbacks=[keep],
+            **(further or {}),
+        )
     if prepare is not None:
         prepare(trainer)
     trainer.train(resume_from_checkpoint=resume)
@@ -131,6 +155,7 @@ def run_step(
     values,
     dealt,
     fsdp=False,
+    sharded=False,
     uneven=False,
     evaluate=False,
     resume=None,
@@ -139,7 +164,7 @@ def run_step(
 ):
     rows, values = uneven_turns(rows) if uneven else rows, dict(values)
     if fsdp:
-        config = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
+        config = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT" if sharded else "FULL_STATE_DICT"}
         if fsdp != "default":
             config["transformer_layer_cls_to_wrap"] = fsdp
         values |= {"fsdp": True, "fsdp_config": config}
@@ -156,9 +181,9 @@ def run_step(
         **values,
     )
     result = {"gradients": keep.gradients, "are_sharded": keep.are_sharded, "logged": logged}
+    result["weights"] = full_weights(trainer)
     if evaluate:
         result["metrics"] = trainer.evaluate()
-        result["weights"] = full_weights(trainer)
     if trainer.is_world_process_zero():
         torch.save(result, folder / f"{name}.pt")
     trainer.accelerator.wait_for_everyone()

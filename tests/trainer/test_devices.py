@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from logramed import LoGraMedForConditionalGeneration
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import GraphNetwork
+from logramed.trainer.alignment_head import AlignmentHead
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.data import questions_of_rows
 from logramed.trainer.devices import check_engine, name_units
@@ -110,12 +111,17 @@ def launch(program, *arguments):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """The folder with what two processes did: `NAME.pt` of each step."""
-    folder = tmp_path_factory.mktemp("two_processes")
+    saved = {name: {**step, "evaluate": True} for name, step in SAVED_STEPS.items()}
+    return carry_out(tmp_path_factory.mktemp("two_processes"), {**JOINT_STEPS, **saved, **OTHER_STEPS})
+
+
+def carry_out(folder, steps):
+    """Have two processes take the steps, in one launch; returns `folder`, with `NAME.pt` of each."""
     data_file = write_data_file(folder)
-    plan = {}
-    for name, step in {**JOINT_STEPS, **SAVED_STEPS, **OTHER_STEPS}.items():
-        plan[name] = {"dealt": deal(step["values"], step["values"].get("max_steps", 1)), **step}
-        plan[name]["evaluate"] = name in SAVED_STEPS or step.get("evaluate", False)
+    plan = {
+        name: {"dealt": deal(step["values"], step["values"].get("max_steps", 1)), **step}
+        for name, step in steps.items()
+    }
     (folder / "plan.json").write_text(json.dumps(plan))
     launch("gradient_steps.py", data_file, folder, folder / "plan.json")
     return folder
@@ -248,7 +254,7 @@ def test_what_needs_the_whole_model_on_a_device_is_refused_where_it_lies_in_piec
 
 
 def test_units_that_the_model_does_not_have_are_not_named():
-    model = AlignedModel(small_model(), GraphNetwork(32))
+    model = AlignedModel(small_model(), GraphNetwork(32), head=AlignmentHead(32, 32))
     assert "CLIPTextEmbeddings" in model.model._no_split_modules  # as transformers leaves it
     name_units(model, SimpleNamespace(state=SimpleNamespace(fsdp_plugin=None)))
     assert set(model._no_split_modules) == {
@@ -256,4 +262,5 @@ def test_units_that_the_model_does_not_have_are_not_named():
         "CLIPEncoderLayer",
         "LlamaDecoderLayer",
         "GraphNetwork",
+        "AlignmentHead",
     }
