@@ -58,7 +58,7 @@ class GradientRatio:
     what was measured in the steps before.
 
     Args:
-        target (`float`): The norm asked for, relative.
+        target (`float`, *optional*): The norm asked for, relative. Without it the weight stays and is only measured at.
         first_weight (`float`): The weight of the first step, before anything is measured.
 
     Attributes:
@@ -66,7 +66,7 @@ class GradientRatio:
         measured (`torch.Tensor`, scalar, *optional*): The relative norm in the last step, at the weight that it had.
     """
 
-    def __init__(self, target: float, first_weight: float):
+    def __init__(self, target: float | None, first_weight: float):
         self.target, self.first_weight = target, first_weight
         self.norms = GradientNorms()
         self.measured: torch.Tensor | None = None
@@ -75,6 +75,8 @@ class GradientRatio:
 
     @property
     def weight(self) -> torch.Tensor:
+        if self.target is None:
+            return torch.tensor(self.first_weight)
         followed = self.target / self._log_ratio.exp()
         return torch.where(self._num_measured > 0, followed, self.first_weight)
 

@@ -176,7 +176,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 head.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
             if objective.uses_graph_network:
                 network = build_graph_network(self.args, self.model, text_size if has_mlp else hidden_size)
-            if self.args.alignment_gradient_ratio is not None:
+            if self.args.alignment_image_node == "answer_state":
                 self.gradient_ratio = GradientRatio(self.args.alignment_gradient_ratio, self.args.alignment_weight)
         norms = None if self.gradient_ratio is None else self.gradient_ratio.norms
         self.model = self.model_wrapped = AlignedModel(self.model, network, self.args.alignment_config(), head, norms)

@@ -280,6 +280,13 @@ def test_the_ratio_does_not_depend_on_what_is_logged(tmp_path, rows):
     assert logged(logging, "gradient_norm_alignment")
 
 
+def test_a_fixed_weight_stays_and_its_ratio_is_logged_too(tmp_path, rows):
+    values = {"alignment_granularity": "turn", "alignment_image_node": "answer_state", "alignment_weight": 2.0}
+    trainer = train(tmp_path, rows, alignment_schedule="linear", max_steps=4, **values)
+    assert logged(trainer, "alignment_weight") == [2.0, 1.5, 1.0, 0.5]
+    assert all(0 < ratio < math.inf for ratio in logged(trainer, "gradient_ratio"))
+
+
 def test_a_resumed_run_has_the_weights_of_the_undisturbed_one(tmp_path, rows):
     values = {
         "alignment_granularity": "turn",
