@@ -58,7 +58,7 @@ class GradientRatio:
     what was measured in the steps before.
 
     Args:
-        target (`float`, *optional*): The norm asked for, relative. Without it the weight stays and is only measured at.
+        target (`float`, *optional*): The norm asked for, relative. Without it the weight stays.
         first_weight (`float`): The weight of the first step, before anything is measured.
 
     Attributes:
