@@ -41,7 +41,7 @@ def test_arms_of_a_seed_differ_in_nothing_but_what_they_are_about():
 def test_primary_arm_gets_the_encoder_and_a_gradient_ratio():
     given = options(commands_of(Run("scratch", "slake", 10, PRIMARY, 2))["model"])
     assert given["--alignment_text_encoder"] == "/parts/text_encoder"
-    assert given["--alignment_gradient_ratio"] == "0.25"
+    assert given["--alignment_gradient_ratio"] == "6.0"
     assert given["--model"] == "/study/untrained/scratch_seed2"
     assert given["--train_data"] == "/study/runs/scratch-slake-10-answer_states-own-seed2/model.json"
     assert given["--resume_from_checkpoint"] == "true"
