@@ -44,10 +44,10 @@ def test_chosen_settings_are_the_best_levels_of_an_additive_score():
         + 3 * (settings.learning_rate == 2e-3)
         + 2 * (settings.num_steps == 400)
         - settings.weight_decay
-        + (settings.strength == 0.1)
+        + (settings.strength == 1.0)
         for settings in tried
     ]
-    best = Settings(2e-3, 400, 0.01, 0.1)
+    best = Settings(2e-3, 400, 0.01, 1.0)
     assert best not in tried
     assert choose_settings(tried, scores) == best
     with pytest.raises(ValueError, match="score for each of 9 trials, got 1"):
