@@ -38,7 +38,7 @@ EDGE_WEIGHTS = (0.0, 0.1)
 
 def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> dict[str, float]:
     """`retrieval_metrics` of all turns of `rows`, and the share of images matched one to one to their texts."""
-    aligned = AlignedModel(model, config=AlignmentConfig(alignment_granularity=collator.granularity))
+    aligned = AlignedModel(model, config=collator.config)
     nodes, groups, answer_keys = [], [], []
     for start in range(0, len(rows), BATCH_SIZE):
         batch = collator(rows[start : start + BATCH_SIZE])

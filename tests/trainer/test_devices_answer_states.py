@@ -95,7 +95,7 @@ def test_checkpoint_holds_the_head_of_all_processes(two_processes, name):
     weights = read_result(two_processes, name)["weights"]
     saved = safetensors.torch.load_file(two_processes / name / "checkpoint-2" / ALIGNMENT_FILE)
     assert {weight for weight in saved if weight.startswith("head.")} == {
-        f"head.mlp.{n}.{k}" for n in (0, 2) for k in ("weight", "bias")
+        f"head.mlps.image.{n}.{k}" for n in (0, 2) for k in ("weight", "bias")
     }
     assert all(torch.equal(value, weights[weight]) for weight, value in saved.items())
 

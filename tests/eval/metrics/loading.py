@@ -30,3 +30,11 @@ def load_metric_module(metric: str, module: str) -> ModuleType:
         sys.modules[package_name] = package
         spec.loader.exec_module(package)
     return importlib.import_module(f"{package_name}.{module}")
+
+
+def load_by_path(name: str, path: Path) -> ModuleType:
+    """The module in the file `path`, under `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from logramed.eval.metrics import page
-from tests.eval.metrics.loading import METRICS_FOLDER, load_metric_module
+from tests.eval.metrics.loading import METRICS_FOLDER, load_by_path, load_metric_module
 
 
 METRICS = sorted(path.parent.name for path in METRICS_FOLDER.glob("*/example.json"))
 MODULES = sorted(path for path in METRICS_FOLDER.glob("*/*.py") if path.stem != "__init__")
+page = load_by_path("page_of_metrics", METRICS_FOLDER / "page.py")
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
