@@ -429,13 +429,13 @@ class LoGraMedDataCollator:
         """The texts of the first turns of each sample, `num_kept` of them, and the sentences of extended answers."""
         turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
         kept = [turn for own, number in zip(turns, num_kept, strict=True) for turn in own[:number]]
-        with_question = self.config.alignment_texts.startswith("question_answer")
         texts, sentences = {}, None
         if self.config.needs_questions:
             texts["question"] = [join_answers([question]) for question, _ in kept]
         if "answer" in self.config.text_kinds:
             texts["answer"] = [
-                join_answers([f"{question} {answer}" if with_question else answer]) for question, answer in kept
+                join_answers([f"{question} {answer}" if self.config.uses_question_texts else answer])
+                for question, answer in kept
             ]
         if self.config.uses_extended_answers:
             texts["extended"] = [

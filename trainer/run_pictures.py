@@ -33,7 +33,7 @@ class MatchingPictures(TrainerCallback):
         self.trainer, self.num_steps = trainer, num_steps
         args = trainer.args
         samples = args.alignment_granularity == "sample"
-        texts = args.alignment_texts.removesuffix("_and_extended") if samples else args.alignment_texts
+        texts = args.texts_without_extended if samples else args.alignment_texts
         self.collator = LoGraMedDataCollator(
             trainer.processing_class,
             max_length=args.max_length,

@@ -484,7 +484,7 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
         "log_history": log_history,
     }
     (output / "train_metrics.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    if log_history:
+    if any("loss" in entry or "eval_loss" in entry for entry in log_history):  # not so where no step was logged
         plot_curves(log_history, output / "curves.png")
     write_local_card(output)
     print(f"\nTrained {state.global_step} steps in {metrics['train_runtime'] / 60:.1f} minutes; wrote {output}.")

@@ -595,7 +595,7 @@ def _have_extended_answers(rows) -> bool:
 
 def _align_without_extended_answers(args: LoGraMedTrainingArguments, rows) -> None:
     """Leave extended answers out of the nodes, with a warning, where the first row of `rows` has none."""
-    others = args.alignment_texts.removesuffix("_and_extended")  # "extended" alone has none
+    others = args.texts_without_extended
     if args.alignment_texts == others or args.alignment_granularity == "span" or not hasattr(rows, "__len__"):
         return
     if len(rows) > 0 and not any(rows[0].get(field) for field in (*EXTENDED_KEYS, "extended_answers")):

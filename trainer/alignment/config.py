@@ -223,6 +223,16 @@ class AlignmentConfig:
         return "extended" in TEXTS[self.alignment_texts]
 
     @property
+    def texts_without_extended(self) -> str:
+        """`alignment_texts` without the extended answers, unless they are alone."""
+        return self.alignment_texts.removesuffix("_and_extended")
+
+    @property
+    def uses_question_texts(self) -> bool:
+        """Whether a text is a question with its answer."""
+        return "question_answer" in TEXTS[self.alignment_texts]
+
+    @property
     def text_kinds(self) -> tuple[str, ...]:
         """The modalities that texts make: a question with its answer is one of the answers."""
         return tuple("extended" if name == "extended" else "answer" for name in TEXTS[self.alignment_texts])
@@ -246,7 +256,7 @@ class AlignmentConfig:
                 "`alignment_image_node='answer_state'` needs nodes that are answers: give `alignment_granularity` "
                 "`turn` (or `span`)."
             )
-        if is_sample and "question_answer" in TEXTS[self.alignment_texts]:
+        if is_sample and self.uses_question_texts:
             raise ValueError(
                 f"`alignment_texts={self.alignment_texts!r}` needs nodes that are turns: give `alignment_granularity` "
                 "`turn`."
