@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,19 @@ def write_whole(path: Path, text: str) -> Path:
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     return unfinished.replace(path)
+
+
+def write_bytes_whole(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, and leaves nothing else behind; several processes may do so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.replace(file.name, path)
+        except OSError:
+            Path(file.name).unlink()
+            raise
 
 
 def hash_file(path: str | Path) -> bytes:

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ import torch
 import xxhash
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from logramed.eval.files import write_bytes_whole
 
 
 logger = logging.getLogger(__name__)
@@ -96,11 +96,8 @@ class CachedTower:
 
     def _write(self, path: Path, state: torch.Tensor) -> None:
         content = safetensors.torch.save({TENSOR_NAME: state.detach().cpu().contiguous()})
-        path.parent.mkdir(exist_ok=True)
         try:
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(xxhash.xxh3_128(content).digest() + content)
-            os.replace(file.name, path)
+            write_bytes_whole(path, xxhash.xxh3_128(content).digest() + content)
         except OSError as error:
             free = shutil.disk_usage(self.folder).free / 2**30
             raise OSError(

@@ -6,8 +6,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import torch
 from huggingface_hub import constants
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from logramed.eval.files import write_bytes_whole
 
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class TextEncoder:
     def _save_table(self) -> None:
         self._table = self._read_saved() | self._table
         try:
-            write_whole(self.folder / "embeddings", pack(self._table))
+            write_bytes_whole(self.folder / "embeddings", pack(self._table))
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -302,16 +302,3 @@ def unpack(content: bytes) -> dict[bytes, np.ndarray]:
         raise ValueError("The checksum is not that of the content.")
     arrays = safetensors.numpy.load(content)
     return dict(zip(map(bytes, arrays["keys"]), arrays["embeddings"], strict=True))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all, and leaves nothing else behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.replace(file.name, path)
-        except OSError:
-            Path(file.name).unlink()
-            raise

@@ -136,6 +136,13 @@ def test_position_embeddings_of_a_new_tower_are_scaled(data_file):
     torch.testing.assert_close(scaled[differing[0]], 8 * plain[differing[0]])
 
 
+def test_a_run_without_a_logged_step_leaves_its_model_and_no_curves(tmp_path, data_file):
+    assert main([write_recipe(tmp_path, data_file, logging_steps=10)]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "train_metrics.json").is_file()
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 def test_validation_share_holds_out_questions(tmp_path, data_file):
     main([write_recipe(tmp_path, data_file, validation_share=0.25)])
     results = json.loads((tmp_path / "run" / "train_metrics.json").read_text())
