@@ -23,6 +23,7 @@ TORCH_SETTINGS = {  # what tells each, and what sets it
     "are_deterministic_algorithms_enabled": "use_deterministic_algorithms",
     "get_float32_matmul_precision": "set_float32_matmul_precision",
 }
+VERBOSITY_MODULES = ("transformers.utils.logging", "datasets.utils.logging", "huggingface_hub.utils.logging")
 SEED = 0
 
 
@@ -63,7 +64,7 @@ def kept_state() -> Iterator[None]:
     mappings = [(mapping, dict(mapping)) for mapping in _shared_mappings()]
     folder, path = Path.cwd(), list(sys.path)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    settings = _torch_settings()
+    settings, verbosities = _torch_settings(), _verbosities()
     yield
     for mapping, content in mappings:
         _put_back(mapping, content)
@@ -75,6 +76,8 @@ def kept_state() -> Iterator[None]:
     for name, value in settings.items():
         if _torch_settings()[name] != value:
             getattr(sys.modules["torch"], TORCH_SETTINGS[name])(value)
+    for name, level in verbosities.items():
+        sys.modules[name].set_verbosity(level)
     _forget_warnings()
 
 
@@ -100,6 +103,11 @@ def _torch_settings() -> dict[str, Any]:
     if "torch" not in sys.modules:
         return {}
     return {name: getattr(sys.modules["torch"], name)() for name in TORCH_SETTINGS}
+
+
+def _verbosities() -> dict[str, int]:
+    """How much each library logs: a `Trainer` made with `log_level` sets it for the whole process."""
+    return {name: sys.modules[name].get_verbosity() for name in VERBOSITY_MODULES if name in sys.modules}
 
 
 def _forget_warnings() -> None:

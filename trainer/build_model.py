@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
-from logramed.chat_templates_logramed import with_image_parts
+from logramed.chat_templates_logramed import DEFAULT_CHAT_TEMPLATE, with_image_parts
 from logramed.eval.files import write_json
 from logramed.modeling_logramed import LoGraMedProjector
 
@@ -222,12 +222,16 @@ def with_vocabulary(text_config: dict, tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def training_texts(rows: Iterable[dict]) -> Iterable[str]:
-    """All text of training rows: what a new tokenizer is trained on. The words of the chat template are among it."""
-    yield "USER: ASSISTANT:"
+    """
+    Conversations of training rows as the default chat template writes them, and extended answers: what a new tokenizer
+    is trained on. So role words and the space before an answer become tokens as often as the model will read them.
+    """
+    writer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="", eos_token="\n")
     for row in rows:
-        for message in row["messages"]:
-            yield from (part["text"] for part in message["content"] if part["type"] == "text")
-        yield from row["extended_answers"] or ()
+        written = writer.apply_chat_template(row["messages"], chat_template=DEFAULT_CHAT_TEMPLATE, tokenize=False)
+        yield written.replace(IMAGE_TOKEN, "")
+        for extended in row["extended_answers"] or ():
+            yield f" {extended}"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

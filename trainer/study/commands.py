@@ -154,6 +154,7 @@ def evaluation_command(run: Run, paths: Paths, split: str, limits: Limits | None
         "benchmark": benchmark,
         "data": data,
         "split": f"by_image_{split}" if benchmark == "vqa_rad" else split,
+        "on_bad_row": "skip",  # SLAKE's missing image has validation questions
         "limit": (limits or Limits()).num_questions,
         "batch_size": EVALUATION_BATCH_SIZE,
         "images": "false",
