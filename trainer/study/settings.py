@@ -34,7 +34,7 @@ class Settings:
 LEVELS = {
     "scratch": {
         "learning_rate": (5e-4, 1e-3, 2e-3),
-        "num_steps": (200, 400, 800),
+        "num_steps": (100, 200, 400),
         "weight_decay": (0.01, 0.05, 0.2),
     },
     "mini": {"learning_rate": (1e-4, 2e-4, 5e-4), "num_steps": (100,), "weight_decay": (0.0,)},
