@@ -13,12 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets.config
+import datasets.utils.logging
 import evaluate.config
 import huggingface_hub
 import numpy
 import pytest
 import torch
 import transformers.utils.hub
+import transformers.utils.logging
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from huggingface_hub import HfApi, HfFileSystem
@@ -127,6 +129,7 @@ def test_what_a_test_leaves_in_the_process_is_put_back(tmp_path, monkeypatch):
     logger = logging.getLogger("transformers.anything")
     before = dict(os.environ), Path.cwd(), torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     states = dict(PartialState._shared_state), dict(AcceleratorState._shared_state)
+    verbosity = transformers.utils.logging.get_verbosity(), datasets.utils.logging.get_verbosity()
     with kept_state():
         os.environ["HF_TOKEN"] = "left"
         os.environ.pop("HF_ENDPOINT")
@@ -138,10 +141,13 @@ def test_what_a_test_leaves_in_the_process_is_put_back(tmp_path, monkeypatch):
         huggingface_hub.constants.HF_HUB_OFFLINE = False
         Accelerator(cpu=True)
         logger.warning_once("said once in a process")
+        transformers.utils.logging.set_verbosity_info()
+        datasets.utils.logging.set_verbosity_debug()
     after = dict(os.environ), Path.cwd(), torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     assert after == before
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
     assert huggingface_hub.constants.HF_HUB_OFFLINE
+    assert (transformers.utils.logging.get_verbosity(), datasets.utils.logging.get_verbosity()) == verbosity
     assert (dict(PartialState._shared_state), dict(AcceleratorState._shared_state)) == states
     said = []
     monkeypatch.setattr(logger, "warning", lambda *words, **options: said.append(words))

@@ -19,7 +19,8 @@ from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConf
 from transformers.models.clip.modeling_clip import CLIPModel
 
 from logramed import AutoModelForVision2Seq, LoGraMedProcessor
-from logramed.trainer.build_model import join_models, main, train_tokenizer
+from logramed.chat_templates_logramed import DEFAULT_CHAT_TEMPLATE
+from logramed.trainer.build_model import join_models, main, train_tokenizer, training_texts
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import LANGUAGE_MODELS, TOWERS
 
@@ -218,6 +219,21 @@ def test_tokenizer_writes_any_text_and_keeps_special_tokens_whole():
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer("<image>")["input_ids"] == [tokenizer.convert_tokens_to_ids("<image>")]
     assert len(tokenizer) <= 300
+
+
+def test_a_new_tokenizer_writes_the_template_and_the_start_of_an_answer_in_whole_words():
+    messages = [message("user", ("image", None), ("text", "Which organ?")), message("assistant", ("text", "Lung"))]
+    rows = [{"messages": messages, "extended_answers": ["The lung is shown."]}] * 3
+    tokenizer = train_tokenizer(training_texts(rows), vocab_size=400)
+    text = tokenizer.apply_chat_template(messages, chat_template=DEFAULT_CHAT_TEMPLATE, tokenize=False)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+    assert " ".join(tokens) == "<s> USER : Ġ <image> Ċ Which Ġorgan ? ĠASSISTANT : ĠLung </s>"
+    assert tokenizer.tokenize(" lung") == ["Ġlung"]  # of the extended answer
+
+
+def message(role, *parts):
+    """As `datasets` has it: every part with every key."""
+    return {"role": role, "content": [{"type": kind, "text": text} for kind, text in parts]}
 
 
 def test_llava_loads_the_joined_folder_weights(parts, tmp_path):

@@ -299,9 +299,7 @@ def test_long_texts_are_cut_with_one_warning_that_counts_them(tmp_path, cache, c
     embeddings = encoder([*long, "no mass"])
     encoder(["liver " * 30])
     said = [record.message for record in caplog.records if record.name == "logramed.trainer.text_encoder"]
-    assert [message.split(" that")[0] for message in said] == [
-        f"3 of 4 texts are cut to the {expected} tokens"
-    ]
+    assert [message.split(" that")[0] for message in said] == [f"3 of 4 texts are cut to the {expected} tokens"]
     torch.testing.assert_close(embeddings[0], embeddings[2])
     torch.testing.assert_close(embeddings[1], embed_by_hand(folder, "mass " * (expected - 2), "mean"))
 

@@ -1,8 +1,9 @@
 """The commands of a run: building the untrained model, training and evaluation. Nothing is started here."""
 
 import json
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ class Paths:
 
     def run(self, run: Run) -> Path:
         return self.output / "runs" / run.name
+
+    def without_places(self, command: Sequence[str]) -> str:
+        """
+        A command as a line that is the same on every machine: the names of these folders stand for them.
+
+        Example:
+            >>> paths = Paths(Path("/a/study"), Path("/a/mini"), Path("/data/slake"), Path("/data/vqa_rad"))
+            >>> paths.without_places([sys.executable, "-m", "train", "--output_dir", "/a/study/runs/x"])
+            'python -m train --output_dir OUTPUT/runs/x'
+        """
+        line = subprocess.list2cmdline(["python", *command[1:]])
+        for name in ("output", "parts", "slake", "vqa_rad"):
+            line = line.replace(str(getattr(self, name)), name.upper())
+        return line
 
 
 @dataclass(frozen=True)

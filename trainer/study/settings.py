@@ -30,18 +30,9 @@ class Settings:
     strength: float | None = None
 
 
-# The levels of each factor, by model.
-LEVELS = {
-    "scratch": {
-        "learning_rate": (5e-4, 1e-3, 2e-3),
-        "num_steps": (100, 200, 400),
-        "weight_decay": (0.01, 0.05, 0.2),
-    },
-    "mini": {"learning_rate": (1e-4, 2e-4, 5e-4), "num_steps": (100,), "weight_decay": (0.0,)},
-}
-# Of the model from scratch. One ratio is not the same strength for both models: README.md here has what was measured.
+# The levels of each factor. One ratio is not the same strength for every model: README.md here has what was measured.
+LEVELS = {"learning_rate": (5e-4, 1e-3, 2e-3), "num_steps": (100, 200, 400), "weight_decay": (0.01, 0.05, 0.2)}
 STRENGTHS = {"alignment_gradient_ratio": (1.0, 3.0, 9.0), "alignment_weight": (0.1, 1.0, 3.0)}
-MINI_RATIO = 0.25
 # Four factors of three levels in nine trials: every two levels of two factors meet exactly once (Taguchi's L9).
 ORTHOGONAL_ARRAY = (
     (0, 0, 0, 0),
@@ -54,19 +45,27 @@ ORTHOGONAL_ARRAY = (
     (2, 1, 0, 2),
     (2, 2, 1, 0),
 )
-# The mini's trials differ in the learning rate alone.
-LEARNING_RATES_ALONE = ((0, 0, 0, 1), (1, 0, 0, 1), (2, 0, 0, 1))
-# Arms of the mini, which has the others' strength and no trials for them.
-TUNED_ARMS = {"scratch": tuple(ARMS), "mini": (PLAIN, PRIMARY, "permuted")}
+# Arms of the model from scratch with nine trials. The fixed weight has three, at the primary arm's other settings.
+NINE_TRIALS = (PLAIN, PRIMARY, "extended_targets")
+FIXED_WEIGHT = "former_default"
+TUNED_ARMS = (*NINE_TRIALS, FIXED_WEIGHT)
+# Whose settings an arm has that is not tuned, by its kind of strength.
+FOLLOWED = {"alignment_gradient_ratio": PRIMARY, "alignment_weight": FIXED_WEIGHT}
 
 
-def trials(model: str, arm: str) -> list[Settings]:
-    """The settings tried for an arm: as many for each arm of a model, plain included."""
-    levels, strength = LEVELS[model], ARMS[arm].strength
-    strengths = (MINI_RATIO,) * 3 if model == "mini" else STRENGTHS.get(strength)
-    factors = [*levels.values(), strengths if strength else (None, None, None)]
-    array = ORTHOGONAL_ARRAY if model == "scratch" else LEARNING_RATES_ALONE
-    return [Settings(*(values[level] for values, level in zip(factors, row, strict=True))) for row in array]
+def trials(arm: str, primary: Settings) -> list[Settings]:
+    """
+    The settings tried for an arm of the model from scratch.
+
+    Args:
+        arm (`str`): Of `TUNED_ARMS`.
+        primary (`Settings`): Of the primary arm, which `FIXED_WEIGHT` has but for its weight.
+    """
+    if arm == FIXED_WEIGHT:
+        return [Settings(**{**asdict(primary), "strength": weight}) for weight in STRENGTHS["alignment_weight"]]
+    strength = ARMS[arm].strength
+    factors = [*LEVELS.values(), STRENGTHS[strength] if strength else (None, None, None)]
+    return [Settings(*(values[level] for values, level in zip(factors, row, strict=True))) for row in ORTHOGONAL_ARRAY]
 
 
 def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Settings:
@@ -92,20 +91,22 @@ def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Setti
 
 def read_settings(path: Path = SETTINGS_FILE) -> dict[str, dict[str, Settings]]:
     """
-    The settings of each arm, by model.
+    The settings of each arm, by model. An arm that is not in the file has those of the arm that it follows.
 
     Raises:
-        ValueError: If an arm that runs is missing there, or a value is.
+        ValueError: If an arm that others follow is missing there, or a value is.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for model, arms in TUNED_ARMS.items():
-        missing = [arm for arm in arms if arm not in content.get(model, {})]
+    read: dict[str, dict[str, Settings]] = {}
+    for model, needed in {"scratch": TUNED_ARMS, "mini": (PLAIN, PRIMARY)}.items():
+        missing = [arm for arm in needed if arm not in content.get(model, {})]
         if missing:
             raise ValueError(f"{path} has no settings of {model} for {', '.join(missing)}. `--tune` writes them.")
-    try:
-        return {model: {arm: Settings(**values) for arm, values in content[model].items()} for model in TUNED_ARMS}
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}.") from error
+        try:
+            read[model] = {arm: Settings(**values) for arm, values in content[model].items()}
+        except TypeError as error:
+            raise ValueError(f"{path}: {error}.") from error
+    return read
 
 
 def write_settings(path: Path, settings: Mapping[str, Mapping[str, Settings]], comment: str) -> Path:
@@ -123,9 +124,10 @@ def write_settings(path: Path, settings: Mapping[str, Mapping[str, Settings]], c
 
 def settings_of(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> Settings:
     """What `run` is trained with: the arm's own, plain's with the arm's strength, or those of a trial."""
+    of_model, strength = settings[run.model], ARMS[run.arm].strength
     if run.settings.startswith("trial"):
-        return trials(run.model, run.arm)[int(run.settings.removeprefix("trial"))]
-    own = settings[run.model][run.arm]
+        return trials(run.arm, of_model[PRIMARY])[int(run.settings.removeprefix("trial"))]
+    own = of_model.get(run.arm) or of_model[FOLLOWED[strength] if strength else PLAIN]
     if run.settings == "own":
         return own
-    return Settings(**{**asdict(settings[run.model][PLAIN]), "strength": own.strength})
+    return Settings(**{**asdict(of_model[PLAIN]), "strength": own.strength})

@@ -86,8 +86,11 @@ def make_row(
         "split": split,
         "with_sight": read_figures(evaluation, ".jsonl"),
         "without_sight": read_figures(evaluation, ".blank_images.jsonl"),
+        "by_content": {
+            sight: read_group_scores(evaluation, ending)
+            for sight, ending in (("with_sight", ".jsonl"), ("without_sight", ".blank_images.jsonl"))
+        },
         "image_scores": read_image_scores(evaluation),
-        "evaluation": str(evaluation),
         **asdict(settings),
         "seconds_per_step": seconds_per_step(training["log_history"]),
         "logged": summarize_log(training["log_history"]),
@@ -132,6 +135,17 @@ def read_image_scores(evaluation: Path) -> dict[str, list[float]]:
         total = sums.setdefault(image, [0.0, 0])
         total[0] += row["score"]
         total[1] += 1
+    return dict(sorted(sums.items()))
+
+
+def read_group_scores(evaluation: Path, ending: str, group: str = "content_type") -> dict[str, list[float]]:
+    """The sum of the scores and the number of questions of each content type; empty where the data has none."""
+    sums: dict[str, list[float]] = {}
+    for row in read_scores(evaluation, ending) or []:
+        if group in row.get("groups", {}):
+            total = sums.setdefault(row["groups"][group], [0.0, 0])
+            total[0] += row["score"]
+            total[1] += 1
     return dict(sorted(sums.items()))
 
 

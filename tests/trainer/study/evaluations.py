@@ -5,6 +5,7 @@ from pathlib import Path
 
 
 QUESTIONS = (("q1", "xmlab1", "CLOSED"), ("q2", "xmlab1", "OPEN"), ("q3", "xmlab2", "OPEN"))
+CONTENT = {"q1": "Organ", "q2": "Size", "q3": "Organ"}
 
 
 def write_training(folder: Path, num_steps: int = 4) -> None:
@@ -21,7 +22,8 @@ def write_evaluation(folder: Path, scores=(100.0, 50.0, 25.0), blank_scores=(0.0
         lines = []
         for (question, _, kind), value in zip(QUESTIONS, values, strict=True):
             figure = {"CLOSED": "closed_accuracy", "OPEN": "open_recall"}[kind]
-            lines.append({"question_id": question, "answer_type": kind, "scores": {figure: value}})
+            groups = {"content_type": CONTENT[question]}
+            lines.append({"question_id": question, "groups": groups, "answer_type": kind, "scores": {figure: value}})
         (folder / f"scores{ending}").write_text("".join(json.dumps(line) + "\n" for line in lines))
     images = {question: f"/anywhere/imgs/{image}/source.jpg" for question, image, _ in QUESTIONS}
     (folder / "local_paths.json").write_text(json.dumps({"images": images}))

@@ -9,12 +9,17 @@ from logramed.eval.arguments import EvaluationArguments
 from logramed.trainer import build_model
 from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run, planned_runs
 from logramed.trainer.study.commands import Limits, Paths, build_command, evaluation_command, training_commands
-from logramed.trainer.study.settings import Settings, read_settings, settings_of
+from logramed.trainer.study.settings import Settings, settings_of
 from logramed.trainer.train import parse_arguments
 
 
 PATHS = Paths(Path("/study"), Path("/parts"), Path("/slake"), Path("/vqa_rad"))
 PLAIN_SETTINGS = Settings(1e-3, 400, 0.05)
+ALIGNED_SETTINGS, WEIGHTED_SETTINGS = Settings(2e-3, 200, 0.01, 6.0), Settings(2e-3, 200, 0.01, 1.0)
+SETTINGS = {
+    "scratch": {PLAIN: PLAIN_SETTINGS, PRIMARY: ALIGNED_SETTINGS, "former_default": WEIGHTED_SETTINGS},
+    "mini": {PLAIN: PLAIN_SETTINGS, PRIMARY: ALIGNED_SETTINGS},
+}
 
 
 def options(command):
@@ -24,11 +29,11 @@ def options(command):
 
 
 def commands_of(run, **values):
-    return training_commands(run, PATHS, settings_of(run, read_settings()), PLAIN_SETTINGS, **values)
+    return training_commands(run, PATHS, settings_of(run, SETTINGS), PLAIN_SETTINGS, **values)
 
 
 def test_arms_of_a_seed_differ_in_nothing_but_what_they_are_about():
-    given = {arm: options(commands_of(Run("scratch", "slake", 10, arm, 0))["model"]) for arm in ARMS}
+    given = {arm: options(commands_of(Run("scratch", "slake", 10, arm, 0, "plain"))["model"]) for arm in ARMS}
     may_differ = {"--train_data", "--output_dir", "--alignment_gradient_ratio", "--alignment_weight"}
     for name, arm in ARMS.items():
         names = may_differ | {f"--{argument}" for argument in arm.arguments}
@@ -65,7 +70,8 @@ def test_pretraining_is_aligned_and_its_fine_tuning_is_plain_at_plains_settings(
     assert second["--model"] == first["--output_dir"]
     assert second["--alignment_weight"] == "0"
     assert "--alignment_image_node" not in second
-    assert (first["--max_steps"], second["--max_steps"]) == ("400", "1200")
+    assert (first["--max_steps"], second["--max_steps"]) == ("200", "1200")
+    assert (first["--learning_rate"], second["--learning_rate"]) == ("0.002", "0.001")
 
 
 def test_mini_is_trained_by_adapters_and_the_model_from_scratch_in_full():

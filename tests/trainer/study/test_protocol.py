@@ -3,7 +3,7 @@
 import re
 from importlib.resources import files
 
-from logramed.trainer.study.arms import ALL_SHARES, ARMS, AT_10_PERCENT, SECONDARY_COMPARISONS, planned_runs
+from logramed.trainer.study.arms import ARMS, SECONDARY_COMPARISONS, planned_runs
 from logramed.trainer.study.run import list_runs
 from logramed.trainer.study.settings import LEVELS, ORTHOGONAL_ARRAY, STRENGTHS, read_settings
 
@@ -17,10 +17,8 @@ def table(heading):
 
 
 def test_arms_are_those_that_run():
-    named = {row[0].strip("`"): row[1] for row in table("Arms")[2:]}
-    assert list(named) == list(ARMS)
-    assert {arm for arm, shares in named.items() if shares == "all"} == set(ALL_SHARES)
-    assert {arm for arm, shares in named.items() if shares == "10%"} == set(AT_10_PERCENT)
+    assert [row[0].strip("`") for row in table("Arms")[2:]] == list(ARMS)
+    assert {run.arm for run in planned_runs()} == set(ARMS)
 
 
 def test_numbers_of_runs_are_those_that_are_listed():
@@ -31,7 +29,7 @@ def test_numbers_of_runs_are_those_that_are_listed():
 
 def test_trials_are_those_that_are_tried():
     text = " ".join(PROTOCOL.split())
-    for values in (*LEVELS["scratch"].values(), *STRENGTHS.values()):
+    for values in (*LEVELS.values(), *STRENGTHS.values()):
         levels = [
             f"{value:g}".replace("0.0005", "5e-4").replace("0.001", "1e-3").replace("0.002", "2e-3")
             for value in values
@@ -44,6 +42,6 @@ def test_trials_are_those_that_are_tried():
 def test_named_comparisons_are_those_that_are_corrected():
     analysis = PROTOCOL.split("## Analysis\n")[1].split("\n## ")[0]
     assert len(re.findall(r"^- ", analysis, flags=re.MULTILINE)) == 4
-    assert len(SECONDARY_COMPARISONS) == 1 + 5 + 3 + 3
+    assert len(SECONDARY_COMPARISONS) == 1 + 5 + 3 + 2
     for comparison in SECONDARY_COMPARISONS:
         assert f"`{comparison.second.arm}`" in analysis

@@ -15,7 +15,7 @@ from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run
 from logramed.trainer.study.commands import Paths
 from logramed.trainer.study.data import make_row, write_rows
 from logramed.trainer.study.run import CommandError, Commands, Study, main, parse_arguments, select_runs, tune
-from logramed.trainer.study.settings import Settings, read_settings
+from logramed.trainer.study.settings import FIXED_WEIGHT, Settings, read_settings
 from logramed.trainer.study.table import Table
 from tests.trainer.study.evaluations import write_evaluation, write_training
 
@@ -76,7 +76,8 @@ def test_each_run_is_trained_and_evaluated_once_and_has_one_row(make_study):
     assert set(rows) == {(run.name, "test") for run in RUNS}
     row = rows[RUNS[1].name, "test"]
     assert row["training_data"]["model"]
-    assert row["commands"]["model"][2] == "logramed.trainer.train"
+    assert row["commands"]["model"].startswith("python -m logramed.trainer.train --model OUTPUT/untrained/")
+    assert str(study.paths.output) not in json.dumps(row)
     assert {"git_revision", "git_changes", "seconds", "ended"} <= row.keys()
     assert not list(study.paths.output.rglob("*.safetensors"))
     again = make_study()
@@ -126,11 +127,13 @@ def test_pretraining_trains_twice_on_two_files(make_study):
 
 def test_tuning_scores_every_trial_on_validation_and_writes_settings(make_study, tmp_path):
     study = make_study(split="validation")
-    assert tune(study, [PLAIN, PRIMARY], ["scratch"], 2, tmp_path / "settings.yaml") == []
-    assert len(study.table.rows) == 18
+    assert tune(study, [PLAIN, PRIMARY, FIXED_WEIGHT], 2, tmp_path / "settings.yaml") == []
+    assert len(study.table.rows) == 9 + 9 + 3
     assert {row["split"] for row in study.table.rows.values()} == {"validation"}
     chosen = read_settings(tmp_path / "settings.yaml")
-    assert chosen["scratch"][PLAIN] == Settings(5e-4, 200, 0.01)  # all are equal: the first levels
+    assert chosen["scratch"][PLAIN] == Settings(5e-4, 100, 0.01)  # all are equal: the first levels
+    weight = next(row for (run, _), row in study.table.rows.items() if FIXED_WEIGHT in run)
+    assert (weight["learning_rate"], weight["num_steps"]) == (5e-4, 100)  # those chosen for the primary arm
     assert chosen["mini"] == read_settings()["mini"]
 
 
@@ -190,7 +193,7 @@ def test_a_run_waits_for_a_command_that_outlived_a_killed_study(tmp_path):
 
 def test_command_lists_and_summarizes_without_data(tmp_path, capsys):
     assert main(["--list"]) == 0
-    assert f"| all | {len(study_run.planned_runs()) + 135} |" in capsys.readouterr().out
+    assert f"| all | {len(study_run.planned_runs()) + 30} |" in capsys.readouterr().out
     assert main(["--summarize", "--output", str(tmp_path)]) == 0
     assert "No run is scored on the test split yet." in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -1,12 +1,13 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
 from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run
 from logramed.trainer.study.settings import (
+    FIXED_WEIGHT,
     ORTHOGONAL_ARRAY,
-    TUNED_ARMS,
     Settings,
     choose_settings,
     read_settings,
@@ -16,20 +17,31 @@ from logramed.trainer.study.settings import (
 )
 
 
-def test_every_arm_of_a_model_has_as_many_trials_and_the_same_ones_but_for_the_strength():
-    for model, arms in TUNED_ARMS.items():
-        plain = trials(model, PLAIN)
-        assert len(set(plain)) == len(plain)
-        for arm in arms:
-            tried = trials(model, arm)
-            assert len(tried) == len(plain)
-            for one, other in zip(tried, plain, strict=True):
-                assert (one.learning_rate, one.num_steps, one.weight_decay) == (
-                    other.learning_rate,
-                    other.num_steps,
-                    other.weight_decay,
-                )
-                assert (one.strength is None) == (ARMS[arm].strength is None)
+STARTED_FROM = Settings(1e-3, 300, 0.02, 5.0)
+
+
+def test_plain_has_as_many_trials_as_the_arms_it_is_compared_with_and_the_same_ones_but_for_the_strength():
+    plain = trials(PLAIN, STARTED_FROM)
+    assert len(set(plain)) == len(plain) == 9
+    for arm in (PRIMARY, "extended_targets"):
+        for one, other in zip(trials(arm, STARTED_FROM), plain, strict=True):
+            assert replace(one, strength=None) == other
+            assert (one.strength is None) == (ARMS[arm].strength is None)
+
+
+def test_fixed_weight_is_tried_at_the_settings_of_the_primary_arm():
+    tried = trials(FIXED_WEIGHT, STARTED_FROM)
+    assert tried == [replace(STARTED_FROM, strength=weight) for weight in (0.1, 1.0, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("arm", "followed"), [("permuted", PRIMARY), ("siglip", PRIMARY), ("paper_form", FIXED_WEIGHT)]
+)
+def test_an_arm_that_is_not_tuned_has_the_settings_of_the_one_it_follows(arm, followed):
+    settings = read_settings()
+    settings["scratch"] |= {PRIMARY: STARTED_FROM, FIXED_WEIGHT: Settings(2e-3, 100, 0.1, 0.7)}
+    run = Run("scratch", "slake", 10, arm, 0)
+    assert settings_of(run, settings) == settings["scratch"][followed]
 
 
 def test_array_is_orthogonal():
@@ -38,7 +50,7 @@ def test_array_is_orthogonal():
 
 
 def test_chosen_settings_are_the_best_levels_of_an_additive_score():
-    tried = trials("scratch", PRIMARY)
+    tried = trials(PRIMARY, STARTED_FROM)
     scores = [
         50
         + 3 * (settings.learning_rate == 2e-3)
@@ -72,4 +84,6 @@ def test_runs_at_plains_settings_keep_the_strength_of_their_arm():
     run = Run("scratch", "slake", 10, PRIMARY, 0)
     assert settings_of(run, settings) == Settings(5e-4, 200, 0.01, 0.5)
     assert settings_of(Run(*[*vars(run).values()][:-1], settings="plain"), settings) == Settings(2e-3, 800, 0.2, 0.5)
-    assert settings_of(Run(*[*vars(run).values()][:-1], settings="trial4"), settings) == trials("scratch", PRIMARY)[4]
+    assert (
+        settings_of(Run(*[*vars(run).values()][:-1], settings="trial4"), settings) == trials(PRIMARY, STARTED_FROM)[4]
+    )

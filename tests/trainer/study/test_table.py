@@ -25,6 +25,10 @@ def test_row_holds_the_figures_of_what_was_written(tmp_path):
         "open": 37.5,
     }
     assert row["without_sight"]["all"] == pytest.approx(50 / 3)
+    assert row["by_content"] == {
+        "with_sight": {"Organ": [125.0, 2], "Size": [50.0, 1]},
+        "without_sight": {"Organ": [0.0, 2], "Size": [50.0, 1]},
+    }
     assert row["image_scores"] == {"xmlab1/source.jpg": [150.0, 2], "xmlab2/source.jpg": [25.0, 1]}
     assert row["seconds_per_step"] == 0.5
     assert row["logged"]["alignment_gradient_ratio"] == {"first": 0.2, "mean": pytest.approx(0.3), "last": 0.4}
