@@ -86,9 +86,18 @@ def rows_of(rows: Iterable[Mapping], side: Side, split: str) -> dict[int, Mappin
     return {row["seed"]: row for row in rows if all(row[name] == value for name, value in wanted.items())}
 
 
-def compare(rows: Sequence[Mapping], comparison: Comparison, split: str) -> Difference | None:
+def compare(
+    rows: Sequence[Mapping], comparison: Comparison, split: str, kind: str = "all", sight: str = "with_sight"
+) -> Difference | None:
     """
     First minus second by the seeds that both have; `None` if there is none.
+
+    Args:
+        rows (`Sequence[Mapping]`): The table.
+        comparison (`Comparison`): Of what.
+        split (`str`): "test" or "validation".
+        kind (`str`): Which questions: "all", "closed" or "open".
+        sight (`str`): "with_sight" or "without_sight".
 
     Raises:
         ValueError: If two runs were asked other images, or another number of questions about one.
@@ -97,19 +106,28 @@ def compare(rows: Sequence[Mapping], comparison: Comparison, split: str) -> Diff
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
-    counts = {image: count for image, (_, count) in first[seeds[0]]["image_scores"].items()}
-    sums = {}
-    for side, found in ("first", first), ("second", second):
-        for seed in seeds:
-            scores = found[seed]["image_scores"]
-            if {image: count for image, (_, count) in scores.items()} != counts:
+    scores = [[image_scores(side[seed], kind, sight) for seed in seeds] for side in (first, second)]
+    counts = {image: count for image, (_, count) in scores[0][0].items()}
+    for side, of_side in zip((first, second), scores, strict=True):
+        for seed, of_run in zip(seeds, of_side, strict=True):
+            if {image: count for image, (_, count) in of_run.items()} != counts:
                 raise ValueError(
-                    f"{found[seed]['run']} was asked other questions than {first[seeds[0]]['run']}: score both on the "
+                    f"{side[seed]['run']} was asked other questions than {first[seeds[0]]['run']}: score both on the "
                     "same split."
                 )
-            sums[side, seed] = [scores[image][0] for image in counts]
-    differences = np.array([np.subtract(sums["first", seed], sums["second", seed]) for seed in seeds])
-    return hierarchical_bootstrap(differences, np.array(list(counts.values())))
+    sums = np.array([[[of_run[image][0] for image in counts] for of_run in of_side] for of_side in scores])
+    return hierarchical_bootstrap(sums[0] - sums[1], np.array(list(counts.values())))
+
+
+def image_scores(row: Mapping, kind: str, sight: str) -> dict[str, tuple[float, int]]:
+    """For each image the sum of the scores of its questions of this kind, and their number."""
+    sums: dict[str, tuple[float, int]] = {}
+    for name, of_kind in row["image_scores"][sight].items():
+        if kind in ("all", name):
+            for image, (score, count) in of_kind.items():
+                total, number = sums.get(image, (0.0, 0))
+                sums[image] = (total + score, number + count)
+    return sums
 
 
 def summarize(rows: Sequence[Mapping], split: str) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,10 @@ def make_row(
             sight: read_group_scores(evaluation, ending)
             for sight, ending in (("with_sight", ".jsonl"), ("without_sight", ".blank_images.jsonl"))
         },
-        "image_scores": read_image_scores(evaluation),
+        "image_scores": {
+            sight: read_image_scores(evaluation, ending)
+            for sight, ending in (("with_sight", ".jsonl"), ("without_sight", ".blank_images.jsonl"))
+        },
         **asdict(settings),
         "seconds_per_step": seconds_per_step(training["log_history"]),
         "logged": summarize_log(training["log_history"]),
@@ -126,27 +129,42 @@ def read_figures(evaluation: Path, ending: str) -> dict[str, float | int] | None
     return figures
 
 
-def read_image_scores(evaluation: Path) -> dict[str, list[float]]:
-    """For each image the sum of its questions' scores, in percent, and their number: what intervals are made of."""
+def read_image_scores(evaluation: Path, ending: str) -> dict[str, dict[str, list[float]]]:
+    """
+    For each image the sum of its questions' scores, in percent, and their number, of closed and of open questions:
+    what intervals are made of.
+    """
     images = json.loads((evaluation / "local_paths.json").read_text(encoding="utf-8"))["images"]
-    sums: dict[str, list[float]] = {}
-    for row in read_scores(evaluation) or []:
-        image = short_name(images[row["question_id"]])
-        total = sums.setdefault(image, [0.0, 0])
-        total[0] += row["score"]
-        total[1] += 1
-    return dict(sorted(sums.items()))
+    return {
+        kind.lower(): sum_scores(
+            (short_name(images[row["question_id"]]), row["score"])
+            for row in read_scores(evaluation, ending) or []
+            if row["answer_type"] == kind
+        )
+        for kind in SCORE_NAMES
+    }
 
 
 def read_group_scores(evaluation: Path, ending: str, group: str = "content_type") -> dict[str, list[float]]:
-    """The sum of the scores and the number of questions of each content type; empty where the data has none."""
+    """The same of each content type; empty where the data has none."""
+    rows = read_scores(evaluation, ending) or []
+    return sum_scores((row["groups"][group], row["score"]) for row in rows if group in row.get("groups", {}))
+
+
+def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+    """
+    The sum of the scores of each name, and their number.
+
+    Example:
+        >>> sum_scores([("b", 50.0), ("a", 100.0), ("b", 25.0)])
+        {'a': [100.0, 1], 'b': [75.0, 2]}
+    """
     sums: dict[str, list[float]] = {}
-    for row in read_scores(evaluation, ending) or []:
-        if group in row.get("groups", {}):
-            total = sums.setdefault(row["groups"][group], [0.0, 0])
-            total[0] += row["score"]
-            total[1] += 1
-    return dict(sorted(sums.items()))
+    for name, score in scores:
+        total = sums.setdefault(name, [0.0, 0])
+        total[0] += score
+        total[1] += 1
+    return {name: [round(total, 3), count] for name, (total, count) in sorted(sums.items())}
 
 
 def short_name(path: str) -> str:

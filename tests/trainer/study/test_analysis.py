@@ -23,7 +23,7 @@ def row(arm, seed, image_scores, **values):
         "split": "test",
         "with_sight": figures,
         "without_sight": None,
-        "image_scores": image_scores,
+        "image_scores": {"with_sight": {"open": image_scores}},
         "seconds_per_step": 0.5,
         **values,
     }
@@ -88,6 +88,23 @@ def test_comparison_is_paired_by_the_seeds_that_both_have():
     assert (found.num_seeds, found.num_images) == (1, 2)
     assert compare(rows, PRIMARY_COMPARISON, "validation") is None
     assert compare(rows, Comparison(Side("siglip"), Side(PLAIN)), "test") is None
+
+
+def test_kinds_of_questions_and_sight_are_compared_by_themselves():
+    plain, primary = row(PLAIN, 0, {"a": [0.0, 1]}), row(PRIMARY, 0, {"a": [0.0, 1]})
+    plain["image_scores"] = {
+        "with_sight": {"closed": {"a": [100.0, 1]}, "open": {"a": [0.0, 1], "b": [50.0, 2]}},
+        "without_sight": {"closed": {"a": [0.0, 1]}, "open": {"a": [0.0, 1], "b": [0.0, 2]}},
+    }
+    primary["image_scores"] = {
+        "with_sight": {"closed": {"a": [0.0, 1]}, "open": {"a": [100.0, 1], "b": [200.0, 2]}},
+        "without_sight": {"closed": {"a": [0.0, 1]}, "open": {"a": [0.0, 1], "b": [20.0, 2]}},
+    }
+    expected = {("all", "with_sight"): 150 / 4, ("closed", "with_sight"): -100, ("open", "with_sight"): 250 / 3}
+    for (kind, sight), mean in {**expected, ("all", "without_sight"): 20 / 4}.items():
+        found = compare([plain, primary], PRIMARY_COMPARISON, "test", kind, sight)
+        assert found.mean == pytest.approx(mean)
+        assert found.num_images == (1 if kind == "closed" else 2)
 
 
 def test_runs_that_were_asked_other_questions_are_not_compared():

@@ -29,7 +29,11 @@ def test_row_holds_the_figures_of_what_was_written(tmp_path):
         "with_sight": {"Organ": [125.0, 2], "Size": [50.0, 1]},
         "without_sight": {"Organ": [0.0, 2], "Size": [50.0, 1]},
     }
-    assert row["image_scores"] == {"xmlab1/source.jpg": [150.0, 2], "xmlab2/source.jpg": [25.0, 1]}
+    first, second = "xmlab1/source.jpg", "xmlab2/source.jpg"
+    assert row["image_scores"] == {
+        "with_sight": {"closed": {first: [100.0, 1]}, "open": {first: [50.0, 1], second: [25.0, 1]}},
+        "without_sight": {"closed": {first: [0.0, 1]}, "open": {first: [50.0, 1], second: [0.0, 1]}},
+    }
     assert row["seconds_per_step"] == 0.5
     assert row["logged"]["alignment_gradient_ratio"] == {"first": 0.2, "mean": pytest.approx(0.3), "last": 0.4}
     assert (row["run"], row["arm"], row["settings_of"], row["seed"]) == (RUN.name, "plain", "own", 3)
