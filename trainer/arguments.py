@@ -23,6 +23,13 @@ class ModelArguments(ModelConfig):
             "it, tower, language model and tokenizer are made anew from `vision_config` and `text_config`."
         },
     )
+    vision: str | None = field(
+        default=None,
+        metadata={
+            "help": "In place of `vision_config`: a pretrained tower (CLIP, SigLIP, DINOv2) for a new language "
+            "model, as a folder or Hub id."
+        },
+    )
     vision_config: dict | str | None = field(
         default=None, metadata={"help": "Configuration of a new vision tower, with its `model_type` (JSON)."}
     )
@@ -62,11 +69,16 @@ class ModelArguments(ModelConfig):
         if self.model is not None and self.model_name_or_path not in (None, self.model):
             raise ValueError("`model` is short for `model_name_or_path`: give one of them.")
         self.model = self.model_name_or_path = self.model or self.model_name_or_path
-        new_parts = [name for name in ("vision_config", "text_config") if getattr(self, name) is not None]
+        new_parts = [name for name in ("vision", "vision_config", "text_config") if getattr(self, name) is not None]
         if self.model is not None and new_parts:
             raise ValueError(f"`model` names a model that exists, and {' and '.join(new_parts)} a new one: give one.")
-        if self.model is None and len(new_parts) < 2:
-            raise ValueError("Give `model`, or both `vision_config` and `text_config` for a new model.")
+        if new_parts[:2] == ["vision", "vision_config"]:
+            raise ValueError("`vision` names a tower that exists, and `vision_config` a new one: give one.")
+        if self.model is None and ("text_config" not in new_parts or len(new_parts) < 2):
+            raise ValueError(
+                "Give `model`, or both `vision_config` and `text_config` for a new model. In place of "
+                "`vision_config`, `vision` names a pretrained tower."
+            )
         parse_parts(self.train, self.use_peft)  # refuses what it cannot be
         for name in ("load_in_4bit", "load_in_8bit"):
             if getattr(self, name) and (not self.use_peft or self.model is None):

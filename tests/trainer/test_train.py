@@ -4,11 +4,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from transformers import AutoModel
 
-from logramed import LoGraMedForConditionalGeneration, LoGraMedProcessor
+from logramed import LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.trainer.build_model import new_model
 from logramed.trainer.train import RECIPE_FOLDER, find_recipe, main, parse_arguments
 from logramed.trainer.trainer import LoGraMedTrainer
+from tests.tiny_models import TOWERS
 
 
 NEW_MODEL = {
@@ -78,6 +80,19 @@ def test_recipe_trains_a_new_model_and_leaves_all_that_was_promised(tmp_path, da
     model = LoGraMedForConditionalGeneration.from_pretrained(run)
     assert LoGraMedProcessor.from_pretrained(run).num_image_tokens == model.config.num_image_tokens == 4
     assert "On validation: validation loss" in capsys.readouterr().out
+
+
+def test_a_new_language_model_is_trained_behind_a_pretrained_tower(tmp_path, data_file):
+    tower = AutoModel.from_config(TOWERS["dinov2"]())
+    tower.save_pretrained(tmp_path / "tower")
+    LoGraMedImageProcessor(size=8).save_pretrained(tmp_path / "tower")
+    values = {"vision_config": None, "vision": str(tmp_path / "tower"), "train": "projector,language"}
+    main([write_recipe(tmp_path, data_file, logramed_config={"image_token_pooling": 1}, **values)])
+    model = LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "run")
+    assert model.config.num_image_tokens == 1
+    weights = model.model.vision_tower.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in tower.state_dict().items() if name in weights)
+    assert weights.keys() <= tower.state_dict().keys()
 
 
 def test_command_line_overrides_the_recipe(tmp_path, data_file):
@@ -178,6 +193,8 @@ def test_skipped_rows_of_validation_and_first_stage_are_listed_apart(tmp_path, d
     ("values", "words"),
     [
         ({"model": "somewhere"}, "`model` names a model that exists, and vision_config and text_config a new one"),
+        ({"vision": "tower"}, "`vision` names a tower that exists, and `vision_config` a new one"),
+        ({"vision": "tower", "vision_config": None, "text_config": None}, "Give `model`, or both"),
         ({"text_config": None}, "Give `model`, or both `vision_config` and `text_config`"),
         ({"validation_share": 1.5}, "`validation_share` is a share from 0 to below 1; got 1.5"),
         ({"alignment_wieght": 1.0}, "alignment_wieght"),
