@@ -90,7 +90,7 @@ def compare(
     rows: Sequence[Mapping], comparison: Comparison, split: str, kind: str = "all", sight: str = "with_sight"
 ) -> Difference | None:
     """
-    First minus second by the seeds that both have; `None` if there is none.
+    First minus second by the seeds that both have; `None` if there is no such seed or question.
 
     Args:
         rows (`Sequence[Mapping]`): The table.
@@ -108,6 +108,8 @@ def compare(
         return None
     scores = [[image_scores(side[seed], kind, sight) for seed in seeds] for side in (first, second)]
     counts = {image: count for image, (_, count) in scores[0][0].items()}
+    if not counts:
+        return None
     for side, of_side in zip((first, second), scores, strict=True):
         for seed, of_run in zip(seeds, of_side, strict=True):
             if {image: count for image, (_, count) in of_run.items()} != counts:

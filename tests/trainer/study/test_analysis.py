@@ -23,7 +23,7 @@ def row(arm, seed, image_scores, **values):
         "split": "test",
         "with_sight": figures,
         "without_sight": None,
-        "image_scores": {"with_sight": {"open": image_scores}},
+        "image_scores": {"with_sight": {"open": image_scores}, "without_sight": {}},
         "seconds_per_step": 0.5,
         **values,
     }
