@@ -7,12 +7,11 @@ Compare runs of `eval/run.py` over the same questions: a table, tests, plots and
 with its pictures in `plots/`, and `comparison.json`.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.comparison.html_report import render_html
 from logramed.eval.comparison.markdown_report import render_markdown
 from logramed.eval.comparison.plots import save_png
@@ -25,7 +24,7 @@ from logramed.eval.files import write_json, write_whole
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: of this process), print what was found and return 0."""
-    parser = argparse.ArgumentParser(description="Compare runs of eval/run.py over the same questions.")
+    parser = ArgumentParser(description="Compare runs of eval/run.py over the same questions.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Folder that eval/run.py wrote.")
     parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="Where to write the comparison.")
     parser.add_argument("--no_images", action="store_true", help="Embed no images of the data set in the HTML.")
@@ -91,5 +90,9 @@ def _describe_test(comparison: Comparison, pair) -> dict:
     return names | asdict(pair.test) | {"corrected_p_value": pair.corrected_p_value}
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command())

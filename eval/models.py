@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
+from logramed.eval.model_names import naming_model
 
 
 # Files up to this size are read whole, and of larger ones 16 KiB out of each MiB, so as not to read a whole 7B. Not
@@ -39,14 +40,17 @@ def load_model(model: str, adapter: str | None = None, trust_remote_code: bool =
         trust_remote_code (`bool`): Run model code that comes with the model.
 
     Raises:
-        ValueError: If both name an adapter.
+        ValueError: If both name an adapter, or one of the models is not found.
     """
+    given = model
     base, adapter = resolve_adapter(model, adapter)
-    loaded = AutoModelForImageTextToText.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
+    with naming_model(base, "`--model`" if base == given else f"{given}: its base model (`base_model_name_or_path`)"):
+        loaded = AutoModelForImageTextToText.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
     if adapter is not None:
         from peft import PeftModel
 
-        loaded = PeftModel.from_pretrained(loaded, adapter)
+        with naming_model(adapter, "`--adapter`"):
+            loaded = PeftModel.from_pretrained(loaded, adapter)
     has_processor = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
     processor = AutoProcessor.from_pretrained(adapter if has_processor else base, trust_remote_code=trust_remote_code)
     if not getattr(loaded, "is_quantized", False):  # a quantized model is on its device, and must stay there

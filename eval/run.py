@@ -25,6 +25,7 @@ from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.candidates import read_candidates, training_candidates
+from logramed.eval.command_line import parse_into_dataclasses, run_command
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
@@ -67,7 +68,8 @@ UNJUDGED = "The answers are written. To have them judged, start again with `--ju
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: of this process), print the table and return 0."""
-    (arguments,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(args=argv)
+    parser = HfArgumentParser(EvaluationArguments)
+    (arguments,) = parse_into_dataclasses(parser, sys.argv[1:] if argv is None else argv)
     metrics = evaluate_benchmark(arguments)
     if metrics is None:
         print(UNJUDGED)
@@ -365,5 +367,9 @@ def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]
     return digest.hexdigest()
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.hub_cards.screening import PICKLE_ENDINGS
 
 
@@ -135,7 +136,7 @@ def _model_signing():
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="logramed-verify", description="Check a published model, data set or Space against its sums."
     )
     parser.add_argument("source", help="folder, or id on the Hub, which is downloaded")
@@ -164,5 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

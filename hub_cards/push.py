@@ -17,6 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.hub_cards.contents import Contents
 from logramed.hub_cards.integrity import SIGNATURE_NAME, SUMS_NAME, read_sums, sign, write_sums
 from logramed.hub_cards.preview import write_preview
@@ -255,7 +256,7 @@ def describe_failure(repo_id: str, error: BaseException, status: int | None) -> 
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
+    parser = ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
     parser.add_argument("folder", type=Path, help="folder of a model, adapter, evaluation, data set or Space")
     parser.add_argument("--repo", required=True, help="owner/name on the Hub")
     parser.add_argument("--kind", choices=list(KINDS), help="what it is; by default seen from its files")
@@ -285,39 +286,35 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    try:
-        publication = prepare(
-            arguments.folder,
-            arguments.repo,
-            kind=arguments.kind,
-            license=arguments.license,
-            evaluations=arguments.evaluation,
-            datasets=arguments.datasets,
-            base_models=arguments.base_model,
-            include=arguments.include,
-            share_included_images=arguments.share_included_images,
-            share_images_of=arguments.share_images_of,
-            language=arguments.language,
-        )
-        push = Push(
-            publication,
-            arguments.repo,
-            private=not arguments.public,
-            revision=arguments.revision,
-            message=arguments.message,
-            private_key=arguments.private_key,
-        )
-        if arguments.preview is not None:
-            print(f"Card: {write_preview(publication.card, publication.contents, arguments.preview)}")
-        if arguments.dry_run:
-            commit = push.run(lambda question: False)
-            if arguments.preview is None:
-                print(f"\n{publication.card}")
-            return 0
-        commit = push.run(lambda question: arguments.yes or ask(question))
-    except (PushError, ValueError, FileNotFoundError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    publication = prepare(
+        arguments.folder,
+        arguments.repo,
+        kind=arguments.kind,
+        license=arguments.license,
+        evaluations=arguments.evaluation,
+        datasets=arguments.datasets,
+        base_models=arguments.base_model,
+        include=arguments.include,
+        share_included_images=arguments.share_included_images,
+        share_images_of=arguments.share_images_of,
+        language=arguments.language,
+    )
+    push = Push(
+        publication,
+        arguments.repo,
+        private=not arguments.public,
+        revision=arguments.revision,
+        message=arguments.message,
+        private_key=arguments.private_key,
+    )
+    if arguments.preview is not None:
+        print(f"Card: {write_preview(publication.card, publication.contents, arguments.preview)}")
+    if arguments.dry_run:
+        commit = push.run(lambda question: False)
+        if arguments.preview is None:
+            print(f"\n{publication.card}")
+        return 0
+    commit = push.run(lambda question: arguments.yes or ask(question))
     if commit is None:
         print("Nothing was uploaded.")
     return 0
@@ -331,5 +328,9 @@ def ask(question: str) -> bool:
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -7,12 +7,12 @@ default it listens to this machine alone.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from transformers.models.auto import modeling_auto
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
+from logramed.eval.command_line import ArgumentParser, run_command
 
 
 def register_for_serving() -> None:
@@ -29,7 +29,7 @@ def register_for_serving() -> None:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Our arguments, and those for `transformers serve`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="logramed-serve",
         description="Serve a LoGra-Med under OpenAI's /v1/chat/completions.",
         epilog="Further options: `transformers serve --help`.",
@@ -52,5 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     app(["serve", arguments.model, "--host", arguments.host, "--port", str(arguments.port), *further])
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command())

@@ -8,7 +8,6 @@ or the tower with a new language model, whose tokenizer is trained on the texts 
     python trainer/build_model.py --vision TOWER --text_config CONFIG --tokenizer_data DATA --output DIR
 """
 
-import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,7 +27,9 @@ from transformers import (
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.chat_templates_logramed import DEFAULT_CHAT_TEMPLATE, with_image_parts
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.files import write_json
+from logramed.eval.model_names import naming_model
 from logramed.modeling_logramed import LoGraMedProjector
 
 
@@ -64,11 +65,13 @@ def join_models(
         The model, in evaluation mode, and its processor.
 
     Raises:
-        OSError: If a part is not found, or the tower's image processor settings are not.
+        ValueError: If a part is not found.
+        OSError: If the tower's image processor settings are not.
     """
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(language)
-    language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
+    with naming_model(language, "`--language`"):
+        tokenizer = AutoTokenizer.from_pretrained(language)
+        language_model = AutoModelForCausalLM.from_pretrained(language, dtype=dtype)
     return join_tower(vision, tokenizer, language_model, config_values)
 
 
@@ -139,7 +142,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Modu
 
 def load_vision_tower(vision: str, dtype: torch.dtype) -> torch.nn.Module:
     """The vision tower at `vision`, or the one of the model there that contains it."""
-    config = AutoConfig.from_pretrained(vision)
+    with naming_model(vision, "`--vision`"):
+        config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(config, "vision_config", config)
     return AutoModel.from_pretrained(vision, config=vision_config, dtype=dtype)
 
@@ -287,9 +291,7 @@ def read_texts(sources: Iterable[str]) -> Iterable[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Join a vision tower and a language model into an untrained LoGra-Med."
-    )
+    parser = ArgumentParser(description="Join a vision tower and a language model into an untrained LoGra-Med.")
     parser.add_argument("--vision", required=True, help="Hub id or folder of the vision tower (CLIP, SigLIP, DINOv2)")
     parser.add_argument("--language", help="Hub id or folder of the causal language model")
     parser.add_argument(
@@ -345,5 +347,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -22,8 +22,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.files import only_one_writer, write_json, write_json_lines
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeRefusedError, JudgeSettings, Reply
+from logramed.eval.model_names import naming_model
 from logramed.eval.resumable_file import ResumableFile
 from logramed.trainer.collator import read_answer
 from logramed.trainer.data import load_training_rows
@@ -146,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="logramed-extend", description=__doc__.split("\n\n")[0].strip())
+    parser = ArgumentParser(prog="logramed-extend", description=__doc__.split("\n\n")[0].strip())
     parser.add_argument("data", help="training data in any form that `train.py` takes but a stream")
     parser.add_argument("--image_folder", help="folder of the images, as for `train.py`")
     model = parser.add_mutually_exclusive_group(required=True)
@@ -259,8 +261,9 @@ def ask_local_model(name: str, max_tokens: int) -> Ask:
     """A model of transformers that runs here, one conversation at a time."""
     from transformers import AutoModelForCausalLM, AutoTokenizer  # only a local model needs its weights
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
+    with naming_model(name, "`--model`"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
     lock = threading.Lock()
 
     def ask(messages: list[dict], label: str) -> Reply:
@@ -328,5 +331,9 @@ def describe_result(output: Path, num_done: int, failures: list[dict], totals: T
     )
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

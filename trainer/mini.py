@@ -9,7 +9,6 @@ Three packages carry model files among their code. Only these files are read and
 installed without their dependencies (llama.cpp, OpenCV, ONNX Runtime, sentence-transformers).
 """
 
-import argparse
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, LlamaForCausalLM
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.files import hash_file, write_json
 from logramed.trainer.build_model import PARTS_NAME, join_models
 
@@ -229,7 +229,7 @@ def describe_sources(parts: Iterable[str] = SOURCES) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write the parts of a small LoGra-Med from installed packages.")
+    parser = ArgumentParser(description="Write the parts of a small LoGra-Med from installed packages.")
     parser.add_argument("--output", type=Path, default=Path("runs/mini"), help="folder for the four models")
     parser.add_argument(
         "--parts", nargs="+", choices=list(SOURCES), default=list(SOURCES), help="default: all, and the joined model"
@@ -257,5 +257,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

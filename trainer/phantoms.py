@@ -8,7 +8,6 @@ of the image as it is displayed: "left" is the left half of the picture, not of 
 asked in pairs, of one image for each of its two answers, so that within a split its text says nothing of its answer.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.trainer.phantom_images import Phantom, draw_phantom, sample_phantom
 from logramed.trainer.phantom_questions import Turn, ask_questions, describe_phantoms
 
@@ -170,7 +170,7 @@ def _write_json(path: Path, content: dict | list) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Draw medical-looking phantoms with questions about them.")
+    parser = ArgumentParser(description="Draw medical-looking phantoms with questions about them.")
     parser.add_argument("--output", required=True, help="folder to write")
     parser.add_argument("--num_train", type=int, default=4000, help="training images")
     parser.add_argument("--num_validation", type=int, default=100, help="validation images")
@@ -181,5 +181,9 @@ def main(arguments: list[str] | None = None) -> None:
     generate_phantoms(options.pop("output"), **options)
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(command())

@@ -7,7 +7,6 @@ Memory that a training run will need a device. Computed, not measured.
 10^9 bytes throughout.
 """
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.parts import complete_adapters, freeze_parts
 
@@ -315,7 +315,7 @@ TABLES = (weights_table, memory_table, families_table)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compute the memory a device that a training run needs.")
+    parser = ArgumentParser(description="Compute the memory a device that a training run needs.")
     parser.add_argument("--model_size", default="7b", choices=MODEL_SIZES)
     parser.add_argument("--method", default="full", choices=METHODS)
     parser.add_argument("--engine", default="fsdp", choices=ENGINES)
@@ -336,5 +336,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

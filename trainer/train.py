@@ -4,6 +4,12 @@ Train a LoGra-Med model: `python trainer/train.py RECIPE.yaml [--any_argument va
 A recipe is a YAML file of arguments; the command line overrides it. `--help` lists all arguments.
 """
 
+# Registers LoGra-Med with the Auto classes. Stands before bitsandbytes, whose warning it leaves out.
+import logramed.eval  # noqa: F401
+
+
+# isort: split
+import difflib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from torch import nn
@@ -29,7 +36,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser, get_peft_config, get_quantization_config
 
-import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
+from logramed.eval.command_line import parse_into_dataclasses, run_command
+from logramed.eval.model_names import naming_model
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
@@ -185,15 +193,24 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
     parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
-    return parser.parse_args_and_config(argv)
+    try:
+        return parse_into_dataclasses(parser, argv)
+    except yaml.YAMLError as error:
+        recipe, mark = argv[argv.index("--config") + 1], getattr(error, "problem_mark", None)
+        place = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or error
+        raise ValueError(f"{recipe}{place} is not YAML: {problem}.") from error
 
 
 def find_recipe(name: str) -> Path:
     for path in (Path(name), RECIPE_FOLDER / name):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml")))
-    raise FileNotFoundError(f"There is no recipe {name}. Give the path of a YAML file, or one of {known}.")
+    known = sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml"))
+    nearest = "".join(f" The nearest is {found}." for found in difflib.get_close_matches(name, known, n=1))
+    raise FileNotFoundError(
+        f"There is no recipe {name}.{nearest} Give the path of a YAML file, or one of {', '.join(known)}."
+    )
 
 
 def look_before_start(model: ModelArguments, data: DataArguments, training: LoGraMedTrainingArguments) -> int:
@@ -425,7 +442,8 @@ def load_model(
     """
     if arguments.model is not None:
         options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
-        processor = AutoProcessor.from_pretrained(arguments.model, **options)
+        with naming_model(arguments.model, "`--model`"):
+            processor = AutoProcessor.from_pretrained(arguments.model, **options)
         if not isinstance(processor, ProcessorMixin):  # the tokenizer alone, where its class lacks a package
             raise ValueError(
                 f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "
@@ -551,5 +569,9 @@ def publish(trainer: LoGraMedTrainer, commit_message: str, token: str | None = N
         raise
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import HfApi
 from PIL import Image
 
+from logramed.eval.command_line import run_command
 from logramed.hub_cards import push
 from logramed.hub_cards.integrity import verify_signature
 from logramed.hub_cards.publications import prepare
@@ -198,14 +199,14 @@ def test_a_preview_is_the_card_as_one_page_with_its_pictures(evaluated, tmp_path
     ],
 )
 def test_wrong_arguments_are_refused_in_words(model, capsys, arguments, words):
-    assert push.main([str(model), *arguments, "--yes"]) == 1
+    assert run_command(lambda: push.main([str(model), *arguments, "--yes"])) == 2
     assert words in capsys.readouterr().err
 
 
 def test_a_folder_that_is_nothing_known_is_refused(tmp_path, capsys):
-    assert push.main([str(tmp_path), "--repo", REPO]) == 1
+    assert run_command(lambda: push.main([str(tmp_path), "--repo", REPO])) == 2
     assert "cannot be told what" in capsys.readouterr().err
-    assert push.main([str(tmp_path / "nowhere"), "--repo", REPO]) == 1
+    assert run_command(lambda: push.main([str(tmp_path / "nowhere"), "--repo", REPO])) == 2
     assert "There is no folder" in capsys.readouterr().err
 
 

@@ -8,7 +8,6 @@ Of VQA-RAD's and SLAKE's own folders a row is an image with its questions, so th
 Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
 """
 
-import argparse
 import hashlib
 import json
 from collections import defaultdict
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.trainer.data.records import index_by_id, read_turns
 from logramed.trainer.data.rows import BadRows, OnBadRow, RowLocation, TrainingRows, read_records
 from logramed.trainer.data.sources import load_training_rows
@@ -267,7 +267,7 @@ def _name_some(ids: list[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="logramed-subsets", description="Draw stratified shares of training data, each inside every larger one."
     )
     parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines, or a folder of training data")
@@ -297,5 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -4,7 +4,6 @@ Tables and pictures of the study:
     python trainer/study/report.py --table trainer/study/results/table.jsonl --output trainer/study/results
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t, ttest_1samp
 
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.files import write_whole
 from logramed.trainer.study.analysis import (
     Difference,
@@ -152,7 +152,7 @@ def lengths(differences: Sequence[Difference]) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Tables and pictures of the study.")
+    parser = ArgumentParser(description="Tables and pictures of the study.")
     parser.add_argument("--table", type=Path, required=True, help="table.jsonl that run.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for tables.md and the pictures")
     parser.add_argument("--split", default="test", choices=["test", "validation"])
@@ -164,5 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    return run_command(main)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -1,0 +1,81 @@
+"""Names of models as people type them: a folder or an id on the Hub. A mistyped folder is not looked up on the Hub."""
+
+import difflib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+
+
+def looks_like_path(name: str) -> bool:
+    """
+    Whether a name can only be meant as a folder: an id on the Hub is a name, or an owner and a name.
+
+    Example:
+        >>> looks_like_path("runs/quickstart/model"), looks_like_path("./model"), looks_like_path("org/model")
+        (True, True, False)
+    """
+    first, *further = Path(name).parts or ("",)
+    marked = name.startswith((".", "~")) or os.path.isabs(name) or name.endswith(("/", os.sep)) or "\\" in name
+    return marked or len(further) > 1 or (len(further) == 1 and Path(first).is_dir())
+
+
+def nearest_folder(name: str) -> str | None:
+    """The existing folder whose path is most like `name`: one part of it is spelt otherwise, or it lies below."""
+    path = Path(name)
+    for missing in (path, *path.parents):
+        if missing.parent.is_dir() and not missing.is_dir():
+            names = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()]
+            for match in difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6):
+                found = missing.parent / match
+                below = found / path.relative_to(missing)
+                return str(below if below.is_dir() else found)
+    return None
+
+
+@contextmanager
+def naming_model(name: str | Path, argument: str) -> Iterator[None]:
+    """
+    Make one sentence, with the argument that a user gave, of a model that cannot be found.
+
+    Args:
+        name (`str` or `Path`): Folder or Hub id of what is loaded inside.
+        argument (`str`): What names it, such as "`--model`".
+
+    Raises:
+        ValueError: If `name` looks like a path and there is no such folder, if a folder holds no model, or if neither
+            a folder nor the Hub has it.
+    """
+    name = str(name)
+    nearest = nearest_folder(name)
+    hint = f" The nearest is {nearest}." if nearest else ""
+    if Path(name).is_file():
+        raise ValueError(f"{argument} {name} is a file, and must be the folder of a model.")
+    if Path(name).is_dir():
+        require_configuration(Path(name), argument)
+    elif looks_like_path(name):
+        raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.{hint}")
+    try:
+        yield
+    except OSError as error:
+        if Path(name).exists():
+            raise
+        raise ValueError(
+            f"{argument} {name}: there is no such folder here, and no such model on the Hub, or it cannot be reached "
+            f"or read from here.{hint}"
+        ) from error
+
+
+def require_configuration(folder: Path, argument: str) -> None:
+    """
+    Raises:
+        ValueError: If `folder` holds no model; names those one level below it.
+    """
+    if any((folder / name).is_file() for name in CONFIGURATIONS):
+        return
+    below = sorted({path.parent for name in CONFIGURATIONS for path in folder.glob(f"*/{name}")})
+    hint = f" There are models in {', '.join(map(str, below[:5]))}." if below else ""
+    raise ValueError(f"{argument} {folder} is a folder without {' or '.join(CONFIGURATIONS)}: no model.{hint}")
