@@ -1,6 +1,7 @@
 """How LoGra-Med is trained: what `HfArgumentParser` reads from the command line or a recipe."""
 
 import json
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -199,7 +200,8 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
     """
     [`trl.SFTConfig`] with the settings of [`AlignmentConfig`].
 
-    What differs from `SFTConfig`: 16-bit training and gradient checkpointing are asked for, never on by default.
+    What differs from `SFTConfig`: 16-bit training and gradient checkpointing are asked for, never on by default, and
+    several processes on a machine without an accelerator share the work on its CPUs, without `use_cpu` too.
     """
 
     bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision."})
@@ -249,6 +251,9 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
 
     def __post_init__(self):
         AlignmentConfig.__post_init__(self)
+        # Without it, accelerate has each process train everything by itself.
+        shares_work = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self.use_cpu = self.use_cpu or (shares_work and not torch.accelerator.is_available())
         SFTConfig.__post_init__(self)
         if self.push_to_hub:
             self._check_publishing()

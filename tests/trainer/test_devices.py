@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from accelerate.utils import DistributedType
 
 from logramed import LoGraMedForConditionalGeneration
@@ -24,6 +25,7 @@ from logramed.trainer.devices import check_engine, name_units
 from tests.benchmarks import kill_resume
 from tests.trainer.conftest import write_data_file
 from tests.trainer.gradient_steps import UNITS, small_model, take_steps, uneven_turns
+from tests.trainer.test_train import write_recipe
 
 
 EIGHT = list(range(8))
@@ -90,10 +92,10 @@ def deal(values, num_steps):
 
 
 def launch(program, *arguments):
-    """Run a program of this folder by two processes."""
+    """Run a program by two processes; its path is relative to this folder."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name(program)), *map(str, arguments)],
+        [*command, str(Path(__file__).parent / program), *map(str, arguments)],
         env={
             **os.environ,
             "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -106,6 +108,21 @@ def launch(program, *arguments):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_the_command_as_the_readme_has_it_shares_the_work_on_cpus_and_saves(tmp_path, data_file):
+    recipe = write_recipe(
+        tmp_path, data_file, max_steps=-1, num_train_epochs=1, per_device_train_batch_size=2, save_steps=1
+    )
+    content = yaml.safe_load(Path(recipe).read_text())
+    del content["use_cpu"]
+    Path(recipe).write_text(yaml.safe_dump(content))
+    launch("../../trainer/train.py", recipe)
+    results = json.loads((tmp_path / "run" / "train_metrics.json").read_text())
+    num_rows = len(json.loads(data_file.read_text()))
+    assert [entry["step"] for entry in results["log_history"] if "loss" in entry] == [*range(1, num_rows // 4 + 1)]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / f"checkpoint-{num_rows // 4}").is_dir()
 
 
 @pytest.fixture(scope="module")
