@@ -158,7 +158,8 @@ def read_context(record: Mapping[str, Any], where: str) -> str:
         Mentioned in the text: There was a mass ( Fig. 3 ) .
     """
     label = record.get("fig_label")
-    name = f"Caption of {label.strip().rstrip('.')}" if isinstance(label, str) and label.strip() else "Caption"
+    is_named = isinstance(label, str) and label.strip()
+    name = f"Caption of {read_text(record, 'fig_label', where).rstrip('.')}" if is_named else "Caption"
     lines = [f"{name}: {read_text(record, 'fig_caption', where)}"]
     mentions = record.get("in_text_mention") or []
     if not isinstance(mentions, list):

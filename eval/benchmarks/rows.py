@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from logramed.eval.text_values import to_text
+
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
 IMAGE_PLACEHOLDER = "<image>"
@@ -125,10 +127,10 @@ def describe_skipped(skipped: Sequence[str]) -> str:
 
 def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
     """
-    The text in a field, without blanks around it. Whole numbers count as text: the field's files hold both.
+    The text in a field, without blanks around it. Numbers count as text: the field's files hold both.
 
     Raises:
-        ValueError: If the field is missing, empty, or holds something else; with `where` and `field`.
+        ValueError: If the field is missing, empty, or holds what `to_text` refuses; with `where` and `field`.
 
     Example:
         >>> read_text({"answer": 2}, "answer", "test.json, row 0")
@@ -137,9 +139,10 @@ def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
     value = record.get(field)
     if value is None:
         raise ValueError(f"{where} has no `{field}`.")
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"{where}, `{field}`: expected a text, got {value!r}.")
-    text = str(value).strip()
+    try:
+        text = to_text(value)
+    except ValueError as error:
+        raise ValueError(f"{where}, `{field}`: {error}.") from error
     if not text:
         raise ValueError(f"{where}, `{field}` is empty.")
     return text

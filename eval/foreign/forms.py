@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logramed.eval.text_values import to_text
+
 
 @dataclass(frozen=True)
 class Form:
@@ -330,7 +332,7 @@ def read_answer(record: Mapping[str, Any], column: str, where: str) -> str | Non
         ['yes', '2', '2', '2.5', '', None, None]
         >>> read_answer({"text": ["yes"]}, "text", "a.jsonl, line 1")
         Traceback (most recent call last):
-        ValueError: a.jsonl, line 1, `text`: expected a text or a number, got ['yes'].
+        ValueError: a.jsonl, line 1, `text`: expected a text, got ['yes'].
     """
     text = _cell_text(record[column], column, where)
     return None if text is None or text.lower() == "nan" else text
@@ -348,7 +350,7 @@ def _read_key(record: Mapping[str, Any], name: str, column: str, where: str) -> 
 def _cell_text(value: Any, column: str, where: str) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{where}, `{column}`: expected a text or a number, got {value!r:.100}.")
-    # pandas makes 2.0 of 2 when another row of the column has no value.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    try:
+        return to_text(value)  # pandas makes 2.0 of 2 when another row of the column has no value
+    except ValueError as error:
+        raise ValueError(f"{where}, `{column}`: {error}.") from error

@@ -177,7 +177,7 @@ def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list
 
 def read_messages(location: RowLocation, record: dict[str, Any], field: str, role: str | None = None) -> list[Turn]:
     """The turns of a list of messages, or of a text, if it may be one, by `role`."""
-    if role is not None and isinstance(record[field], str):
+    if role is not None and not isinstance(record[field], list):
         text = read_text(record[field], location, field, "answer" if role == "assistant" else "turn")
         return [Turn(role, split_placeholders(text), field)]
     entries = read_entries(location, record, field)

@@ -12,6 +12,8 @@ from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from logramed.eval.text_values import to_text
+
 from .image_check import find_unreadable, image_key
 
 
@@ -51,9 +53,13 @@ class RowLocation:
 
     def with_id(self, row_id: Any, field: str = "id") -> "RowLocation":
         """This place, naming the row's id; refuses an id that is neither text nor a whole number."""
-        if isinstance(row_id, bool) or not isinstance(row_id, str | int) or not str(row_id).strip():
+        try:
+            text = to_text(row_id) if isinstance(row_id, str | int) else ""
+        except ValueError:
+            text = ""
+        if not text:
             raise self.error(field, f"expected a text or a whole number, got {row_id!r}")
-        return replace(self, row_id=str(row_id).strip())
+        return replace(self, row_id=text)
 
 
 class Turn(NamedTuple):
@@ -114,7 +120,7 @@ class TrainingRows:
     def write_skipped(self, path: str | Path) -> None:
         """Write the skipped rows to `path` as JSON lines: `file`, `position`, `row_id`, `field`, `reason`."""
         lines = [json.dumps(vars(error), ensure_ascii=False) + "\n" for error in self.skipped]
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        Path(path).write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 class ImageFolder:
@@ -138,8 +144,10 @@ class ImageFolder:
         try:
             if path not in self._existing and not path.is_file():
                 raise location.error(field, f"missing image: there is no file {path}")
-        except OSError as error:
-            raise location.error(field, f"cannot look up image {path}: {error}") from error
+        except (OSError, ValueError) as error:  # names too long, or that no file can have
+            if isinstance(error, RowError):
+                raise
+            raise location.error(field, f"cannot look up image {str(path)!r}: {error}") from error
         self._existing.add(path)
         return str(path)
 
@@ -156,14 +164,14 @@ class ImageFolder:
 
 
 def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
-    """`value` without surrounding blanks; numbers become text; anything else, and emptiness, is a `RowError`."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    if value is not None and not isinstance(value, str):
-        raise location.error(field, f"expected a text, got {type(value).__name__}")
-    if value is None or not value.strip():
+    """`value` as `to_text` has it; what it refuses, null and emptiness are a `RowError`."""
+    try:
+        text = "" if value is None else to_text(value)
+    except ValueError as error:
+        raise location.error(field, str(error)) from error
+    if not text:
         raise location.error(field, f"empty {what}")
-    return value.strip()
+    return text
 
 
 def split_placeholders(text: str) -> list[dict[str, str]]:

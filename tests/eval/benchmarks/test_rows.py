@@ -60,7 +60,11 @@ def test_files_in_another_encoding_are_refused_by_name(tmp_path):
         ({}, "here has no `answer`"),
         ({"answer": None}, "here has no `answer`"),
         ({"answer": "  "}, "here, `answer` is empty"),
-        ({"answer": 1.5}, r"here, `answer`: expected a text, got 1\.5"),
+        ({"answer": float("nan")}, r"here, `answer`: expected a text, got nan"),
+        (
+            {"answer": "half \ud83d"},
+            r"here, `answer`: expected a text, got half of a surrogate pair in 'half \\ud83d'",
+        ),
         ({"answer": True}, "here, `answer`: expected a text, got True"),
         ({"answer": ["no"]}, r"here, `answer`: expected a text, got \['no'\]"),
     ],

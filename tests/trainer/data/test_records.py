@@ -182,3 +182,61 @@ def test_a_second_file_of_extended_answers_needs_ids_on_both_sides(folder):
     for first, second in (("with", "without"), ("without", "with")):
         with pytest.raises(RowError, match=rf"{folder}/without\.json: row 0 \(no id\), field `id`"):
             load_training_rows(folder / f"{first}.json", extended=folder / f"{second}.json")
+
+
+LOCATIONS = {
+    "conversation": lambda value: {
+        "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": value}]
+    },
+    "question": lambda value: {"conversations": [{"from": "human", "value": value}, {"from": "gpt", "value": "CT"}]},
+    "message": lambda value: {"messages": [message("user", "What?"), message("assistant", value)]},
+    "system": lambda value: {"messages": [message("system", value), message("user", "What?"), ANSWER]},
+    "part": lambda value: {"messages": [WITH_IMAGE, message("assistant", [text(value)])]},
+    "completion": lambda value: {"prompt": "What?", "completion": value},
+    "extended answer": lambda value: {"messages": [USER, ANSWER], "extended_answers": [value]},
+}
+
+
+@pytest.mark.parametrize("place", LOCATIONS)
+@pytest.mark.parametrize("value", ["\ud83d", True, None, [2], {"a": 1}, float("nan")], ids=repr)
+def test_what_is_no_text_is_refused_in_every_place_or_left_out(tmp_path, place, value):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = [LOCATIONS[place](value) | {"id": "bad", "image": "a.png"}]
+    rows += [{"id": "good", "image": "a.png", "messages": [USER, ANSWER]}]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(RowError, match="row 0") as refused:
+        load_training_rows(path, require_extended=False)
+    assert refused.value.field.split(".")[0].split("[")[0] in rows[0] or refused.value.field == "conversations"
+    str(refused.value).encode()  # it can be printed
+    found = load_training_rows(path, require_extended=False, on_bad_row="skip")
+    assert found.dataset["id"] == ["good"]
+    found.write_skipped(tmp_path / "skipped.jsonl")
+    [line] = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["position"] == "row 0"
+
+
+@pytest.mark.parametrize("place", [place for place in LOCATIONS if place != "question"])
+@pytest.mark.parametrize(("value", "expected"), [(2, "2"), (2.0, "2"), (0.5, "0.5")])
+def test_numbers_become_text_in_every_place(tmp_path, place, value, expected):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(LOCATIONS[place](value) | {"image": "a.png"}))
+    for row in (load_training_rows(path, require_extended=False).dataset[0], stream_one(path)):
+        texts = [part["text"] for one in row["messages"] for part in one["content"] if part["type"] == "text"]
+        assert expected in [*texts, *(row["extended_answers"] or [])]
+
+
+def stream_one(path):
+    return next(iter(RowStream(path, require_extended=False).read_once()))[1]
+
+
+@pytest.mark.parametrize("field", ["id", "image"])
+def test_half_a_surrogate_pair_is_refused_in_ids_and_names_too(tmp_path, field):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    row = {"id": "1", "image": "a.png", "messages": [USER, ANSWER], field: "x\ud83d"}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([row]))
+    with pytest.raises(RowError, match=rf"field `{field}`") as refused:
+        load_training_rows(path, require_extended=False)
+    str(refused.value).encode()

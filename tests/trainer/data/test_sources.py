@@ -190,7 +190,7 @@ BAD_ROWS = {
     "list answer": (
         {"conversations": turns("<image>\nWhat?", ["CT"])},
         "conversations[1].value",
-        "expected a text, got list",
+        r"expected a text, got \[",
     ),
     "image in an answer": (
         {"conversations": turns("<image>\nWhat?", "CT <image>")},
