@@ -9,6 +9,7 @@ Ask a model the questions of a benchmark, with and without sight, and score its 
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -29,6 +30,7 @@ from logramed.eval.command_line import parse_into_dataclasses, run_command
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
+from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
 from logramed.eval.leakage import find_leakage, hide_folder, training_rows, training_split
@@ -149,6 +151,8 @@ class Run:
         self.training_split = training_split(self.benchmark, self.split)
         self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
+        if arguments.model is not None:
+            self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
         hashes = {image: hash_file(image) for image in {question["image"] for question in self.questions}}
         # Not the file name: all images of SLAKE are called "source.jpg".
@@ -156,6 +160,25 @@ class Run:
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
+
+    def leave_out_unreadable(self) -> None:
+        """Leave out and list the questions whose image cannot be decoded, now and not in the middle of the run."""
+        problems = find_unreadable({question["image"] for question in self.questions})
+        if not problems:
+            return
+        unreadable = {}
+        for question in self.questions:
+            problem = problems.get(image_key(question["image"]))
+            if problem is not None:
+                words = f"question {question['question_id']}: the image {question['image']} cannot be read, {problem}."
+                unreadable[question["question_id"]] = words
+        self.bad_rows += hide_folder(list(unreadable.values()), self.arguments.data)
+        warnings.warn(describe_skipped(list(unreadable.values())), stacklevel=2)
+        kept = [question for question in self.questions if question["question_id"] not in unreadable]
+        if not kept:
+            raise ValueError(f"None of the images can be read: {describe_skipped(self.bad_rows)}.")
+        self.questions = kept
+        self.all_questions = [row for row in self.all_questions if row["question_id"] not in unreadable]
 
     def path(self, stem: str, blank: bool) -> Path:
         """A file of lines in the output folder; runs without sight have their own."""

@@ -11,6 +11,7 @@ from PIL import Image
 from logramed.eval.comparison.run_folder import RunFolder
 from logramed.hub_cards.evaluation_section import data_sets
 from logramed.hub_cards.results import Evaluation
+from logramed.image_processing_logramed import load_image
 
 
 EXAMPLES_FILE = "examples/examples.json"
@@ -57,9 +58,9 @@ def first_of_images(run: RunFolder) -> list[dict[str, Any]]:
 
 def shrink_image(path: Path) -> bytes:
     """A PNG of at most `EXAMPLE_SIDE` pixels a side, without what the file says beside its pixels."""
-    with Image.open(path) as image:
-        bare = Image.new(image.mode, image.size)
-        bare.paste(image)
+    image = load_image(path)
+    bare = Image.new(image.mode, image.size)
+    bare.paste(image)
     factor = EXAMPLE_SIDE / max(bare.size)
     size = (max(1, round(bare.width * factor)), max(1, round(bare.height * factor)))
     file = io.BytesIO()

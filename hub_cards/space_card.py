@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from logramed import image_files_logramed
 from logramed.eval import metrics
 from logramed.hub_cards.contents import Contents, choose_all_files
 from logramed.hub_cards.model_card import Card, render
@@ -13,6 +14,7 @@ from logramed.hub_cards.results import hub_ids
 
 
 DEMO_FOLDER = Path(__file__).parent / "space"
+IMAGE_READER = Path(image_files_logramed.__file__)
 METRIC_PAGE = Path(metrics.__file__).with_name("page.py")
 MODEL_FILE = "model_id.txt"  # which model a published demo asks
 
@@ -49,7 +51,7 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
         short_description="Ask a medical vision-language model about an image",
     )
     text = render("demo_card.md.jinja", front_matter=front_matter, title=title, model_id=ids[0])
-    return Card(text, {MODEL_FILE: f"{ids[0]}\n".encode()})
+    return Card(text, {MODEL_FILE: f"{ids[0]}\n".encode(), IMAGE_READER.name: IMAGE_READER.read_bytes()})
 
 
 def write_metric_card(folder: Path) -> Card:

@@ -2,50 +2,24 @@
 
 import base64
 import io
-import struct
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ImagesKwargs
 
+from .image_files_logramed import read_pixels, scale_range_to_8_bits, scale_to_8_bits
 from .remote_code_logramed import PROCESSOR_AUTO_MAP
 
 
-# Bits per pixel that scanners write, usually into 16-bit files.
-USUAL_BIT_DEPTHS = (8, 10, 12, 14, 16)
 # Interpolated images in 0..1 overshoot by rounding.
 UNIT_RANGE_TOLERANCE = 1e-3
 DOWNLOAD_TIMEOUT_SECONDS = 30
-
-
-def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """
-    Scale whole numbers of any depth to 0..255, linearly and without clipping.
-
-    The range is 0 to the largest value of the smallest usual bit depth (8, 10, 12, 14 or 16) that holds the image:
-    12-bit pixels in a 16-bit file keep their contrast, 8-bit pixels their values, and black stays black. Values below
-    0 or above 65535 (CT in Hounsfield units) have no depth: there the image's own minimum and maximum are the range.
-
-    Example:
-        >>> scale_to_8_bits(np.array([[0, 2047, 4095]], dtype=np.uint16))
-        array([[  0, 127, 255]], dtype=uint8)
-    """
-    low, high = int(values.min()), int(values.max())
-    if low >= 0 and high < 2 ** USUAL_BIT_DEPTHS[-1]:
-        low, high = 0, next(2**depth - 1 for depth in USUAL_BIT_DEPTHS if high < 2**depth)
-    return _scale_range_to_8_bits(values, low, high)
-
-
-def _scale_range_to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    if high <= low:
-        return np.zeros(values.shape, dtype=np.uint8)
-    return np.round((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
 
 
 def _scale_unit_range_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
@@ -56,7 +30,7 @@ def _scale_unit_range_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
             f"{name} holds floating point numbers from {low:g} to {high:g}, but they must lie in 0..1. Divide them by "
             "their largest possible value, or pass whole numbers (`uint8`, `uint16`)."
         )
-    return _scale_range_to_8_bits(values.clip(0, 1), 0, 1)
+    return scale_range_to_8_bits(values.clip(0, 1), 0, 1)
 
 
 def _channels_last(values: np.ndarray, name: str, data_formats: tuple[str, ...]) -> np.ndarray:
@@ -108,10 +82,16 @@ def convert_to_rgb(image: Image.Image, background_color: tuple[int, int, int], n
     """
     Convert an image of any PIL mode to RGB as a viewer would show it.
 
-    Turned as its EXIF orientation says, deep greyscale scaled by `scale_to_8_bits` (floating point outside 0..1 by its
+    Turned as its EXIF orientation says, deep pixels scaled by `scale_to_8_bits` (floating point outside 0..1 by its
     own range), and transparent pixels replaced by `background_color`. Of several frames the current one is taken.
+
+    Raises:
+        ValueError: If its pixels cannot be read, or are not finite.
     """
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = read_pixels(image)
+    except Exception as error:  # what PIL raises for a damaged file depends on its format and on the damage
+        raise ValueError(f"{name} cannot be read: {error}") from error
     if image.mode.startswith("I"):
         image = Image.fromarray(scale_to_8_bits(np.asarray(image)))
     elif image.mode == "F":
@@ -120,13 +100,23 @@ def convert_to_rgb(image: Image.Image, background_color: tuple[int, int, int], n
         if not np.isfinite([low, high]).all():
             raise ValueError(f"{name} holds values that are infinite or not a number.")
         low, high = (0, 1) if low >= 0 and high <= 1 else (low, high)
-        image = Image.fromarray(_scale_range_to_8_bits(values, low, high))
+        image = Image.fromarray(scale_range_to_8_bits(values, low, high))
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = _with_alpha(image)
         background = Image.new("RGBA", image.size, (*background_color, 255))
         background.alpha_composite(image)
         image = background
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    image = image.convert("LA") if image.mode == "La" else image
+    try:
+        return image.convert("RGBA")
+    except Exception:  # a transparency in the file's metadata that fits none of its pixels
+        image = image.copy()
+        image.info.pop("transparency", None)
+        return image.convert("RGBA")
 
 
 def _read_bytes(source: str | Path) -> bytes:
@@ -140,17 +130,16 @@ def _read_bytes(source: str | Path) -> bytes:
 
 
 def _read_image(source: str | Path) -> Image.Image:
-    """Read an image from a path, an `http(s)` address or a base64 `data:` address; of several frames the first."""
+    """
+    Read an image upright from a path, an `http(s)` address or a base64 `data:` address; of several frames the first.
+    """
     shown = str(source) if len(str(source)) <= 200 else str(source)[:197] + "..."
     try:
-        image = Image.open(io.BytesIO(_read_bytes(source)))
-        image.load()
+        return read_pixels(Image.open(io.BytesIO(_read_bytes(source))))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no image file {shown}") from error
-    # What PIL raises for a damaged file depends on its format and on the damage.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Exception as error:  # what PIL raises for a damaged file depends on its format and on the damage
         raise ValueError(f"The image {shown} cannot be read: {error}") from error
-    return image
 
 
 def load_image(source: Any, name: str = "The image", data_format: str | None = None) -> Image.Image:

@@ -1,6 +1,5 @@
 """From training rows to the tensors of a batch."""
 
-import io
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from logramed.eval.image_check import decode
 from logramed.trainer.alignment.config import AlignmentConfig
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
 from logramed.trainer.node_inputs import NodeTexts, build_node_inputs, texts_to_embed
@@ -87,16 +87,15 @@ def open_image(image: Any, row_id: str) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, dict):
-        image = image["path"] if image.get("bytes") is None else io.BytesIO(image["bytes"])
-    if not isinstance(image, str | Path | io.BytesIO):
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image["path"]
+    if not isinstance(image, str | Path | dict):
         raise TypeError(f"Row {row_id!r}: an image must be a path or a PIL image, got {type(image).__name__}.")
     try:
-        with Image.open(image) as opened:
-            opened.load()
-            return opened
+        return decode(image)
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        raise ValueError(f"Row {row_id!r}: cannot read image {image}: {error}") from error
+        where = image.get("path") or "in the row" if isinstance(image, dict) else image
+        raise ValueError(f"Row {row_id!r}: cannot read image {where}: {error}") from error
 
 
 def read_answer(message: dict[str, Any]) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, RunFolder
+from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
 NUM_SHOWN = 12  # questions of each kind
@@ -97,28 +95,16 @@ def find_image(runs: Sequence[RunFolder], question_id: str) -> Path | None:
 
 def read_thumbnail(path: Path) -> str | None:
     """
-    A small JPEG of an image as a `data:` address, or `None` if it cannot be read as an image.
-
-    Images of 16 bits are stretched to their darkest and brightest pixel.
+    A small JPEG of an image, as a model sees it, as a `data:` address; `None` if it cannot be read as an image.
     """
     try:
-        with Image.open(path) as image:
-            shown = _to_rgb(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError):
+        shown = convert_to_rgb(load_image(path), (0, 0, 0))
+    except (OSError, ValueError):
         return None
     shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     file = io.BytesIO()
     shown.save(file, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode[0] not in "IF":
-        return image.convert("RGB")
-    pixels = np.asarray(image, dtype=np.float64)
-    span = pixels.max() - pixels.min()
-    scaled = 255 * (pixels - pixels.min()) / span if span else np.zeros_like(pixels)
-    return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,13 +4,18 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+
+try:
+    from logramed.image_files_logramed import read_pixels, scale_to_8_bits
+except ImportError:  # in a Space, where a copy lies beside this file
+    from image_files_logramed import read_pixels, scale_to_8_bits
 
 
 FORMATS = {"PNG": ".png", "JPEG": ".jpg"}
 MAX_PIXELS = 100_000_000
 SHOWN_SIDE = 2048  # pixels; far more than a vision tower sees
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 class UploadError(ValueError):
@@ -21,7 +26,7 @@ def read_upload(path: str | Path) -> Image.Image:
     """
     An uploaded image, upright, as 8-bit grey or RGB of at most `SHOWN_SIDE` pixels a side.
 
-    Deep greyscale is scaled from the smallest usual bit depth that holds it, so that 12-bit images in 16-bit files are
+    Deep pixels are scaled from the smallest usual bit depth that holds them, so that 12-bit images in 16-bit files are
     not black. Transparent parts become black.
 
     Raises:
@@ -38,8 +43,7 @@ def read_upload(path: str | Path) -> Image.Image:
                         f"{MAX_PIXELS // 1_000_000} million."
                     )
                 image.draft("RGB", (SHOWN_SIDE, SHOWN_SIDE))  # a large JPEG is decoded small at once
-                image.load()
-                return shrink(convert(ImageOps.exif_transpose(image)))
+                return shrink(convert(read_pixels(image)))
     except Image.DecompressionBombError as error:
         raise UploadError(
             f"{name} is too large. The largest image that can be shown has {MAX_PIXELS // 1_000_000} million pixels."
@@ -52,12 +56,8 @@ def read_upload(path: str | Path) -> Image.Image:
 
 def convert(image: Image.Image) -> Image.Image:
     """An image of mode L or RGB."""
-    if image.mode in DEEP_MODES:
-        values = np.asarray(image, dtype=np.float64)
-        highest = max(values.max(), 1.0)
-        depth = next((depth for depth in (8, 10, 12, 14, 16) if highest < 2**depth), None)
-        largest = highest if depth is None else 2**depth - 1
-        return Image.fromarray(np.round(values.clip(0) * (255 / largest)).astype(np.uint8))
+    if image.mode.startswith("I"):
+        return Image.fromarray(scale_to_8_bits(np.asarray(image)))
     if image.mode in ("1", "L"):
         return image.convert("L")
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:

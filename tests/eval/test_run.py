@@ -357,6 +357,31 @@ def test_data_without_questions_are_refused(tiny_model, tiny_vqa_rad, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+def test_an_image_that_cannot_be_read_is_listed_and_does_not_stop_the_run(tiny_model, tiny_vqa_rad, tmp_path, asked):
+    data = Path(shutil.copytree(tiny_vqa_rad, tmp_path / "data"))
+    image = data / "images" / "synpic3.jpg"
+    image.write_bytes(image.read_bytes()[:200])
+    about = [row["question_id"] for row in load_questions(data) if row["image"].endswith("synpic3.jpg")]
+    with pytest.warns(
+        UserWarning, match=rf"{len(about)} bad rows left out \(question {about[0]}: the image .*synpic3"
+    ):
+        run.main(build_command(tiny_model, data, tmp_path / "output"))
+    assert not set(about) & set(asked)
+    assert len(asked) == NUM_QUESTIONS - len(about)
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    [said] = [words for words in metrics["differences"] if "left out" in words]
+    assert "synpic3.jpg cannot be read" in said
+    assert str(tmp_path) not in said
+
+
+def test_no_image_that_can_be_read_is_refused(tiny_model, tiny_vqa_rad, tmp_path):
+    data = Path(shutil.copytree(tiny_vqa_rad, tmp_path / "data"))
+    for image in (data / "images").iterdir():
+        image.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="None of the images can be read"), pytest.warns(match="left out"):
+        run.main(build_command(tiny_model, data, tmp_path / "output"))
+
+
 def test_limit_asks_the_first_questions_only(tiny_model, tiny_vqa_rad, tmp_path, asked, capsys):
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--limit", "3"))
     assert sorted(asked) == ["100", "98", "99"]

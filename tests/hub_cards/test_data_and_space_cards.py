@@ -110,6 +110,7 @@ def test_the_demo_names_its_model_and_brings_its_phantoms():
     assert read_front_matter(publication.card)["models"] == ["someone/logramed-mini"]
     assert {"app.py", "style.css", "requirements.txt", "examples/chest_xray.png"} <= set(publication.contents.files)
     assert publication.contents.files["model_id.txt"] == b"someone/logramed-mini\n"
+    assert b"def read_pixels" in publication.contents.files["image_files_logramed.py"]
     assert find_problems(publication.contents, DEMO_FOLDER) == []
     with pytest.raises(ValueError, match=r"`include` names further files of a model's folder, and .* \(demo\)"):
         prepare(DEMO_FOLDER, "someone/demo", base_models=["someone/logramed-mini"], include=["*.md"])

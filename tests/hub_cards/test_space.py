@@ -8,6 +8,7 @@ import shutil
 import threading
 
 import numpy as np
+import png
 import pytest
 import torch
 from PIL import Image
@@ -65,6 +66,14 @@ def test_deep_grey_images_keep_their_contrast(space, tmp_path):
     image = space["images"].read_upload(tmp_path / "ct.png")
     assert image.mode == "L"
     assert np.asarray(image).tolist() == [[0, 127], [255, 64]]
+
+
+def test_deep_colour_images_keep_their_contrast_too(space, tmp_path):
+    values = np.array([[[0, 2047, 4095], [4095, 0, 0]]], dtype=np.uint16)
+    with (tmp_path / "ct.png").open("wb") as file:
+        png.Writer(2, 1, greyscale=False, bitdepth=16).write(file, values.reshape(1, -1).tolist())
+    image = space["images"].read_upload(tmp_path / "ct.png")
+    assert np.asarray(image).tolist() == [[[0, 127, 255], [255, 0, 0]]]
 
 
 def test_photographs_are_turned_as_their_camera_says(space, tmp_path):

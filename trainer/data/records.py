@@ -7,7 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from .image_check import decode
+from logramed.eval.image_check import decode
+
 from .rows import (
     BadRows,
     ImageFolder,

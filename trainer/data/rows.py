@@ -12,9 +12,8 @@ from datasets import Image as ImageFeature
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.text_values import to_text
-
-from .image_check import find_unreadable, image_key
 
 
 logger = logging.get_logger(__name__)

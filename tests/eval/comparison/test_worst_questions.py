@@ -97,8 +97,8 @@ def test_thumbnail_is_a_small_jpeg_of_the_whole_image(tmp_path):
     assert np.allclose(np.asarray(image).mean(axis=(0, 1)), (200, 30, 30), atol=4)
 
 
-def test_thumbnail_of_sixteen_bits_is_stretched_not_cut(tmp_path):
-    Image.fromarray(np.linspace(1000, 3000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "a.png")
+def test_thumbnail_of_sixteen_bits_is_scaled_as_a_model_sees_it(tmp_path):
+    Image.fromarray(np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "a.png")
     pixels = np.asarray(open_image(read_thumbnail(tmp_path / "a.png")))
     assert pixels[0].mean() < 10
     assert pixels[-1].mean() > 245

@@ -16,9 +16,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from logramed.image_files_logramed import read_pixels
+from logramed.image_processing_logramed import convert_to_rgb
+
 
 # A change of what is checked gets a new number; another Pillow may refuse other images.
-CHECK = f"1 Pillow {PIL.__version__}"
+CHECK = f"2 Pillow {PIL.__version__}"
 # Readable images by `image_key`, one a line, in the Hugging Face cache.
 MEMORY = Path("logramed", "readable_images.txt")
 CHUNK_SIZE = 64  # images; no more than these are checked at once, without workers, and not remembered
@@ -63,15 +66,15 @@ def image_key(image: EncodedImage) -> str:
 
 
 def decode(image: EncodedImage) -> Image.Image:
+    """An image with its pixels at full depth, upright (see `read_pixels`)."""
     with Image.open(io.BytesIO(image["bytes"]) if isinstance(image, dict) else image) as opened:
-        opened.load()
-        return opened
+        return read_pixels(opened)
 
 
 def find_decoding_problem(image: EncodedImage) -> str | None:
-    """Decode an image fully; why that fails, or `None`."""
+    """Do all that training does to an image before it is resized; why that fails, or `None`."""
     try:
-        decode(image)
+        convert_to_rgb(decode(image), background_color=(0, 0, 0), name="It")
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         return f"{type(error).__name__}: {error}"
     return None

@@ -8,8 +8,8 @@ from datasets import config as datasets_config
 from huggingface_hub.utils import WeakFileLock
 from PIL import Image
 
-from logramed.trainer.data import image_check
-from logramed.trainer.data.image_check import find_unreadable, image_key
+from logramed.eval import image_check
+from logramed.eval.image_check import find_unreadable, image_key
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
 from tests.trainer.data.test_sources import instruct_row, write_json
