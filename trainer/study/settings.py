@@ -46,7 +46,7 @@ ORTHOGONAL_ARRAY = (
     (2, 2, 1, 0),
 )
 # Arms of the model from scratch with nine trials. The fixed weight has three, at the primary arm's other settings.
-NINE_TRIALS = (PLAIN, PRIMARY, "extended_targets")
+NINE_TRIALS = (PLAIN, PRIMARY)
 FIXED_WEIGHT = "former_default"
 TUNED_ARMS = (*NINE_TRIALS, FIXED_WEIGHT)
 # Whose settings an arm has that is not tuned, by its kind of strength.

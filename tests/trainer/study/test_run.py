@@ -193,7 +193,7 @@ def test_a_run_waits_for_a_command_that_outlived_a_killed_study(tmp_path):
 
 def test_command_lists_and_summarizes_without_data(tmp_path, capsys):
     assert main(["--list"]) == 0
-    assert f"| all | {len(study_run.planned_runs()) + 30} |" in capsys.readouterr().out
+    assert f"| all | {len(study_run.planned_runs()) + 21} |" in capsys.readouterr().out
     assert main(["--summarize", "--output", str(tmp_path)]) == 0
     assert "No run is scored on the test split yet." in capsys.readouterr().out
     with pytest.raises(SystemExit):
