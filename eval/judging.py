@@ -16,6 +16,7 @@ from logramed.eval.files import write_json
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
+from logramed.eval.metrics.medical_vqa.reply_reader import without_reasoning
 from logramed.eval.resumable_file import ResumableFile
 from logramed.eval.scoring import images_of
 
@@ -59,6 +60,7 @@ NO_CONTEXT = "Nothing is known but the question."
 def build_messages(question: Mapping, answer: str, order: str) -> list[dict]:
     """
     What the judge is asked: the question, what is known about its image, and both answers, neither called reference.
+    Of the model's answer its reasoning is left out.
 
     The code in the lines around each text comes from the texts themselves, so that no answer can hold such a line.
 
@@ -73,7 +75,8 @@ def build_messages(question: Mapping, answer: str, order: str) -> list[dict]:
         >>> messages[1]["content"].index("A mass.") < messages[1]["content"].index("A cyst.")
         True
     """
-    answers = [question["answer"], answer] if order == "reference_first" else [answer, question["answer"]]
+    answers = [question["answer"], without_reasoning(answer)]
+    answers = answers if order == "reference_first" else answers[::-1]
     texts = {"context": question["context"].strip() or NO_CONTEXT, "question": question["question"]}
     code = fingerprint(sorted([*texts.values(), *answers]))[:8]
     request = USER_PROMPT.format(code=code, answer_1=answers[0], answer_2=answers[1], **texts)

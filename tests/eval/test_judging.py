@@ -360,3 +360,10 @@ def test_where_the_judge_runs_stands_in_no_file(path):
         judge(server, path)
     for file in path.parent.iterdir():
         assert server.url not in file.read_text(encoding="utf-8")
+
+
+def test_a_judge_is_not_shown_what_a_model_thought():
+    question = {"question": "What is it?", "answer": "A cyst.", "context": ""}
+    [_, asked] = build_messages(question, "<think>cyst, tumor?</think>A mass.", "reference_first")
+    assert "A mass." in asked["content"]
+    assert "tumor" not in asked["content"]

@@ -5,10 +5,11 @@ import evaluate
 
 from .judge_scoring import domain_list, evaluate_judgements, id_text
 from .reply_parsing import parse_scores
+from .reply_reader import without_reasoning
 
 
-# `parse_scores` is used in `judge_scoring`, but `evaluate.load` fetches only the files that this one imports.
-__all__ = ["MedicalChatJudge", "parse_scores"]
+# Both functions are used in the others, but `evaluate.load` fetches only the files that this one imports.
+__all__ = ["MedicalChatJudge", "parse_scores", "without_reasoning"]
 
 
 _DESCRIPTION = """\

@@ -13,6 +13,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
+from .reply_reader import without_reasoning
+
 
 LOWEST_SCORE, HIGHEST_SCORE = 1, 10
 # Characters of a reply that an error shows.
@@ -84,17 +86,6 @@ def parse_scores(reply: str) -> tuple[float, float]:
             f"{beginning(reply)}"
         )
     return first, second
-
-
-def without_reasoning(reply: str) -> str:
-    """
-    What follows the thoughts of a judge that reasons first. Thoughts that were cut off are left out too.
-
-    Example:
-        >>> without_reasoning("<think>3 or 4?</think>8 7"), without_reasoning("<think>3 4, or rather")
-        ('8 7', '')
-    """
-    return reply.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def _find_pairs(text: str) -> Iterator[tuple[float, float]]:

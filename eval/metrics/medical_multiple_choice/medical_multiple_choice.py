@@ -5,11 +5,12 @@ import evaluate
 
 from .choice_scoring import checked_options, evaluate_choices
 from .option_matching import choose_by_text
+from .reply_reader import read_reply
 
 
 # `evaluate` copies the siblings imported above, but not those that they import in turn: so each is imported here. It
 # would take a comment at the end of such a line for the address of a file.
-__all__ = ["MedicalMultipleChoice", "choose_by_text"]
+__all__ = ["MedicalMultipleChoice", "choose_by_text", "read_reply"]
 
 _DESCRIPTION = """\
 Answers to multiple-choice questions about medical images: by the likelihood of each option, or by the option that a

@@ -11,17 +11,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
+from .reply_reader import read_reply
 
-# What chat templates leave before an answer, and what begins the next turn or follows the end of the text.
-_ROLE = re.compile(
-    r"^[\s#*]*(?:<\|\w+\|>|<s>|\[/inst\]"
-    r"|(?:assistant|(?:final )?answer|response|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\n][\s*]*)",
-    re.IGNORECASE,
-)
-_NEXT_TURN = re.compile(
-    r"(?:#{2,}\s*(?:human|user|assistant)\b|\s(?:human|user)\s*:|</s>|<\|\w+\|>).*",
-    re.IGNORECASE | re.DOTALL,
-)
 
 # A letter stands for its option alone ("B", "(b)."), before the text ("B: MRI", "(B) MRI", "B is right") or after a
 # word such as "answer". "The answer is a CT" must not choose A: there it has to be a capital or to end the clause.
@@ -34,6 +25,7 @@ _LETTER_AFTER_WORD = re.compile(
     r"(?<!\bnot )(?<!n't )\b(?i:answer|options?|choice)\b(?:\s+(?:is|are|would be|should be|must be))?(?:\s+option)?"
     rf"\s*[:=]?\s*\**({_LETTERS}|\(?[a-z]\)?(?=\W*$|[.;:]|,(?!\s*\(?[a-z]\b)))(?!['\u2019\w])"
     rf"|\b(?i:choose|select|pick|it is|it's)\s+({_LETTERS})(?=\W*$|[.,;:])"
+    rf"|(?:(?<![不非])答案|选项?|选择)(?:应该|应当)?[是为]?[\s:\uff1a]*({_LETTERS})"
 )
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -112,7 +104,7 @@ def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None
         >>> [choose_by_text(text, options) for text in ("CT or MRI scan", "not CT", "", "B: CT", "MRI")]
         [None, None, None, None, None]
     """
-    text = _answer_alone(prediction)
+    text = unicodedata.normalize("NFKC", read_reply(prediction))
     identities = option_identities(options)
     whole = {identities[i] for i, option in enumerate(options) if option is not None and fold(option) == fold(text)}
     if whole:
@@ -156,7 +148,7 @@ def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
         letter = before[1] or before[2] or before[3]
         if not any(words[:1] == (letter.casefold(),) for words in _options_at_start(text, options)):
             return _places(letter, len(options))
-    after = (match[1] or match[2] for match in _LETTER_AFTER_WORD.finditer(text))
+    after = (match[1] or match[2] or match[3] for match in _LETTER_AFTER_WORD.finditer(text))
     return {place for letters in after for place in _places(letters, len(options))}
 
 
@@ -172,14 +164,6 @@ def _places(letters: str, num_options: int) -> set[int]:
     """The places of single letters; none at all if one of them is no option's letter."""
     places = {ord(letter) - ord("A") for letter in re.findall(r"\b[A-Z]\b", letters.upper())}
     return places if all(place < num_options for place in places) else set()
-
-
-def _answer_alone(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text)
-    shorter = _ROLE.sub("", text)
-    while shorter != text:
-        text, shorter = shorter, _ROLE.sub("", shorter)
-    return _NEXT_TURN.sub("", text).strip()
 
 
 def named_options(text: str, options: Sequence[str | None], identities: Sequence[int]) -> set[int]:

@@ -4,10 +4,11 @@ import datasets
 import evaluate
 
 # `evaluate` brings along only the files that this one imports. It reads a comment behind an import as its address.
+from .reply_reader import read_reply
 from .report_scoring import evaluate_reports, report_text
 
 
-__all__ = ["MedicalReport"]
+__all__ = ["MedicalReport", "read_reply"]
 
 _DESCRIPTION = """\
 Generated radiology reports scored against reference reports: corpus BLEU-1 to BLEU-4, ROUGE-L and CIDEr. All figures

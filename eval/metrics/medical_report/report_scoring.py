@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from .reply_reader import read_reply
+
 
 MAX_ORDER = 4
 # "1.5" and "patient's" are one word each; hyphens, slashes and the "___" of de-identified reports separate words.
@@ -72,7 +74,10 @@ def evaluate_reports(
 
 
 def check_reports(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
-    """The words of all predictions and references; refuses what cannot be scored, by item."""
+    """
+    The words of all predictions (of what `read_reply` reads in them) and references; refuses what cannot be scored, by
+    item.
+    """
     if len(predictions) != len(references):
         raise ValueError(
             f"`predictions` and `references` must be equally long, got {len(predictions)} and {len(references)}."
@@ -81,8 +86,8 @@ def check_reports(predictions: Sequence[str], references: Sequence[str]) -> tupl
         raise ValueError("There is nothing to score: `predictions` is empty.")
     columns = {"predictions": predictions, "references": references}
     words = {
-        name: [split_words(report_text(text, i, name)) for i, text in enumerate(texts)]
-        for name, texts in columns.items()
+        name: [split_words(read(report_text(text, i, name))) for i, text in enumerate(texts)]
+        for (name, texts), read in zip(columns.items(), (read_reply, str), strict=True)
     }
     for position, reference in enumerate(words["references"]):
         if not reference:

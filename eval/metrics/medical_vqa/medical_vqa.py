@@ -5,13 +5,14 @@ import evaluate
 
 from .chinese_answers import polarities
 from .release_protocol import normalize_release
+from .reply_reader import read_reply
 from .vqa_scoring import answer_text, answer_type, evaluate_answers
 from .word_overlap import bleu_scores
 
 
 # `evaluate` copies the siblings imported above, but not those that they import in turn: so each is imported here. It
 # would take a comment at the end of such a line for the address of a file.
-__all__ = ["MedicalVQA", "bleu_scores", "normalize_release", "polarities"]
+__all__ = ["MedicalVQA", "bleu_scores", "normalize_release", "polarities", "read_reply"]
 
 _DESCRIPTION = """\
 Answers to open and closed questions about medical images, scored under a strict protocol (default) or as the research

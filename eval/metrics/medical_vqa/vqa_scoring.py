@@ -21,6 +21,7 @@ import numpy as np
 
 from .chinese_answers import HAN, polarities, polarity_of_reference, score_option
 from .release_protocol import score_closed_release, score_open_release
+from .reply_reader import read_reply, strip_role_words
 from .word_overlap import ARTICLES, HAN_NUMBERS, NUMBER_WORDS, bleu_scores, precision_recall_f1
 
 
@@ -36,35 +37,11 @@ _cache = lru_cache(maxsize=100_000)
 # Normalization, strict protocol
 # ---------------------------------------------------------------------------------------------------------------------
 
-# What chat templates leave before an answer, and what begins the next turn or follows the end of the text.
-_ROLE = re.compile(
-    r"^[\s#*]*(?:<\|\w+\|>|<s>|\[/inst\]"
-    r"|(?:assistant|(?:final )?answer|response|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\n][\s*]*)",
-    re.IGNORECASE,
-)
-_NEXT_TURN = re.compile(
-    r"(?:#{2,}\s*(?:human|user|assistant)\b|\s(?:human|user)\s*:|</s>|<\|\w+\|>).*",
-    re.IGNORECASE | re.DOTALL,
-)
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
 _DIGITS = NUMBER_WORDS | HAN_NUMBERS
 _HAN = re.compile(f"[{HAN}]")
 _WORD = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*")
-
-
-def strip_role_words(text: str) -> str:
-    """
-    The answer alone: no "Assistant:", "Answer:" or `<|assistant|>` before it, no "### Human:" or `</s>` after it.
-
-    Example:
-        >>> strip_role_words("### Assistant: Yes ### Human: Why?"), strip_role_words("<|assistant|> Yes</s>")
-        ('Yes', 'Yes')
-    """
-    shorter = _ROLE.sub("", text)
-    while shorter != text:
-        text, shorter = shorter, _ROLE.sub("", shorter)
-    return _NEXT_TURN.sub("", text).strip()
 
 
 def clean(text: str) -> str:
@@ -343,12 +320,14 @@ def candidate_list(candidates: Sequence | Mapping | None) -> list[str] | None:
 
 def score_item(prediction: str, reference: str, kind: str, protocol: str, candidates: Sequence | None) -> dict:
     """
-    The scores of one answer in 0..1, by figure name.
+    The scores of one answer in 0..1, by figure name. Of a reply, the strict protocol scores what `read_reply` reads.
 
     Example:
-        >>> score_item("Yes", "yes", "CLOSED", "strict", None)
+        >>> score_item("<think>no or</think>Yes", "yes", "CLOSED", "strict", None)
         {'closed_accuracy': 1.0}
     """
+    if protocol == "strict":
+        prediction = read_reply(prediction)
     if kind == "CLOSED":
         score_closed = score_closed_strict if protocol == "strict" else score_closed_release
         return {"closed_accuracy": score_closed(prediction, reference)}

@@ -194,13 +194,6 @@ def test_equal_options_are_one_option():
     assert evaluate_choices(["B"], ["CT"], [options])["chance"] == 50.0
 
 
-def test_role_words_are_those_of_medical_vqa():
-    vqa_scoring = load_metric_module("medical_vqa", "vqa_scoring")
-    option_matching = load_metric_module("medical_multiple_choice", "option_matching")
-    for name in ("_ROLE", "_NEXT_TURN"):
-        assert getattr(option_matching, name) == getattr(vqa_scoring, name), name
-
-
 # Likelihood
 
 
