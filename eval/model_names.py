@@ -3,11 +3,13 @@
 import difflib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 
-CONFIGURATIONS = ("config.json", "adapter_config.json")
+ADAPTER_CONFIG = "adapter_config.json"
+CONFIGURATIONS = ("config.json", ADAPTER_CONFIG)
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def looks_like_path(name: str) -> bool:
@@ -79,3 +81,29 @@ def require_configuration(folder: Path, argument: str) -> None:
     below = sorted({path.parent for name in CONFIGURATIONS for path in folder.glob(f"*/{name}")})
     hint = f" There are models in {', '.join(map(str, below[:5]))}." if below else ""
     raise ValueError(f"{argument} {folder} is a folder without {' or '.join(CONFIGURATIONS)}: no model.{hint}")
+
+
+def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | None]:
+    """The base model and the adapter on it, where `model` may be an adapter itself."""
+    if not (Path(model) / ADAPTER_CONFIG).is_file():
+        return model, adapter
+    if adapter is not None:
+        raise ValueError(f"`model` {model} is an adapter itself, so `adapter` {adapter} has no base model. Name that.")
+    from peft import PeftConfig
+
+    base = PeftConfig.from_pretrained(model).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{model}/{ADAPTER_CONFIG} names no base model (`base_model_name_or_path`). Pass the base as `model` and "
+            "this folder as `adapter`."
+        )
+    return base, model
+
+
+def naming_base_model(given: str, base: str) -> AbstractContextManager[None]:
+    """As `naming_model` for what `--model` gave: itself, or the base model of the adapter that it is."""
+    return naming_model(base, "`--model`" if base == given else f"{given}: its base model (`base_model_name_or_path`)")
+
+
+def has_processor(folder: str) -> bool:
+    return any((Path(folder) / name).is_file() for name in PROCESSOR_FILES)

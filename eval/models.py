@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
-from logramed.eval.model_names import naming_model
+from logramed.eval.model_names import has_processor, naming_base_model, naming_model, resolve_adapter
 
 
 # Files up to this size are read whole, and of larger ones 16 KiB out of each MiB, so as not to read a whole 7B. Not
@@ -25,8 +25,6 @@ MODEL_FILES = (
     "pytorch_model*.bin",
     "adapter_model.bin",
 )
-ADAPTER_CONFIG = "adapter_config.json"
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def load_model(model: str, adapter: str | None = None, trust_remote_code: bool = False) -> tuple[torch.nn.Module, Any]:
@@ -44,35 +42,18 @@ def load_model(model: str, adapter: str | None = None, trust_remote_code: bool =
     """
     given = model
     base, adapter = resolve_adapter(model, adapter)
-    with naming_model(base, "`--model`" if base == given else f"{given}: its base model (`base_model_name_or_path`)"):
+    with naming_base_model(given, base):
         loaded = AutoModelForImageTextToText.from_pretrained(base, dtype="auto", trust_remote_code=trust_remote_code)
     if adapter is not None:
         from peft import PeftModel
 
         with naming_model(adapter, "`--adapter`"):
             loaded = PeftModel.from_pretrained(loaded, adapter)
-    has_processor = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
-    processor = AutoProcessor.from_pretrained(adapter if has_processor else base, trust_remote_code=trust_remote_code)
+    source = adapter if adapter is not None and has_processor(adapter) else base
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     if not getattr(loaded, "is_quantized", False):  # a quantized model is on its device, and must stay there
         loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded.eval(), processor
-
-
-def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | None]:
-    """The base model and the adapter on it, where `model` may be an adapter itself."""
-    if not (Path(model) / ADAPTER_CONFIG).is_file():
-        return model, adapter
-    if adapter is not None:
-        raise ValueError(f"`model` {model} is an adapter itself, so `adapter` {adapter} has no base model. Name that.")
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(model).base_model_name_or_path
-    if not base:
-        raise ValueError(
-            f"{model}/{ADAPTER_CONFIG} names no base model (`base_model_name_or_path`). Pass the base as `model` and "
-            "this folder as `adapter`."
-        )
-    return base, model
 
 
 def fingerprint_model(model: str, adapter: str | None = None) -> str:

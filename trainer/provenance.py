@@ -39,6 +39,12 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+# Arguments that say which weights a run has, and of what shape.
+SHAPING = (
+    *("model", "vision", "vision_config", "text_config", "logramed_config", "vocab_size", "use_peft", "lora_r"),
+    *("lora_target_modules", "lora_modules_to_save", "use_dora", "train", "load_in_4bit", "load_in_8bit"),
+    *("alignment_head", "alignment_text_encoder", "graph_hidden_size", "graph_num_layers", "graph_aggregation"),
+)
 # Arguments that say where and how a run is shown and kept, not what comes out of it.
 WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report_to", "run_name", "push_to_hub")
 
@@ -61,7 +67,8 @@ def record_run(
         `Path`: of the file.
 
     Raises:
-        ValueError: If a run is resumed with other data than it began with. Other arguments are a warning.
+        ValueError: If a run is resumed with other data than it began with, or with arguments that its weights do not
+            fit. Other arguments are a warning.
     """
     path = Path(output_dir) / RECORD_NAME
     start = {
@@ -85,7 +92,7 @@ def record_run(
 
 
 def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None:
-    """Refuse other data, and warn of other arguments and code (see `record_run`)."""
+    """Refuse other data and weights of other shapes, and warn of other arguments and code (see `record_run`)."""
     for source, fingerprint in start["data"].items():
         if last["data"].get(source, fingerprint) != fingerprint:
             raise ValueError(
@@ -93,12 +100,18 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
                 f"{last['data'][source][:12]}. Resume with the data as it was, or start a new run with another "
                 "`output_dir`, from this one's model if wanted."
             )
-    names = sorted(last["arguments"].keys() | start["arguments"].keys())
-    changed = [
-        f"`{name}` {last['arguments'].get(name)!r} -> {start['arguments'].get(name)!r}"
-        for name in names
+    changes = {
+        name: f"`{name}` {last['arguments'].get(name)!r} -> {start['arguments'].get(name)!r}"
+        for name in sorted(last["arguments"].keys() | start["arguments"].keys())
         if name not in WITHOUT_EFFECT and last["arguments"].get(name) != start["arguments"].get(name)
-    ]
+    }
+    unfit = [changes[name] for name in SHAPING if name in changes]
+    if unfit:
+        raise ValueError(
+            f"The run that is resumed has weights of another shape: {'; '.join(unfit)}. Resume with the arguments as "
+            f"they were (they stand in {RECORD_NAME}), or start a new run with another `output_dir`."
+        )
+    changed = list(changes.values())
     changed += [f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]]
     if changed:
         logger.warning(f"The run goes on with other settings than it had: {'; '.join(changed)}.")

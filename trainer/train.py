@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from datasets import Dataset, IterableDataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -37,7 +37,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser, get_peft_config, get_quantization_config
 
 from logramed.eval.command_line import parse_into_dataclasses, run_command
-from logramed.eval.model_names import naming_model
+from logramed.eval.model_names import has_processor, naming_base_model, resolve_adapter
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
@@ -57,6 +57,7 @@ from logramed.trainer.interruption import TERMINATED_EXIT_CODE
 from logramed.trainer.parts import (
     complete_adapters,
     describe_trained,
+    find_weights,
     freeze_parts,
     keep_tower_in_evaluation_mode,
     parse_parts,
@@ -441,21 +442,25 @@ def load_model(
     processor, and the adapters that it is to get, if any.
     """
     if arguments.model is not None:
+        base, adapter = resolve_adapter(arguments.model)
         options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
-        with naming_model(arguments.model, "`--model`"):
-            processor = AutoProcessor.from_pretrained(arguments.model, **options)
+        with naming_base_model(arguments.model, base):
+            source = adapter if adapter is not None and has_processor(adapter) else base
+            processor = AutoProcessor.from_pretrained(source, **options)
         if not isinstance(processor, ProcessorMixin):  # the tokenizer alone, where its class lacks a package
             raise ValueError(
                 f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "
                 "that is not installed, such as torchvision (Qwen2.5-VL, SmolVLM) or num2words (SmolVLM)."
             )
         model = AutoModelForImageTextToText.from_pretrained(
-            arguments.model,
+            base,
             dtype=arguments.dtype,
             attn_implementation=arguments.attn_implementation,
-            quantization_config=quantize_language_model(arguments, options),
+            quantization_config=quantize_language_model(arguments, base, options),
             **options,
         )
+        if adapter is not None:
+            return go_on_with_adapter(model, adapter, arguments), processor, None
     elif arguments.vision is not None:
         model, processor = join_new_language_model(
             arguments.vision,
@@ -485,13 +490,36 @@ def load_model(
     return model, processor, peft_config
 
 
-def quantize_language_model(arguments: ModelArguments, options: dict[str, Any]) -> BitsAndBytesConfig | None:
+def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
+    """
+    The model with an adapter that is trained further, and what the adapter's folder has beside it (the projector).
+
+    Raises:
+        ValueError: If the arguments ask for an adapter of another kind than this one is.
+    """
+    model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    config = model.active_peft_config
+    for name, own in {"lora_r": config.r, "lora_alpha": config.lora_alpha, "use_dora": config.use_dora}.items():
+        asked, default = getattr(arguments, name), ModelArguments.__dataclass_fields__[name].default
+        if asked not in (own, default):
+            raise ValueError(f"`{name}` is {asked}, but the adapter in {adapter} has {own}: leave it out.")
+    parts = parse_parts(arguments.train, use_peft=True)
+    if "projector" not in parts:
+        for weight in find_weights(model)["projector"]:
+            weight.requires_grad_(False)
+    keep_tower_in_evaluation_mode(model)
+    return model
+
+
+def quantize_language_model(
+    arguments: ModelArguments, base: str, options: dict[str, Any]
+) -> BitsAndBytesConfig | None:
     """TRL's quantization, of the language model's layers alone: the projector is trained in full."""
     config = get_quantization_config(arguments)
     if config is not None:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(
-                AutoConfig.from_pretrained(arguments.model, **options),
+                AutoConfig.from_pretrained(base, **options),
                 trust_remote_code=options["trust_remote_code"],
             )
         config.llm_int8_skip_modules = unquantized_modules(model)

@@ -1,0 +1,76 @@
+"""
+Merge an adapter into its base model: a folder that every command takes, and that needs no PEFT.
+
+    logramed-merge runs/mine --output runs/mine_merged
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.model_names import has_processor, naming_base_model, resolve_adapter
+from logramed.trainer.provenance import RECORD_NAME
+
+
+# What tells of the training, which the merged model is the result of.
+RECORDS = (RECORD_NAME, "train_metrics.json", "curves.png")
+
+
+def merge_adapter(adapter: str, output: str | Path) -> Path:
+    """
+    Write the model of an adapter's folder with the adapter's weights added to those of its base.
+
+    Args:
+        adapter (`str`): Folder of a PEFT adapter, whose configuration names its base.
+        output (`str` or `Path`): A folder that does not exist yet, or is empty.
+
+    Returns:
+        `Path`: of the folder, with the model in the base's dtype, its processor, and the records of its training.
+
+    Raises:
+        ValueError: If `adapter` is no adapter, its base is quantized, or `output` is not empty.
+    """
+    output = Path(output)
+    base, found = resolve_adapter(adapter)
+    if found is None:
+        raise ValueError(f"{adapter} is no folder of an adapter: it has no adapter_config.json.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"`--output` {output} is not empty.")
+    with naming_base_model(adapter, base):
+        model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
+        processor = AutoProcessor.from_pretrained(adapter if has_processor(adapter) else base)
+    if getattr(model, "is_quantized", False):
+        raise ValueError(f"The base {base} is quantized, and adapters are merged into whole weights only.")
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    merged.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    for name in RECORDS:
+        if (Path(adapter) / name).is_file():
+            shutil.copyfile(Path(adapter) / name, unfinished / name)
+    if output.exists():
+        output.rmdir()
+    unfinished.rename(output)
+    return output
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(prog="logramed-merge", description="Merge an adapter into its base model.")
+    parser.add_argument("adapter", help="folder of the adapter")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write the merged model to")
+    arguments = parser.parse_args(argv)
+    print(f"Wrote {merge_adapter(arguments.adapter, arguments.output)}.")
+    return 0
+
+
+def command() -> int:
+    return run_command(main)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())
