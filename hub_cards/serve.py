@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from transformers.cli.transformers import app
     except ImportError as error:
         raise SystemExit(f"Serving needs more packages: `pip install 'logramed[serve]'` ({error}).") from error
+    from transformers.cli.serving import chat_completion
+
+    from logramed.hub_cards.chat_requests import ChatHandler
+
+    chat_completion.ChatCompletionHandler = ChatHandler
     register_for_serving()
     app(["serve", arguments.model, "--host", arguments.host, "--port", str(arguments.port), *further])
 

@@ -1,5 +1,6 @@
 """`transformers serve`, told of our class, asked by OpenAI's own client."""
 
+import asyncio
 import base64
 import io
 import os
@@ -17,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from logramed.eval.greedy import StopStrings
 from logramed.hub_cards import serve
+from logramed.hub_cards.chat_requests import StoppingQueue
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
 
@@ -142,13 +145,73 @@ def test_another_image_gives_another_input(client, folder):
     assert len(answers) > 1
 
 
-def test_an_image_that_cannot_be_read_is_an_error_and_the_server_goes_on(client, folder):
-    with pytest.raises(openai.APIError):  # 500, after which uvicorn closes the connection
-        client.chat.completions.create(messages=ask("data:image/png;base64,bm8gaW1hZ2U="), **options(folder))
-    reply = client.with_options(max_retries=2).chat.completions.create(
-        messages=ask(data_url(picture())), **options(folder)
-    )
-    assert reply.choices[0].message.content
+def test_what_openai_allows_works(client, folder):
+    messages = [{"role": "developer", "content": "be brief"}, *ask(data_url(picture()))]
+    further = {"user": "me", "n": 1, "metadata": {}, "store": False, "top_p": 1.0, "seed": 3, "frequency_penalty": 0.0}
+    reply = client.chat.completions.create(messages=messages, **options(folder), **further)
+    ours = [{"role": "system", "content": "be brief"}, *as_ours(messages[1:], picture())]
+    assert reply.choices[0].message.content.strip() == expected_answer(folder, ours).strip()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_ends_before_a_stop(client, folder, stream):
+    messages = ask(data_url(picture()))
+    whole = client.chat.completions.create(messages=messages, **options(folder)).choices[0].message.content
+    words = whole.split()
+    stop = next(word for word in words[1:] if word not in words[0])
+    reply = client.chat.completions.create(messages=messages, stop=[stop, "never"], stream=stream, **options(folder))
+    if stream:
+        content = "".join(chunk.choices[0].delta.content or "" for chunk in reply if chunk.choices)
+    else:
+        content = reply.choices[0].message.content
+        assert reply.usage.completion_tokens < 6
+    assert content.strip() == whole[: whole.index(stop)].strip() != ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"max_tokens": 0}, "`max_tokens` must be a whole number from 1 up, got 0"),
+        ({"max_completion_tokens": -1}, "`max_completion_tokens` must be a whole number from 1 up"),
+        ({"n": 2}, "`n` is 2, which is not supported. It may be 1."),
+        ({"temperature": -1}, "`temperature` must be a number from 0 to 2, got -1"),
+        ({"stop": [""]}, "`stop` must be a text, or a list of up to 4 texts that are not empty"),
+        ({"logprobs": True}, "`logprobs` is True, which is not supported"),
+        ({"response_format": {"type": "json_object"}}, "`response_format` is"),
+        ({"model": "someone/other"}, "someone/other"),
+        ({"messages": []}, "`messages` must be a list of one message at least"),
+        ({"messages": ask("data:image/png;base64,bm8gaW1hZ2U=")}, "image"),
+        ({"messages": [{"role": "user", "content": "an <image> of a lung"}]}, "<image> typed in its text"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "`messages[0].role` must be one of"),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "type text or image_url"),
+        ({"messages": [{"role": "user", "content": ""}]}, None),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_words_and_the_server_goes_on(client, folder, changes, words):
+    request = {"messages": ask(data_url(picture())), **options(folder), **changes}
+    if words is None:  # an empty text is a text
+        client.chat.completions.create(**request)
+    else:
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**request)
+        assert words in refused.value.body["detail"] if "detail" in refused.value.body else words in str(refused.value)
+    assert client.chat.completions.create(messages=ask(data_url(picture())), **options(folder)).choices
+
+
+def test_pieces_that_may_begin_a_stop_are_held_back():
+    async def collect(pieces, stops):
+        queue = asyncio.Queue()
+        for piece in [*pieces, None]:
+            queue.put_nowait(piece)
+        stopping, found = StoppingQueue(queue, StopStrings(tiny_processor().tokenizer, stops)), []
+        while (piece := await stopping.get()) is not None:
+            found.append(piece)
+        return found
+
+    assert asyncio.run(collect(["left", " lu", "ng", " END", " more"], ["END"])) == ["left", " lu", "ng", " "]
+    assert asyncio.run(collect(["a", "E", "N", "x"], ["END"])) == ["a", "ENx"]
+    assert asyncio.run(collect(["a", "EN"], ["END"])) == ["a", "EN"]
+    assert asyncio.run(collect(["aEND"], ["END", "aE"])) == []
 
 
 def test_the_example_of_the_documentation_answers(client, folder, monkeypatch, tmp_path, capsys):
