@@ -184,8 +184,7 @@ def take_stop(processor: Any, inputs: Mapping[str, Any], config: Any) -> tuple[S
 
 class StoppingQueue:
     """
-    The pieces of a streamed answer up to a stop. A piece that may begin one is held back until it is clear that it does
-    not.
+    The pieces of a streamed answer up to a stop. What may begin one is held back until it is clear that it does not.
     """
 
     def __init__(self, queue: asyncio.Queue, stop: StopStrings):

@@ -1,6 +1,5 @@
 """Every command and every piece of Python in the READMEs is tried, in the smallest form that shows it works."""
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -170,16 +169,6 @@ def test_python_of_the_alignment_readme_runs():
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["features"]["image"].grad.abs().sum() > 0
-
-
-def test_python_of_the_recipes_readme_makes_ids_of_path_vqa_unique(tmp_path, monkeypatch):
-    [code] = blocks(ROOT / "trainer" / "recipes" / "README.md", "python")
-    path = tmp_path / "data" / "path_vqa" / "train_w_options_new.json"
-    path.parent.mkdir(parents=True)
-    path.write_text('[{"id": 7, "image": "a.png"}, {"id": 7, "image": "a.png"}]')
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    assert [row["id"] for row in json.loads(path.read_text())] == ["7-0", "7-1"]
 
 
 def test_image_of_the_ten_lines_is_one_that_the_quickstart_draws(tmp_path):

@@ -1,11 +1,13 @@
 """Rows as records hold them: the LLaVA-Med instruct form with extended answers, and TRL's forms."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers.utils import logging
 
 from logramed.eval.image_check import decode
 
@@ -23,9 +25,15 @@ from .rows import (
 )
 
 
+logger = logging.get_logger(__name__)
+
 # The alignment file of the LLaVA-Med release misspells its key, and the extended one inherits that.
 CONVERSATION_KEYS = ("conversations", "conversatons")
 EXTENDED_KEYS = ("conversations_long", "conversatons_long")
+# Question and answer of LLaMA-Factory's "alpaca" form and of ms-swift's, with earlier turns in `history`.
+INSTRUCTION_KEYS, QUERY_KEYS = ("instruction", "output"), ("query", "response")
+# Where a part of a message names its image, as ms-swift and Qwen-VL write it.
+PART_IMAGE_KEYS = ("image", "path", "url")
 FIELDS = (
     "id",
     "image",
@@ -34,6 +42,11 @@ FIELDS = (
     "messages",
     "prompt",
     "completion",
+    "system",
+    *INSTRUCTION_KEYS,
+    *QUERY_KEYS,
+    "input",
+    "history",
     *EXTENDED_KEYS,
     "extended_answers",
 )
@@ -46,7 +59,8 @@ class RecordReader:
     Turns records into canonical rows.
 
     A record has `image` or `images` (a name, an embedded image, a list of these, or nothing for text alone), and
-    `conversations`, `messages`, or `prompt` and `completion`. Extended answers stand in `conversations_long` or
+    `conversations`, `messages`, `prompt` and `completion`, or LLaMA-Factory's and ms-swift's `instruction` and
+    `output`, or `query` and `response`, with `history` and `system`. Extended answers stand in `conversations_long` or
     `extended_answers`. What else it has is ignored.
 
     Args:
@@ -73,6 +87,7 @@ class RecordReader:
         image_field, images = find_images(location, record)
         found = [self._find_image(image, location, image_field) for image in images]
         turns_field, turns = read_turns(location, record)
+        turns = add_system(location, record, turns)
         if turns_field not in CONVERSATION_KEYS:
             turns = put_images_first(turns, len(images))
         check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
@@ -153,9 +168,20 @@ def find_key(location: RowLocation, record: dict[str, Any], keys: tuple[str, ...
 def find_images(location: RowLocation, record: dict[str, Any]) -> tuple[str, list[Any]]:
     field = find_key(location, record, ("image", "images")) or "image"
     images = record.get(field)
-    if images is None or images == "":
-        return field, []
+    if images is None or images == "" or images == []:
+        return field, find_images_of_parts(record)
     return field, images if isinstance(images, list) else [images]
+
+
+def find_images_of_parts(record: dict[str, Any]) -> list[str]:
+    """The names of images that stand in the parts of messages, in their order."""
+    messages = record.get("messages")
+    contents = [message.get("content") for message in messages or [] if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    named = [next((part[key] for key in PART_IMAGE_KEYS if part.get(key)), None) for part in parts]
+    return [
+        name for part, name in zip(parts, named, strict=True) if part.get("type") == "image" and isinstance(name, str)
+    ]
 
 
 def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list[Turn]]:
@@ -168,12 +194,39 @@ def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list
         turns = [read_conversation_turn(location, entry, f"{field}[{n}]") for n, entry in enumerate(entries)]
         return field, turns
     if record.get("prompt") is None or record.get("completion") is None:
-        needed = "`conversations`, `messages`, or `prompt` and `completion`"
+        for question, answer in (INSTRUCTION_KEYS, QUERY_KEYS):
+            if record.get(question) is not None and record.get(answer) is not None:
+                return question, read_pairs(location, record, question, answer)
+        needed = "`conversations`, `messages`, `prompt` and `completion`, or a question and an answer"
         raise location.error("conversations", f"missing; a row needs {needed}")
     prompt = read_messages(location, record, "prompt", "user")
     if any(turn.role == "assistant" for turn in prompt):  # all answers of a row are learned
         raise location.error("prompt", "holds an answer, which would be learned too; write `messages` to learn both")
     return "prompt", prompt + read_messages(location, record, "completion", "assistant")
+
+
+def read_pairs(location: RowLocation, record: dict[str, Any], question: str, answer: str) -> list[Turn]:
+    """The turns of `history`, a list of pairs, and of the fields `question` (with `input` behind it) and `answer`."""
+    history = record.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise location.error("history", f"expected a list of pairs of question and answer, got {history!r:.100}")
+    asked = read_text(record[question], location, question, "turn")
+    if record.get("input") not in (None, ""):
+        asked = f"{asked}\n{read_text(record['input'], location, 'input', 'turn')}"
+    pairs = [(*pair, f"history[{number}]") for number, pair in enumerate(history)]
+    turns = []
+    for said, replied, field in [*pairs, (asked, record[answer], answer)]:
+        turns.append(Turn("user", split_placeholders(read_text(said, location, field, "turn")), field))
+        turns.append(Turn("assistant", split_placeholders(read_text(replied, location, field, "answer")), field))
+    return turns
+
+
+def add_system(location: RowLocation, record: dict[str, Any], turns: list[Turn]) -> list[Turn]:
+    """`turns` behind the text of the field `system`, where a row has one beside them."""
+    if record.get("system") in (None, "") or (turns and turns[0].role == "system"):
+        return turns
+    text = read_text(record["system"], location, "system", "turn")
+    return [Turn("system", split_placeholders(text), "system"), *turns]
 
 
 def read_messages(location: RowLocation, record: dict[str, Any], field: str, role: str | None = None) -> list[Turn]:
@@ -285,15 +338,28 @@ def read_extended_answers(location: RowLocation, record: dict[str, Any], field: 
 def index_by_id(
     records: Iterable[tuple[RowLocation, dict[str, Any]]], bad_rows: BadRows, make_ids: bool = False
 ) -> dict[str, tuple[RowLocation, dict[str, Any]]]:
-    """Records by id, in order; without `make_ids` a record without an id, and the second of an id, are bad rows."""
-    by_id: dict[str, tuple[RowLocation, dict[str, Any]]] = {}
+    """
+    Records by id, in order; without `make_ids` a record without an id is a bad row. An id that several share (of an
+    image, say, as in PathVQA's converted files) gets "-1", "-2", ... behind it, as evaluation numbers its questions.
+    """
+    read = []
     for location, record in records:
         try:
-            located = locate(location, record) if make_ids else location.with_id(record.get("id"))
-            if located.row_id in by_id:
-                raise located.error("id", f"duplicated id, first at {by_id[located.row_id][0].position}")
+            read.append((locate(location, record) if make_ids else location.with_id(record.get("id")), record))
         except RowError as error:
             bad_rows.add(error)
-            continue
-        by_id[located.row_id] = (located, record)
+    counts = Counter(location.row_id for location, _ in read)
+    by_id: dict[str, tuple[RowLocation, dict[str, Any]]] = {}
+    numbers: Counter[str] = Counter()
+    for location, record in read:
+        own_id, shared = location.row_id, counts[location.row_id] > 1
+        while shared and (location.row_id in counts or location.row_id in by_id):
+            numbers[own_id] += 1
+            location = location.with_id(f"{own_id}-{numbers[own_id]}")
+        by_id[location.row_id] = (location, record)
+    if numbers:
+        logger.warning(
+            f"{read[0][0].file}: {sum(counts[row_id] for row_id in numbers)} row(s) share their id with another, and "
+            f"get a number behind it, as {next(iter(numbers))}-1."
+        )
     return by_id

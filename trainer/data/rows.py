@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from logramed.eval.text_values import to_text
 logger = logging.get_logger(__name__)
 
 IMAGE_PLACEHOLDER = "<image>"
+IMAGE_TAG = re.compile(r"<img>.*?</img>")  # Qwen-VL's
 OnBadRow = Literal["raise", "skip"]
 
 
@@ -155,6 +157,9 @@ class ImageFolder:
             raise location.error(field, f"{name!r} is a relative path; pass `image_folder`")
         try:
             path = ((self.folder or Path()) / name).resolve()
+            # Names that begin with the folder's own, as seen from the file beside it.
+            if self.folder is not None and Path(name).parts[:1] == (self.folder.name,) and not path.exists():
+                path = (self.folder.parent / name).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # null bytes, loops of symbolic links
             raise location.error(field, f"{name!r} is no usable path: {error}") from error
         if self.folder is not None and not path.is_relative_to(self.folder):
@@ -255,6 +260,10 @@ def check_contents(location: RowLocation, turns: list[Turn]) -> None:
             raise location.error(turn.field, "empty turn")
         if any(IMAGE_PLACEHOLDER in part.get("text", "") for part in turn.parts):
             raise location.error(turn.field, f"a text part holds {IMAGE_PLACEHOLDER}; write an image part instead")
+        tag = IMAGE_TAG.search(turn.text)
+        if tag:
+            reason = f"{tag[0]} would be read as text: write {IMAGE_PLACEHOLDER}, and the name in `images`"
+            raise location.error(turn.field, reason)
 
 
 def check_extended(location: RowLocation, extended_answers: Any, num_answers: int, extended_field: str) -> list:

@@ -54,6 +54,18 @@ FORMS = {
         {"messages": [USER, ANSWER], "prompt": "extra", "source": "extra"},
         [WITH_IMAGE, ANSWER],
     ),
+    "LLaMA-Factory": (
+        {"messages": [message("user", "<image>What?"), message("assistant", "CT")], "system": "Be brief."},
+        [message("system", [text("Be brief.")]), WITH_IMAGE, ANSWER],
+    ),
+    "LLaMA-Factory, alpaca": (
+        {"instruction": "<image>What", "input": "is it?", "output": "CT"},
+        [message("user", [IMAGE, text("What\nis it?")]), ANSWER],
+    ),
+    "ms-swift": (
+        {"query": "And?", "response": "CT", "history": [["<image>What?", "CT"]], "system": "Be brief."},
+        [message("system", [text("Be brief.")]), WITH_IMAGE, ANSWER, message("user", [text("And?")]), ANSWER],
+    ),
     "conversations": (
         {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "CT"}]},
         [WITH_IMAGE, ANSWER],
@@ -144,7 +156,11 @@ def test_embedded_images_are_decoded_and_paths_stay_paths():
 
 
 BAD_ROWS = [
-    ({"prompt": "What?"}, "conversations", "a row needs `conversations`, `messages`, or `prompt` and `completion`"),
+    (
+        {"prompt": "What?"},
+        "conversations",
+        "a row needs `conversations`, `messages`, `prompt` and `completion`, or a question",
+    ),
     ({"prompt": "What?", "completion": " "}, "completion", "empty answer"),
     ({"prompt": "What?", "completion": [USER]}, "completion[0].content", "odd turns: turn 1 must come from the assis"),
     ({"prompt": "<image><image>?", "completion": "CT"}, "prompt", r"2 <image> placeholder\(s\) for 1 image"),
@@ -164,13 +180,15 @@ def test_a_row_that_cannot_be_used_is_refused_by_position_and_field(changes, fie
     assert (refusal.value.position, refusal.value.field) == ("row 17", field)
 
 
-def test_rows_without_ids_are_counted_and_given_ones_may_not_repeat(folder, caplog):
-    rows = [{"prompt": "What?", "completion": "CT", **changes} for changes in ({}, {"id": "b"}, {}, {"id": "b"})]
+def test_rows_without_ids_and_ids_that_several_share_are_counted_once(folder, caplog):
+    ids = ({}, {"id": "b"}, {}, {"id": "b"}, {"id": "b-2"}, {"id": "c"})
+    rows = [{"prompt": "What?", "completion": "CT", **changes} for changes in ids]
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    loaded = load_training_rows(path, require_extended=False, on_bad_row="skip")
-    assert loaded.dataset["id"][:] == ["line 1", "b", "line 3"]
-    assert [error.reason for error in loaded.skipped] == ["duplicated id, first at line 2"]
+    loaded = load_training_rows(path, require_extended=False)
+    assert loaded.dataset["id"][:] == ["line 1", "b-1", "line 3", "b-3", "b-2", "c"]
+    (said,) = [one for one in caplog.messages if "share their id" in one]
+    assert "2 row(s) share their id with another, and get a number behind it, as b-1." in said
     (said,) = [one for one in caplog.messages if "without `id`" in one]
     assert "2 row(s) without `id` get their position as one, as 'line 1'" in said
 
@@ -240,3 +258,35 @@ def test_half_a_surrogate_pair_is_refused_in_ids_and_names_too(tmp_path, field):
     with pytest.raises(RowError, match=rf"field `{field}`") as refused:
         load_training_rows(path, require_extended=False)
     str(refused.value).encode()
+
+
+def test_two_files_whose_ids_are_those_of_images_are_merged_in_their_order(folder):
+    def conversation(question, answer):
+        return [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+
+    for name, words in {"short": "", "long": "It is a "}.items():
+        rows = [
+            {"id": "7", "image": "a.png", "conversations": conversation(question, words + answer)}
+            for question, answer in (("What?", "CT"), ("Where?", "head"))
+        ]
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    rows = load_training_rows(folder / "short.json", extended=folder / "long.json").dataset
+    assert rows["id"][:] == ["7-1", "7-2"]
+    assert rows["extended_answers"][:] == [["It is a CT"], ["It is a head"]]
+
+
+def test_images_are_found_in_parts_and_by_names_that_begin_with_their_folder(folder):
+    part = {"type": "image", "image": "images/a.png"}
+    rows = [{"messages": [message("user", [part, text("What?")]), ANSWER]}]
+    rows += [{"messages": [USER, ANSWER], "images": ["images/a.png"]}, {"messages": [USER, ANSWER], "image": "a.png"}]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    loaded = load_training_rows(folder / "rows.json", require_extended=False).dataset
+    assert loaded["images"][:] == [[str(folder / "images" / "a.png")]] * 3
+    assert [without_nulls(messages) for messages in loaded["messages"]] == [[WITH_IMAGE, ANSWER]] * 3
+
+
+def test_a_tag_that_would_be_read_as_text_is_refused(folder):
+    rows = [{"messages": [message("user", "<img>a.png</img>What?"), ANSWER]}]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    with pytest.raises(RowError, match=r"<img>a.png</img> would be read as text: write <image>"):
+        load_training_rows(folder / "rows.json", require_extended=False)

@@ -221,7 +221,6 @@ BAD_ROWS = {
     ),
     "both spellings": ({"conversatons": LONG}, "conversatons", "stands beside `conversations`"),
     "odd id": ({"id": 1.5}, "id", "expected a text or a whole number, got 1.5"),
-    "duplicated id": ({"id": "good"}, "id", "duplicated id, first at row 0"),
 }
 
 
