@@ -200,7 +200,7 @@ class AlignedModel(nn.Module):
         else:
             image_tokens = take_tokens(output.read_hidden_state, nodes["image_places"])
         if config.alignment_granularity == "sample":
-            return pool_images(image_tokens, nodes, len(output.last_hidden_state))
+            return pool_images(image_tokens, nodes, len(nodes["groups"]))
         # Where no pass over texts knows the question, the state at its end does.
         queries = take_tokens(output.last_hidden_state, nodes["answer_places"]) if questions is None else questions
         return pool_regions(image_tokens, nodes, queries)

@@ -217,8 +217,16 @@ class LoGraMedDataCollator:
         batch["labels"] = self._label(batch, offsets, is_answer)
         batch = self._fit(rows, batch)
         if self.alignment and not (self.nodes_optional and self._lacks_nodes(rows)):
-            batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"], is_answer)
+            chosen = self._rows_with_nodes(rows)
+            if chosen:
+                batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"], is_answer, chosen)
         return batch
+
+    def _rows_with_nodes(self, rows: list[dict[str, Any]]) -> list[int]:
+        """The places of the rows that alignment makes nodes of."""
+        if self.config.rows_without_image == "language_only":
+            return [place for place, row in enumerate(rows) if row["images"]]
+        return list(range(len(rows)))
 
     def _lacks_nodes(self, rows: list[dict[str, Any]]) -> bool:
         return any(
@@ -377,7 +385,12 @@ class LoGraMedDataCollator:
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
 
-    def _build_nodes(self, rows, conversations, input_ids, is_answer) -> dict[str, torch.Tensor]:
+    def _build_nodes(self, rows, conversations, input_ids, is_answer, chosen) -> dict[str, torch.Tensor]:
+        """The nodes of the rows at the places `chosen`, among which samples are counted."""
+        rows, conversations, is_answer = (
+            [values[place] for place in chosen] for values in (rows, conversations, is_answer)
+        )
+        is_image = self._is_image(input_ids)
         texts, places = self._read_sample_texts(rows, conversations), None
         if self.config.alignment_granularity != "sample":
             for row, messages, answers in zip(rows, conversations, is_answer, strict=True):
@@ -389,11 +402,11 @@ class LoGraMedDataCollator:
                     )
             kept = [_places_before(answers, input_ids.shape[1]) for answers in is_answer]
             texts = self._read_turn_texts(rows, conversations, [len(own) for own in kept])
-            places = torch.cat([own + row * input_ids.shape[1] for row, own in enumerate(kept)])
-        return build_node_inputs(
+            places = torch.cat([own + row * input_ids.shape[1] for row, own in zip(chosen, kept, strict=True)])
+        nodes = build_node_inputs(
             texts,
             self.processor.tokenizer,
-            self._is_image(input_ids),
+            is_image[chosen],
             self.config.alignment_granularity,
             self.text_hidden_size,
             max_length=self.max_length,
@@ -401,10 +414,15 @@ class LoGraMedDataCollator:
             answer_places=places,
             text_encoder=self.text_encoder,
         )
+        nodes["image_places"] = is_image.flatten().nonzero().squeeze(1)  # in the whole batch
+        return nodes
 
     def read_texts(self, row: dict[str, Any]) -> Iterator[str]:
         """The texts of a row's nodes that a text encoder is asked for."""
         conversations = [clean_messages(row["messages"])]
+        has_image = any(part["type"] == "image" for message in conversations[0] for part in message["content"])
+        if not has_image and self.config.rows_without_image == "language_only":
+            return iter(())
         if self.config.alignment_granularity == "sample":
             texts = self._read_sample_texts([row], conversations)
         else:

@@ -10,6 +10,13 @@ from logramed.trainer.arguments import LoGraMedTrainingArguments
 
 def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> None:
     """Refuse what an engine for several devices cannot do."""
+    if args.rows_without_image == "language_only" and args.alignment_weight > 0:
+        several = {"several processes": accelerator.num_processes > 1, "`accumulate_graph`": args.accumulate_graph}
+        for name in (name for name, is_so in several.items() if is_so):
+            raise ValueError(
+                f"`rows_without_image` is 'language_only', which does not go with {name}: a batch without any image "
+                "has no graph, and others would wait for it. Leave such rows out (`on_bad_row skip`)."
+            )
     if args.accumulate_graph and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
             "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "

@@ -239,7 +239,7 @@ def load_rows(
     check_images: bool = True,
 ) -> tuple[Dataset, Dataset | None]:
     """Training and validation rows; `fingerprints`, where given, gets that of each source."""
-    require_extended = training.alignment_weight > 0 and training.uses_extended_answers
+    needs = needs_of_alignment(training)
     rows = load_and_list_skipped(
         data.train_data,
         "",
@@ -250,7 +250,7 @@ def load_rows(
         extended=data.extended_data,
         split=data.dataset_train_split,
         check_images=check_images,
-        require_extended=require_extended,
+        **needs,
     )
     validation, split = data.validation_data, "train"
     if validation is None and data.dataset_name and training.eval_strategy != "no" and not data.validation_share:
@@ -265,8 +265,8 @@ def load_rows(
             training,
             fingerprints,
             split=split,
-            require_extended=require_extended,
             check_images=check_images,
+            **needs,
         )
     if data.validation_share:
         train, validation = hold_out_turns(list(rows), data.validation_share, training.seed)
@@ -296,7 +296,7 @@ def open_rows(
             "`matching_picture_steps` draws the same samples each time, which a stream (`streaming`) has not at hand: "
             "give `validation_data`."
         )
-    require_extended = training.alignment_weight > 0 and training.uses_extended_answers
+    needs = needs_of_alignment(training)
     num_skipped = 0
     if checkpoint is not None:
         batch_size = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
@@ -305,20 +305,29 @@ def open_rows(
     stream = RowStream(
         data.train_data,
         data.image_folder,
-        require_extended,
-        data.on_bad_row,
-        training.seed,
-        num_skipped,
+        on_bad_row=data.on_bad_row,
+        seed=training.seed,
+        num_skipped=num_skipped,
         split=data.dataset_train_split,
+        **needs,
     )
     if training.process_index == 0:
         fingerprints[data.train_data] = stream.fingerprint
     validation = None
     if data.validation_data is not None:
-        validation = load_and_list_skipped(
-            data.validation_data, "_validation", data, training, fingerprints, require_extended=require_extended
-        )
+        validation = load_and_list_skipped(data.validation_data, "_validation", data, training, fingerprints, **needs)
     return stream, validation
+
+
+def needs_of_alignment(training: LoGraMedTrainingArguments) -> dict[str, Any]:
+    """What batches need of each row, as arguments of `load_training_rows`: nothing further without alignment."""
+    if training.alignment_weight == 0:
+        return {"require_extended": False}
+    return {
+        "require_extended": training.uses_extended_answers,
+        "rows_without_image": training.rows_without_image,
+        "require_questions": training.alignment_granularity != "sample",
+    }
 
 
 def load_first_stage(
@@ -336,7 +345,7 @@ def load_first_stage(
         data,
         training,
         fingerprints,
-        require_extended=training.alignment_weight > 0 and training.uses_extended_answers,
+        **needs_of_alignment(training),
         check_images=check_images,
     )
 

@@ -225,7 +225,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _check_nodes(self, objective, nodes) -> None:
-        if objective is not None and nodes is None:
+        if objective is not None and nodes is None and self.args.rows_without_image == "refuse":
             raise ValueError(
                 f"`alignment_weight` is {self.args.alignment_weight}, but the batch has no `nodes`: the data collator "
                 "must give them, as `LoGraMedDataCollator(alignment=True)` does."

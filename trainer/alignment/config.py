@@ -18,6 +18,7 @@ TEXTS = {
     "question_answer_and_extended": ("question_answer", "extended"),
 }
 SCHEDULES = ("constant", "linear", "cosine")
+ROWS_WITHOUT_IMAGE = ("refuse", "language_only")
 # Filled by `register_objective`. The names are a view, so that an objective registered later is a choice as well.
 OBJECTIVES: dict[str, type] = {}
 LOSSES = OBJECTIVES.keys()
@@ -128,6 +129,12 @@ class AlignmentConfig:
         None,
         "In place of a fixed `alignment_weight`, which then serves the first step alone: the norm that the alignment "
         "loss's gradient is to have, relative to that of the language-modeling loss, both at the answer states.",
+    )
+    rows_without_image: str = _setting(
+        "refuse",
+        "Rows without an image, of which alignment can make no node: `refuse` them where rows are read (or list them, "
+        "`on_bad_row`), or train them on language alone (`language_only`).",
+        ROWS_WITHOUT_IMAGE,
     )
     alignment_schedule: str = _setting("constant", "How weight or ratio go to 0 over the run, if they do.", SCHEDULES)
     accumulate_graph: bool = _setting(

@@ -19,6 +19,7 @@ from .rows import (
     RowLocation,
     Turn,
     build_row,
+    check_questions,
     check_turns,
     read_text,
     split_placeholders,
@@ -68,10 +69,16 @@ class RecordReader:
             Where image names are looked up; without it images stay what they are.
         require_extended (`bool`):
             Refuse a record without extended answers.
+        rows_without_image (`str`, *optional*):
+            "refuse" those, or "language_only": they need no extended answers. None for training without alignment.
+        require_questions (`bool`, *optional*, defaults to `False`):
+            Refuse a record with a question that has no words.
     """
 
     image_folder: ImageFolder | None
     require_extended: bool
+    rows_without_image: str | None = None
+    require_questions: bool = False
 
     def read(
         self,
@@ -91,6 +98,13 @@ class RecordReader:
         if turns_field not in CONVERSATION_KEYS:
             turns = put_images_first(turns, len(images))
         check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
+        has_node = bool(images) or self.rows_without_image is None
+        if not has_node and self.rows_without_image == "refuse":
+            raise location.error(
+                image_field, "no image, which alignment needs; `--rows_without_image language_only` trains such rows"
+            )
+        if has_node and self.require_questions:
+            check_questions(location, turns)
         extended_field, extended_answers = read_own_extension(location, record, turns)
         if extension is not None:
             if extended_answers is not None:
@@ -102,7 +116,7 @@ class RecordReader:
             turns,
             extended_answers,
             extended_field=extended_field,
-            require_extended=self.require_extended,
+            require_extended=self.require_extended and has_node,
         )
         return ReadRow(location, row, image_field, images)
 

@@ -266,6 +266,18 @@ def check_contents(location: RowLocation, turns: list[Turn]) -> None:
             raise location.error(turn.field, reason)
 
 
+def check_questions(location: RowLocation, turns: list[Turn]) -> None:
+    """Refuse an answer to images alone: the nodes of turns are found by the words of their questions."""
+    words = ""
+    for turn in turns:
+        if turn.role == "user":
+            words += turn.text
+        elif turn.role == "assistant":
+            if not words.strip():
+                raise location.error(turn.field, "its question has no words, which alignment of turns needs")
+            words = ""
+
+
 def check_extended(location: RowLocation, extended_answers: Any, num_answers: int, extended_field: str) -> list:
     if not isinstance(extended_answers, list):
         raise location.error(extended_field, f"expected a list, got {type(extended_answers).__name__}")

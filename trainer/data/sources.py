@@ -12,7 +12,7 @@ from datasets import config as datasets_config
 from transformers.utils import logging
 
 from .official import find_official_files, load_official
-from .records import FIELDS, RecordReader, index_by_id
+from .records import FIELDS, RecordReader, find_images, index_by_id
 from .rows import (
     BadRows,
     ImageFolder,
@@ -42,6 +42,8 @@ def load_training_rows(
     extended: str | Path | None = None,
     split: str = "train",
     require_extended: bool = True,
+    rows_without_image: str | None = None,
+    require_questions: bool = False,
     check_images: bool = True,
     on_bad_row: OnBadRow = "raise",
 ) -> TrainingRows:
@@ -66,6 +68,8 @@ def load_training_rows(
             and by image "by_image_train", "by_image_validation").
         require_extended (`bool`):
             Refuse rows without extended answers. Turn off for training without alignment.
+        rows_without_image, require_questions:
+            What alignment needs of rows beside that (see `RecordReader`).
         check_images (`bool`):
             Decode every image that no earlier run has (see `find_unreadable`). Otherwise each must only exist, and a
             damaged one stops training later.
@@ -93,7 +97,8 @@ def load_training_rows(
         records = read_records(_check_suffix(path), bad_rows)
     else:
         records = _read_dataset(_open_dataset(source, path, split), source, split)
-    reader = RecordReader(ImageFolder(image_folder or default_image_folder(source, path)), require_extended)
+    images = ImageFolder(image_folder or default_image_folder(source, path))
+    reader = RecordReader(images, require_extended, rows_without_image, require_questions)
     extensions = None
     if extended is not None:
         extensions = index_by_id(read_records(_check_suffix(Path(extended)), bad_rows), bad_rows)
@@ -117,7 +122,8 @@ def _read_rows(
     for row_id, (location, record) in with_progress(by_id.items()):
         try:
             extension = (extensions or {}).get(row_id)
-            if extensions is not None and extension is None and reader.require_extended:
+            without_node = reader.rows_without_image == "language_only" and not find_images(location, record)[1]
+            if extensions is not None and extension is None and reader.require_extended and not without_node:
                 raise location.error("id", f"no row with this id in {extended}, which holds the extended answers")
             read.append(reader.read(location, record, extension))
         except RowError as error:

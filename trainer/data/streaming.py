@@ -46,6 +46,7 @@ class RowStream:
         num_skipped (`int`): Rows that an earlier run has had already.
         buffer_size (`int`): Rows among which the next one is drawn.
         split (`str`): Split of a `datasets` source.
+        rows_without_image, require_questions: What alignment needs of rows beside that (see `RecordReader`).
 
     Raises:
         RowError: While reading, naming the shard and key, or the number of the row, of a bad row.
@@ -62,13 +63,15 @@ class RowStream:
         num_skipped: int = 0,
         buffer_size: int = BUFFER_SIZE,
         split: str = "train",
+        rows_without_image: str | None = None,
+        require_questions: bool = False,
     ):
         self.source, self.split, self.seed, self.buffer_size = str(source), split, seed, buffer_size
         self.num_skipped, self.on_bad_row = num_skipped, on_bad_row
         BadRows(on_bad_row)  # refuses another word now
         if image_folder is None and Path(self.source).suffix in JSON_SUFFIXES:
             image_folder = default_image_folder(self.source, Path(self.source))
-        self.reader = RecordReader(ImageFolder(image_folder), require_extended)
+        self.reader = RecordReader(ImageFolder(image_folder), require_extended, rows_without_image, require_questions)
 
     @property
     def fingerprint(self) -> str:

@@ -22,6 +22,7 @@ OTHER_VALUES = {
     "alignment_regions": True,
     "alignment_head": "none",
     "alignment_gradient_ratio": 0.25,
+    "rows_without_image": "language_only",
     "alignment_schedule": "linear",
     "accumulate_graph": True,
     "gather_graph": True,
