@@ -244,6 +244,19 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
             )
         return (model, loading_info) if output_loading_info else model
 
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """As transformers', with the images of a prompt repeated as a whole: 4.57 repeats each by itself."""
+        pixel_values = model_kwargs.get("pixel_values")
+        if expand_size > 1 and pixel_values is not None and input_ids is not None:
+            counts = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_image_tokens
+            by_prompt = pixel_values.split(counts.tolist())
+            pixel_values = torch.cat([images for images in by_prompt for _ in range(expand_size)])
+            del model_kwargs["pixel_values"]
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, model_kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers' `save_pretrained`, under LLaVA's weight names, with the code files for the Auto classes."""
         if get_model_conversion_mapping is not None:

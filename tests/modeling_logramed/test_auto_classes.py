@@ -58,6 +58,41 @@ AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(s
 AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
 """
 )
+EXPAND = (
+    HIDE_LOGRAMED
+    + """
+import json, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+model.model.multi_modal_projector.linear_2.weight.data.mul_(200)  # what is seen decides the answer
+colours = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+images = [[Image.new("RGB", (8, 8), colours[place]) for place in range(number)] for number in range(4)]
+prompts = ["<image> " * number + "what organ is shown ?" for number in range(4)]
+
+def first_logits(chosen, **options):
+    # Of the first generated token, one row for each prompt and beam.
+    own = [images[number] for number in chosen]
+    inputs = processor(text=[prompts[number] for number in chosen], images=own if any(own) else None,
+                       padding=True, padding_side="left", return_tensors="pt")
+    options |= {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 3}
+    return model.generate(**inputs, **options).logits[0]
+
+found = {}
+for name, options in {"beams": dict(num_beams=3), "several": dict(num_beams=4, num_return_sequences=3),
+                      "drawn": dict(do_sample=True, num_return_sequences=2)}.items():
+    num_copies = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
+    expected = torch.cat([first_logits([number]).repeat(num_copies, 1) for number in range(4)])
+    one_by_one = torch.cat([first_logits([number], **options) for number in range(4)])
+    together = first_logits(range(4), **options)
+    found[name] = max((values - expected).abs().max().item() for values in (together, one_by_one))
+before = first_logits([3])
+images[3] = [images[3][place] for place in (0, 2, 1)]
+found["other order"] = (first_logits([3]) - before).abs().max().item()
+print(json.dumps(found))
+"""
+)
 PIPELINE = (
     HIDE_LOGRAMED
     + """
@@ -191,3 +226,12 @@ def test_missing_weight_is_an_error_that_names_it(tmp_path):
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 weights of the model are missing .*vision_tower.*class_embedding"):
         LoGraMedForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("python", LINES)
+def test_expanded_prompts_keep_their_images(tmp_path, python):
+    tiny_model(text_sizes={"vocab_size": 84}, seed=3).save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    found = json.loads(run(python, EXPAND, tmp_path / "model", home=tmp_path).splitlines()[-1])
+    assert found.pop("other order") > 1e-3
+    assert max(found.values()) < 1e-5, found
