@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from logramed.image_files_logramed import read_pixels
+from logramed.image_files_logramed import open_pixels
 from logramed.image_processing_logramed import convert_to_rgb
 
 
@@ -67,8 +66,7 @@ def image_key(image: EncodedImage) -> str:
 
 def decode(image: EncodedImage) -> Image.Image:
     """An image with its pixels at full depth, upright (see `read_pixels`)."""
-    with Image.open(io.BytesIO(image["bytes"]) if isinstance(image, dict) else image) as opened:
-        return read_pixels(opened)
+    return open_pixels(image["bytes"] if isinstance(image, dict) else Path(image).read_bytes())
 
 
 def find_decoding_problem(image: EncodedImage) -> str | None:
@@ -76,7 +74,7 @@ def find_decoding_problem(image: EncodedImage) -> str | None:
     try:
         convert_to_rgb(decode(image), background_color=(0, 0, 0), name="It")
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
-        return f"{type(error).__name__}: {error}"
+        return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
     return None
 
 

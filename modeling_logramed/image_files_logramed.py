@@ -8,9 +8,10 @@ import io
 import re
 import sys
 import traceback
+import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 # Bits per pixel that scanners write, usually into 16-bit files.
@@ -32,6 +33,22 @@ DEEP_CHANNELS = re.compile(r"(RGB|RGBA|RGBX|LA);16([BLN])")
 # Of TIFF: bits a sample, what 0 means, and whether channels lie apart.
 BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG = 258, 262, 284
 WHITE_IS_ZERO, CHANNELS_APART = 0, 2
+
+
+# Files that stand where images should and Pillow does not read: where they say what they are, and what to do.
+EXPORT = "export its slices as PNG or TIFF, whose 16 bits are kept"
+OTHER_FILES = (
+    (128, b"DICM", f"a DICOM file; {EXPORT}, after rescaling and windowing (pydicom)"),
+    (344, b"n+1\0", f"a NIfTI volume; {EXPORT} (nibabel)"),
+    (344, b"ni1\0", f"the header of a NIfTI volume; {EXPORT} (nibabel)"),
+    (4, b"ftyphe", "a HEIC photograph; convert it to PNG or JPEG"),
+    (4, b"ftypmif1", "a HEIF photograph; convert it to PNG or JPEG"),
+    (0, b"%PDF", "a PDF; convert its pages to PNG"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS in place of the image; fetch it with `git lfs pull`"),
+    (0, b"<!doctype html", "a web page, perhaps of a download that failed"),
+    (0, b"<html", "a web page, perhaps of a download that failed"),
+)
+LONGEST_HEAD = 512
 
 
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
@@ -57,6 +74,26 @@ def scale_range_to_8_bits(values: np.ndarray, low: float, high: float) -> np.nda
     if high <= low:
         return np.zeros(values.shape, dtype=np.uint8)
     return np.round((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def open_pixels(content: bytes) -> Image.Image:
+    """
+    The image that the bytes of a file hold, as `read_pixels` has it.
+
+    Raises:
+        ValueError: If they are no image that Pillow reads; of some other kinds of file it says which, and what to do.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        head = content[:LONGEST_HEAD]
+        if head.startswith(b"\x1f\x8b"):
+            head = zlib.decompressobj(wbits=31).decompress(content[: 1 << 16], LONGEST_HEAD)
+        for place, mark, what in OTHER_FILES:
+            if head[place : place + len(mark)].lower() == mark.lower():
+                raise ValueError(f"it is {what}") from error
+        raise ValueError("it is no image of a known format" if content else "it is empty") from error
+    return read_pixels(image)
 
 
 def read_pixels(image: Image.Image) -> Image.Image:

@@ -1,7 +1,6 @@
 """From images of any kind that medical data come in to the `pixel_values` of LoGra-Med."""
 
 import base64
-import io
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ImagesKwargs
 
-from .image_files_logramed import read_pixels, scale_range_to_8_bits, scale_to_8_bits
+from .image_files_logramed import open_pixels, read_pixels, scale_range_to_8_bits, scale_to_8_bits
 from .remote_code_logramed import PROCESSOR_AUTO_MAP
 
 
@@ -135,7 +134,7 @@ def _read_image(source: str | Path) -> Image.Image:
     """
     shown = str(source) if len(str(source)) <= 200 else str(source)[:197] + "..."
     try:
-        return read_pixels(Image.open(io.BytesIO(_read_bytes(source))))
+        return open_pixels(_read_bytes(source))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no image file {shown}") from error
     except Exception as error:  # what PIL raises for a damaged file depends on its format and on the damage

@@ -1,5 +1,6 @@
 """Image files of every depth against independent readers and writers, and files that are damaged somewhere."""
 
+import gzip
 import io
 import struct
 import zlib
@@ -202,6 +203,29 @@ def test_pixels_are_used_whatever_the_metadata_say(damage, bits):
         Image.fromarray(values.astype(np.uint8)).save(file, "PNG")
     content = damage(png_bytes(values) if bits == 16 else file.getvalue())
     assert_close(opened(content), expected_rgb(values))
+
+
+OTHER_FILES = {
+    "DICOM": b"\0" * 128 + b"DICM" + b"\0" * 300,
+    "NIfTI": b"\x5c\x01" + b"\0" * 342 + b"n+1\0" + b"\0" * 100,
+    "packed NIfTI": gzip.compress(b"\x5c\x01" + b"\0" * 342 + b"n+1\0" + b"\0" * 100),
+    "HEIC": b"\0\0\0\x18ftypheic" + b"\0" * 100,
+    "PDF": b"%PDF-1.7",
+    "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "web page": b"<!DOCTYPE html><html></html>",
+    "no image": b"hello",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_other_files_are_named_with_what_to_do(tmp_path, name):
+    path = tmp_path / "scan.dat"
+    path.write_bytes(OTHER_FILES[name])
+    with pytest.raises(ValueError, match=r"scan\.dat cannot be read: it is ") as refused:
+        load_image(path)
+    assert name.split()[-1] in str(refused.value)
+    assert find_decoding_problem(str(path)) in str(refused.value)
 
 
 def all_forms():
