@@ -7,8 +7,9 @@ RUN ?= runs/quickstart
 STEPS ?=
 BIN := $(VENV)/bin
 
-# Two threads of torch on a machine that is busy otherwise can be many times slower than one.
+# Threads that wait for each other spin a little, not long: on a busy machine that takes time from those they wait for.
 export OMP_NUM_THREADS ?= 2
+export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: quickstart install install-test install-4.57 install-browser lint test test-slow clean

@@ -6,6 +6,10 @@ Ask a model the questions of a benchmark, with and without sight, and score its 
 `logramed-eval` does the same. A run that was stopped goes on where it stopped when started again.
 """
 
+import logramed  # before torch, for how its threads wait
+
+
+# isort: split
 import hashlib
 import json
 import sys
@@ -20,7 +24,6 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser
 
-import logramed
 from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark

@@ -1,9 +1,19 @@
 """
 LoGra-Med: medical vision-language models trained with multi-graph alignment.
 
-Importing this package registers the classes with transformers' Auto classes and does nothing else.
+Importing this package registers the classes with transformers' Auto classes. Where it is imported before torch, and
+nobody has said otherwise, threads that wait for each other spin a little and not long.
 """
 
+import os
+
+
+# Read by libgomp when torch is imported. By default it spins so long that threads on a busy machine take the time of
+# those that they wait for (measured in trainer/README.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# isort: split
 from transformers import (
     AutoConfig,
     AutoImageProcessor,

@@ -1,5 +1,6 @@
 """The wheel, used from an empty folder, and what the repository says of itself."""
 
+import os
 import re
 import subprocess
 import sys
@@ -100,3 +101,16 @@ def test_model_code_imports_only_what_loading_may_need():
             if match:
                 assert match[1].startswith(".") or match[1] in allowed, f"{path.name}: {line}"
             assert not re.match(r"\s*from \. import", line), f"{path.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+)
+def test_threads_spin_a_little_unless_somebody_said_how_they_wait(given, expected):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP_WAIT"))}
+    code = "import os, sys, logramed; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected

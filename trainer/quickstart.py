@@ -5,6 +5,10 @@ Draws phantoms, trains a tiny LoGra-Med on them with the alignment loss, answers
 without sight, asks one question about one image, and leaves a model folder.
 """
 
+import logramed  # noqa: F401  (before torch, for how its threads wait)
+
+
+# isort: split
 import argparse
 import json
 import subprocess
