@@ -14,8 +14,14 @@ from huggingface_hub.errors import StrictDataclassError
 
 DEBUG = "LOGRAMED_DEBUG"
 USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+class UserError(RuntimeError):
+    """An error whose words are for the person at the command line."""
+
+
 # What a wrong file, folder, name or value comes out as, here or in a library. All else is a fault of the program.
-MISTAKES = (ValueError, OSError, ImportError, yaml.YAMLError, StrictDataclassError)
+MISTAKES = (UserError, ValueError, OSError, ImportError, yaml.YAMLError, StrictDataclassError)
 
 
 def run_command(main: Callable[[], int | None]) -> int:
@@ -40,8 +46,7 @@ def run_command(main: Callable[[], int | None]) -> int:
 
 
 def is_mistake(error: Exception) -> bool:
-    """Whether an error is one of `MISTAKES`, or one that this package made to be read."""
-    return isinstance(error, MISTAKES) or type(error).__module__.split(".")[0] == "logramed"
+    return isinstance(error, MISTAKES)
 
 
 def describe_mistake(error: Exception) -> str:
@@ -63,9 +68,6 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def refuse_unknown(self, args: Iterable[str]) -> None:
-        for subparsers in self._subparsers._group_actions if self._subparsers else ():
-            if any(word in subparsers.choices for word in args):
-                return  # the subcommand looks at its own
         unknown = find_unknown(args, self._option_string_actions)
         if unknown:
             self.error(describe_unknown(unknown, self._option_string_actions))

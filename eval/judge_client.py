@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
+from logramed.eval.command_line import UserError
+
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ NUM_TELLING = 8
 MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 
 
-class JudgeRefusedError(RuntimeError):
+class JudgeRefusedError(UserError):
     """The judge cannot be asked at all, as with a wrong key, URL or model."""
 
 

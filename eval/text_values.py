@@ -31,9 +31,9 @@ def to_text(value: Any) -> str:
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"expected a text, got half of a surrogate pair in {value!r:.100}")
         return value.strip()
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
     if isinstance(value, bool) or not isinstance(value, Real | Decimal) or not math.isfinite(value):
         raise ValueError(f"expected a text, got {value!r:.100}")
-    if isinstance(value, Integral):
-        return str(int(value))
-    plain = format(Decimal(str(value)), "f")
+    plain = format(Decimal(str(value)) + 0, "f")  # of -0.0, 0
     return plain.rstrip("0").rstrip(".") if "." in plain else plain

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import ArgumentParser, UserError, run_command
 from logramed.hub_cards.screening import PICKLE_ENDINGS
 
 
@@ -24,7 +24,7 @@ UNLISTED = (SUMS_NAME, SIGNATURE_NAME, ".gitattributes")
 SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
-class IntegrityError(RuntimeError):
+class IntegrityError(UserError):
     """Files that are not what was published."""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import ArgumentParser, UserError, run_command
 from logramed.hub_cards.contents import Contents
 from logramed.hub_cards.integrity import SIGNATURE_NAME, SUMS_NAME, read_sums, sign, write_sums
 from logramed.hub_cards.preview import write_preview
@@ -34,7 +34,7 @@ REASONS = {
 }
 
 
-class PushError(RuntimeError):
+class PushError(UserError):
     """Nothing was published; the words say why, and what to do."""
 
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import fastapi  # noqa: F401  (which `transformers serve` needs)
         from transformers.cli.transformers import app
     except ImportError as error:
-        raise SystemExit(f"Serving needs more packages: `pip install 'logramed[serve]'` ({error}).") from error
+        raise ImportError(f"Serving needs more packages: `pip install 'logramed[serve]'` ({error}).") from error
     from transformers.cli.serving import chat_completion
 
     from logramed.hub_cards.chat_requests import ChatHandler

@@ -193,13 +193,14 @@ def read_with(content: bytes, frame: int, channels: str) -> np.ndarray:
 
 def to_8_bits(values: np.ndarray, transparent: tuple | None, has_alpha: bool) -> Image.Image:
     """
-    An image of channels of any depth `(height, width, num_channels)`; pixels of the colour `transparent` get an alpha
-    of 0. Colours are scaled alike.
+    An image of channels of 16 bits `(height, width, num_channels)`; pixels of the colour `transparent` get an alpha of
+    0. Colours are scaled alike, by the depth that holds them; alpha by the depth that holds colours and alpha.
     """
     colors = values[..., :-1] if has_alpha else values[..., :3]
     scaled = scale_to_8_bits(colors)
     if has_alpha:
-        scaled = np.concatenate([scaled, scale_to_8_bits(values[..., -1:])], axis=-1)
+        top = next(2**bits - 1 for bits in USUAL_BIT_DEPTHS if int(values.max()) < 2**bits)
+        scaled = np.concatenate([scaled, scale_range_to_8_bits(values[..., -1:], 0, top)], axis=-1)
     elif isinstance(transparent, tuple) and len(transparent) == colors.shape[-1]:
         visible = (colors != np.array(transparent)).any(-1, keepdims=True)
         scaled = np.concatenate([scaled, np.where(visible, 255, 0).astype(np.uint8)], axis=-1)

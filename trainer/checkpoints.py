@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
+from logramed.eval.command_line import UserError
 from logramed.eval.files import write_whole
 
 
@@ -32,7 +33,7 @@ CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 READ_SIZE = 1 << 24  # bytes hashed at a time
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint that could not be written, or that is not what was written."""
 
 

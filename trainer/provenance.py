@@ -39,12 +39,12 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-# Arguments that say which weights a run has, and of what shape.
+# Arguments that say of what shape a run's weights are: its own, and of what aligns it. Folders may have moved.
 SHAPING = (
-    *("model", "vision", "vision_config", "text_config", "logramed_config", "vocab_size", "use_peft", "lora_r"),
-    *("lora_target_modules", "lora_modules_to_save", "use_dora", "train", "load_in_4bit", "load_in_8bit"),
-    *("alignment_head", "alignment_text_encoder", "graph_hidden_size", "graph_num_layers", "graph_aggregation"),
+    *("vision_config", "text_config", "logramed_config", "vocab_size", "use_peft", "lora_r", "lora_target_modules"),
+    *("lora_modules_to_save", "use_dora", "train", "load_in_4bit", "load_in_8bit"),
 )
+SHAPING_ALIGNMENT = ("alignment_head", "graph_hidden_size", "graph_num_layers")
 # Arguments that say where and how a run is shown and kept, not what comes out of it.
 WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report_to", "run_name", "push_to_hub")
 
@@ -105,7 +105,8 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
         for name in sorted(last["arguments"].keys() | start["arguments"].keys())
         if name not in WITHOUT_EFFECT and last["arguments"].get(name) != start["arguments"].get(name)
     }
-    unfit = [changes[name] for name in SHAPING if name in changes]
+    is_aligned = all(each["arguments"].get("alignment_weight") for each in (last, start))
+    unfit = [changes[name] for name in (*SHAPING, *(SHAPING_ALIGNMENT if is_aligned else ())) if name in changes]
     if unfit:
         raise ValueError(
             f"The run that is resumed has weights of another shape: {'; '.join(unfit)}. Resume with the arguments as "

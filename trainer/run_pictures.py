@@ -50,6 +50,8 @@ class MatchingPictures(TrainerCallback):
         drawn, num_nodes = [], 0
         for number in order:
             row = rows[number]
+            if not row["images"]:
+                continue
             num_nodes += 1 if self.collator.config.alignment_granularity == "sample" else count_turns(row)
             if drawn and num_nodes > MOST_NODES:
                 break

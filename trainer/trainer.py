@@ -589,16 +589,25 @@ def _keys(nodes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _have_extended_answers(rows) -> bool:
-    """Whether rows that can be looked at, not a stream, have them, going by the first."""
-    return hasattr(rows, "__len__") and len(rows) > 0 and rows[0].get("extended_answers") is not None
+    """Whether rows that can be looked at, not a stream, have them, going by the first with an image."""
+    row = _first_with_image(rows)
+    return row is not None and row.get("extended_answers") is not None
+
+
+def _first_with_image(rows) -> dict[str, Any] | None:
+    """The first row that alignment can make a node of, or the first of all; None of a stream or of no rows."""
+    if not hasattr(rows, "__len__") or len(rows) == 0:
+        return None
+    names = [name for name in ("images", "image") if name in rows[0]]
+    return next((row for row in rows if any(row[name] for name in names)), rows[0]) if names else rows[0]
 
 
 def _align_without_extended_answers(args: LoGraMedTrainingArguments, rows) -> None:
-    """Leave extended answers out of the nodes, with a warning, where the first row of `rows` has none."""
-    others = args.texts_without_extended
-    if args.alignment_texts == others or args.alignment_granularity == "span" or not hasattr(rows, "__len__"):
+    """Leave extended answers out of the nodes, with a warning, where the first row with an image has none."""
+    others, row = args.texts_without_extended, _first_with_image(rows)
+    if args.alignment_texts == others or args.alignment_granularity == "span" or row is None:
         return
-    if len(rows) > 0 and not any(rows[0].get(field) for field in (*EXTENDED_KEYS, "extended_answers")):
+    if not any(row.get(field) for field in (*EXTENDED_KEYS, "extended_answers")):
         logger.warning("The rows have no extended answers: images are aligned with answers alone.")
         args.alignment_texts = others
 

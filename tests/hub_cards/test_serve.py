@@ -20,12 +20,12 @@ from PIL import Image
 
 from logramed.eval.greedy import StopStrings
 from logramed.hub_cards import serve
-from logramed.hub_cards.chat_requests import StoppingQueue
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
 
 
 openai = pytest.importorskip("openai", reason="needs openai: pip install 'logramed[serve]'")
+pytest.importorskip("fastapi", reason="needs fastapi: pip install 'logramed[serve]'")
 PROGRAM = Path(__file__).parents[2] / "hub_cards" / "serve.py"
 START_SECONDS = 120
 QUESTION, SECOND = "what organ is shown ?", "is there a mass ?"
@@ -199,6 +199,8 @@ def test_what_cannot_be_done_is_refused_in_words_and_the_server_goes_on(client, 
 
 
 def test_pieces_that_may_begin_a_stop_are_held_back():
+    from logramed.hub_cards.chat_requests import StoppingQueue
+
     async def collect(pieces, stops):
         queue = asyncio.Queue()
         for piece in [*pieces, None]:
@@ -235,5 +237,5 @@ def test_serving_without_a_model_is_refused(capsys):
 
 def test_serving_without_its_packages_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    with pytest.raises(SystemExit, match=r"pip install 'logramed\[serve\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'logramed\[serve\]'"):
         serve.main(["--model", "org/model"])

@@ -20,10 +20,14 @@ from tests.trainer.test_train import write_recipe
 @pytest.fixture
 def mixed_file(data_file):
     """Row 2 has no image and no extended answers."""
+    return leave_image_out(data_file, 2)
+
+
+def leave_image_out(data_file, number):
     rows = json.loads(data_file.read_text())
     for key in ("image", "conversations_long"):
-        del rows[2][key]
-    rows[2]["conversations"][0]["value"] = rows[2]["conversations"][0]["value"].replace("<image>\n", "")
+        del rows[number][key]
+    rows[number]["conversations"][0]["value"] = rows[number]["conversations"][0]["value"].replace("<image>\n", "")
     data_file.write_text(json.dumps(rows))
     return data_file
 
@@ -65,6 +69,16 @@ def test_it_is_trained_on_language_alone(tmp_path, mixed_file, granularity):
     log = json.loads((tmp_path / "run" / "train_metrics.json").read_text())["log_history"]
     assert sum("alignment_loss" in entry for entry in log) == 4
     assert all(math.isfinite(entry["loss"]) for entry in log if "loss" in entry)
+
+
+def test_the_first_row_does_not_decide_about_the_others(tmp_path, data_file, capsys):
+    options = {"rows_without_image": "language_only", "alignment_granularity": "span", "matching_picture_steps": 1}
+    main([write_recipe(tmp_path, leave_image_out(data_file, 0), alignment_texts="answer_and_extended", **options)])
+    assert json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len([*(tmp_path / "run" / "matchings").iterdir()]) == 2
+    other = tmp_path / "sample"
+    main([write_recipe(tmp_path, data_file, rows_without_image="language_only", output_dir=str(other))])
+    assert "The rows have no extended answers" not in capsys.readouterr().err
 
 
 def test_batches_without_any_image_are_plain_training(tmp_path, mixed_file):

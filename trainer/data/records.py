@@ -94,7 +94,7 @@ class RecordReader:
         image_field, images = find_images(location, record)
         found = [self._find_image(image, location, image_field) for image in images]
         turns_field, turns = read_turns(location, record)
-        turns = add_system(location, record, turns)
+        without_system, turns = turns, add_system(location, record, turns)
         if turns_field not in CONVERSATION_KEYS:
             turns = put_images_first(turns, len(images))
         check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
@@ -105,11 +105,11 @@ class RecordReader:
             )
         if has_node and self.require_questions:
             check_questions(location, turns)
-        extended_field, extended_answers = read_own_extension(location, record, turns)
+        extended_field, extended_answers = read_own_extension(location, record, without_system)
         if extension is not None:
             if extended_answers is not None:
                 raise location.error(extended_field, f"extended answers stand here and in {extension[0].file} too")
-            extended_answers = read_second_file(*extension, record, turns)
+            extended_answers = read_second_file(*extension, record, without_system)
         row = build_row(
             location,
             found,
@@ -190,7 +190,8 @@ def find_images(location: RowLocation, record: dict[str, Any]) -> tuple[str, lis
 def find_images_of_parts(record: dict[str, Any]) -> list[str]:
     """The names of images that stand in the parts of messages, in their order."""
     messages = record.get("messages")
-    contents = [message.get("content") for message in messages or [] if isinstance(message, dict)]
+    messages = messages if isinstance(messages, list) else []
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
     named = [next((part[key] for key in PART_IMAGE_KEYS if part.get(key)), None) for part in parts]
     return [

@@ -25,7 +25,7 @@ from itertools import product
 from os import environ
 from pathlib import Path
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import ArgumentParser, UserError, run_command
 from logramed.eval.files import only_one_writer, write_json
 from logramed.trainer.provenance import describe_code
 from logramed.trainer.study.analysis import summarize
@@ -84,7 +84,7 @@ SECONDS = {
 }
 
 
-class CommandError(RuntimeError):
+class CommandError(UserError):
     """A command that ended with an error; the message has its last lines."""
 
 
@@ -388,6 +388,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="say how many runs are planned, and what they cost")
     parser.add_argument("--summarize", action="store_true", help="say what the table holds; run nothing")
     options = parser.parse_args(argv)
+    if options.tune:
+        untuned = [arm for arm in options.arms or () if arm not in TUNED_ARMS]
+        if untuned or options.models not in (None, ["scratch"]):
+            parser.error(f"--tune is for {', '.join(TUNED_ARMS)} of the model from scratch")
     if not (options.list or options.summarize) and (options.slake is None or options.vqa_rad is None):
         parser.error("give --slake and --vqa_rad, the folders of the data sets")
     return options

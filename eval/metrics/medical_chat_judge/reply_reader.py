@@ -49,7 +49,7 @@ def read_reply(reply: str) -> str:
     The answer alone.
 
     In this order: reasoning is left out; of what remains, the last `<answer>...</answer>`, the last `\boxed{...}` or
-    the `answer` of a JSON object is taken; without one of these, all of it but role words.
+    the `answer` of a JSON object is taken, also within each other; without one of these, all of it but role words.
 
     Example:
         >>> [read_reply(reply) for reply in ("<think>A? No.</think> B", "so it is <answer>B</answer>", r"\boxed{B}")]
@@ -58,11 +58,12 @@ def read_reply(reply: str) -> str:
         ['B', 'B', 'B', '']
     """
     text = without_reasoning(reply)
-    for find in (_in_tags, _in_a_box, _in_json):
-        found = find(text)
-        if found is not None:
-            return strip_role_words(found)
-    return strip_role_words(text)
+    while True:
+        found = (find(text) for find in (_in_tags, _in_a_box, _in_json))
+        inner = next((answer for answer in found if answer is not None), None)
+        if inner is None:
+            return strip_role_words(text)
+        text = inner
 
 
 def without_reasoning(reply: str) -> str:
@@ -155,6 +156,6 @@ def _parse(text: str) -> object:
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
     return None

@@ -25,7 +25,7 @@ _LETTER_AFTER_WORD = re.compile(
     r"(?<!\bnot )(?<!n't )\b(?i:answer|options?|choice)\b(?:\s+(?:is|are|would be|should be|must be))?(?:\s+option)?"
     rf"\s*[:=]?\s*\**({_LETTERS}|\(?[a-z]\)?(?=\W*$|[.;:]|,(?!\s*\(?[a-z]\b)))(?!['\u2019\w])"
     rf"|\b(?i:choose|select|pick|it is|it's)\s+({_LETTERS})(?=\W*$|[.,;:])"
-    rf"|(?:(?<![不非])答案|选项?|选择)(?:应该|应当)?[是为]?[\s:\uff1a]*({_LETTERS})"
+    rf"|(?<![不非别勿])(?<!不能)(?<!不该)(?<!不应该)(?<!不应当)(?:答案|选项?|选择)(?:应该|应当)?[是为]?[\s:\uff1a]*({_LETTERS})"
 )
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -309,3 +309,11 @@ def test_groups_add_up_to_the_whole():
 def test_refusals_name_the_item(arguments, error, words):
     with pytest.raises(error, match=words):
         evaluate_choices(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("选A", 0), ("应该选择B", 1), ("答案是 C", 2), ("不选A", None), ("不应该选择B", None), ("非答案A", None)],
+)
+def test_letters_in_chinese_are_chosen_unless_they_are_ruled_out(text, expected):
+    assert score_choice(text, "lung", ["liver", "lung", "heart"])["index"] == expected

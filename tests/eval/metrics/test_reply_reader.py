@@ -43,6 +43,8 @@ REPLIES = {
     "box in a sentence": r"So the answer is $\boxed{\text{B}}$.",
     "box with braces": r"\[\boxed{\mathrm{B}}\]",
     "boxes": r"\boxed{A} is wrong, so \boxed{B}",
+    "box in a tag": r"<answer>\boxed{\text{B}}</answer>",
+    "object in a tag": '<answer>{"answer": "B"}</answer>',
     "JSON": '{"answer": "B"}',
     "JSON with reasons": '{"reasoning": "A and C are wrong", "answer": "B"}',
     "JSON in a fence": '```json\n{"Answer": "B", "confidence": 0.9}\n```',
@@ -80,6 +82,9 @@ def test_what_was_only_thought_is_no_answer(reply):
         "回答是",
         "analysis of the final image",
         "<b>left</b>",
+        "{['B']}",
+        "{{}}",
+        "The {} answer {['a']}",
     ],
 )
 def test_nothing_is_taken_from_an_ordinary_answer(reply):

@@ -290,3 +290,23 @@ def test_a_tag_that_would_be_read_as_text_is_refused(folder):
     (folder / "rows.json").write_text(json.dumps(rows))
     with pytest.raises(RowError, match=r"<img>a.png</img> would be read as text: write <image>"):
         load_training_rows(folder / "rows.json", require_extended=False)
+
+
+def test_a_system_text_is_no_part_of_what_an_extension_repeats(folder):
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "CT"}]
+    longer = [turns[0], {"from": "gpt", "value": "It is a CT."}]
+    row = {"id": "1", "image": "a.png", "system": "Be kind.", "conversations": turns, "conversations_long": longer}
+    (folder / "own.json").write_text(json.dumps([row]))
+    (folder / "first.json").write_text(json.dumps([{**row, "conversations_long": None}]))
+    (folder / "second.json").write_text(json.dumps([{"id": "1", "conversations": longer}]))
+    second = {"source": folder / "first.json", "extended": folder / "second.json"}
+    for options in ({"source": folder / "own.json"}, second):
+        [found] = load_training_rows(**options).dataset
+        assert [one["role"] for one in found["messages"]] == ["system", "user", "assistant"]
+        assert found["extended_answers"] == ["It is a CT."]
+
+
+@pytest.mark.parametrize("messages", [5, "What?", {"role": "user"}, [5], [[]]])
+def test_messages_of_another_kind_are_refused_by_row(messages):
+    with pytest.raises(RowError, match="row 3"):
+        canonical_row({"messages": messages}, "row 3")

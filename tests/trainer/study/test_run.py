@@ -199,3 +199,10 @@ def test_command_lists_and_summarizes_without_data(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--output", str(tmp_path)])
     assert "give --slake and --vqa_rad" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--models", "mini"), ("--arms", "infonce")])
+def test_tuning_of_what_has_no_trials_is_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--slake", "s", "--vqa_rad", "v", "--tune", *words])
+    assert "--tune is for plain, answer_states, former_default" in capsys.readouterr().err
