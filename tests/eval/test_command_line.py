@@ -35,7 +35,7 @@ MISTAKES = [
     ("logramed-train", ["recipe.yaml"], "data.json"),
     (
         "logramed-train",
-        ["recipe.yaml", "--train_data", "rows.json"],
+        ["recipe.yaml", "--train_data", "rows.json", "--alignment_weight", "0"],
         "`--model` model is a folder without config.json",
     ),
     ("logramed-eval", ["--benchmrk", "slake"], "no argument --benchmrk. The nearest is --benchmark"),
