@@ -6,6 +6,8 @@ documented. Nothing imports this; tests/trainer/test_upstream.py says which of t
 CHECKPOINTS, TRAINER = "trainer/checkpoints.py", "trainer/trainer.py"
 MODEL, PROCESSOR = "modeling_logramed/modeling_logramed.py", "modeling_logramed/processing_logramed.py"
 EVALUATION = "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate"
+HANDLER, REQUESTS = "transformers.cli.serving.chat_completion.ChatCompletionHandler", "hub_cards/chat_requests.py"
+ANSWER = "request_id model processor model_id inputs gen_config"
 TEMPLATE = "conversations tools documents chat_template return_assistant_tokens_mask continue_final_message "
 
 # Methods and functions: the file that overrides or calls them, their parameters, and what for.
@@ -24,6 +26,11 @@ METHODS = {
     "transformers.Trainer._prepare_inputs": (TRAINER, "inputs", "micro-batches of one graph go to the device"),
     "transformers.Trainer.save_model": (TRAINER, "output_dir _internal_call", "what is saved, without pushing"),
     "transformers.PreTrainedModel._init_weights": ("trainer/build_model.py", "module", "weights of a new model"),
+    "transformers.GenerationMixin._expand_inputs_for_generation": (
+        *(MODEL, "expand_size is_encoder_decoder input_ids model_kwargs", "beams keep the images of a prompt"),
+    ),
+    f"{HANDLER}._streaming": (REQUESTS, f"{ANSWER} gen_manager tools", "answers end before a stop"),
+    f"{HANDLER}._non_streaming": (REQUESTS, f"{ANSWER} gen_manager tools", "answers end before a stop"),
     "transformers.PreTrainedTokenizerBase._set_processor_class": (PROCESSOR, "processor_class", "saved tokenizers"),
     "transformers.LlavaProcessor._get_num_multimodal_tokens": (PROCESSOR, "image_sizes kwargs", "servers call it"),
     "transformers.conversion_mapping.get_model_conversion_mapping": (
@@ -49,6 +56,7 @@ ATTRIBUTES = {
     "_tag_names": ("trl.trainer.sft_trainer", TRAINER, "tags of the card"),
     "_no_split_modules": ("accelerate.utils.dataclasses", "trainer/devices.py", "units of FSDP2"),
     "_attn_implementation": ("transformers.modeling_utils", TRAINER, "flash attention packs texts in one row"),
+    "_option_string_actions": ("argparse", "eval/command_line.py", "the nearest of an unknown argument"),
     "_name_or_path": ("transformers.configuration_utils", TRAINER, "the default of `output_dir`"),
     "_weight_conversions": ("transformers.core_model_loading", MODEL, "weights are saved under LLaVA's names"),
     "_auto_class": ("transformers.image_processing_base", "modeling_logramed/image_processing_logramed.py", "loading"),

@@ -190,7 +190,7 @@ def test_a_moved_model_is_the_same_model(output, tiny_model, tiny_vqa_rad, tmp_p
 
 
 def test_a_model_that_could_not_be_loaded_is_in_no_ones_way(tiny_model, tiny_vqa_rad, tmp_path, asked):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(ValueError, match="nowhere: there is no such folder"):
         run.main(build_command(tmp_path / "nowhere", tiny_vqa_rad, tmp_path / "output"))
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path / "output"))
     assert len(asked) == NUM_QUESTIONS
