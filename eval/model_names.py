@@ -38,6 +38,20 @@ def nearest_folder(name: str) -> str | None:
     return None
 
 
+def refuse_missing_path(name: str, argument: str) -> None:
+    """
+    Raises:
+        ValueError: If `name` looks like a path and there is no such folder; the nearest is named.
+    """
+    if not Path(name).is_dir() and looks_like_path(name):
+        raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.{describe_nearest(name)}")
+
+
+def describe_nearest(name: str) -> str:
+    nearest = nearest_folder(name)
+    return f" The nearest is {nearest}." if nearest else ""
+
+
 @contextmanager
 def naming_model(name: str | Path, argument: str) -> Iterator[None]:
     """
@@ -52,14 +66,11 @@ def naming_model(name: str | Path, argument: str) -> Iterator[None]:
             a folder nor the Hub has it.
     """
     name = str(name)
-    nearest = nearest_folder(name)
-    hint = f" The nearest is {nearest}." if nearest else ""
     if Path(name).is_file():
         raise ValueError(f"{argument} {name} is a file, and must be the folder of a model.")
     if Path(name).is_dir():
         require_configuration(Path(name), argument)
-    elif looks_like_path(name):
-        raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.{hint}")
+    refuse_missing_path(name, argument)
     try:
         yield
     except OSError as error:
@@ -67,7 +78,7 @@ def naming_model(name: str | Path, argument: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"{argument} {name}: there is no such folder here, and no such model on the Hub, or it cannot be reached "
-            f"or read from here.{hint}"
+            f"or read from here.{describe_nearest(name)}"
         ) from error
 
 

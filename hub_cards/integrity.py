@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from logramed.eval.command_line import ArgumentParser, UserError, run_command
+from logramed.eval.model_names import refuse_missing_path
 from logramed.hub_cards.screening import PICKLE_ENDINGS
 
 
@@ -149,6 +150,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     folder = Path(arguments.source)
+    refuse_missing_path(arguments.source, "`source`")
     if not folder.is_dir():
         folder = Path(snapshot_download(arguments.source, revision=arguments.revision, repo_type=arguments.repo_type))
     problems = find_changes(folder)

@@ -53,6 +53,11 @@ MISTAKES = [
     ("logramed-compare", ["one", "two", "--output", "x"], "one/metrics.json is missing"),
     ("logramed-push", ["nowhere", "--repo", "someone/mine"], "no folder nowhere"),
     ("logramed-push", ["model", "--rpeo", "someone/mine"], "no argument --rpeo. The nearest is --repo"),
+    ("logramed-serve", ["--model", "runs/nothing/model"], "`--model` runs/nothing/model: there is no such folder"),
+    ("logramed-serve", ["--modle", "x"], "--model"),
+    ("logramed-verify", ["runs/nothing/model"], "`source` runs/nothing/model: there is no such folder"),
+    ("logramed-merge", ["model", "--output", "x"], "model is no folder of an adapter"),
+    ("logramed-merge", ["model", "--outptu", "x"], "no argument --outptu. The nearest is --output"),
     ("logramed-subsets", ["nowhere.json", "--share", "0.1", "--output", "x"], "nowhere.json"),
     (
         "logramed-extend",

@@ -357,7 +357,14 @@ def test_a_hub_id_is_read_from_the_cache_offline_and_shares_embeddings_with_its_
     assert encoder.prepare(TEXTS) == 0
 
 
-@pytest.mark.parametrize("name", ["someone/encoder-not-there", "/no/such/folder", "folder with spaces"])
+def test_a_folder_that_is_spelt_otherwise_is_named(tmp_path, cache):
+    write_encoder(tmp_path / "encoder")
+    words = rf"{tmp_path}/encodre can't be used: there is no such folder\. The nearest is {tmp_path}/encoder\.$"
+    with pytest.raises(ValueError, match=words):
+        TextEncoder(tmp_path / "encodre", cache)
+
+
+@pytest.mark.parametrize("name", ["someone/encoder-not-there", "folder with spaces"])
 def test_a_missing_encoder_is_refused_in_one_sentence(cache, name):
     words = (
         f"^`alignment_text_encoder` {name} can't be used: it is no folder, and no Hub model that is cached or can be "
