@@ -16,7 +16,7 @@ from logramed.eval.files import write_json
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
-from logramed.eval.metrics.medical_vqa.reply_reader import without_reasoning
+from logramed.eval.metrics.reply_reader import without_reasoning
 from logramed.eval.resumable_file import ResumableFile
 from logramed.eval.scoring import images_of
 
