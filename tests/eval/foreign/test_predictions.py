@@ -128,6 +128,11 @@ def test_what_pandas_writes_is_read(tmp_path):
         (b'{"question_id": 1, "pred": "x"}\n{"question_id"', r"a.csv, line 2 is not JSON.*begins '\{\"question_id\"'"),
         (b'{"question_id": 1, "pred": "x"}\n{"question_id": 2}', r"a.csv, line 2 has no `pred`, unlike the rows"),
         (b'{"question_id": 1, "pred": ["x"]}', r"line 1, `pred`: expected a text, got \['x'\]"),
+        (
+            b'{"question_id": 1, "pred": "half \\ud83d"}',
+            r"line 1, `pred`: expected a text, got half of a surrogate pair",
+        ),
+        (b'{"question_id": 1, "pred": [2]}', r"line 1, `pred`: expected a text, got \[2\]"),
         (b'{"question_id": 1, "pred": true}', r"line 1, `pred`: expected a text, got True"),
         (b'["yes", "no"]', r"a.csv, row 1: expected an object with fields, got str"),
         (b"\n", r"a.csv holds no answers"),
