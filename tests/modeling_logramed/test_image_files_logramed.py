@@ -253,6 +253,8 @@ def all_forms():
 
 def damage(content, generator):
     """Bytes changed, cut, repeated or put in, mostly where headers and metadata are."""
+    if not content:
+        return content
     place = int(min(generator.exponential(len(content) / 6), len(content) - 1))
     kind, length = generator.integers(4), int(generator.integers(1, 9))
     if kind == 0:
@@ -290,5 +292,5 @@ def test_a_damaged_file_gives_its_pixels_or_is_named(tmp_path, name, recwarn):
 @pytest.mark.parametrize("name", all_forms())
 def test_damaged_files_at_length(tmp_path, name, recwarn):
     generator = np.random.default_rng(2)
-    for _ in range(5000):
+    for _ in range(2000):
         check_damaged(tmp_path / "damaged", damage(damage(all_forms()[name], generator), generator))
