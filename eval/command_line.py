@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -39,14 +39,10 @@ def run_command(main: Callable[[], int | None]) -> int:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if os.environ.get(DEBUG, "") not in ("", "0") or not is_mistake(error):
+        if os.environ.get(DEBUG, "") not in ("", "0") or not isinstance(error, MISTAKES):
             raise
         print(f"{Path(sys.argv[0]).name}: {describe_mistake(error)}", file=sys.stderr)
         return USAGE_ERROR
-
-
-def is_mistake(error: Exception) -> bool:
-    return isinstance(error, MISTAKES)
 
 
 def describe_mistake(error: Exception) -> str:
@@ -100,10 +96,17 @@ def describe_unknown(unknown: Sequence[str], known: Iterable[str]) -> str:
     sentences = []
     for name in unknown:
         dashed = name if name.startswith("-") else f"--{name}"
-        [*nearest] = difflib.get_close_matches(dashed, list(known), n=1, cutoff=0.6)
-        hint = f" The nearest is {nearest[0]}." if nearest else ""
-        sentences.append(f"there is no argument {name}.{hint}")
+        sentences.append(f"there is no argument {name}.{describe_nearest(dashed, known)}")
     return " ".join(sentences)
+
+
+def describe_nearest(name: str, known: Iterable[str]) -> str:
+    """
+    Example:
+        >>> describe_nearest("quickstrat.yaml", ["quickstart.yaml", "other.yaml"])
+        ' The nearest is quickstart.yaml.'
+    """
+    return "".join(f" The nearest is {nearest}." for nearest in difflib.get_close_matches(name, list(known), n=1))
 
 
 def parse_into_dataclasses(parser: Any, args: Sequence[str]) -> tuple:
@@ -131,8 +134,3 @@ def parse_into_dataclasses(parser: Any, args: Sequence[str]) -> tuple:
 
 def _capitalize(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
-
-
-def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """Run `main` as `run_command` does and leave the process with its exit code."""
-    raise SystemExit(run_command(main))

@@ -42,6 +42,34 @@ def write_bytes_whole(path: Path, content: bytes) -> None:
             raise
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """
+    An empty folder to write to, which becomes `folder` when all is written, and is gone if that fails.
+
+    Raises:
+        ValueError: If `folder` is there and not empty.
+    """
+    require_empty(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-unfinished-") as unfinished:
+        written = Path(unfinished) / "written"
+        written.mkdir()
+        yield written
+        if folder.exists():
+            folder.rmdir()
+        written.rename(folder)
+
+
+def require_empty(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: If `folder` is there and not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output {folder} is not empty")
+
+
 def hash_file(path: str | Path) -> bytes:
     """The SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -116,5 +116,7 @@ def naming_base_model(given: str, base: str) -> AbstractContextManager[None]:
     return naming_model(base, "`--model`" if base == given else f"{given}: its base model (`base_model_name_or_path`)")
 
 
-def has_processor(folder: str) -> bool:
-    return any((Path(folder) / name).is_file() for name in PROCESSOR_FILES)
+def processor_source(base: str, adapter: str | None) -> str:
+    """Where the processor is: in the adapter's folder, if that has one, else with the base."""
+    has_processor = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
+    return adapter if has_processor else base

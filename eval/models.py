@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
-from logramed.eval.model_names import has_processor, naming_base_model, naming_model, resolve_adapter
+from logramed.eval.model_names import naming_base_model, naming_model, processor_source, resolve_adapter
 
 
 # Files up to this size are read whole, and of larger ones 16 KiB out of each MiB, so as not to read a whole 7B. Not
@@ -49,8 +49,7 @@ def load_model(model: str, adapter: str | None = None, trust_remote_code: bool =
 
         with naming_model(adapter, "`--adapter`"):
             loaded = PeftModel.from_pretrained(loaded, adapter)
-    source = adapter if adapter is not None and has_processor(adapter) else base
-    processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    processor = AutoProcessor.from_pretrained(processor_source(base, adapter), trust_remote_code=trust_remote_code)
     if not getattr(loaded, "is_quantized", False):  # a quantized model is on its device, and must stay there
         loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded.eval(), processor

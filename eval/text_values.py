@@ -1,6 +1,8 @@
-"""What counts as text where text is expected: in training rows, benchmark files and files of answers."""
+"""What counts as text, and as an id of its own, in training rows, benchmark files and files of answers."""
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -31,9 +33,28 @@ def to_text(value: Any) -> str:
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise ValueError(f"expected a text, got half of a surrogate pair in {value!r:.100}")
         return value.strip()
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    is_number = isinstance(value, Real | Decimal) and not isinstance(value, bool)
+    if is_number and isinstance(value, Integral):
         return str(int(value))
-    if isinstance(value, bool) or not isinstance(value, Real | Decimal) or not math.isfinite(value):
+    if not is_number or not math.isfinite(value):
         raise ValueError(f"expected a text, got {value!r:.100}")
     plain = format(Decimal(str(value)) + 0, "f")  # of -0.0, 0
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
+
+
+def number_repeated(ids: Sequence[str]) -> list[str]:
+    """
+    Ids of which each is there once: one that several share (of an image, say) gets "-1", "-2", ... in their order.
+
+    Example:
+        >>> number_repeated(["7", "7", "8"])
+        ['7-1', '7-2', '8']
+    """
+    counts, seen, numbered = Counter(ids), Counter(), []
+    for own_id in ids:
+        if counts[own_id] > 1:
+            seen[own_id] += 1
+            while f"{own_id}-{seen[own_id]}" in counts:
+                seen[own_id] += 1
+        numbered.append(f"{own_id}-{seen[own_id]}" if counts[own_id] > 1 else own_id)
+    return numbered

@@ -11,11 +11,11 @@ from fastapi import HTTPException
 from transformers import StoppingCriteriaList
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 
+from logramed.eval.benchmarks.rows import IMAGE_PLACEHOLDER
 from logramed.eval.greedy import StopEachRow, StopStrings
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-IMAGE_PLACEHOLDER = "<image>"
 MAX_STOPS = 4
 # Values that ask for nothing beyond one plain text; any other would have to be honoured.
 ONLY = {

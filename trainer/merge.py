@@ -12,7 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from logramed.eval.command_line import ArgumentParser, run_command
-from logramed.eval.model_names import has_processor, naming_base_model, resolve_adapter
+from logramed.eval.files import require_empty, whole_folder
+from logramed.eval.model_names import naming_base_model, processor_source, resolve_adapter
 from logramed.trainer.provenance import RECORD_NAME
 
 
@@ -38,24 +39,19 @@ def merge_adapter(adapter: str, output: str | Path) -> Path:
     base, found = resolve_adapter(adapter)
     if found is None:
         raise ValueError(f"{adapter} is no folder of an adapter: it has no adapter_config.json.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"`--output` {output} is not empty.")
+    require_empty(output)
     with naming_base_model(adapter, base):
         model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
-        processor = AutoProcessor.from_pretrained(adapter if has_processor(adapter) else base)
+        processor = AutoProcessor.from_pretrained(processor_source(base, adapter))
     if getattr(model, "is_quantized", False):
         raise ValueError(f"The base {base} is quantized, and adapters are merged into whole weights only.")
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    merged.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    for name in RECORDS:
-        if (Path(adapter) / name).is_file():
-            shutil.copyfile(Path(adapter) / name, unfinished / name)
-    if output.exists():
-        output.rmdir()
-    unfinished.rename(output)
+    with whole_folder(output) as unfinished:
+        merged.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        for name in RECORDS:
+            if (Path(adapter) / name).is_file():
+                shutil.copyfile(Path(adapter) / name, unfinished / name)
     return output
 
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -24,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dino
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from logramed.eval.command_line import ArgumentParser, run_command
-from logramed.eval.files import hash_file, write_json
+from logramed.eval.files import hash_file, require_empty, whole_folder, write_json
 from logramed.trainer.build_model import PARTS_NAME, join_models
 
 
@@ -236,20 +235,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     output = arguments.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        parser.error(f"--output {output} is not empty")
     try:
+        require_empty(output)
         files = {part: find_files(SOURCES[part]) for part in arguments.parts}
         require_readers()
     except (ImportError, ValueError) as error:
         parser.error(str(error))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Written elsewhere and renamed, so that `output` is there only when all of it is.
-    with TemporaryDirectory(dir=output.parent, prefix=f"{output.name}-unfinished-") as unfinished:
-        written = Path(unfinished) / "parts"
-        written.mkdir()
-        write_parts(written, files)
-        written.rename(output)
+    with whole_folder(output) as unfinished:
+        write_parts(unfinished, files)
     written = [path.name for path in sorted(output.iterdir()) if path.is_dir()]
     print(f"{output}: {', '.join(written)}; where they come from is in README.md.")
     if "model" in written:
@@ -257,9 +250,5 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def command() -> int:
-    return run_command(main)
-
-
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(run_command(main))

@@ -181,9 +181,5 @@ def main(arguments: list[str] | None = None) -> None:
     generate_phantoms(options.pop("output"), **options)
 
 
-def command() -> int:
-    return run_command(main)
-
-
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(run_command(main))

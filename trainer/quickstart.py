@@ -123,9 +123,5 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
     )
 
 
-def command() -> int:
-    return run_command(main)
-
-
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(run_command(main))

@@ -9,7 +9,6 @@ import logramed.eval  # noqa: F401
 
 
 # isort: split
-import difflib
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -36,8 +35,8 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser, get_peft_config, get_quantization_config
 
-from logramed.eval.command_line import parse_into_dataclasses, run_command
-from logramed.eval.model_names import has_processor, naming_base_model, resolve_adapter
+from logramed.eval.command_line import describe_nearest, parse_into_dataclasses, run_command
+from logramed.eval.model_names import naming_base_model, processor_source, resolve_adapter
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
@@ -208,7 +207,7 @@ def find_recipe(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml"))
-    nearest = "".join(f" The nearest is {found}." for found in difflib.get_close_matches(name, known, n=1))
+    nearest = describe_nearest(name, known)
     raise FileNotFoundError(
         f"There is no recipe {name}.{nearest} Give the path of a YAML file, or one of {', '.join(known)}."
     )
@@ -454,8 +453,7 @@ def load_model(
         base, adapter = resolve_adapter(arguments.model)
         options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
         with naming_base_model(arguments.model, base):
-            source = adapter if adapter is not None and has_processor(adapter) else base
-            processor = AutoProcessor.from_pretrained(source, **options)
+            processor = AutoProcessor.from_pretrained(processor_source(base, adapter), **options)
         if not isinstance(processor, ProcessorMixin):  # the tokenizer alone, where its class lacks a package
             raise ValueError(
                 f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from logramed.eval.text_values import to_text
+from logramed.eval.text_values import number_repeated, to_text
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
@@ -237,18 +237,8 @@ def number_repeated_ids(questions: Sequence[dict]) -> list[dict]:
         >>> [row["question_id"] for row in rows]
         ['7-1', '7-2', '8']
     """
-    counts = Counter(question["question_id"] for question in questions)
-    seen: Counter = Counter()
-    numbered = []
-    for question in questions:
-        question_id = question["question_id"]
-        if counts[question_id] > 1:
-            seen[question_id] += 1
-            while f"{question_id}-{seen[question_id]}" in counts:
-                seen[question_id] += 1
-            question = question | {"question_id": f"{question_id}-{seen[question_id]}"}
-        numbered.append(question)
-    return numbered
+    numbered = number_repeated([question["question_id"] for question in questions])
+    return [question | {"question_id": question_id} for question, question_id in zip(questions, numbered, strict=True)]
 
 
 def count_rows(questions: Sequence[dict]) -> Counter:

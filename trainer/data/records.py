@@ -1,6 +1,5 @@
 """Rows as records hold them: the LLaVA-Med instruct form with extended answers, and TRL's forms."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from logramed.eval.image_check import decode
+from logramed.eval.text_values import number_repeated
 
 from .rows import (
     BadRows,
@@ -363,18 +363,12 @@ def index_by_id(
             read.append((locate(location, record) if make_ids else location.with_id(record.get("id")), record))
         except RowError as error:
             bad_rows.add(error)
-    counts = Counter(location.row_id for location, _ in read)
-    by_id: dict[str, tuple[RowLocation, dict[str, Any]]] = {}
-    numbers: Counter[str] = Counter()
-    for location, record in read:
-        own_id, shared = location.row_id, counts[location.row_id] > 1
-        while shared and (location.row_id in counts or location.row_id in by_id):
-            numbers[own_id] += 1
-            location = location.with_id(f"{own_id}-{numbers[own_id]}")
-        by_id[location.row_id] = (location, record)
-    if numbers:
+    ids = [location.row_id for location, _ in read]
+    numbered = number_repeated(ids)
+    changed = [new for own_id, new in zip(ids, numbered, strict=True) if new != own_id]
+    if changed:
         logger.warning(
-            f"{read[0][0].file}: {sum(counts[row_id] for row_id in numbers)} row(s) share their id with another, and "
-            f"get a number behind it, as {next(iter(numbers))}-1."
+            f"{read[0][0].file}: {len(changed)} row(s) share their id with another, and get a number behind it, as "
+            f"{changed[0]}."
         )
-    return by_id
+    return {new: (location.with_id(new), record) for new, (location, record) in zip(numbered, read, strict=True)}

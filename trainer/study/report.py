@@ -164,9 +164,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def command() -> int:
-    return run_command(main)
-
-
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(run_command(main))

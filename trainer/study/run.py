@@ -442,9 +442,5 @@ def ending_commands(commands: Commands) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def command() -> int:
-    return run_command(main)
-
-
 if __name__ == "__main__":
-    raise SystemExit(command())
+    raise SystemExit(run_command(main))
