@@ -83,6 +83,7 @@ def draw_shares(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
                 label=f"{arm}, {sight.replace('_', ' ')}",
             )
     axes.set_xscale("log")
+    axes.set_xlim(0.8 * SHARES[0], 1.25 * SHARES[-1])
     axes.set_xticks(SHARES, [f"{share}%" for share in SHARES], minor=False)
     axes.minorticks_off()
     axes.set_xlabel("share of SLAKE's training images")
