@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from logramed.eval.comparison.paired_tests import CONFIDENCE, NUM_RESAMPLES, TIE, holm_correction
-from logramed.trainer.study.arms import PRIMARY_COMPARISON, SECONDARY_COMPARISONS, Comparison, Side
+from logramed.trainer.study.arms import PLAIN, PRIMARY_COMPARISON, SECONDARY_COMPARISONS, Comparison, Side
 from logramed.trainer.study.table import FIGURES
 
 
@@ -184,10 +184,17 @@ def comparisons_table(rows: Sequence[Mapping], split: str) -> str:
 
 def exploratory_table(rows: Sequence[Mapping], split: str) -> str:
     named = {PRIMARY_COMPARISON, *SECONDARY_COMPARISONS}
-    lines = []
-    for side in sides_of(rows):
-        comparison = Comparison(side, Side("plain", side.model, side.data, side.share))
-        if side.arm != "plain" and comparison not in named:
+    lines, sides = [], sides_of(rows)
+    plain: dict[tuple, Side] = {}  # the first one of each model, data and share
+    for side in sides:
+        if side.arm == PLAIN:
+            plain.setdefault((side.model, side.data, side.share), side)
+    for side in sides:
+        baseline = plain.get((side.model, side.data, side.share))
+        if baseline is None or side == baseline:
+            continue
+        comparison = Comparison(side, baseline)
+        if comparison not in named:
             lines.append(_difference_line(comparison, compare(rows, comparison, split), "-"))
     return format_table(["first", "second", "points", "interval", "p", "p (Holm)", "seeds"], lines)
 

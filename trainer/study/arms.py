@@ -1,6 +1,6 @@
 """What the study compares: the arms, the runs of each, and the comparisons that PROTOCOL.md names."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -67,6 +67,27 @@ ARMS = {
     "projector_nodes": Arm({**ANSWER_STATES, "alignment_image_node": "projector"}, strength="alignment_weight"),
 }
 
+
+def arm_of(name: str) -> Arm:
+    """
+    The arm of a name: of `ARMS`, or one with other arguments, for what is tried beside the plan.
+
+    Raises:
+        ValueError: If there is no such arm, or an argument has no value.
+
+    Example:
+        >>> arm_of("answer_states+alignment_schedule=cosine").arguments["alignment_schedule"]
+        'cosine'
+    """
+    known, *changes = name.split("+")
+    if known not in ARMS:
+        raise ValueError(f"unknown arm {known!r}: the arms are {', '.join(ARMS)}")
+    pairs = [change.partition("=") for change in changes]
+    if any(not argument or not value for argument, _, value in pairs):
+        raise ValueError(f"{name!r}: write +ARGUMENT=VALUE after the arm, for each argument of logramed-train")
+    return replace(ARMS[known], arguments={**ARMS[known].arguments, **{name: value for name, _, value in pairs}})
+
+
 MODELS = ("scratch", "mini")
 DATA = ("slake", "vqa_rad", "phantoms", "pretraining")
 SHARES = (10, 40, 100)  # percent of the training images
@@ -86,10 +107,10 @@ class Run:
         data (`str`): "slake", "vqa_rad" (by image), "phantoms", or "pretraining": that on VQA-RAD and phantoms, then
             plain fine-tuning on all of SLAKE.
         share (`int`): Percent of the training images; with "pretraining", of that data.
-        arm (`str`): Of `ARMS`.
+        arm (`str`): Of `ARMS`, or as `arm_of` reads it.
         seed (`int`): Of images, weights and order.
         settings (`str`): "own", the arm's best, or "plain", with plain's best learning rate, steps and weight decay.
-            While tuning, "trialN".
+            While tuning, "trialN"; of a run beside the plan its values, as `parse_settings` reads them.
 
     Example:
         >>> Run("scratch", "slake", 10, "plain", 0).name

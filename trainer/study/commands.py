@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logramed.trainer.study.arms import ARMS, MAX_TURNS, PLAIN, STEPS_FACTOR, TEXT_ENCODER, Run
+from logramed.trainer.study.arms import MAX_TURNS, PLAIN, STEPS_FACTOR, TEXT_ENCODER, Run, arm_of
 from logramed.trainer.study.settings import Settings
 
 
@@ -122,7 +122,7 @@ def training_command(
     run: Run, arm_name: str, paths: Paths, settings: Settings, limits: Limits, model: Path, output: Path
 ) -> list[str]:
     """The command that trains `model` on the file beside `output`, which has its name."""
-    arm = ARMS[arm_name]
+    arm = arm_of(arm_name)
     arguments = {
         "model": model,
         **(LORA if run.model == "mini" else {"train": "projector,language"}),

@@ -12,7 +12,7 @@ from logramed.trainer.data.rows import IMAGE_PLACEHOLDER
 from logramed.trainer.data.subsets import draw_subsets
 from logramed.trainer.data.turns import read_text
 from logramed.trainer.phantoms import generate_phantoms
-from logramed.trainer.study.arms import ARMS, SHARES, Run
+from logramed.trainer.study.arms import SHARES, Run, arm_of
 
 
 DIGESTS_FILE = "digests.json"
@@ -103,7 +103,7 @@ def write_training_file(path: Path, source: Path, run: Run) -> str:
     ids = subsets[SHARES.index(run.share)].ids
     rows = [row for row in read_rows(source) if row["id"] in ids]
     change = {"as_is": lambda rows, seed: rows, "permuted": permute_partners, "extended_targets": add_extended_targets}
-    rows = change[ARMS[run.arm].data](rows, run.seed)
+    rows = change[arm_of(run.arm).data](rows, run.seed)
     return hash_file(write_rows(path, rows)).hex()
 
 

@@ -61,6 +61,7 @@ from logramed.trainer.study.settings import (
     TUNED_ARMS,
     Settings,
     choose_settings,
+    parse_settings,
     read_settings,
     settings_of,
     trials,
@@ -74,7 +75,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-TABLE_NAME, TUNING_TABLE_NAME = "table.jsonl", "tuning.jsonl"
+TABLE_NAME, TUNING_TABLE_NAME, FURTHER_TABLE_NAME = "table.jsonl", "tuning.jsonl", "further.jsonl"
 SMOKE_LIMITS = Limits(num_steps=5, num_questions=6)
 # Seconds of one thread, two runs at a time, for estimates: a step, an evaluation with and without sight, and starting
 # the commands. As measured for the model from scratch; a step of the mini took 16 to 34 seconds.
@@ -343,6 +344,22 @@ def select_runs(runs: Sequence[Run], options: argparse.Namespace) -> list[Run]:
     return [run for run in found if run.seed in options.seeds] + further
 
 
+def further_runs(descriptions: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """
+    Runs that are not planned, of the model from scratch at 10% of SLAKE: each description by every seed.
+
+    Example:
+        >>> further_runs(["plain@1e-3,400,0.2"], [7])[0].name
+        'scratch-slake-10-plain-1e-3,400,0.2-seed7'
+    """
+    runs = []
+    for seed, description in product(seeds, descriptions):
+        arm, _, values = description.partition("@")
+        parse_settings(values, arm)
+        runs.append(Run("scratch", "slake", 10, arm, seed, values))
+    return runs
+
+
 def estimate_seconds(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> float:
     """Seconds of one thread that a run takes, by `SECONDS`."""
     seconds, of_run = SECONDS[run.model], settings_of(run, settings)
@@ -385,9 +402,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep_models", action="store_true", help="keep the weights of runs that are scored")
     parser.add_argument("--tune", action="store_true", help="choose settings on validation images")
     parser.add_argument("--smoke", action="store_true", help="every arm once, with a few steps and questions")
+    parser.add_argument(
+        "--further",
+        nargs="+",
+        metavar="ARM[+ARGUMENT=VALUE]@SETTINGS",
+        help="runs beside the plan: the model from scratch at SLAKE 10%%, SETTINGS as 1e-3,400,0.2[,STRENGTH]",
+    )
     parser.add_argument("--list", action="store_true", help="say how many runs are planned, and what they cost")
     parser.add_argument("--summarize", action="store_true", help="say what the table holds; run nothing")
     options = parser.parse_args(argv)
+    if options.further:
+        if not options.seeds:
+            parser.error("--further needs --seeds")
+        try:
+            options.further = further_runs(options.further, options.seeds)
+        except ValueError as error:
+            parser.error(f"--further: {error}")
     if options.tune:
         untuned = [arm for arm in options.arms or () if arm not in TUNED_ARMS]
         if untuned or options.models not in (None, ["scratch"]):
@@ -409,8 +439,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     output.mkdir(parents=True, exist_ok=True)
     paths = Paths(*(path.resolve() for path in (output, options.parts, options.slake, options.vqa_rad)))
+    table_name = TUNING_TABLE_NAME if options.tune else FURTHER_TABLE_NAME if options.further else TABLE_NAME
     with only_one_writer(output):
-        table = Table(output / (TUNING_TABLE_NAME if options.tune else TABLE_NAME))
+        table = Table(output / table_name)
         limits = SMOKE_LIMITS if options.smoke else Limits()
         split = "validation" if options.tune else options.split
         study = Study(paths, split, settings, table, limits, options.keep_models)
@@ -418,7 +449,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.tune:
                 failures = tune(study, options.arms or TUNED_ARMS, options.num_parallel, output / "settings.yaml")
             else:
-                runs = select_runs(smoke_runs() if options.smoke else planned_runs(), options)
+                planned = smoke_runs() if options.smoke else planned_runs()
+                runs = options.further or select_runs(planned, options)
                 failures = study.run_all(runs, options.num_parallel)
                 print(summarize(list(table.rows.values()), split))
     for failure in failures:

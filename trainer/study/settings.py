@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from logramed.eval.files import write_whole
-from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run
+from logramed.trainer.study.arms import ARMS, PLAIN, PRIMARY, Run, arm_of
 
 
 SETTINGS_FILE = Path(__file__).with_name("settings.yaml")
@@ -89,6 +89,27 @@ def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Setti
     return Settings(**chosen)
 
 
+def parse_settings(values: str, arm: str) -> Settings:
+    """
+    Settings from learning rate, steps, weight decay and, where the arm has one, strength.
+
+    Raises:
+        ValueError: If `values` are not three or four such numbers.
+
+    Example:
+        >>> parse_settings("1e-3,400,0.2,3", "answer_states")
+        Settings(learning_rate=0.001, num_steps=400, weight_decay=0.2, strength=3.0)
+    """
+    names = ["learning rate", "steps", "weight decay", *(["strength"] if arm_of(arm).strength else [])]
+    try:
+        learning_rate, num_steps, *others = values.split(",")
+        if len(others) != len(names) - 2:
+            raise ValueError
+        return Settings(float(learning_rate), int(num_steps), *map(float, others))
+    except ValueError:
+        raise ValueError(f"settings {values!r} of {arm}: expected {', '.join(names)}, with commas between") from None
+
+
 def read_settings(path: Path = SETTINGS_FILE) -> dict[str, dict[str, Settings]]:
     """
     The settings of each arm, by model. An arm that is not in the file has those of the arm that it follows.
@@ -123,8 +144,10 @@ def write_settings(path: Path, settings: Mapping[str, Mapping[str, Settings]], c
 
 
 def settings_of(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> Settings:
-    """What `run` is trained with: the arm's own, plain's with the arm's strength, or those of a trial."""
-    of_model, strength = settings[run.model], ARMS[run.arm].strength
+    """What `run` is trained with: the arm's own, plain's with the arm's strength, a trial's, or those spelled out."""
+    if "," in run.settings:
+        return parse_settings(run.settings, run.arm)
+    of_model, strength = settings[run.model], arm_of(run.arm).strength
     if run.settings.startswith("trial"):
         return trials(run.arm, of_model[PRIMARY])[int(run.settings.removeprefix("trial"))]
     own = of_model.get(run.arm) or of_model[FOLLOWED[strength] if strength else PLAIN]

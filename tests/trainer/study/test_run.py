@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,3 +207,36 @@ def test_tuning_of_what_has_no_trials_is_refused(words, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--slake", "s", "--vqa_rad", "v", "--tune", *words])
     assert "--tune is for plain, answer_states, former_default" in capsys.readouterr().err
+
+
+def test_runs_beside_the_plan_have_their_arguments_and_settings_and_a_table_of_their_own(make_study, monkeypatch):
+    study = make_study()
+    described = "answer_states+alignment_schedule=cosine@1e-3,400,0.2,3"
+    runs = study_run.further_runs(["plain@5e-4,200,0.1", described], [7, 8])
+    assert [(run.arm, run.seed) for run in runs[:2]] == [("plain", 7), ("answer_states+alignment_schedule=cosine", 7)]
+    assert study.run_all(runs, 2) == []
+    row = study.table.rows[runs[1].name, "test"]
+    assert (row["learning_rate"], row["num_steps"], row["weight_decay"], row["strength"]) == (1e-3, 400, 0.2, 3.0)
+    assert "--alignment_schedule cosine" in row["commands"]["model"]
+    assert "--max_steps 200 " in study.table.rows[runs[0].name, "test"]["commands"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("planned@1e-3,400,0.2", "unknown arm 'planned'"),
+        ("plain@1e-3,400", "settings '1e-3,400' of plain: expected learning rate, steps, weight decay, with commas"),
+        ("answer_states@1e-3,400,0.2", "expected learning rate, steps, weight decay, strength"),
+        ("answer_states+alignment_head@1e-3,400,0.2,3", r"write \+ARGUMENT=VALUE after the arm"),
+    ],
+)
+def test_run_beside_the_plan_that_cannot_be_is_refused(described, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--slake", "a", "--vqa_rad", "b", "--seeds", "1", "--further", described])
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_run_beside_the_plan_needs_seeds(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--slake", "a", "--vqa_rad", "b", "--further", "plain@1e-3,400,0.2"])
+    assert "--further needs --seeds" in capsys.readouterr().err
