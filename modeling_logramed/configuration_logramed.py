@@ -195,6 +195,13 @@ class LoGraMedConfig(PretrainedConfig):
         """`num_image_tokens`, under LLaVA's name."""
         return self.num_image_tokens
 
+    def to_dict(self):
+        """As transformers', with rotary parameters under the names of both lines."""
+        content = super().to_dict()
+        for name in self.sub_configs:
+            content[name] = with_former_rope_names(content[name])
+        return content
+
     def save_pretrained(self, save_directory, **kwargs):
         """Save as any configuration, with the code files and the map that let the Auto classes load the folder."""
         self.auto_map = dict(MODEL_AUTO_MAP)
@@ -212,6 +219,30 @@ CLIP_VIT_L_14_224 = {
     "patch_size": 14,
     "projection_dim": 768,
 }
+
+
+def with_former_rope_names(config):
+    """
+    A configuration as a dict whose `rope_parameters`, the name of transformers 5, are there under the names of 4.57
+    too: that line passes over `rope_parameters` and would rotate by 10000, its default, whatever the model has.
+
+    Example:
+        >>> with_former_rope_names({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})["rope_theta"]
+        1000000.0
+    """
+    parameters = config.get("rope_parameters") or {}
+    if "full_attention" in parameters:  # by kind of layer, as Gemma 3 has them
+        local = parameters.get("sliding_attention") or {}
+        former = {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
+        parameters = parameters["full_attention"] or {}
+    else:
+        former = {}
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in parameters:
+            former[name] = parameters[name]
+    if parameters.get("rope_type", "default") != "default":
+        former["rope_scaling"] = {name: value for name, value in parameters.items() if name not in former}
+    return {**config, **former}
 
 
 def _sub_config(config, default):

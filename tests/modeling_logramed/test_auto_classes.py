@@ -58,6 +58,38 @@ AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(s
 AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
 """
 )
+LONG_TEXTS = (
+    HIDE_LOGRAMED
+    + """
+import json, torch
+from transformers import AutoModelForImageTextToText
+for folder in sys.argv[1:]:
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        torch.save(model(input_ids=torch.load(folder + "/input_ids.pt")).logits, folder + "/outputs.pt")
+"""
+)
+# Rotary positions that no line of transformers takes by default.
+ROTARY = {
+    "theta": ("llama", {"rope_theta": 1e6}),
+    "theta of Mistral": ("mistral", {"rope_theta": 1e6}),
+    "theta of Qwen": ("qwen2", {"rope_theta": 1e6}),
+    "linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 2e4, "factor": 4.0}}),
+    "llama3": (
+        "llama",
+        {
+            "max_position_embeddings": 128,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+}
 EXPAND = (
     HIDE_LOGRAMED
     + """
@@ -123,6 +155,21 @@ def save_with_inputs(model, folder):
     torch.save(inputs, folder / "inputs.pt")
     with torch.no_grad():
         return inputs, model(**inputs).logits
+
+
+@pytest.mark.parametrize("python", LINES)
+def test_both_lines_rotate_positions_alike(tmp_path, python):
+    logits, generator = {}, torch.Generator().manual_seed(0)
+    input_ids = torch.randint(5, 99, (1, 60), generator=generator)
+    for name, (language_model, text_sizes) in ROTARY.items():
+        model, folder = tiny_model("clip", language_model, text_sizes=text_sizes), tmp_path / name.replace(" ", "_")
+        model.save_pretrained(folder)
+        torch.save(input_ids, folder / "input_ids.pt")
+        with torch.no_grad():
+            logits[folder] = model(input_ids=input_ids).logits
+    run(python, LONG_TEXTS, *logits, home=tmp_path)
+    for folder, expected in logits.items():
+        torch.testing.assert_close(torch.load(folder / "outputs.pt"), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("tower", "language_model", "values"), COMBINATIONS)
