@@ -94,7 +94,8 @@ def original_token_ids(folder: str | Path, text: str, *, strips_around_added_tok
 
     The text is cut at the added tokens and each part is encoded by itself, so that each begins with a word mark:
     "###" after `<im_end>` is one piece. The slow tokenizer also stripped the white space on both sides of an added
-    token, such as the newline before `<im_start>`; the fast one did not.
+    token, such as the newline before `<im_start>`; the fast one did not. (The stripping is from general knowledge: no
+    4.28 was run.)
 
     Args:
         folder (`str` or `Path`): Holds `tokenizer.model`.
