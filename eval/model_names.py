@@ -1,14 +1,18 @@
 """Names of models as people type them: a folder or an id on the Hub. A mistyped folder is not looked up on the Hub."""
 
 import difflib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIGURATIONS = ("config.json", ADAPTER_CONFIG)
+# Model types of LLaVA's own code that transformers has no class for, and what `logramed-convert --from` calls them.
+FOREIGN_TYPES = {"llava_mistral": "llava-med-v1.5", "llava_llama": "llava"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -53,23 +57,26 @@ def describe_nearest(name: str) -> str:
 
 
 @contextmanager
-def naming_model(name: str | Path, argument: str) -> Iterator[None]:
+def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iterator[None]:
     """
     Make one sentence, with the argument that a user gave, of a model that cannot be found.
 
     Args:
         name (`str` or `Path`): Folder or Hub id of what is loaded inside.
         argument (`str`): What names it, such as "`--model`".
+        foreign (`bool`): It may be a checkpoint of another code, which is to be converted.
 
     Raises:
-        ValueError: If `name` looks like a path and there is no such folder, if a folder holds no model, or if neither
-            a folder nor the Hub has it.
+        ValueError: If `name` looks like a path and there is no such folder, if a folder holds no model, or one that
+            must be converted first, or if neither a folder nor the Hub has it.
     """
     name = str(name)
     if Path(name).is_file():
         raise ValueError(f"{argument} {name} is a file, and must be the folder of a model.")
     if Path(name).is_dir():
         require_configuration(Path(name), argument)
+        if not foreign:
+            refuse_foreign_folder(Path(name), argument)
     refuse_missing_path(name, argument)
     try:
         yield
@@ -80,6 +87,51 @@ def naming_model(name: str | Path, argument: str) -> Iterator[None]:
             f"{argument} {name}: there is no such folder here, and no such model on the Hub, or it cannot be reached "
             f"or read from here.{describe_nearest(name)}"
         ) from error
+    except ValueError as error:
+        # transformers names the model type of a repository of the Hub that it has no class for.
+        named = [kind for model_type, kind in FOREIGN_TYPES.items() if f"`{model_type}`" in str(error)]
+        if not named:
+            raise
+        raise ValueError(describe_foreign(name, argument, named[0])) from error
+
+
+def refuse_foreign_folder(folder: Path, argument: str) -> None:
+    """
+    Raises:
+        ValueError: If `folder` holds a checkpoint of LLaVA's own code; says which command converts it.
+    """
+    path = folder / CONFIGURATIONS[0]
+    if path.is_file():
+        kind = find_foreign_kind(json.loads(path.read_text(encoding="utf-8")))
+        if kind is not None:
+            raise ValueError(describe_foreign(str(folder), argument, kind))
+
+
+def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
+    """
+    What `logramed-convert --from` calls the checkpoint with this config.json, or `None` if it needs no conversion.
+
+    A delta has the configuration of the whole model, and is not told apart.
+
+    Example:
+        >>> find_foreign_kind({"model_type": "llava_mistral"})
+        'llava-med-v1.5'
+    """
+    model_type = config.get("model_type")
+    if model_type in FOREIGN_TYPES:
+        return FOREIGN_TYPES[model_type]
+    if model_type != "llava" or "text_config" in config or "mm_vision_tower" not in config:
+        return None
+    if "multi_graph" in config or "graph_num_features" in config:
+        return "exgra-med"
+    return "llava-med-v1" if config.get("mm_use_im_start_end") else "llava"
+
+
+def describe_foreign(name: str, argument: str, kind: str) -> str:
+    return (
+        f"{argument} {name} is a checkpoint of another code. Convert it first: logramed-convert --from {kind} "
+        f"{name} OUTPUT"
+    )
 
 
 def require_configuration(folder: Path, argument: str) -> None:

@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
 from logramed.eval.command_line import ArgumentParser, run_command
-from logramed.eval.model_names import refuse_missing_path
+from logramed.eval.model_names import naming_model
 
 
 def register_for_serving() -> None:
@@ -44,7 +44,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[argparse.Namespa
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve until interrupted. Options that are not listed by `--help` go to `transformers serve`."""
     arguments, further = parse_arguments(argv)
-    refuse_missing_path(arguments.model.split("@")[0], "`--model`")
+    with naming_model(arguments.model.split("@")[0], "`--model`"):
+        pass  # the server loads it
     try:
         import fastapi  # noqa: F401  (which `transformers serve` needs)
         from transformers.cli.transformers import app

@@ -136,8 +136,55 @@ LLAVA_MED_V0_EVAL_CHAT_TEMPLATE = (
 """
 )
 
+# LLaVA-Med v1.5, as Mistral's instructions are written: a system text stands inside the first of them.
+LLAVA_MED_V1_5_CHAT_TEMPLATE = (
+    _WRITE_CONTENT
+    + r"""
+{{- bos_token or '' -}}
+{%- set system = namespace(text='') -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'system' and loop.first -%}
+    {%- set system.text = '<<SYS>>\n' + write_content(message['content']) + '\n<</SYS>>\n\n' -%}
+  {%- elif message['role'] == 'user' -%}
+    {{- '[INST] ' + system.text + write_content(message['content']) + ' [/INST]' -}}
+    {%- set system.text = '' -%}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- generation -%}
+      {{- ' ' + write_content(message['content']) + ' ' + (eos_token or '\n') -}}
+    {%- endgeneration -%}
+"""
+    + _LLAVA_MED_OTHER_ROLES
+    + r"""
+{%- endfor -%}
+"""
+)
+
+# LLaVA v1 and v1.5: Vicuna 1.1 with its system text.
+LLAVA_V1_CHAT_TEMPLATE = (
+    _WRITE_CONTENT
+    + _LLAVA_MED_SYSTEM.replace("curious human", "curious user").replace("the human's", "the user's")
+    + r"""
+{{- (bos_token or '') + system + ' ' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {{- 'USER: ' + write_content(message['content']) + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}
+    {%- generation -%}
+      {{- ' ' + write_content(message['content']) + (eos_token or '\n') -}}
+    {%- endgeneration -%}
+"""
+    + _LLAVA_MED_OTHER_ROLES
+    + r"""
+{%- endfor -%}
+{{- 'ASSISTANT:' if add_generation_prompt else '' -}}
+"""
+)
+
 CHAT_TEMPLATES = {
     "default": DEFAULT_CHAT_TEMPLATE,
     "llava_med_v0": LLAVA_MED_V0_CHAT_TEMPLATE,
     "llava_med_v0_eval": LLAVA_MED_V0_EVAL_CHAT_TEMPLATE,
+    "llava_med_v1_5": LLAVA_MED_V1_5_CHAT_TEMPLATE,
+    "llava_v1": LLAVA_V1_CHAT_TEMPLATE,
 }

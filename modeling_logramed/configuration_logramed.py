@@ -195,6 +195,22 @@ class LoGraMedConfig(PretrainedConfig):
         """`num_image_tokens`, under LLaVA's name."""
         return self.num_image_tokens
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """
+        As transformers'.
+
+        Raises:
+            ValueError: If the configuration is that of another model, such as a checkpoint of LLaVA's own code.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This configuration is of the model type {model_type!r}, not {cls.model_type!r}. `logramed-convert` "
+                "converts checkpoints of LLaVA-Med, ExGra-Med and LLaVA."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def to_dict(self):
         """As transformers', with rotary parameters under the names of both lines."""
         content = super().to_dict()

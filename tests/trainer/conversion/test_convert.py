@@ -1,0 +1,685 @@
+"""Checkpoints of other codes in and stock LLaVA out, against an independent reimplementation of the originals."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LogitsProcessor
+
+from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
+from logramed.eval.models import load_model
+from logramed.trainer.alignment.graph_network import GraphNetwork
+from logramed.trainer.conversion import incoming, weights
+from logramed.trainer.conversion.incoming import convert_to_logramed
+from logramed.trainer.conversion.stock import convert_to_llava
+from logramed.trainer.convert import main
+from tests.tiny import tiny_processor
+from tests.tiny_models import tiny_config, tiny_model
+from tests.trainer.conversion.originals import (
+    IMAGE_PLACEHOLDER,
+    KINDS,
+    PATCH_TOKEN_KINDS,
+    checkpoint_tower,
+    original_logits,
+    original_token_ids,
+    write_checkpoint,
+    write_clip,
+    write_llama,
+)
+
+
+pytest.importorskip("sentencepiece")
+FOUR = os.environ.get("LOGRAMED_TRANSFORMERS_4_PYTHON")
+NO_FOUR = "set LOGRAMED_TRANSFORMERS_4_PYTHON to the Python of an environment with constraints-4.57.txt"
+TEXT = "what is it\n<image>\n###"
+LOGITS = """
+import json, sys, torch
+for name in ("logramed", "torchvision", "trl", "peft"):
+    sys.modules[name] = None
+import transformers
+from PIL import Image
+for folder in sys.argv[1:]:
+    is_ours = json.load(open(folder + "/config.json"))["model_type"] == "logramed"
+    options = {"trust_remote_code": True} if is_ours else {}
+    model = transformers.AutoModelForVision2Seq.from_pretrained(folder, **options).eval()
+    processor = transformers.AutoProcessor.from_pretrained(folder, **options)
+    inputs = torch.load(folder + ".pt")
+    text = inputs.pop("text").replace("<image>", processor.image_token)
+    image = {"type": "image", "image": Image.new("RGB", (30, 20), (200, 20, 90))}
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": [image, {"type": "text", "text": "what is it"}]}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    torch.save({"logits": logits, "prompt": dict(prompt)}, folder + ".out.pt")
+"""
+
+
+def kind_argument(kind):
+    """What `--from` calls a kind of the builders."""
+    return {"llava-v1.5": "llava"}.get(kind, kind.removesuffix("-dci").removesuffix("-sci"))
+
+
+def connector(kind):
+    return kind[-3:] if kind.endswith(("-dci", "-sci")) else "none"
+
+
+class Case:
+    """A checkpoint of one kind, converted, and what the original says about one prompt with an image."""
+
+    def __init__(self, kind, folder, clip, base):
+        self.kind, self.clip = kind, clip
+        self.source = folder / "sources" / kind
+        self.original = write_checkpoint(
+            self.source, kind, clip=clip, base=base if kind == "llava-med-v1-delta" else None
+        )
+        self.ours, self.stock = folder / "ours" / kind, folder / "stock" / kind
+        options = {"vision_tower": str(clip.folder)}
+        if connector(kind) != "none":
+            options["dense_connector"] = connector(kind)
+        if kind == "llava-med-v1-delta":
+            options["base"] = str(base.folder)
+        arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+        assert main(["--from", kind_argument(kind), str(self.source), str(self.ours), *arguments]) == 0
+        assert main(["--to", "llava", str(self.ours), str(self.stock)]) == 0
+        self.processor = AutoProcessor.from_pretrained(self.ours)
+        size = clip.config["vision_config"]["image_size"]
+        self.pixel_values = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(5))
+        text = TEXT.replace("<image>", self.processor.image_token)
+        images = [Image.new("RGB", (20, 20))]
+        self.input_ids = self.processor(text=[text], images=images, return_tensors="pt")["input_ids"]
+        self.expected = self.original_logits(clip.state)
+
+    def original_logits(self, tower):
+        ids = self.input_ids
+        if self.kind not in PATCH_TOKEN_KINDS:  # one place that is no token
+            places = (ids[0] == self.processor.image_token_id).nonzero().flatten()
+            before, after = ids[0, : places[0]].tolist(), ids[0, places[-1] + 1 :].tolist()
+            ids = torch.tensor([[*before, IMAGE_PLACEHOLDER, *after]])
+        arguments = (self.original.state, self.original.config, tower, self.clip.config, ids, self.pixel_values)
+        return original_logits(*arguments, dense_connector=connector(self.kind))
+
+    def check(self, logits):
+        num_tokens = self.expected.shape[-1]
+        torch.testing.assert_close(logits[..., :num_tokens], self.expected, rtol=1e-5, atol=1e-5)
+        # New rows are never the likeliest.
+        assert (logits[..., num_tokens:] < self.expected.amax(dim=-1, keepdim=True)).all()
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conversion")
+    small, large = write_clip(folder / "clip"), write_clip(folder / "clip_large", image_size=48)
+    base = write_llama(folder / "llama")
+    return SimpleNamespace(folder=folder, clip=small, large_clip=large, base=base)
+
+
+@pytest.fixture(scope="module")
+def cases(originals):
+    towers = {kind: originals.clip if kind in PATCH_TOKEN_KINDS else originals.large_clip for kind in KINDS}
+    return {kind: Case(kind, originals.folder, towers[kind], originals.base) for kind in KINDS}
+
+
+def logits_of(model, case):
+    with torch.no_grad():
+        return model.eval()(input_ids=case.input_ids, pixel_values=case.pixel_values).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_those_of_the_original(cases, kind):
+    case = cases[kind]
+    case.check(logits_of(LoGraMedForConditionalGeneration.from_pretrained(case.ours), case))
+    stock = LlavaForConditionalGeneration.from_pretrained(case.stock)
+    case.check(logits_of(stock, case))
+    assert not list(case.stock.glob("*.py"))
+
+
+@pytest.mark.skipif(FOUR is None, reason=NO_FOUR)
+def test_transformers_4_gives_the_same_logits_prompts_and_pixels(cases, tmp_path):
+    folders = {}
+    for case in cases.values():
+        for source in (case.ours, case.stock):
+            copy = tmp_path / source.parent.name / source.name
+            shutil.copytree(source, copy)
+            inputs = {"input_ids": case.input_ids, "pixel_values": case.pixel_values, "text": TEXT}
+            torch.save(inputs, f"{copy}.pt")
+            folders[copy] = case
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [FOUR, "-c", LOGITS, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder, case in folders.items():
+        found = torch.load(f"{folder}.out.pt")
+        case.check(found["logits"])
+        expected = show_prompt(AutoProcessor.from_pretrained(folder))
+        assert torch.equal(found["prompt"]["input_ids"], expected["input_ids"])
+        torch.testing.assert_close(found["prompt"]["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-5)
+
+
+def show_prompt(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "what is it"}]
+    content[0]["image"] = Image.new("RGB", (30, 20), (200, 20, 90))
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_processor_gives_the_same_tokens_and_pixels(cases, kind):
+    ours, stock = (
+        show_prompt(AutoProcessor.from_pretrained(folder)) for folder in (cases[kind].ours, cases[kind].stock)
+    )
+    assert torch.equal(ours["input_ids"], stock["input_ids"])
+    torch.testing.assert_close(ours["pixel_values"], stock["pixel_values"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PATCH_TOKEN_KINDS)
+def test_prompts_have_the_tokens_of_the_original_tokenizer(cases, kind):
+    processor = cases[kind].processor
+    image = "<im_start>" + "<im_patch>" * processor.num_image_tokens + "<im_end>"
+    for text in ("what is it\n<image>\n###", "A ### Human: a<image>b\n### Assistant: yes\n###", "no image"):
+        written = text.replace("<image>", "<im_patch>")
+        images = [[Image.new("RGB", (8, 8))] * text.count("<image>")]
+        expected = original_token_ids(cases[kind].source, text.replace("<image>", image))
+        assert processor(text=[written], images=images)["input_ids"][0] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_llava_comes_back_without_loss(cases, kind, tmp_path):
+    case, back = cases[kind], tmp_path / "back"
+    assert main(["--from", "llava", str(case.stock), str(back)]) == 0
+    assert same_folders(case.ours, back)
+
+
+def same_folders(first, second):
+    names = {path.name for path in first.iterdir()} - {incoming.GRAPH_NETWORK_FILE}
+    assert {path.name for path in second.iterdir()} - {incoming.GRAPH_NETWORK_FILE} == names
+    for name in names:
+        if name.endswith(".safetensors"):
+            one, other = load_file(first / name), load_file(second / name)
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
+        elif name.endswith(".json"):
+            assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
+    return True
+
+
+def test_trained_model_goes_out_and_comes_back_without_loss(cases, tmp_path, data_file):
+    from tests.trainer.test_adapters import train
+
+    trained = train(tmp_path, data_file, cases["exgra-med-dci"].ours, "trained", "--learning_rate", "0.01")
+    before = load_file(cases["exgra-med-dci"].ours / "model.safetensors")
+    after = load_file(trained / "model.safetensors")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert "multi_modal_projector.linear_1.weight" in changed
+    convert_to_llava(str(trained), tmp_path / "stock")
+    convert_to_logramed("llava", str(tmp_path / "stock"), tmp_path / "back")
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(after[name], back[name]) for name in after)
+    case = cases["exgra-med-dci"]
+    models = [AutoModelForImageTextToText.from_pretrained(folder) for folder in (trained, tmp_path / "stock")]
+    torch.testing.assert_close(logits_of(models[1], case), logits_of(models[0], case), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_every_form_of_files_gives_the_same_weights(originals, cases, tmp_path, form, num_shards):
+    source = tmp_path / "source"
+    write_checkpoint(source, "exgra-med", clip=originals.clip, weights=form, num_shards=num_shards)
+    convert_to_logramed("exgra-med", str(source), tmp_path / "ours", vision_tower=str(originals.clip.folder))
+    one, other = (load_file(folder / "model.safetensors") for folder in (cases["exgra-med"].ours, tmp_path / "ours"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_files_of_old_pytorch_are_read(originals, cases, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(cases["llava-med-v1"].source, source)
+    for path in source.glob("*.bin"):
+        torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    convert_to_logramed("llava-med-v1", str(source), tmp_path / "ours", vision_tower=str(originals.clip.folder))
+    assert same_folders(cases["llava-med-v1"].ours, with_source(tmp_path / "ours", str(cases["llava-med-v1"].source)))
+
+
+def with_source(folder, source):
+    """The folder with another source in its parts.json."""
+    path = folder / "parts.json"
+    parts = json.loads(path.read_text())
+    parts |= {"source": source, "base_models": [source, *parts["base_models"][1:]]}
+    path.write_text(json.dumps(parts))
+    return folder
+
+
+def test_shards_are_written_with_an_index(originals, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights.ShardWriter.__init__, "__defaults__", (20_000,))
+    monkeypatch.setattr(weights, "REOPEN_BYTES", 10_000)
+    ours = tmp_path / "ours"
+    convert_to_logramed("exgra-med", str(cases["exgra-med"].source), ours, vision_tower=str(originals.clip.folder))
+    shards = sorted(path.name for path in ours.glob("model-*.safetensors"))
+    assert len(shards) > 3
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert not (ours / "model.safetensors").exists()
+    index = json.loads((ours / "model.safetensors.index.json").read_text())
+    assert sorted(set(index["weight_map"].values())) == shards
+    case = cases["exgra-med"]
+    case.check(logits_of(LoGraMedForConditionalGeneration.from_pretrained(ours), case))
+
+
+def test_half_precision_stays_half_and_equal(originals, tmp_path):
+    source = tmp_path / "source"
+    original = write_checkpoint(source, "exgra-med-dci", clip=originals.clip, dtype=torch.float16)
+    options = {"vision_tower": str(originals.clip.folder), "dense_connector": "dci"}
+    convert_to_logramed("exgra-med", str(source), tmp_path / "ours", **options)
+    model = LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "ours", dtype="auto")
+    assert model.dtype == torch.float16
+    written = load_file(tmp_path / "ours" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    assert torch.equal(written["language_model.model.norm.weight"], original.state["model.norm.weight"])
+    convert_to_llava(str(tmp_path / "ours"), tmp_path / "stock")
+    convert_to_logramed("llava", str(tmp_path / "stock"), tmp_path / "back")
+    assert same_folders(tmp_path / "ours", tmp_path / "back")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_tower_of_the_checkpoint_is_kept_unless_another_is_named(originals, cases, tmp_path, given):
+    case = cases["llava-med-v1.5"]
+    source = tmp_path / "source"
+    shutil.copytree(case.source, source)
+    config = json.loads((source / "config.json").read_text())
+    config["mm_vision_tower"] = str(case.clip.folder)  # names its sizes, and in the release the weights too
+    (source / "config.json").write_text(json.dumps(config))
+    options = {"vision_tower": str(case.clip.folder)} if given else {}
+    convert_to_logramed("llava-med-v1.5", str(source), tmp_path / "ours", **options)
+    tower = case.clip.state if given else checkpoint_tower(case.original.state)
+    found = logits_of(LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "ours"), case)
+    expected = case.original_logits(tower)
+    torch.testing.assert_close(found[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-5)
+    assert (case.expected - case.original_logits(checkpoint_tower(case.original.state))).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_and_length_are_set_right(cases, kind):
+    case = cases[kind]
+    config, tokenizer = LoGraMedConfig.from_pretrained(case.ours), case.processor.tokenizer
+    text = config.text_config
+    assert (text.bos_token_id, text.eos_token_id) == (1, 2)
+    assert tokenizer.convert_ids_to_tokens([1, 2]) == ["<s>", "</s>"]
+    pad = "[PAD]" if kind in PATCH_TOKEN_KINDS else "<pad>"
+    assert tokenizer.convert_tokens_to_ids(pad) == text.pad_token_id == tokenizer.pad_token_id
+    assert text.max_position_embeddings >= 2048
+    assert config.image_token_index == tokenizer.convert_tokens_to_ids(case.processor.image_token)
+    assert case.processor.num_image_tokens == (16 if kind in PATCH_TOKEN_KINDS else 36)
+    generation = json.loads((case.ours / "generation_config.json").read_text())
+    assert (
+        generation["eos_token_id"] == json.loads((case.stock / "generation_config.json").read_text())["eos_token_id"]
+    )
+    for name in ("bos_token_id", "pad_token_id"):
+        assert generation[name] == getattr(text, name)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_added_in_the_order_of_the_rows(originals, cases, tmp_path):
+    source = tmp_path / "source"
+    write_checkpoint(source, "exgra-med", clip=originals.clip, added_tokens=False)
+    convert_to_logramed("exgra-med", str(source), tmp_path / "ours", vision_tower=str(originals.clip.folder))
+    one, other = (AutoProcessor.from_pretrained(folder) for folder in (tmp_path / "ours", cases["exgra-med"].ours))
+    assert one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+class Writing(LogitsProcessor):
+    """Has `generate` write these tokens."""
+
+    def __init__(self, tokens, num_prompt_tokens):
+        self.tokens, self.num_prompt_tokens = tokens, num_prompt_tokens
+
+    def __call__(self, input_ids, scores):
+        scores = torch.full_like(scores, -1e9)
+        scores[:, self.tokens[input_ids.shape[1] - self.num_prompt_tokens]] = 0
+        return scores
+
+
+@pytest.mark.parametrize("answer", ["lung\n###", "lung ###", "lung</s>"])
+@pytest.mark.parametrize("form", ["ours", "stock"])
+def test_plain_generate_stops_where_a_turn_ends(cases, answer, form):
+    case = cases["llava-med-v1"]
+    model, processor = load_model(str(getattr(case, form)))
+    tokens = processor.tokenizer(answer, add_special_tokens=False)["input_ids"] + [50] * 20
+    writing = Writing(tokens, case.input_ids.shape[1])
+    sequence = model.generate(
+        input_ids=case.input_ids,
+        pixel_values=case.pixel_values,
+        attention_mask=torch.ones_like(case.input_ids),
+        max_new_tokens=15,
+        logits_processor=[writing],
+    )
+    new = sequence[0, case.input_ids.shape[1] :]
+    assert len(new) <= len(tokens) - 20
+    if form == "ours":
+        assert processor.post_process_image_text_to_text(new[None]) == ["lung"]
+
+
+def test_graph_network_is_kept_for_training(cases):
+    state = load_file(cases["exgra-med"].ours / "graph_network.safetensors")
+    original = cases["exgra-med"].original.state
+    network = GraphNetwork(original["model.norm.weight"].shape[0])
+    network.load_state_dict(state)
+    name = "conv2.lin_rel.weight"
+    assert torch.equal(network.get_parameter(name), original[f"model.message_pass_node_features.{name}"])
+    assert not (cases["llava-med-v1"].ours / "graph_network.safetensors").exists()
+
+
+# --- refusals: nothing is left behind ---
+
+
+def refused(tmp_path, message, *arguments):
+    """The command is refused with `message`, and leaves no file."""
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=message):
+        main([*map(str, arguments[:-1]), str(tmp_path / "out"), *arguments[-1]])
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("exgra-med-dci", [], r"takes 72 features, three times .*--dense_connector dci or --dense_connector sci"),
+        ("exgra-med-dci", ["--dense_connector", "sti"], r"sti gives 24 features, but the projector takes 72"),
+        ("exgra-med", ["--dense_connector", "dci"], r"dci joins three layers, but the projector takes 24"),
+    ],
+)
+def test_dense_connector_that_is_not_told_or_does_not_fit_is_refused(originals, cases, tmp_path, kind, given, message):
+    options = ["--vision_tower", str(originals.clip.folder), *given]
+    refused(tmp_path, message, "--from", "exgra-med", cases[kind].source, options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "message"),
+    [
+        ("llava-med-v1", "llava-med-v1.5", r"'llava_mistral'.* takes llava\. It looks like `--from llava-med-v1\.5`"),
+        ("llava-med-v1.5", "exgra-med", r"'llava'.* takes llava_mistral\. It looks like `--from exgra-med`"),
+    ],
+)
+def test_another_kind_is_refused(cases, tmp_path, asked, kind, message):
+    refused(tmp_path, message, "--from", asked, cases[kind].source, [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        ("llava-med-v1-delta", [], "--base, the LLaMA .* is needed by --from llava-med-v1-delta alone"),
+        ("llava-med-v1", ["--base", "x"], "--base, the LLaMA .* is for --from llava-med-v1-delta alone"),
+    ],
+)
+def test_base_goes_with_a_delta_alone(cases, tmp_path, kind, given, message):
+    refused(tmp_path, message, "--from", kind, cases[kind].source, given)
+
+
+def changed_weights(cases, tmp_path, change, kind="llava-med-v1"):
+    """A copy of a checkpoint with one file of weights, which `change` has changed."""
+    source = tmp_path / "source"
+    shutil.copytree(cases[kind].source, source, ignore=shutil.ignore_patterns("*.bin*", "*.safetensors*"))
+    state = dict(cases[kind].original.state)
+    change(state)
+    torch.save(state, source / "pytorch_model.bin")
+    return source
+
+
+def without(state):
+    del state["model.layers.1.mlp.up_proj.weight"]
+
+
+def with_more(state):
+    state["model.layers.7.mlp.up_proj.weight"] = state["visual_abstractor.weight"] = torch.zeros(2)
+
+
+def of_another_shape(state):
+    state["model.norm.weight"] = torch.zeros(3)
+
+
+def without_projector(state):
+    del state["model.mm_projector.weight"]
+
+
+def with_other_rows(state):
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name][:-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without, r"1 weights are missing: language_model\.model\.layers\.1\.mlp\.up_proj\.weight"),
+        (with_more, r"2 weights are left over: visual_abstractor\.weight, language_model\.model\.layers\.7\.mlp"),
+        (
+            of_another_shape,
+            r"1 weights are of another shape: language_model\.model\.norm\.weight \[3\], expected \[32\]",
+        ),
+        (without_projector, r"holds no model\.mm_projector weights"),
+        (with_other_rows, r"453 rows of embeddings, and config\.json says 454 \(`vocab_size`\)"),
+    ],
+)
+def test_incomplete_checkpoint_is_refused_with_a_list(originals, cases, tmp_path, change, message):
+    source = changed_weights(cases, tmp_path, change)
+    refused(tmp_path, message, "--from", "llava-med-v1", source, ["--vision_tower", str(originals.clip.folder)])
+
+
+def test_weights_with_other_objects_are_refused(originals, cases, tmp_path):
+    source = changed_weights(cases, tmp_path, lambda state: state.update(step=3))
+    tower = ["--vision_tower", str(originals.clip.folder)]
+    refused(
+        tmp_path, r"pytorch_model\.bin holds other things than weights: step", "--from", "llava-med-v1", source, tower
+    )
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def test_pickled_code_is_not_run(originals, cases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = changed_weights(cases, tmp_path, lambda state: state.update(harmful=Harmful()))
+    tower = ["--vision_tower", str(originals.clip.folder)]
+    refused(tmp_path, r"pytorch_model\.bin cannot be read as weights", "--from", "llava-med-v1", source, tower)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("kind", ["exgra-med", "llava-med-v1.5"])
+def test_damaged_or_missing_shard_is_named(originals, cases, tmp_path, kind):
+    source = tmp_path / "source"
+    shutil.copytree(cases[kind].source, source)
+    shard = sorted(path for path in source.iterdir() if path.suffix in (".bin", ".safetensors"))[-1]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    tower = ["--vision_tower", str(cases[kind].clip.folder)]
+    refused(tmp_path, rf"{shard.name} cannot be read as weights", "--from", kind_argument(kind), source, tower)
+    shard.unlink()
+    message = rf"names 1 files that are not in .*: {shard.name}"
+    refused(tmp_path, message, "--from", kind_argument(kind), source, tower)
+
+
+def test_full_disk_is_told_before_anything_is_written(originals, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(incoming.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    tower = ["--vision_tower", str(originals.clip.folder)]
+    message = r"The converted model takes 0\.0 GB, and .* has 0\.0 GB left\. Nothing was written"
+    refused(tmp_path, message, "--from", "exgra-med", cases["exgra-med"].source, tower)
+    refused(tmp_path, message, "--to", "llava", cases["exgra-med"].ours, [])
+
+
+def test_failure_half_way_leaves_nothing(originals, cases, tmp_path, monkeypatch):
+    def fail(writer):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(weights.ShardWriter, "close", fail)
+    tower = ["--vision_tower", str(originals.clip.folder)]
+    refused(tmp_path, "the disk is gone", "--from", "exgra-med", cases["exgra-med"].source, tower)
+    refused(tmp_path, "the disk is gone", "--to", "llava", cases["exgra-med"].ours, [])
+
+
+def test_output_that_is_not_empty_is_left_alone(cases, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    refused(tmp_path, "is not empty", "--from", "exgra-med", cases["exgra-med"].source, [])
+
+
+def test_missing_source_names_the_nearest(cases, tmp_path):
+    wrong = cases["exgra-med"].source.with_name("exgra-mad")
+    refused(
+        tmp_path,
+        r"SOURCE .*exgra-mad: there is no such folder .* The nearest is .*exgra-med",
+        "--from",
+        "exgra-med",
+        wrong,
+        [],
+    )
+
+
+def test_checkpoint_without_a_tower_needs_one(cases, tmp_path):
+    source = changed_weights(cases, tmp_path, lambda state: None)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "mm_vision_tower": None}))
+    refused(tmp_path, r"names none\. Name it with --vision_tower", "--from", "llava-med-v1", source, [])
+
+
+# --- out ---
+
+
+def saved(model, folder, **values):
+    model.save_pretrained(folder)
+    tiny_processor(
+        num_image_tokens=model.config.num_image_tokens, image_size=model.config.vision_config.image_size, **values
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"dense_connector": "sti"}, "the connector sti makes tokens"),
+        ({"image_token_pooling": 1}, r"it pools the patches of an image \(`image_token_pooling=1`\)"),
+        ({"lm_head_bias": True}, "its head has biases"),
+    ],
+)
+def test_model_that_llava_cannot_be_is_refused(tmp_path, values, reason):
+    folder = saved(tiny_model(**values), tmp_path / "model")
+    refused(tmp_path, f"cannot be a stock LLaVA: {reason}", "--to", "llava", folder, [])
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2"])
+@pytest.mark.parametrize("language_model", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize(
+    "values", [{}, {"projector_type": "linear"}, {"dense_connector": "dci"}, {"dense_connector": "sci"}]
+)
+def test_any_tower_and_language_model_is_exported(tmp_path, tower, language_model, values):
+    sizes = {
+        "vision_sizes": {"num_hidden_layers": 4},
+        "text_sizes": {"rope_theta": 3e5, "tie_word_embeddings": language_model == "qwen2"},
+    }
+    model = tiny_model(tower, language_model, **sizes, **values)
+    folder = saved(model, tmp_path / "model")
+    convert_to_llava(str(folder), tmp_path / "stock")
+    stock = LlavaForConditionalGeneration.from_pretrained(tmp_path / "stock").eval()
+    from tests.tiny_models import tiny_inputs
+
+    inputs = tiny_inputs(model, num_images=2)
+    with torch.no_grad():
+        torch.testing.assert_close(stock(**inputs).logits, model(**inputs).logits, rtol=1e-5, atol=1e-5)
+    convert_to_logramed("llava", str(tmp_path / "stock"), tmp_path / "back")
+    one, other = load_file(folder / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_another_model_is_not_exported(cases, tmp_path):
+    refused(
+        tmp_path, "has the model type 'llava', and is no LoGra-Med", "--to", "llava", cases["llava-v1.5"].stock, []
+    )
+
+
+def test_options_of_the_other_direction_are_refused(cases, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--to", "llava", str(cases["exgra-med"].ours), str(tmp_path / "out"), "--base", "x"])
+    assert "--base are for --from alone" in capsys.readouterr().err
+
+
+def test_adapter_is_merged_before_it_is_exported(tmp_path, data_file):
+    from logramed.trainer.train import main as train_main
+    from tests.trainer.test_adapters import LORA, logits, train
+    from tests.trainer.test_train import write_recipe
+
+    train_main([write_recipe(tmp_path, data_file, output_dir=str(tmp_path / "base"), max_steps=1)])
+    adapter = train(tmp_path, data_file, tmp_path / "base", "adapter", *LORA)
+    convert_to_llava(str(adapter), tmp_path / "stock")
+    assert json.loads((tmp_path / "stock" / "config.json").read_text())["model_type"] == "llava"
+    torch.testing.assert_close(logits(tmp_path / "stock"), logits(adapter), rtol=1e-4, atol=1e-5)
+    assert (logits(tmp_path / "stock") - logits(tmp_path / "base")).abs().max() > 1e-3
+    assert not list(tmp_path.glob("stock-merged-*"))
+
+
+# --- stock LLaVA in ---
+
+
+def test_projector_that_is_not_ours_is_refused(cases, tmp_path):
+    for name, change, message in (
+        (
+            "linear",
+            lambda weights: weights["multi_modal_projector.linear_2.weight"].add_(1),
+            "two layers without an activ",
+        ),
+        (
+            "dci",
+            lambda weights: weights["multi_modal_projector.linear_1.weight"].add_(torch.rand(1, 120)),
+            "no dense connector",
+        ),
+    ):
+        case = cases["llava-med-v1" if name == "linear" else "exgra-med-dci"]
+        folder = tmp_path / name
+        shutil.copytree(case.stock, folder)
+        state = load_file(folder / "model.safetensors")
+        change(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            main(["--from", "llava", str(folder), str(tmp_path / "out")])
+
+
+# --- foreign folders in other commands ---
+
+
+def commands(folder, tmp_path):
+    from logramed.hub_cards.serve import main as serve
+    from logramed.trainer.build_model import main as build
+    from logramed.trainer.train import main as train
+
+    output = str(tmp_path / "output")
+    yield lambda: train(["--model", folder, "--train_data", "x.json", "--output_dir", output, "--report_to", "none"])
+    yield lambda: serve(["--model", folder])
+    yield lambda: build(["--vision", folder, "--language", folder, "--output", output])
+    yield lambda: load_model(folder)
+
+
+@pytest.mark.parametrize("kind", ["llava-med-v1.5", "exgra-med", "llava-med-v1", "llava-v1.5"])
+def test_every_command_says_how_a_foreign_folder_is_converted(cases, tmp_path, kind):
+    folder = str(cases[kind].source)
+    message = re.escape(f"Convert it first: logramed-convert --from {kind_argument(kind)} {folder} OUTPUT")
+    for run in commands(folder, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            run()
+
+
+@pytest.mark.parametrize("kind", ["llava-med-v1.5", "exgra-med"])
+def test_our_class_says_that_a_foreign_folder_is_to_be_converted(cases, kind):
+    with pytest.raises(ValueError, match=r"not 'logramed'\. `logramed-convert` converts"):
+        LoGraMedForConditionalGeneration.from_pretrained(cases[kind].source)
+
+
+def test_configuration_without_a_type_is_ours():
+    config = tiny_config()
+    content = config.to_dict()
+    del content["model_type"]
+    assert LoGraMedConfig.from_dict(content).projector_type == config.projector_type

@@ -1,0 +1,240 @@
+"""
+What each kind of checkpoint holds: how its weights are named, how it was taught to talk, and the configuration it has
+as a LoGra-Med. Layouts are those of LLaVA-Med v1.0.0, ExGra-Med, LLaVA-Med v1.5 and LLaVA.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
+from logramed.configuration_logramed import CLIP_VIT_L_14_224
+from logramed.eval.model_names import find_foreign_kind
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A kind of checkpoint.
+
+    Attributes:
+        language_model (`str`): Model type of its language model.
+        model_types (`tuple[str, ...]`): What its config.json calls itself.
+        chat_template (`str`): Name of the template it was trained with.
+        stop_string (`str`, *optional*): What it ends its turns with, where that is no token.
+        license (`str`): Identifier, where the checkpoint's own card names none.
+    """
+
+    language_model: str
+    model_types: tuple[str, ...]
+    chat_template: str
+    stop_string: str | None
+    license: str
+
+
+MICROSOFT_RESEARCH = "microsoft-research-license"
+KINDS = {
+    "llava-med-v1": Kind("llama", ("llava",), "llava_med_v0", "###", MICROSOFT_RESEARCH),
+    "llava-med-v1-delta": Kind("llama", ("llava",), "llava_med_v0", "###", MICROSOFT_RESEARCH),
+    "exgra-med": Kind("llama", ("llava",), "llava_med_v0", "###", "cc-by-nc-4.0"),
+    "llava-med-v1.5": Kind("mistral", ("llava_mistral",), "llava_med_v1_5", None, "apache-2.0"),
+    "llava": Kind("llama", ("llava", "llava_llama"), "llava_v1", None, "llama2"),
+}
+DELTA = "llava-med-v1-delta"
+# Base tokens are followed by these in checkpoints of LLaVA v0.
+IMAGE_TOKENS = {"image_token": "<im_patch>", "image_start_token": "<im_start>", "image_end_token": "<im_end>"}
+FORMER_PAD_TOKEN = "[PAD]"
+MAX_LENGTH = 2048
+# Towers that the checkpoints name, so that their sizes are known without the Hub.
+CLIP_VIT_L_14_336 = {**CLIP_VIT_L_14_224, "image_size": 336}
+KNOWN_TOWERS = {
+    "openai/clip-vit-large-patch14": CLIP_VIT_L_14_224,
+    "openai/clip-vit-large-patch14-336": CLIP_VIT_L_14_336,
+}
+
+# Whose weights are in files one level further down than transformers 5 has them in the model.
+TOWERS_WITH_LEVEL = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
+
+TOWER_PREFIX = "vision_tower."
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+FIRST_LAYER = "multi_modal_projector.linear_1.weight"
+# Names in the originals and ours, tried in this order; None leaves a weight out.
+RENAMES = (
+    (r".*\.rotary_emb\.inv_freq", None),
+    (r"model\.mm_projector\.(weight|bias)", r"multi_modal_projector.linear_1.\1"),
+    (r"model\.mm_projector\.0\.(weight|bias)", r"multi_modal_projector.linear_1.\1"),
+    (r"model\.mm_projector\.2\.(weight|bias)", r"multi_modal_projector.linear_2.\1"),
+    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?vision_model\.embeddings\.position_ids", None),
+    (r"(?:model\.)?vision_tower\.(?:vision_tower\.)?vision_model\.(.*)", r"vision_tower.vision_model.\1"),
+    (r"model\.(embed_tokens|layers|norm)\.(.*)", r"language_model.model.\1.\2"),
+    (r"lm_head\.(.*)", r"language_model.lm_head.\1"),
+)
+# Of CLIP's own file, which may hold its text model too.
+TOWER_RENAMES = (
+    (r"vision_model\.embeddings\.position_ids", None),
+    (r"vision_model\.(.*)", r"vision_tower.vision_model.\1"),
+    (r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale", None),
+)
+GRAPH_NETWORK = re.compile(r"model\.message_pass_node_features\.(.*)")
+
+
+class UnknownWeightError(KeyError):
+    """A name that is in no layout."""
+
+
+def rename(name: str, renames: tuple[tuple[str, str | None], ...] = RENAMES) -> str | None:
+    """
+    Our name of a weight, or `None` if it is left out.
+
+    Raises:
+        UnknownWeightError: If no layout has such a weight.
+
+    Example:
+        >>> rename("model.layers.0.mlp.up_proj.weight")
+        'language_model.model.layers.0.mlp.up_proj.weight'
+    """
+    for pattern, replacement in renames:
+        if re.fullmatch(pattern, name):
+            return None if replacement is None else re.sub(pattern, replacement, name)
+    raise UnknownWeightError(name)
+
+
+def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: If `folder` has no config.json, or that is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{argument} {folder} has no config.json: it is no folder of a model.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, and holds a {type(content).__name__}.")
+    return content
+
+
+def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None:
+    """
+    Raises:
+        ValueError: If config.json tells of another kind of checkpoint than `kind`.
+    """
+    model_type = config.get("model_type")
+    if model_type in KINDS[kind].model_types:
+        return
+    found = find_foreign_kind(config)
+    advice = f" It looks like `--from {found}`." if found else ""
+    expected = " or ".join(KINDS[kind].model_types)
+    raise ValueError(f"{source} has the model type {model_type!r}, and --from {kind} takes {expected}.{advice}")
+
+
+def text_config_of(config: Mapping[str, Any], language_model: str, vocab_size: int) -> dict[str, Any]:
+    """The language model's configuration, with the length that old files do not say."""
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "hidden_act",
+        "initializer_range",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "sliding_window",
+        "tie_word_embeddings",
+    )
+    found = {name: config[name] for name in names if config.get(name) is not None}
+    if language_model == "mistral":
+        found["sliding_window"] = config.get("sliding_window")  # null is a value: no window
+    length = config.get("max_position_embeddings") or config.get("max_sequence_length") or MAX_LENGTH
+    return {
+        "model_type": language_model,
+        **found,
+        "max_position_embeddings": length,
+        "vocab_size": vocab_size,
+    }
+
+
+def vision_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The vision tower's part of a configuration of CLIP."""
+    vision = config.get("vision_config") if config.get("model_type") == "clip" else config
+    if not isinstance(vision, Mapping) or vision.get("model_type", "clip_vision_model") != "clip_vision_model":
+        raise ValueError(f"The vision tower must be CLIP, and its config.json says {config.get('model_type')!r}.")
+    keep = ("id2label", "label2id", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path")
+    found = {name: value for name, value in vision.items() if name not in keep}
+    return AutoConfig.for_model(**{**found, "model_type": "clip_vision_model"}).to_dict()
+
+
+def choose_dense_connector(width: int, tower_size: int, given: str | None) -> str:
+    """
+    The dense connector of a projector whose first layer takes `width` features of a tower of `tower_size`.
+
+    Raises:
+        ValueError: If it cannot be told from the width, or does not fit it.
+    """
+    if width == tower_size:
+        if given in ("sci", "dci"):
+            raise ValueError(
+                f"--dense_connector {given} joins three layers, but the projector takes {width} features, as many as "
+                "the vision tower has. Leave it out."
+            )
+        return given or "none"
+    if width != 3 * tower_size:
+        raise ValueError(
+            f"The projector takes {width} features and the vision tower has {tower_size}: neither as many nor three "
+            "times as many. Name the right tower with --vision_tower."
+        )
+    if given is None:
+        raise ValueError(
+            f"The projector takes {width} features, three times those of the vision tower: the checkpoint does not "
+            "say which layers were joined. Say it with --dense_connector dci or --dense_connector sci."
+        )
+    if given not in ("sci", "dci"):
+        raise ValueError(
+            f"--dense_connector {given} gives {tower_size} features, but the projector takes {width}: sci or dci."
+        )
+    return given
+
+
+def expected_weights(config: LoGraMedConfig) -> dict[str, tuple[int, ...]]:
+    """
+    Names and shapes of the weights of a model with `config`, as its files have them on both transformers lines.
+
+    Towers other than `TOWERS_WITH_LEVEL` are left out: transformers keeps their names in files to itself.
+    """
+    with torch.device("meta"):
+        model = LoGraMedForConditionalGeneration(config)
+    tower = config.vision_config.model_type
+    names = {file_name(name, tower): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {
+        name: shape
+        for name, shape in names.items()
+        if not (config.tie_word_embeddings and name == HEAD)
+        and (tower in TOWERS_WITH_LEVEL or not name.startswith(TOWER_PREFIX))
+    }
+
+
+def file_name(name: str, tower: str = "clip_vision_model") -> str:
+    """
+    The name in files of a weight of a model whose tower is of the model type `tower`.
+
+    Example:
+        >>> file_name("model.language_model.norm.weight"), file_name("model.vision_tower.encoder.a")
+        ('language_model.model.norm.weight', 'vision_tower.vision_model.encoder.a')
+    """
+    name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+    name = re.sub(r"^lm_head\.", "language_model.lm_head.", name).removeprefix("model.")
+    if tower in TOWERS_WITH_LEVEL:  # transformers 5 has left it out of the model
+        name = re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
+    return name

@@ -1,0 +1,214 @@
+"""Weight files: read one tensor at a time, whatever their form, and written as safetensors shard by shard."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from logramed.eval.files import write_json
+
+
+# In the order in which they are looked for: an index of shards, then one file.
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+MAX_SHARD_BYTES = 2 * 10**9
+# A file is opened anew after so many bytes, so that what was read of it leaves memory.
+REOPEN_BYTES = MAX_SHARD_BYTES // 2
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and dtype of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    path: Path
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class WeightFiles:
+    """
+    The weights of a folder. Pickled files are read by `torch.load(weights_only=True)` alone.
+
+    Args:
+        folder (`Path`): Holds `model.safetensors` or `pytorch_model.bin`, or shards of either with their index.
+
+    Attributes:
+        tensors (`dict[str, TensorInfo]`): By name, in the order of the files.
+
+    Raises:
+        ValueError: If there are none, a shard is missing, or a file cannot be read or holds other than tensors.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = find_files(folder)
+        self.tensors: dict[str, TensorInfo] = {}
+        for path in self.files:
+            opened = OpenFile(path)
+            for name in opened.names:
+                self.tensors[name] = opened.describe(name)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors in the order of `tensors`; a tensor is to be used before the next, or copied."""
+        for path in self.files:
+            opened, num_bytes = OpenFile(path), 0
+            for name in opened.names:
+                if num_bytes > REOPEN_BYTES:
+                    opened, num_bytes = OpenFile(path), 0
+                yield name, opened.read(name)
+                num_bytes += self.tensors[name].num_bytes
+
+    def read(self, name: str) -> torch.Tensor:
+        return OpenFile(self.tensors[name].path).read(name)
+
+
+class OpenFile:
+    """One weight file, mapped into memory where its form allows that, so that tensors are read when they are used."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with naming_file(path):
+            if path.suffix == ".safetensors":
+                self._tensors, self._safetensors = {}, safe_open(path, "pt")
+                self.names = list(self._safetensors.keys())
+                return
+            # The form before PyTorch 1.6 is no archive and cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        strange = [str(name) for name, value in dict(loaded).items() if not isinstance(value, torch.Tensor)]
+        if strange:
+            raise ValueError(f"{path} holds other things than weights: {', '.join(strange[:5])}.")
+        self._tensors, self._safetensors, self.names = loaded, None, list(loaded)
+
+    def describe(self, name: str) -> TensorInfo:
+        tensor = self.read(name)  # mapped: no bytes are read for its shape
+        return TensorInfo(tuple(tensor.shape), tensor.dtype, self.path)
+
+    def read(self, name: str) -> torch.Tensor:
+        if self._safetensors is None:
+            return self._tensors[name]
+        return self._safetensors.get_tensor(name)
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Turns what the libraries raise for a damaged file into a `ValueError` that names it."""
+    try:
+        yield
+    except (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
+
+
+def find_files(folder: Path) -> list[Path]:
+    """
+    The weight files of a folder, safetensors where there are both.
+
+    Raises:
+        ValueError: If there are none, or the index names files that are not there.
+    """
+    found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}.")
+    if found.suffix != ".json":
+        return [found]
+    try:
+        names = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{found} is no index of weight files: {error}") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{found.name} names {len(missing)} files that are not in {folder}: {', '.join(missing)}.")
+    return [folder / name for name in names]
+
+
+class ShardWriter:
+    """
+    Writes tensors as `model.safetensors`, or as shards with their index, as transformers reads them.
+
+    Args:
+        folder (`Path`): Where to.
+        max_shard_bytes (`int`): Largest shard, but for a single larger tensor. One shard is held in memory.
+    """
+
+    def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES):
+        self.folder, self.max_shard_bytes = folder, max_shard_bytes
+        self._shard: dict[str, torch.Tensor] = {}
+        self._shard_bytes = 0
+        self._written: list[list[str]] = []
+        self.num_bytes = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        num_bytes = tensor.numel() * tensor.element_size()
+        if self._shard and self._shard_bytes + num_bytes > self.max_shard_bytes:
+            self._flush()
+        # safetensors refuses two names for one memory, as tied weights of a pickled file are.
+        held = {other.data_ptr() for other in self._shard.values()}
+        self._shard[name] = tensor.clone() if tensor.data_ptr() in held else tensor.contiguous()
+        self._shard_bytes += num_bytes
+        self.num_bytes += num_bytes
+
+    def _flush(self) -> None:
+        path = self.folder / f"model-{len(self._written) + 1:05d}.safetensors"
+        save_file(self._shard, path, metadata={"format": "pt"})
+        self._written.append(list(self._shard))
+        self._shard, self._shard_bytes = {}, 0
+
+    def close(self) -> list[Path]:
+        """Write what is left, and the index; the weight files, by their final names."""
+        self._flush()
+        number, paths, weight_map = len(self._written), [], {}
+        for place, names in enumerate(self._written, start=1):
+            name = "model.safetensors" if number == 1 else f"model-{place:05d}-of-{number:05d}.safetensors"
+            paths.append((self.folder / f"model-{place:05d}.safetensors").rename(self.folder / name))
+            weight_map |= dict.fromkeys(names, name)
+        if number > 1:
+            index = {"metadata": {"total_size": self.num_bytes}, "weight_map": weight_map}
+            write_json(self.folder / "model.safetensors.index.json", index)
+        return paths
+
+
+def compare_names(
+    found: Mapping[str, tuple[int, ...]], unknown: list[str], expected: Mapping[str, tuple[int, ...]], source: str
+) -> None:
+    """
+    Compare the weights of a model with those that its configuration says. A part that has no weight in `expected`
+    (the first word of a name) is not looked at.
+
+    Raises:
+        ValueError: If weights are missing, left over or of another shape; lists them.
+    """
+    parts = {name.split(".")[0] for name in expected}
+    lists = {
+        "missing": [name for name in expected if name not in found],
+        "left over": [
+            *unknown,
+            *(name for name in found if name not in expected and name.split(".")[0] in parts),
+        ],
+        "of another shape": [
+            f"{name} {list(found[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and tuple(found[name]) != tuple(shape)
+        ],
+    }
+    sentences = [
+        f"{len(names)} weights are {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}."
+        for what, names in lists.items()
+        if names
+    ]
+    if sentences:
+        raise ValueError(f"{source} does not fit its configuration. {' '.join(sentences)}")
