@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from logramed.eval.greedy import EndOfAnswer, GreedyRows, StopEachRow, StopStrings
+from logramed.eval.greedy import EndOfAnswer, GreedyRows, StopEachRow, StopStrings, own_stop_strings, stop_at
 from logramed.eval.prompts import (
     build_prompt,
     evaluation_mode,
@@ -27,7 +27,7 @@ def answer_questions(
     batch_size: int,
     max_new_tokens: int,
     blank_images: bool = False,
-    stop_strings: Sequence[str] = (),
+    stop_strings: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[dict, str]]:
     """
@@ -47,7 +47,7 @@ def answer_questions(
         batch_size, max_new_tokens (`int`): Questions in a batch, tokens of an answer at most.
         blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
         stop_strings: An answer ends before the first of these, for models trained to write one instead of an end
-            token ("###" for those of LLaVA-Med v1.0).
+            token ("###" for those of LLaVA-Med v1.0). By default the `stop_string` of the processor, if it has one.
         progress (`bool`): Show a progress bar.
 
     Yields:
@@ -61,7 +61,7 @@ def answer_questions(
         raise ValueError(
             f"`batch_size` and `max_new_tokens` must be at least 1, got {batch_size} and {max_new_tokens}."
         )
-    stop = StopStrings(get_tokenizer(processor), stop_strings) if stop_strings else None
+    stop = stop_at(processor, own_stop_strings(processor) if stop_strings is None else stop_strings)
     if can_share_prefixes(model):
         answerer = SharedPrefixAnswerer(model, processor, questions, batch_size, max_new_tokens, stop, blank_images)
     else:

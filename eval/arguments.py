@@ -54,7 +54,11 @@ class EvaluationArguments:
         metadata={"help": "Tokens of an answer at most. By default 32 (VQA), 64 (options), 512 (chat, reports)."},
     )
     stop_string: str | None = field(
-        default=None, metadata={"help": 'Text before which answers end, such as "###" for models of LLaVA-Med v1.0.'}
+        default=None,
+        metadata={
+            "help": 'Text before which answers end, such as "###" for models of LLaVA-Med v1.0. By default the '
+            "`stop_string` of the model's processor, if it has one; an empty text turns that off."
+        },
     )
     yes_no_hint: str = field(
         default="", metadata={"help": "Text added to each yes/no question, if the model was trained with one."}

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from logramed.eval.prompts import get_tokenizer
 from logramed.eval.shared_prefix import ReadPrefixes, join_caches, keep_rows, pad_on_the_left, positions
+from logramed.processing_logramed import cut_at_stop_string
 
 
 # Rows that have ended leave when they are this share of the batch: leaving copies what the others remember.
@@ -128,16 +130,18 @@ class StopStrings:
     Args:
         tokenizer: Of the model that writes the tokens.
         texts: What ends an answer. Each is at least one character.
+        turn_end (`str`, *optional*): The one of them with which the model ends its turns: a beginning of it at the
+            very end of an answer is no part of the answer either (see `cut_at_stop_string`).
 
     Raises:
         ValueError: If a text is empty.
     """
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str]):
+    def __init__(self, tokenizer: Any, texts: Sequence[str], turn_end: str | None = None):
         if not all(texts):
             raise ValueError("A stop string must have at least one character.")
         self.tokenizer = tokenizer
-        self.texts = tuple(texts)
+        self.texts, self.turn_end = tuple(texts), turn_end
         # A text of n bytes lies within n tokens, as a token may be a byte; two more for what begins within a token.
         self.num_tokens = max(len(text.encode()) for text in texts) + 2
 
@@ -147,7 +151,22 @@ class StopStrings:
 
     def cut(self, answer: str) -> str:
         """`answer` up to the first of the texts."""
-        return answer[: min([answer.find(text) for text in self.texts if text in answer], default=len(answer))]
+        answer = answer[: min([answer.find(text) for text in self.texts if text in answer], default=len(answer))]
+        return answer if self.turn_end is None else cut_at_stop_string(answer, self.turn_end)
+
+
+def own_stop_strings(processor: Any) -> list[str]:
+    """The text with which a processor says that its model ends its turns, if it does."""
+    stop_string = getattr(processor, "stop_string", None)
+    return [stop_string] if stop_string else []
+
+
+def stop_at(processor: Any, texts: Sequence[str]) -> StopStrings | None:
+    """`StopStrings` of `texts`, of which the processor's own is cut as the processor cuts it; None without any."""
+    if not texts:
+        return None
+    turn_end = next((text for text in own_stop_strings(processor) if text in texts), None)
+    return StopStrings(get_tokenizer(processor), texts, turn_end)
 
 
 class StopEachRow(StoppingCriteria):

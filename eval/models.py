@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
-from logramed.eval.model_names import naming_base_model, naming_model, processor_source, resolve_adapter
+from logramed.eval.model_names import (
+    looks_like_path,
+    naming_base_model,
+    naming_model,
+    processor_source,
+    resolve_adapter,
+)
 
 
 # Files up to this size are read whole, and of larger ones 16 KiB out of each MiB, so as not to read a whole 7B. Not
@@ -53,6 +60,22 @@ def load_model(model: str, adapter: str | None = None, trust_remote_code: bool =
     if not getattr(loaded, "is_quantized", False):  # a quantized model is on its device, and must stay there
         loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded.eval(), processor
+
+
+def read_stop_string(model: str, adapter: str | None = None) -> str | None:
+    """
+    The text with which the processor of a model says that its turns end, if it does. Loads the settings alone.
+
+    None also for a model that cannot be found: `load_model` says so in words.
+    """
+    source = processor_source(*resolve_adapter(model, adapter))
+    if looks_like_path(source) and not Path(source).is_dir():
+        return None
+    try:
+        settings, _ = ProcessorMixin.get_processor_dict(source)
+    except (OSError, HFValidationError):
+        return None
+    return settings.get("stop_string")
 
 
 def fingerprint_model(model: str, adapter: str | None = None) -> str:

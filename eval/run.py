@@ -39,7 +39,7 @@ from logramed.eval.judging import judge_answers
 from logramed.eval.leakage import find_leakage, hide_folder, training_rows, training_split
 from logramed.eval.likelihood import score_options
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
-from logramed.eval.models import fingerprint_model, load_model
+from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
 from logramed.eval.report import compute_metrics, figures_without_leakage, format_table
@@ -341,6 +341,8 @@ def describe_run(
     settings["max_new_tokens"] = arguments.max_new_tokens or MAX_NEW_TOKENS[task]
     if arguments.model is not None:
         settings["model_fingerprint"] = fingerprint_model(arguments.model, arguments.adapter)
+        if arguments.stop_string is None:
+            settings["stop_string"] = read_stop_string(arguments.model, arguments.adapter)
     else:
         settings["predictions"] = Path(arguments.predictions).name
         settings["predictions_fingerprint"] = hash_file(arguments.predictions).hex()

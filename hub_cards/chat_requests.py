@@ -12,7 +12,7 @@ from transformers import StoppingCriteriaList
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 
 from logramed.eval.benchmarks.rows import IMAGE_PLACEHOLDER
-from logramed.eval.greedy import StopEachRow, StopStrings
+from logramed.eval.greedy import StopEachRow, StopStrings, own_stop_strings, stop_at
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -173,11 +173,14 @@ class StoppingManager:
 
 
 def take_stop(processor: Any, inputs: Mapping[str, Any], config: Any) -> tuple[StopStrings | None, dict[str, Any]]:
-    """The stop texts of a generation configuration, which loses them, and inputs of `generate` that have them."""
-    texts, config.stop_strings = config.stop_strings, None
-    if not texts:
+    """
+    What stops an answer, and inputs of `generate` that have it: the stop texts of a generation configuration, which
+    loses them, and the one with which the model ends its turns.
+    """
+    texts, config.stop_strings = config.stop_strings or [], None
+    stop = stop_at(processor, [*texts, *own_stop_strings(processor)])
+    if stop is None:
         return None, dict(inputs)
-    stop = StopStrings(getattr(processor, "tokenizer", processor), texts)
     criterion = StopEachRow(stop, inputs["input_ids"].shape[-1])
     return stop, {**inputs, "stopping_criteria": StoppingCriteriaList([criterion])}
 
@@ -207,17 +210,12 @@ class StoppingQueue:
             self.held = ""
             return
         self.held += item
-        if self.stop.cut(self.held) != self.held:  # generation ends here too
+        if any(text in self.held for text in self.stop.texts):  # generation ends here too
             return
-        kept = max(
-            (
-                length
-                for text in self.stop.texts
-                for length in range(1, len(text))
-                if self.held.endswith(text[:length])
-            ),
-            default=0,
-        )
+        beginnings = (text[:length] for text in self.stop.texts for length in range(1, len(text)))
+        kept = max((len(beginning) for beginning in beginnings if self.held.endswith(beginning)), default=0)
+        # Before the end of a turn, blanks go too.
+        kept = max(kept, len(self.held) - len(self.stop.cut(self.held)))
         free = self.held[: len(self.held) - kept]
         if free:
             self.waiting.append(free)

@@ -29,13 +29,13 @@ IMAGE_ARGUMENTS = {
     "do_convert_rgb",
     "input_data_format",
 }
-# `return_tensors` is an argument of both; the other three of version 5 are for what this processor does not do.
-TEXT_ARGUMENTS = set(TextKwargs.__annotations__) - {
-    "return_mm_token_type_ids",
-    "return_text_replacement_offsets",
-    "sanitize_control_tokens",
-    "return_tensors",
+# What `__call__` adds to its outputs when asked. Callers may ask among the tokenizer's arguments, too.
+EXTRA_OUTPUTS = {
+    "return_mm_token_type_ids": "mm_token_type_ids",
+    "return_text_replacement_offsets": "text_replacement_offsets",
 }
+# `return_tensors` is an argument of both; `sanitize_control_tokens` of version 5 is not supported.
+TEXT_ARGUMENTS = (set(TextKwargs.__annotations__) - {"sanitize_control_tokens", "return_tensors"}) | set(EXTRA_OUTPUTS)
 # Keys under which a content part of type image may bring its image.
 IMAGE_SOURCES = ("image", "url", "path", "base64")
 
@@ -109,6 +109,23 @@ def _plain_messages(conversation: list[dict]) -> tuple[list[dict], list]:
     return messages, images
 
 
+def cut_at_stop_string(text: str, stop_string: str) -> str:
+    """
+    An answer up to `stop_string`, without blanks at its end.
+
+    A beginning of `stop_string` at the very end is cut off as well: generation may have ended within it.
+
+    Example:
+        >>> cut_at_stop_string("lung\\n### Human: what", "###"), cut_at_stop_string("lung\\n##", "###")
+        ('lung', 'lung')
+    """
+    answer, found, _ = text.partition(stop_string)
+    if not found:
+        beginnings = (stop_string[:length] for length in range(len(stop_string) - 1, 0, -1))
+        answer = answer.removesuffix(next(filter(answer.endswith, beginnings), ""))
+    return answer.rstrip()
+
+
 def write_shared_tokenizer_config(folder: Path, tokenizer) -> None:
     """
     Rewrite `tokenizer_config.json` so that transformers 4.57 and 5 read the same tokenizer from the folder.
@@ -163,6 +180,10 @@ class LoGraMedProcessor(ProcessorMixin):
             `default`, `llava_med_v0` (as LLaVA-Med v1.0.0 was trained) and `llava_med_v0_eval` (as it was evaluated).
         image_start_token, image_end_token (`str`, *optional*):
             Tokens written before and after the tokens of an image, as LLaVA-Med v1.0.0 does.
+        stop_string (`str`, *optional*):
+            Text with which the model ends its turns, if it was trained to write one instead of an end token: "###" for
+            LLaVA-Med v1.0.0. `post_process_image_text_to_text` cuts answers there. To end generation there, pass
+            `stop_strings=processor.stop_string, tokenizer=processor.tokenizer` to `generate`.
     """
 
     # transformers 4.57 reads these three; 5 goes by the arguments of `__init__` and warns about them.
@@ -180,6 +201,7 @@ class LoGraMedProcessor(ProcessorMixin):
         chat_template=None,
         image_start_token=None,
         image_end_token=None,
+        stop_string=None,
         **kwargs,
     ):
         if image_processor is None or tokenizer is None:
@@ -190,11 +212,14 @@ class LoGraMedProcessor(ProcessorMixin):
                     f"The tokenizer does not know the token {token}. Add it with `tokenizer.add_special_tokens("
                     f'{{"additional_special_tokens": ["{token}"]}})` and resize the embeddings of the language model.'
                 )
+        if stop_string == "":
+            raise ValueError("`stop_string` must have at least one character. Leave it out if there is none.")
         self.num_image_tokens = num_image_tokens
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.image_start_token = image_start_token
         self.image_end_token = image_end_token
+        self.stop_string = stop_string
         # No language model here knows token types, and `generate` refuses what `forward` does not take.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.padding_side = "left"
@@ -202,7 +227,7 @@ class LoGraMedProcessor(ProcessorMixin):
             chat_template = dict(CHAT_TEMPLATES)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
-    def __call__(self, images=None, text=None, return_text_replacement_offsets=False, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
         """
         Prepare texts and the images for their placeholders.
 
@@ -211,9 +236,13 @@ class LoGraMedProcessor(ProcessorMixin):
                 One image, a list of images in the order of the placeholders, or one list of images for each text.
             text (`str` or `list[str]`, *optional*):
                 Texts, in which each `image_token` is a placeholder of one image.
+            return_mm_token_type_ids (`bool`, *optional*):
+                Add `mm_token_type_ids`, of the shape of `input_ids`: 1 for an image token, 0 for any other. Start and
+                end tokens of an image are 0: like Gemma 3's (InternVL counts them), they hold no image features, so
+                that the ones of an image are the `num_image_tokens` that servers are told of.
             return_text_replacement_offsets (`bool`, *optional*):
                 Add `text_replacement_offsets`, for each text the places of its placeholders before and after they
-                are replaced, as transformers' own processors do.
+                are replaced, with what replaces them, as transformers' own processors do from 5.15 on.
             kwargs:
                 Arguments of the image processor and the tokenizer, together or as `images_kwargs` and `text_kwargs`.
                 Special tokens are not added to texts that begin with the token that begins a sequence.
@@ -234,25 +263,37 @@ class LoGraMedProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
             raise TypeError("`text` must be a string or a list of strings.")
+        wanted = {output for argument, output in EXTRA_OUTPUTS.items() if text_kwargs.pop(argument, False)}
         flat_images = _images_by_text(images, [entry.count(self.image_token) for entry in texts])
         inputs = self._tokenize(texts, text_kwargs)
+        if "mm_token_type_ids" in wanted:
+            inputs["mm_token_type_ids"] = [
+                [int(token_id == self.image_token_id) for token_id in row] for row in inputs["input_ids"]
+            ]
         if flat_images:
             inputs.update(self.image_processor(flat_images, return_tensors=return_tensors, **image_kwargs))
         features = BatchFeature(inputs, tensor_type=return_tensors)
-        if return_text_replacement_offsets:
+        if "text_replacement_offsets" in wanted:  # no tensors
             features["text_replacement_offsets"] = [self._find_replacements(entry) for entry in texts]
         return features
 
     def _find_replacements(self, text: str) -> list[dict[str, Any]]:
-        """Start and end of each placeholder in `text`, and of its replacement in the expanded text."""
-        width = len(self._expand(self.image_token)) if self.image_token in text else 0
-        gain = width - len(self.image_token)
-        found = [match.span() for match in re.finditer(re.escape(self.image_token), text)]
-        new_starts = [start + number * gain for number, (start, _) in enumerate(found)]
-        return [
-            {"type": "image", "span": span, "new_span": (start, start + width)}
-            for span, start in zip(found, new_starts, strict=True)
-        ]
+        """Each placeholder in `text` and what replaces it, with their starts and ends before and after expansion."""
+        replacement = self._expand(self.image_token) if self.image_token in text else ""
+        found, gain = [], 0
+        for match in re.finditer(re.escape(self.image_token), text):
+            start = match.start() + gain
+            found.append(
+                {
+                    "type": "image",
+                    "span": match.span(),
+                    "new_span": (start, start + len(replacement)),
+                    "text": match.group(),
+                    "replacement": replacement,
+                }
+            )
+            gain += len(replacement) - len(self.image_token)
+        return found
 
     def _sort_arguments(self, kwargs: dict[str, Any]) -> tuple[dict, dict, str | None]:
         """The arguments of the image processor, those of the tokenizer, and `return_tensors`."""
@@ -425,7 +466,11 @@ class LoGraMedProcessor(ProcessorMixin):
         ]
         if not text_kwargs.get("return_offsets_mapping"):
             del inputs["offset_mapping"]
-        return inputs.convert_to_tensors(return_tensors)
+        replacements = inputs.pop("text_replacement_offsets", None)
+        inputs = inputs.convert_to_tensors(return_tensors)
+        if replacements is not None:
+            inputs["text_replacement_offsets"] = replacements
+        return inputs
 
     def _assistant_mask(self, prompt: str, spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[int]:
         """1 for each token that overlaps one of the spans, which are positions in the prompt before expansion."""
@@ -440,10 +485,15 @@ class LoGraMedProcessor(ProcessorMixin):
     def post_process_image_text_to_text(
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
-        """Decode generated token ids, `(batch_size, sequence_length)` or one sequence."""
+        """Decode generated token ids, `(batch_size, sequence_length)` or one sequence, up to the stop string."""
         if getattr(generated_outputs, "ndim", 2) == 1:
             generated_outputs = generated_outputs[None]
-        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        texts = self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+        return [self.cut_answer(text) for text in texts]
+
+    def cut_answer(self, text: str) -> str:
+        """A decoded answer up to the stop string (see `cut_at_stop_string`); without one, `text` as it is."""
+        return text if self.stop_string is None else cut_at_stop_string(text, self.stop_string)
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
         """How many tokens and patches images of these sizes make: the same for every size."""
@@ -455,6 +505,8 @@ class LoGraMedProcessor(ProcessorMixin):
 
     def to_dict(self, legacy_serialization: bool = True) -> dict[str, Any]:
         """What `processor_config.json` holds; the image processor, tokenizer and templates have files of their own."""
+        # Not written where there is none, so that a folder of before keeps its bytes, and evaluation its fingerprint.
+        stop_string = {} if self.stop_string is None else {"stop_string": self.stop_string}
         return {
             "processor_class": type(self).__name__,
             "auto_map": dict(PROCESSOR_AUTO_MAP),
@@ -462,6 +514,7 @@ class LoGraMedProcessor(ProcessorMixin):
             "image_token": self.image_token,
             "image_start_token": self.image_start_token,
             "image_end_token": self.image_end_token,
+            **stop_string,
         }
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:

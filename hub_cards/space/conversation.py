@@ -110,7 +110,7 @@ class Assistant:
         """
         Answer the last question of `turns`, yielding its turn after every piece of text and, complete, at the end.
 
-        Leaving the iteration early ends the generation.
+        Leaving the iteration early ends the generation. An answer ends before the processor's `stop_string`, if any.
 
         Raises:
             Exception: Whatever the generation raised.
@@ -118,12 +118,17 @@ class Assistant:
         turn = turns[-1]
         turn.settings = asdict(settings)
         inputs = self.encode(turns)
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        tokenizer, stop_string = self.processor.tokenizer, getattr(self.processor, "stop_string", None)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         generation = Generation(self.model, inputs, settings, streamer)
+        if stop_string:
+            generation.criteria.append(StopAtText(tokenizer, stop_string, inputs["input_ids"].shape[1]))
         generation.start()
+        text = ""
         try:
             for piece in streamer:
-                turn.answer += piece
+                text += piece
+                turn.answer = self.processor.cut_answer(text) if stop_string else text
                 yield turn
         finally:
             generation.stop()
@@ -140,6 +145,7 @@ class Generation(threading.Thread):
         self.model, self.inputs, self.settings, self.streamer = model, inputs, settings, streamer
         self.output, self.error = None, None
         self._is_stopped = threading.Event()
+        self.criteria: list[StoppingCriteria] = [StopOnRequest(self._is_stopped)]
 
     def run(self) -> None:
         try:
@@ -148,7 +154,7 @@ class Generation(threading.Thread):
                     **self.inputs,
                     **self.settings.as_arguments(),
                     streamer=self.streamer,
-                    stopping_criteria=[StopOnRequest(self._is_stopped)],
+                    stopping_criteria=self.criteria,
                     return_dict_in_generate=True,
                     output_logits=True,
                 )
@@ -179,6 +185,17 @@ class StopOnRequest(StoppingCriteria):
 
     def __call__(self, input_ids, scores, **kwargs):
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+class StopAtText(StoppingCriteria):
+    """Ends an answer that says a text. transformers' own criterion fails with tokenizers of whole words (5.23)."""
+
+    def __init__(self, tokenizer, text: str, num_prompt_tokens: int):
+        self.tokenizer, self.text, self.num_prompt_tokens = tokenizer, text, num_prompt_tokens
+
+    def __call__(self, input_ids, scores, **kwargs):
+        answer = self.tokenizer.decode(input_ids[0, self.num_prompt_tokens :])
+        return torch.full((len(input_ids),), self.text in answer, device=input_ids.device)
 
 
 def mean_probability(logits: torch.Tensor, tokens: torch.Tensor) -> float:

@@ -164,6 +164,30 @@ def test_an_answer_ends_before_a_stop_string(model, processor, questions):
     assert expected != answers
 
 
+@both_paths
+def test_an_answer_ends_before_the_stop_string_of_the_processor(questions):
+    model, processor = tiny_logramed(), tiny_processor()
+    answers = ask(model, processor, questions)
+    number, longest = max(answers.items(), key=lambda entry: len(entry[1].split()))
+    stopping = tiny_processor(stop_string=longest.split()[2])
+    expected = {number: stopping.cut_answer(answer) for number, answer in answers.items()}
+    assert expected[number] == longest.split(stopping.stop_string)[0].strip() != longest
+    assert ask(model, stopping, questions) == expected
+    assert ask(model, stopping, questions, stop_strings=[stopping.stop_string]) == expected
+    assert ask(model, stopping, questions, stop_strings=[]) == answers
+
+
+@both_paths
+def test_the_beginning_of_a_stop_string_at_the_end_of_an_answer_goes_if_it_is_the_processors(questions):
+    model, plain = tiny_logramed(), tiny_processor()
+    answers = ask(model, plain, questions, max_new_tokens=4)
+    number, longest = max(answers.items(), key=lambda entry: len(entry[1].split()))
+    stop_string = longest.split()[-1] + "END"  # which generation had no tokens left for
+    cut = ask(model, tiny_processor(stop_string=stop_string), questions, max_new_tokens=4)[number]
+    assert cut == longest.removesuffix(longest.split()[-1]).strip()
+    assert ask(model, plain, questions, max_new_tokens=4, stop_strings=[stop_string]) == answers
+
+
 def test_longer_questions_come_first_and_those_about_one_image_together():
     rows = [{"image": image, "question": "?" * size} for image, size in (("a", 1), ("b", 2), ("a", 3), ("c", 9))]
     assert [(row["image"], len(row["question"])) for row in order_questions(rows, by_image=True)] == [

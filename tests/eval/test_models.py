@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from logramed.eval.answering import answer_questions
 from logramed.eval.benchmarks.vqa_rad import load_questions
 from logramed.eval.likelihood import score_options
-from logramed.eval.models import fingerprint_model, load_model, resolve_adapter
+from logramed.eval.models import fingerprint_model, load_model, read_stop_string, resolve_adapter
 from logramed.eval.shared_prefix import can_share_prefixes
 from tests.eval.other_families import build_tiny_llava_next, build_tiny_qwen2_vl
 
@@ -82,6 +82,20 @@ def test_the_fingerprint_of_an_adapter_tells_base_and_adapter_apart(adapter, tin
     assert both.startswith(base + "+")
     assert fingerprint_model(str(tiny_model), str(adapter)) == both
     assert fingerprint_model("org/model-on-the-hub") == "org/model-on-the-hub"
+
+
+def test_the_stop_string_is_that_of_the_processor_that_is_loaded(adapter, tiny_model, tmp_path):
+    base, own = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in (tiny_model, adapter))
+    assert read_stop_string(str(base)) is None
+    settings = json.loads((base / "processor_config.json").read_text())
+    (base / "processor_config.json").write_text(json.dumps(settings | {"stop_string": "###"}))
+    assert read_stop_string(str(base)) == read_stop_string(str(base), str(own)) == "###"
+    (own / "processor_config.json").write_text(json.dumps(settings | {"stop_string": "END"}))
+    assert read_stop_string(str(base), str(own)) == "END"
+    (base / "processor_config.json").unlink()
+    assert read_stop_string(str(base)) is None
+    for name in (str(tmp_path / "nowhere"), "no/such/folder", "no such name"):
+        assert read_stop_string(name) is None
 
 
 @pytest.mark.parametrize("whole_file_bytes", [1 << 30, 0])

@@ -19,6 +19,8 @@ from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.files import hash_file, only_one_writer
 from logramed.eval.models import fingerprint_model
 from logramed.trainer.phantoms import generate_phantoms
+from tests.tiny import tiny_processor
+from tests.tiny_models import tiny_model as tiny_logramed
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -141,6 +143,33 @@ def test_a_finished_run_asks_nothing_and_loads_no_model(output, tiny_model, tiny
 def test_other_settings_are_refused_by_name(output, tiny_model, tiny_vqa_rad, options, words):
     with pytest.raises(ValueError, match=rf"answers of another run: .*{words}.*Choose another `--output`"):
         run.main(build_command(tiny_model, tiny_vqa_rad, output, *options))
+
+
+def test_the_stop_string_is_the_processors_unless_another_is_given(tiny_vqa_rad, tmp_path, asked):
+    def evaluate(name, *options):
+        run.main(build_command(model, tiny_vqa_rad, tmp_path / name, "--no_blank_images", *options))
+        rows = [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        recorded = json.loads((tmp_path / name / "run.json").read_text())["stop_string"]
+        return {row["question_id"]: row["prediction"] for row in rows}, recorded
+
+    model = tmp_path / "model"
+    tiny_logramed(text_sizes={"vocab_size": 84}).save_pretrained(model)
+    tiny_processor().save_pretrained(model)
+    whole, recorded = evaluate("whole")
+    assert recorded is None
+    stop_string = max(whole.values(), key=lambda answer: len(answer.split())).split()[1]
+    processor = tiny_processor(stop_string=stop_string)
+    processor.save_pretrained(model)
+    cut = {number: processor.cut_answer(answer) for number, answer in whole.items()}
+    assert evaluate("by_default") == (cut, stop_string)
+    assert cut != whole
+    asked.clear()
+    assert evaluate("by_default", "--stop_string", stop_string) == (cut, stop_string)
+    assert not asked
+    with pytest.raises(ValueError, match=f"`stop_string` was '{stop_string}' and now is 'never said'"):
+        evaluate("by_default", "--stop_string", "never said")
+    assert evaluate("another", "--stop_string", "never said") == (whole, "never said")
+    assert evaluate("none", "--stop_string", "") == (whole, "")
 
 
 def test_answers_without_their_settings_are_refused_and_kept(output, tiny_model, tiny_vqa_rad):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from logramed.eval.greedy import StopStrings
 from logramed.hub_cards import serve
@@ -214,6 +215,65 @@ def test_pieces_that_may_begin_a_stop_are_held_back():
     assert asyncio.run(collect(["a", "E", "N", "x"], ["END"])) == ["a", "ENx"]
     assert asyncio.run(collect(["a", "EN"], ["END"])) == ["a", "EN"]
     assert asyncio.run(collect(["aEND"], ["END", "aE"])) == []
+
+
+def test_pieces_end_before_the_end_of_a_turn_and_before_a_beginning_of_it():
+    from logramed.hub_cards.chat_requests import StoppingQueue
+
+    async def collect(pieces):
+        queue = asyncio.Queue()
+        for piece in [*pieces, None]:
+            queue.put_nowait(piece)
+        stop = StopStrings(tiny_processor().tokenizer, ["END", "###"], turn_end="###")
+        stopping, found = StoppingQueue(queue, stop), []
+        while (piece := await stopping.get()) is not None:
+            found.append(piece)
+        return found
+
+    assert asyncio.run(collect(["left", " lung", "\n", "##", "# Human"])) == ["left", " lung"]
+    assert asyncio.run(collect(["left", " lung", "\n#"])) == ["left", " lung"]
+    assert asyncio.run(collect(["left ", "lung #", "2"])) == ["left", " lung", " #2"]
+    assert asyncio.run(collect(["left lung EN"])) == ["left lung ", "EN"]
+    assert asyncio.run(collect(["left", " END ", "###"])) == ["left"]
+
+
+@pytest.mark.parametrize("stop_string", [None, "###"])
+def test_an_answer_of_the_server_ends_where_the_processor_says_that_turns_end(stop_string):
+    from logramed.hub_cards.chat_requests import StoppingManager
+
+    class OneAnswer:
+        """In place of the server's manager."""
+
+        async def generate_non_streaming(self, model, processor, inputs, config, **options):
+            assert config.stop_strings is None  # transformers' own criterion does not know all tokenizers
+            criteria.extend(inputs.get("stopping_criteria", []))
+            return "left lung\n### Human", 7
+
+        def generate_streaming(self, model, processor, inputs, config, **options):
+            queue = asyncio.Queue()
+            for piece in ("left", " lung\n", "##", "# Human", None):
+                queue.put_nowait(piece)
+            return queue, "streamer"
+
+    async def stream(queue):
+        pieces = []
+        while (piece := await queue.get()) is not None:
+            pieces.append(piece)
+        return "".join(pieces)
+
+    criteria, processor = [], tiny_processor(stop_string=stop_string)
+    inputs = processor(text="what", return_tensors="pt")
+    request = (None, processor, inputs)
+    config = GenerationConfig(stop_strings=["never said"])
+    text, length = asyncio.run(StoppingManager(OneAnswer()).generate_non_streaming(*request, config))
+    expected = "left lung\n### Human" if stop_string is None else "left lung"
+    assert (text, length) == (expected, 7)
+    answers = [
+        torch.tensor([[*inputs["input_ids"][0], *processor(text=said)["input_ids"][0]]]) for said in ("#", "###")
+    ]
+    assert [bool(criteria[0](answer)) for answer in answers] == [False, stop_string is not None]
+    queue, streamer = StoppingManager(OneAnswer()).generate_streaming(*request, GenerationConfig())
+    assert (asyncio.run(stream(queue)), streamer) == (expected, "streamer")
 
 
 def test_the_example_of_the_documentation_answers(client, folder, monkeypatch, tmp_path, capsys):

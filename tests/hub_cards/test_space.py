@@ -145,6 +145,32 @@ def test_streamed_text_is_that_of_generate(space, assistant, picture):
     assert all(texts[-1].startswith(text.strip()) for text in texts)
 
 
+def test_an_answer_ends_before_the_stop_string_of_the_processor(space, assistant, picture, monkeypatch):
+    settings = space["conversation"].Settings(max_new_tokens=12, temperature=1.5, seed=1)
+    *_, whole = assistant.answer(turns_of(space, QUESTION, images=[picture]), settings)
+    words = whole.answer.split()
+    stop_string = next(word for word in words[1:] if word not in words[0])
+    monkeypatch.setattr(assistant.processor, "stop_string", stop_string)
+    lengths, generate = [], assistant.model.generate
+
+    def spy(**arguments):
+        output = generate(**arguments)
+        lengths.append(len(output.logits))
+        return output
+
+    monkeypatch.setattr(assistant.model, "generate", spy)
+    turns = turns_of(space, QUESTION, images=[picture])
+    shown = [turn.answer for turn in assistant.answer(turns, settings)]
+    assert shown[-1] == whole.answer[: whole.answer.index(stop_string)].strip() != ""
+    assert all(shown[-1].startswith(text) for text in shown)
+    assert lengths[0] < 12
+    # With a text that never comes whole, a beginning of it at the end goes.
+    monkeypatch.setattr(assistant.processor, "stop_string", words[-1] + "END")
+    *_, turn = assistant.answer(turns_of(space, QUESTION, images=[picture]), settings)
+    assert turn.answer == whole.answer.removesuffix(words[-1]).rstrip()
+    assert lengths[1] == 12
+
+
 def test_confidence_is_the_mean_probability_of_the_tokens_taken(space, assistant, picture):
     turns, settings = turns_of(space, QUESTION, images=[picture]), space["conversation"].Settings(max_new_tokens=5)
     *_, turn = assistant.answer(turns, settings)

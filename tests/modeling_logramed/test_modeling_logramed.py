@@ -28,19 +28,36 @@ def repeat_rows(inputs, num_rows):
 @pytest.mark.parametrize(("tower", "language_model"), PAIRS)
 def test_logits_equal_those_of_llava_with_the_same_weights(tower, language_model):
     model = tiny_model(tower, language_model)
+    llava = llava_with_weights_of(model)
+    inputs = tiny_inputs(model, num_images=2)
+    assert torch.equal(logits_of(model, **inputs), logits_of(llava, **inputs))
+
+
+def llava_with_weights_of(model):
+    """transformers' own LLaVA of the same parts and weights."""
     config = model.config
     llava = LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=TOWERS[tower](),
-            text_config=LANGUAGE_MODELS[language_model](),
+            vision_config=config.vision_config,
+            text_config=config.text_config,
             image_token_index=config.image_token_id,
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             image_seq_length=config.num_image_tokens,
         )
     ).eval()
     llava.load_state_dict(model.state_dict())
-    inputs = tiny_inputs(model, num_images=2)
-    assert torch.equal(logits_of(model, **inputs), logits_of(llava, **inputs))
+    return llava
+
+
+@pytest.mark.parametrize("make", [lambda model: model, llava_with_weights_of])
+def test_token_types_are_taken_by_forward_without_effect_and_refused_by_generate(make):
+    """As transformers' own LLaVA does it."""
+    ours = tiny_model()
+    model, inputs = make(ours), tiny_inputs(ours)
+    token_types = {"mm_token_type_ids": (inputs["input_ids"] == model.config.image_token_id).long()}
+    assert torch.equal(logits_of(model, **inputs, **token_types), logits_of(model, **inputs))
+    with pytest.raises(ValueError, match=r"not used by the model: \['mm_token_type_ids'\]"):
+        model.generate(**inputs, **token_types, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2"])

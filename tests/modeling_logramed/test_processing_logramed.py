@@ -1,4 +1,6 @@
 import base64
+import collections
+import doctest
 import json
 import os
 import subprocess
@@ -9,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 import logramed.processing_logramed as processing_module
 from logramed.chat_templates_logramed import CHAT_TEMPLATES
 from logramed.image_processing_logramed import LoGraMedImageProcessor
-from logramed.processing_logramed import LoGraMedProcessor
+from logramed.processing_logramed import LoGraMedProcessor, cut_at_stop_string
 from tests.tiny import tiny_processor, tiny_tokenizer
 
 
@@ -176,18 +179,29 @@ def test_a_start_token_of_the_text_is_not_doubled():
     assert llava_med["input_ids"][0].count(tokenizer.bos_token_id) == 1
 
 
-def test_start_and_end_tokens_enclose_the_image():
+def wrapping_processor():
+    """Encloses each image in `<im_start>` and `<im_end>`."""
     tokenizer = tiny_tokenizer(extra_words=["<im_start>", "<im_end>"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>", "<im_start>", "<im_end>"]})
-    processor = LoGraMedProcessor(
+    return LoGraMedProcessor(
         LoGraMedImageProcessor(size=8),
         tokenizer,
         num_image_tokens=2,
         image_start_token="<im_start>",
         image_end_token="<im_end>",
     )
+
+
+def test_start_and_end_tokens_enclose_the_image():
+    processor = wrapping_processor()
     input_ids = processor(images=gray_image(), text="what <image>")["input_ids"][0]
-    assert tokenizer.convert_ids_to_tokens(input_ids) == ["what", "<im_start>", "<image>", "<image>", "<im_end>"]
+    assert processor.tokenizer.convert_ids_to_tokens(input_ids) == [
+        "what",
+        "<im_start>",
+        "<image>",
+        "<image>",
+        "<im_end>",
+    ]
 
 
 def test_construction_names_what_is_missing():
@@ -211,9 +225,187 @@ def test_model_input_names_have_no_token_types(processor):
     assert sorted(processor.model_input_names) == ["attention_mask", "input_ids", "pixel_values"]
 
 
+# ---- what servers ask ----
+
+SERVED_TEXTS = ["<image> what", "lung <image> left <image>", "what organ is shown"]
+
+
+def stock_llava_processor(tokenizer):
+    """transformers' own, which makes 4 tokens of an image too."""
+    image_processor = LlavaImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    return LlavaProcessor(image_processor, tokenizer, patch_size=4, vision_feature_select_strategy="full")
+
+
 def test_every_image_makes_the_same_number_of_tokens(processor):
     counts = processor._get_num_multimodal_tokens(image_sizes=[(4, 4), (100, 7)])
     assert counts["num_image_tokens"] == [4, 4]
+    stock = stock_llava_processor(processor.tokenizer)._get_num_multimodal_tokens(image_sizes=[(4, 4), (100, 7)])
+    assert (counts["num_image_tokens"], counts["num_image_patches"]) == (
+        stock["num_image_tokens"],
+        stock["num_image_patches"],
+    )
+
+
+@pytest.mark.parametrize("return_tensors", [None, "pt"])
+@pytest.mark.parametrize("arguments", [{"padding": True}, {"padding": "max_length", "max_length": 20}, {}])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_token_types_are_those_of_transformers_own_llava(processor, padding_side, arguments, return_tensors):
+    texts = SERVED_TEXTS if arguments else SERVED_TEXTS[:1]  # without padding, tensors have one row
+    arguments = {**arguments, "padding_side": padding_side, "return_tensors": return_tensors}
+    arguments |= {"images": [gray_image()] * (3 if len(texts) == 3 else 1), "text": texts}
+    ours, stock = (
+        served(**arguments, return_mm_token_type_ids=True)
+        for served in (processor, stock_llava_processor(processor.tokenizer))
+    )
+    assert "mm_token_type_ids" not in processor(**arguments)
+    for name in ("input_ids", "mm_token_type_ids"):
+        assert type(ours[name]) is type(stock[name])
+        rows, stock_rows = (
+            torch.tensor(each[name]) if return_tensors is None else each[name] for each in (ours, stock)
+        )
+        assert rows.dtype == stock_rows.dtype == torch.int64
+        assert torch.equal(rows, stock_rows)
+    assert rows.sum(dim=1).tolist() == [4, 8, 0][: len(texts)]
+
+
+def test_token_types_may_be_asked_for_wherever_arguments_are_given(processor, conversation, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(processing_module.logger, "warning_once", warnings.append)
+    wanted = {"return_mm_token_type_ids": True}
+    for arguments in (wanted, {"text_kwargs": wanted}, {"common_kwargs": wanted}):
+        inputs = processor(images=gray_image(), text="lung <image>", **arguments)
+        assert inputs["mm_token_type_ids"] == [[0, 1, 1, 1, 1]]
+    tokenized = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "return_assistant_tokens_mask": True}
+    for arguments in (wanted, {"processor_kwargs": wanted}, {"processor_kwargs": {"text_kwargs": wanted}}):
+        inputs = processor.apply_chat_template(conversation, **tokenized, **arguments)
+        assert torch.equal(inputs["mm_token_type_ids"], (inputs["input_ids"] == processor.image_token_id).long())
+    assert processor(text="lung", **wanted)["mm_token_type_ids"] == [[0]]
+    assert "mm_token_type_ids" not in processor(images=gray_image(), **wanted)
+    assert warnings == []
+
+
+def test_tokens_around_an_image_are_no_image_tokens_for_servers_either():
+    processor = wrapping_processor()
+    inputs = processor(images=gray_image(), text="what <image>", return_mm_token_type_ids=True)
+    assert inputs["mm_token_type_ids"] == [[0, 0, 1, 1, 0]]
+    assert processor._get_num_multimodal_tokens(image_sizes=[(4, 6)])["num_image_tokens"] == [2]
+
+
+def test_replacements_are_those_of_transformers_own_llava(processor):
+    arguments = {"images": [gray_image()] * 3, "padding": True, "return_text_replacement_offsets": True}
+    ours, stock = (
+        served(text=list(SERVED_TEXTS), return_tensors="pt", **arguments)["text_replacement_offsets"]
+        for served in (processor, stock_llava_processor(processor.tokenizer))
+    )
+    assert ours == stock
+    assert [len(entries) for entries in ours] == [1, 2, 0]
+    in_text_kwargs = {"return_text_replacement_offsets": True}
+    assert processor(text="lung", text_kwargs=in_text_kwargs)["text_replacement_offsets"] == [[]]
+
+
+def test_replacements_survive_the_assistant_mask(processor, conversation):
+    inputs = processor.apply_chat_template(
+        conversation,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        return_assistant_tokens_mask=True,
+        return_text_replacement_offsets=True,
+    )
+    assert inputs["assistant_masks"].shape == inputs["input_ids"].shape
+    assert len(inputs["text_replacement_offsets"][0]) == 1
+
+
+def replace_as_vllm_does(processor, text, images):
+    """
+    Token ids of a prompt, and which of them stand for features of an image, as the Transformers backend of vLLM finds
+    them: it tokenizes the prompt itself, replaces each image token by the tokens of a replacement, and takes the most
+    frequent one of these for that of the features.
+    """
+    tokenizer = processor.tokenizer
+    inputs = processor(images=images, text=text, return_tensors="pt", return_text_replacement_offsets=True)
+    replacements = iter(inputs["text_replacement_offsets"][0])
+    (target,) = tokenizer.encode(processor.image_token, add_special_tokens=False)
+    token_ids, is_feature = [], []
+    for token_id in tokenizer.encode(text):
+        new = [token_id]
+        if token_id == target:
+            new = tokenizer.encode(next(replacements)["replacement"], add_special_tokens=False)
+        (most_frequent, _), *_ = collections.Counter(new).most_common()
+        token_ids += new
+        is_feature += [int(token_id == target and each == most_frequent) for each in new]
+    assert next(replacements, None) is None
+    return token_ids, is_feature
+
+
+@pytest.mark.parametrize("make_processor", [tiny_processor, wrapping_processor])
+@pytest.mark.parametrize("text", ["<image> what", "lung <image> left <image> organ", "<image><image>"])
+def test_what_vllm_makes_of_the_replacements_is_what_the_processor_makes(make_processor, text):
+    processor = make_processor()
+    images = [gray_image()] * text.count("<image>")
+    token_ids, is_feature = replace_as_vllm_does(processor, text, images)
+    inputs = processor(images=images, text=text, return_mm_token_type_ids=True, return_text_replacement_offsets=True)
+    assert token_ids == inputs["input_ids"][0]
+    assert is_feature == inputs["mm_token_type_ids"][0]
+    counts = processor._get_num_multimodal_tokens(image_sizes=[(4, 6)] * len(images))
+    assert sum(is_feature) == sum(counts["num_image_tokens"])
+    assert counts["num_image_patches"] == [1] * len(images)
+    expanded, end = "", 0
+    for entry in inputs["text_replacement_offsets"][0]:
+        expanded += text[end : entry["span"][0]] + entry["replacement"]
+        end = entry["span"][1]
+        assert text[slice(*entry["span"])] == entry["text"] == "<image>"
+        assert expanded[slice(*entry["new_span"])] == entry["replacement"]
+    assert processor.tokenizer(expanded + text[end:])["input_ids"] == token_ids
+
+
+# ---- stop strings ----
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("lung\n### Human: what", "lung"),
+        ("lung ", "lung"),
+        ("lung\n##", "lung"),
+        ("lung\n#", "lung"),
+        ("lung\n## ", "lung\n##"),
+        ("# left ## right", "# left ## right"),
+        ("## left\n###", "## left"),
+        ("left ####", "left"),
+        ("###", ""),
+        ("", ""),
+    ],
+)
+def test_an_answer_is_cut_at_the_stop_string_or_at_its_beginning(text, answer):
+    assert cut_at_stop_string(text, "###") == answer
+
+
+def test_the_example_of_the_stop_string_is_true():
+    finder = doctest.DocTestFinder()
+    [example] = finder.find(cut_at_stop_string, globs={"cut_at_stop_string": cut_at_stop_string})
+    assert doctest.DocTestRunner().run(example) == (0, 1)
+
+
+def test_decoded_answers_end_before_the_stop_string():
+    words = ["lung ### Human", "left lung", "right ###"]
+    processor, stopping = tiny_processor(), tiny_processor(stop_string="###")
+    token_ids = processor(text=words)["input_ids"]
+    assert processor.post_process_image_text_to_text(token_ids) == words
+    assert stopping.post_process_image_text_to_text(token_ids) == ["lung", "left lung", "right"]
+    assert stopping.post_process_image_text_to_text(torch.tensor(token_ids[0])) == ["lung"]
+    assert stopping.batch_decode(token_ids) == words
+    with pytest.raises(ValueError, match="`stop_string` must have at least one character"):
+        tiny_processor(stop_string="")
+
+
+def test_a_folder_without_a_stop_string_is_as_it_was_and_one_with_it_keeps_it(tmp_path):
+    tiny_processor().save_pretrained(tmp_path / "without")
+    assert "stop_string" not in (tmp_path / "without" / "processor_config.json").read_text()
+    assert LoGraMedProcessor.from_pretrained(tmp_path / "without").stop_string is None
+    tiny_processor(stop_string="###").save_pretrained(tmp_path / "with")
+    assert LoGraMedProcessor.from_pretrained(tmp_path / "with").stop_string == "###"
+    assert LoGraMedProcessor.from_pretrained(tmp_path / "without", stop_string="END").stop_string == "END"
 
 
 # ---- templates, byte for byte ----
@@ -540,11 +732,15 @@ def outputs_of(processor, tokenizer, image_processor):
             return_dict=True,
             return_tensors="pt",
             return_assistant_tokens_mask=True,
+            return_mm_token_type_ids=True,
             padding=True,
         )
         outputs[name] = {key: value.tolist() for key, value in inputs.items()}
         outputs[name]["text"] = processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
     outputs["tokenizer"] = {key: list(value) for key, value in tokenizer("Yes, lung<image> dog .").items()}
+    outputs["stop_string"] = processor.stop_string
+    answers = tokenizer(["Yes###no", "Yes##", "no"])["input_ids"]
+    outputs["answers"] = processor.post_process_image_text_to_text(answers)
     outputs["image_processor"] = image_processor(image)["pixel_values"].tolist()
     return outputs
 """
@@ -590,7 +786,8 @@ def saved(tmp_path_factory):
     exec(OUTPUTS_CODE, scope)
     folder, outputs = tmp_path_factory.mktemp("saved"), {}
     for name, tokenizer in tokenizers_by_name().items():
-        processor = LoGraMedProcessor(LoGraMedImageProcessor(size=8), tokenizer, num_image_tokens=3)
+        options = {"num_image_tokens": 3, "stop_string": "###" if name == "byte_level" else None}
+        processor = LoGraMedProcessor(LoGraMedImageProcessor(size=8), tokenizer, **options)
         outputs[name] = scope["outputs_of"](processor, tokenizer, processor.image_processor)
         processor.save_pretrained(folder / name)
     return folder, json.loads(json.dumps(outputs))
@@ -599,6 +796,7 @@ def saved(tmp_path_factory):
 def test_a_fresh_process_without_logramed_gives_the_same(saved, tmp_path):
     folder, outputs = saved
     assert load_in_fresh_process(sys.executable, folder, tmp_path / "again", tmp_path) == outputs
+    assert outputs["byte_level"]["answers"] == ["Yes", "Yes", "no"]
     for name in outputs:
         before = {path.name for path in (folder / name).rglob("*")}
         after = {path.name for path in (tmp_path / "again" / name).rglob("*")}
