@@ -80,6 +80,9 @@ TOWER_RENAMES = (
     (r"vision_model\.embeddings\.position_ids", None),
     (r"vision_model\.(.*)", r"vision_tower.vision_model.\1"),
     (r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale", None),
+    # A tower alone, as transformers 5 saves it.
+    (r"embeddings\.position_ids", None),
+    (r"((?:embeddings|encoder|pre_layrnorm|post_layernorm)\..*)", r"vision_tower.vision_model.\1"),
 )
 GRAPH_NETWORK = re.compile(r"model\.message_pass_node_features\.(.*)")
 

@@ -72,7 +72,7 @@ def add_former_image_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -
     ]
     tokenizer.add_special_tokens({"additional_special_tokens": image_tokens})
     has_pad = FORMER_PAD_TOKEN in known or FORMER_PAD_TOKEN in new
-    tokenizer.pad_token = FORMER_PAD_TOKEN if has_pad else tokenizer.unk_token
+    tokenizer.add_special_tokens({"pad_token": FORMER_PAD_TOKEN if has_pad else tokenizer.unk_token})
     if len(tokenizer) != num_rows or any(token not in tokenizer.get_vocab() for token in IMAGE_TOKENS.values()):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens with {', '.join(wanted)}, and the embeddings have {num_rows} "

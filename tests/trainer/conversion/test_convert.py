@@ -651,23 +651,23 @@ def test_projector_that_is_not_ours_is_refused(cases, tmp_path):
 # --- foreign folders in other commands ---
 
 
-def commands(folder, tmp_path):
+def commands(folder, data, tmp_path):
     from logramed.hub_cards.serve import main as serve
     from logramed.trainer.build_model import main as build
     from logramed.trainer.train import main as train
 
     output = str(tmp_path / "output")
-    yield lambda: train(["--model", folder, "--train_data", "x.json", "--output_dir", output, "--report_to", "none"])
+    yield lambda: train(["--model", folder, "--train_data", data, "--output_dir", output, "--report_to", "none"])
     yield lambda: serve(["--model", folder])
-    yield lambda: build(["--vision", folder, "--language", folder, "--output", output])
+    yield lambda: build(["--vision", folder, "--language", folder, "--output", f"{output}_built"])
     yield lambda: load_model(folder)
 
 
 @pytest.mark.parametrize("kind", ["llava-med-v1.5", "exgra-med", "llava-med-v1", "llava-v1.5"])
-def test_every_command_says_how_a_foreign_folder_is_converted(cases, tmp_path, kind):
+def test_every_command_says_how_a_foreign_folder_is_converted(cases, data_file, tmp_path, kind):
     folder = str(cases[kind].source)
     message = re.escape(f"Convert it first: logramed-convert --from {kind_argument(kind)} {folder} OUTPUT")
-    for run in commands(folder, tmp_path):
+    for run in commands(folder, str(data_file), tmp_path):
         with pytest.raises(ValueError, match=message):
             run()
 
