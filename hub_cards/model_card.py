@@ -1,7 +1,7 @@
 """The card of a model or an adapter, from the files that training and evaluation wrote."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from logramed.hub_cards.training_section import describe_training
 
 TEMPLATES = Path(__file__).parent / "templates"
 FIGURES_FILE = "card_figures.json"
+PARTS_FILE = "parts.json"  # what a model was joined or converted from
 
 
 @dataclass
@@ -98,7 +99,9 @@ def write_model_card(
     if has_curves:
         files[PLOT] = (folder / PLOT).read_bytes()
     name = repo_id.rpartition("/")[2]
-    front_matter = describe_metadata(kind, name, license, language, hub_ids(base_models), datasets, evaluations)
+    recorded = recorded_license(folder)
+    licence = recorded if recorded.get("license") == license else {"license": license}
+    front_matter = describe_metadata(kind, name, licence, language, hub_ids(base_models), datasets, evaluations)
     first_question = examples[0]["question"] if examples else "Is there a lesion?"
     text = render(
         "model_card.md.jinja",
@@ -123,6 +126,13 @@ def write_model_card(
     return Card(text, files, {name for name in files if name.endswith(".png")})
 
 
+def recorded_license(folder: Path) -> dict[str, str]:
+    """The licence of a converted model, as its folder records it under the names of the front matter."""
+    parts = _read_if_there(folder, PARTS_FILE)
+    names = ("license", "license_name", "license_link")
+    return {} if parts is None else {name: parts.content[name] for name in names if name in parts.content}
+
+
 def read_run(folder: Path) -> tuple[ResultFile | None, ResultFile | None]:
     """The record of a run and its results, each None where there is none."""
     record, training = (_read_if_there(folder, name) for name in (RUN_RECORD, TRAINING_RESULTS))
@@ -137,7 +147,9 @@ def name_origins(
     folder: Path, record: ResultFile | None, base_models: Sequence[str], datasets: Sequence[str], is_local: bool
 ) -> tuple[list[str], list[str]]:
     """The base models and data sets that the user, the record of a run or an adapter names, as ids on the Hub."""
-    if record is None:  # as of a trainer that was called from Python
+    if record is None:  # converted, or of a trainer that was called from Python
+        parts = _read_if_there(folder, PARTS_FILE)
+        base_models = base_models or ([] if parts is None else parts.content.get("base_models", []))
         adapter = _read_if_there(folder, "adapter_config.json")
         base = "" if adapter is None else adapter.content.get("base_model_name_or_path") or ""
         return hub_ids(base_models or ([] if Path(base).is_dir() else [base])), hub_ids(datasets)
@@ -163,7 +175,7 @@ def _read_if_there(folder: Path, name: str) -> ResultFile | None:
 def describe_metadata(
     kind: str,
     name: str,
-    license: str | None,
+    license: Mapping[str, str | None],
     language: str,
     base_models: Sequence[str],
     datasets: Sequence[str],
@@ -173,7 +185,7 @@ def describe_metadata(
     results = [result for evaluation in evaluations for result in list_results(evaluation)]
     data = ModelCardData(
         language=language,
-        license=license,
+        **license,
         library_name="peft" if kind == "adapter" else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["logramed", "medical", "visual-question-answering", *(["lora"] if kind == "adapter" else [])],
@@ -202,6 +214,9 @@ def describe_model(
             f" Its vision tower is of the kind {tower} and sees {size} x {size} pixels, its language model is of the "
             f"kind {settings.get('text_config', 'model_type')}."
         )
+    parts = _read_if_there(folder, PARTS_FILE)
+    if record is None and parts is not None and parts.has("format"):
+        sentence += f" Converted from {parts.get('source')}, a checkpoint in the form of {parts.get('format')}."
     if hub_ids(base_models):
         links = ", ".join(f"[{name}](https://huggingface.co/{name})" for name in hub_ids(base_models))
         sentence += f" Made from {links}."

@@ -10,7 +10,7 @@ import yaml
 from logramed.hub_cards.card_schema import check_card
 from logramed.hub_cards.contents import Contents, choose_all_files, choose_model_files
 from logramed.hub_cards.data_card import EXTENDED_NAME, PREDICTIONS_NAME, write_extended_card, write_predictions_card
-from logramed.hub_cards.model_card import Card, write_model_card
+from logramed.hub_cards.model_card import Card, recorded_license, write_model_card
 from logramed.hub_cards.results import find_evaluations, hub_ids, read_evaluations
 from logramed.hub_cards.space_card import choose_demo_files, write_demo_card, write_metric_card
 
@@ -101,7 +101,8 @@ def prepare(
         folder (`str` or `Path`): What is published.
         repo_id (`str`): `owner/name` on the Hub.
         kind (`str`, *optional*): Of `KINDS`; by default seen from the files.
-        license (`str`): Identifier of the licence. Needed but for Spaces, which have this project's.
+        license (`str`): Identifier of the licence. Needed but for Spaces, which have this project's, and for converted
+            models, whose folder records it.
         evaluations: Folders of `logramed-eval` whose figures the card shows; by default those found beside the model.
         datasets, base_models: Ids on the Hub, for the card.
         include: Patterns of further files of a model's folder.
@@ -119,6 +120,8 @@ def prepare(
     if not hub_ids([repo_id]):
         raise ValueError(f"`repo` must be an owner and a name, such as org/logramed-mini, got {repo_id!r}.")
     kind = kind or find_kind(folder)
+    if license is None and kind == "model":
+        license = recorded_license(folder).get("license")
     if license is None and KINDS[kind].repo_type != "space":
         raise ValueError(
             f"Say with `--license` under which terms {folder} is published, such as apache-2.0 or cc-by-nc-4.0. Those "

@@ -121,7 +121,7 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
 def find_base_models(model: str | None) -> list[str]:
     """
     What a model is made from, as far as its folder tells: the id on the Hub if it is none, the parts that
-    `build_model.py` joined, or those of the model that it was trained from.
+    `build_model.py` joined or `convert.py` converted, or those of the model that it was trained from.
     """
     if model is None:
         return []
@@ -130,6 +130,8 @@ def find_base_models(model: str | None) -> list[str]:
         return [model]
     if (folder / PARTS_NAME).is_file():
         parts = json.loads((folder / PARTS_NAME).read_text(encoding="utf-8"))
+        if "base_models" in parts:  # converted
+            return list(parts["base_models"])
         return [parts[name] for name in ("vision", "language") if name in parts]  # a new language model has no name
     if (folder / RECORD_NAME).is_file():
         return json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))["starts"][-1].get("base_models", [])

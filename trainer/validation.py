@@ -77,4 +77,5 @@ def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], m
         pad_token_id=tokenizer.pad_token_id,
     )
     texts = tokenizer.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    cut = getattr(processor, "cut_answer", str)  # at a text that ends turns
+    return [cut(text).strip() for text in texts]

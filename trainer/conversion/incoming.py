@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from transformers import GenerationConfig
@@ -375,19 +376,18 @@ def describe_parts(kind: str, source: str, folder: Path, tower: str, base: str |
     return {
         "source": source,
         "format": kind,
-        "license": read_license(folder) or KINDS[kind].license,
+        **(read_license(folder) or KINDS[kind].license),
         "base_models": [name for name in names if name],
     }
 
 
-def read_license(folder: Path) -> str | None:
-    """The licence that the card of a checkpoint names."""
+def read_license(folder: Path) -> dict[str, str]:
+    """The licence that the card of a checkpoint names, under the names of the Hub's front matter."""
     path = folder / "README.md"
-    if not path.is_file():
-        return None
-    front_matter = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)
-    found = dict(re.findall(r"^(license|license_name):\s*(\S+)", front_matter.group(1), re.M)) if front_matter else {}
-    return found.get("license_name") or found.get("license")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = yaml.safe_load(front_matter.group(1)) if front_matter else {}
+    return {name: found[name] for name in ("license", "license_name", "license_link") if found.get(name)}
 
 
 def write_plan(plan: Plan, output: Path) -> None:

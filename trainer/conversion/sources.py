@@ -28,23 +28,23 @@ class Kind:
         model_types (`tuple[str, ...]`): What its config.json calls itself.
         chat_template (`str`): Name of the template it was trained with.
         stop_string (`str`, *optional*): What it ends its turns with, where that is no token.
-        license (`str`): Identifier, where the checkpoint's own card names none.
+        license (`dict`): As the Hub's front matter has it, where the checkpoint's own card names none.
     """
 
     language_model: str
     model_types: tuple[str, ...]
     chat_template: str
     stop_string: str | None
-    license: str
+    license: dict[str, str]
 
 
-MICROSOFT_RESEARCH = "microsoft-research-license"
+MICROSOFT_RESEARCH = {"license": "other", "license_name": "microsoft-research-license"}
 KINDS = {
     "llava-med-v1": Kind("llama", ("llava",), "llava_med_v0", "###", MICROSOFT_RESEARCH),
     "llava-med-v1-delta": Kind("llama", ("llava",), "llava_med_v0", "###", MICROSOFT_RESEARCH),
-    "exgra-med": Kind("llama", ("llava",), "llava_med_v0", "###", "cc-by-nc-4.0"),
-    "llava-med-v1.5": Kind("mistral", ("llava_mistral",), "llava_med_v1_5", None, "apache-2.0"),
-    "llava": Kind("llama", ("llava", "llava_llama"), "llava_v1", None, "llama2"),
+    "exgra-med": Kind("llama", ("llava",), "llava_med_v0", "###", {"license": "cc-by-nc-4.0"}),
+    "llava-med-v1.5": Kind("mistral", ("llava_mistral",), "llava_med_v1_5", None, {"license": "apache-2.0"}),
+    "llava": Kind("llama", ("llava", "llava_llama"), "llava_v1", None, {"license": "llama2"}),
 }
 DELTA = "llava-med-v1-delta"
 # Base tokens are followed by these in checkpoints of LLaVA v0.

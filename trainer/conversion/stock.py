@@ -19,7 +19,7 @@ from logramed.eval.files import require_empty, whole_folder, write_json
 from logramed.eval.model_names import ADAPTER_CONFIG
 from logramed.processing_logramed import write_shared_tokenizer_config
 from logramed.trainer.build_model import PARTS_NAME
-from logramed.trainer.conversion.incoming import Plan, Weights, fetch, require_disk
+from logramed.trainer.conversion.incoming import Plan, Weights, fetch, read_license, require_disk
 from logramed.trainer.conversion.sources import (
     FIRST_LAYER,
     KINDS,
@@ -449,7 +449,9 @@ def stock_parts(folder: Path, source: str) -> dict[str, Any]:
     """Those that `convert_to_llava` copied, or the folder itself."""
     if (folder / PARTS_NAME).is_file():
         return json.loads((folder / PARTS_NAME).read_text(encoding="utf-8"))
-    from logramed.trainer.conversion.incoming import read_license
-
-    licence = read_license(folder) or KINDS["llava"].license
-    return {"source": source, "format": "llava", "license": licence, "base_models": [source]}
+    return {
+        "source": source,
+        "format": "llava",
+        **(read_license(folder) or KINDS["llava"].license),
+        "base_models": [source],
+    }

@@ -9,17 +9,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LogitsProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPVisionModel,
+    LlavaForConditionalGeneration,
+    LogitsProcessor,
+)
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
 from logramed.eval.models import load_model
+from logramed.hub_cards.publications import prepare
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.conversion import incoming, weights
 from logramed.trainer.conversion.incoming import convert_to_logramed
 from logramed.trainer.conversion.stock import convert_to_llava
 from logramed.trainer.convert import main
+from logramed.trainer.provenance import find_base_models
+from tests.hub_client import client_of
+from tests.hub_server import TOKEN, running_hub
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_config, tiny_model
 from tests.trainer.conversion.originals import (
@@ -372,6 +384,63 @@ def test_graph_network_is_kept_for_training(cases):
     name = "conv2.lin_rel.weight"
     assert torch.equal(network.get_parameter(name), original[f"model.message_pass_node_features.{name}"])
     assert not (cases["llava-med-v1"].ours / "graph_network.safetensors").exists()
+
+
+def test_card_says_where_a_converted_model_comes_from(originals, cases, tmp_path):
+    ours = tmp_path / "ours"
+    shutil.copytree(cases["llava-med-v1-delta"].ours, ours)
+    with_source(ours, "microsoft/llava-med-7b-delta")
+    parts = json.loads((ours / "parts.json").read_text())
+    assert parts["base_models"][1:] == [str(originals.base.folder), str(originals.clip.folder)]
+    publication = prepare(ours, "someone/converted")
+    card = publication.contents.files["README.md"].decode()
+    front_matter = yaml.safe_load(card.split("---")[1])
+    assert front_matter["license"] == "other"
+    assert front_matter["license_name"] == "microsoft-research-license"
+    assert front_matter["base_model"] in ("microsoft/llava-med-7b-delta", ["microsoft/llava-med-7b-delta"])
+    assert "Converted from microsoft/llava-med-7b-delta, a checkpoint in the form of llava-med-v1-delta." in card
+    other = prepare(ours, "someone/converted", license="cc-by-4.0").contents.files["README.md"].decode()
+    assert "license: cc-by-4.0" in other
+    assert "microsoft-research-license" not in other
+
+
+def test_licence_of_the_source_card_is_recorded(originals, cases, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(cases["exgra-med"].source, source)
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: mine\ntags:\n- a\n---\n# A model\n")
+    convert_to_logramed("exgra-med", str(source), tmp_path / "ours", vision_tower=str(originals.clip.folder))
+    parts = json.loads((tmp_path / "ours" / "parts.json").read_text())
+    assert (parts["license"], parts["license_name"]) == ("other", "mine")
+    assert (parts["format"], parts["source"]) == ("exgra-med", str(source))
+    assert find_base_models(str(tmp_path / "ours")) == [str(source), str(originals.clip.folder)]
+
+
+def test_tower_as_transformers_5_saves_it_is_taken(originals, cases, tmp_path):
+    loaded = CLIPVisionModel.from_pretrained(originals.clip.folder)
+    tower = CLIPVisionModel(loaded.config)  # one that was loaded is saved under the names that its file had
+    tower.load_state_dict(loaded.state_dict())
+    tower.save_pretrained(tmp_path / "tower")
+    assert not any(name.startswith("vision_model.") for name in load_file(tmp_path / "tower" / "model.safetensors"))
+    source = str(cases["exgra-med"].source)
+    convert_to_logramed("exgra-med", source, tmp_path / "ours", vision_tower=str(tmp_path / "tower"))
+    case = cases["exgra-med"]
+    case.check(logits_of(LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "ours"), case))
+
+
+def test_checkpoint_on_the_hub_is_converted(originals, cases, tmp_path):
+    with running_hub(tmp_path / "hub") as hub, client_of(hub):
+        api = HfApi(endpoint=hub.address, token=TOKEN)
+        for name, folder in (("org/checkpoint", cases["exgra-med"].source), ("org/clip", originals.clip.folder)):
+            api.create_repo(name)
+            api.upload_folder(repo_id=name, folder_path=folder)
+        options = ["--vision_tower", "org/clip"]
+        assert main(["--from", "exgra-med", "org/checkpoint", str(tmp_path / "ours"), *options]) == 0
+        with pytest.raises(ValueError, match="SOURCE org/chekpoint: there is no such folder here, and no such model"):
+            main(["--from", "exgra-med", "org/chekpoint", str(tmp_path / "other"), *options])
+    case = cases["exgra-med"]
+    case.check(logits_of(LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "ours"), case))
+    parts = json.loads((tmp_path / "ours" / "parts.json").read_text())
+    assert parts["base_models"] == ["org/checkpoint", "org/clip"]
 
 
 # --- refusals: nothing is left behind ---
