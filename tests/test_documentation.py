@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from logramed.eval import compare
 from logramed.eval.arguments import EvaluationArguments
 from logramed.hub_cards import integrity, push, serve
-from logramed.trainer import build_model, extend_answers, mini, phantoms, plan, train
+from logramed.trainer import build_model, convert, extend_answers, mini, phantoms, plan, train
 from logramed.trainer.data import subsets
 from logramed.trainer.study import run as study_run
 from tests.hub_cards.space_app import space_modules
@@ -132,6 +132,8 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         assert called
     elif program == "trainer/study/run.py":
         study_run.parse_arguments(arguments)
+    elif program in ("trainer/convert.py", "logramed-convert"):
+        convert.parse_arguments(arguments)
     elif program in ("hub_cards/push.py", "logramed-push"):
         parsed = push.parse_arguments(arguments)
         assert "/" in parsed.repo

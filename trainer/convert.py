@@ -7,6 +7,7 @@ Convert checkpoints of LLaVA-Med, ExGra-Med and LLaVA into LoGra-Med, and LoGra-
 `python trainer/convert.py` does the same.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from logramed.trainer.conversion.sources import KINDS
 from logramed.trainer.conversion.stock import convert_to_llava
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+OPTIONS = ("dense_connector", "base", "vision_tower")  # of --from alone
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="logramed-convert", description="Convert checkpoints into LoGra-Med, or LoGra-Med into a stock LLaVA."
     )
@@ -36,13 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="folder or Hub id of CLIP (default: the checkpoint's own, or the one that its config.json names)",
     )
     arguments = parser.parse_args(argv)
-    options = {name: getattr(arguments, name) for name in ("dense_connector", "base", "vision_tower")}
+    given = [f"--{name}" for name in OPTIONS if getattr(arguments, name) is not None]
+    if arguments.to and given:
+        parser.error(f"{' and '.join(given)} are for --from alone")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
     if arguments.to:
-        given = [f"--{name}" for name, value in options.items() if value is not None]
-        if given:
-            parser.error(f"{' and '.join(given)} are for --from alone")
         written = convert_to_llava(arguments.source, arguments.output)
     else:
+        options = {name: getattr(arguments, name) for name in OPTIONS}
         written = convert_to_logramed(arguments.kind, arguments.source, arguments.output, **options)
     print(f"Wrote {written}.")
     return 0
