@@ -177,7 +177,8 @@ class LoGraMedProcessor(ProcessorMixin):
             The placeholder of an image in a text, and the token that is repeated for it.
         chat_template (`str` or `dict[str, str]`, *optional*):
             A chat template or several by name; by default `CHAT_TEMPLATES`, whose names can always be used:
-            `default`, `llava_med_v0` (as LLaVA-Med v1.0.0 was trained) and `llava_med_v0_eval` (as it was evaluated).
+            `default`, `llava_med_v0` (as LLaVA-Med v1.0.0 was trained), `llava_med_v0_eval` (as it was evaluated),
+            `llava_med_v1_5` and `llava_v1` (LLaVA v1 and v1.5).
         image_start_token, image_end_token (`str`, *optional*):
             Tokens written before and after the tokens of an image, as LLaVA-Med v1.0.0 does.
         stop_string (`str`, *optional*):

@@ -465,6 +465,34 @@ ONE_QUESTION = [user(image_part(), text_part("What organ is shown?"))]
             SYSTEM + "###Human: Hi!###Assistant: Hi there!  How can I help you today?\n"
             "###Human: What organ is shown?\n<image>###Assistant: A lung.###Human: Which side?###",
         ),
+        (
+            "llava_med_v1_5",
+            [*ONE_QUESTION, assistant("A lung."), {"role": "user", "content": "Which side?"}],
+            True,
+            "<s>[INST] <image>\nWhat organ is shown? [/INST] A lung. </s>[INST] Which side? [/INST]",
+        ),
+        (
+            "llava_med_v1_5",
+            MULTI_TURN,
+            False,
+            "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nCompare\n<image>\nwith\n<image> [/INST] Same lung. </s>"
+            "[INST] Which side? [/INST] Left. </s>",
+        ),
+        (
+            "llava_v1",
+            [*ONE_QUESTION, assistant("A lung."), {"role": "user", "content": "Which side?"}],
+            True,
+            "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+            "detailed, and polite answers to the user's questions. USER: <image>\nWhat organ is shown? ASSISTANT: "
+            "A lung.</s>USER: Which side? ASSISTANT:",
+        ),
+        (
+            "llava_v1",
+            MULTI_TURN,
+            False,
+            "<s>Be brief. USER: Compare\n<image>\nwith\n<image> ASSISTANT: Same lung.</s>USER: Which side? "
+            "ASSISTANT: Left.</s>",
+        ),
     ],
 )
 def test_templates_write_exactly_this(processor, template, messages, add_generation_prompt, expected):
