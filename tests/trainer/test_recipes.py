@@ -30,7 +30,7 @@ from tests.vlm_models import tiny_qwen2_5_vl_model
 ROOT = Path(__file__).parents[2]
 OTHER_RECIPES = (
     "quickstart.yaml",
-    "vqa_rad_tiny.yaml",
+    "slake_small.yaml",
     "medgemma_4b_lora.yaml",
     "qwen2_5_vl_3b_lora.yaml",
     "smolvlm_256m.yaml",

@@ -206,7 +206,7 @@ def test_arguments_that_do_not_fit_are_named(tmp_path, data_file, values, words)
 
 
 def test_recipe_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(FileNotFoundError, match=r"no recipe nothing.yaml.*quickstart.yaml, .*vqa_rad_tiny.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"no recipe nothing.yaml.*quickstart.yaml, .*slake_small.yaml"):
         find_recipe("nothing.yaml")
 
 
