@@ -49,7 +49,8 @@ from logramed.trainer.conversion.weights import ShardWriter, TensorInfo, WeightF
 
 # All that a conversion reads; other files of a repository (other weights, pictures) are left on the Hub.
 READ_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model", "*.jinja", "README.md")
-GRAPH_NETWORK_FILE = "graph_network.safetensors"
+# Not beside the weights: engines load every safetensors file there.
+GRAPH_NETWORK_FILE = "training/graph_network.safetensors"
 # What a change of precision or padded rows may add to what is read.
 DISK_MARGIN_BYTES = 10**8
 
@@ -159,7 +160,7 @@ def convert_to_logramed(
             that its configuration names.
 
     Returns:
-        `Path`: of the folder. A graph network of the checkpoint stands beside the model, in graph_network.safetensors.
+        `Path`: of the folder. A graph network of the checkpoint is in `training/graph_network.safetensors` there.
 
     Raises:
         ValueError: If the checkpoint is of another kind, incomplete, ambiguous or damaged, or `output` is not empty.
@@ -416,8 +417,10 @@ def save_graph_network(files: WeightFiles, folder: Path) -> None:
     """The graph network of a checkpoint, if it has one, as `GraphNetwork.load_state_dict` takes it."""
     found = {match.group(1): name for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
     if found:
+        path = folder / GRAPH_NETWORK_FILE
+        path.parent.mkdir()
         state = {ours: files.read(name).contiguous() for ours, name in found.items()}
-        save_file(state, folder / GRAPH_NETWORK_FILE, metadata={"format": "pt"})
+        save_file(state, path, metadata={"format": "pt"})
 
 
 def require_disk(output: Path, num_bytes: int) -> None:

@@ -35,6 +35,11 @@ from logramed.trainer.merge import merge_adapter
 # What a stock LLaVA has no field for, so that nothing is lost on the way back.
 SIDE_FILE = "logramed.json"
 SECOND_LAYER, SECOND_BIAS = "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias"
+# vLLM looks for such a loop to see that a template takes contents of parts, and else writes `<image>` itself.
+TAKES_PARTS = (
+    "{%- if false -%}{%- for message in messages -%}{%- for part in message['content'] -%}{%- endfor -%}{%- endfor -%}"
+    "{%- endif -%}"
+)
 PLACEHOLDER = "{%- set placeholder = image_token | default('<image>') -%}"
 # Names of weights in the files of transformers' LLaVA, of several years.
 STOCK_RENAMES = (
@@ -251,6 +256,7 @@ def stock_template(template: str, processor: LoGraMedProcessor) -> str:
     )
     if "bos_token" not in template:  # engines add no special tokens to what a template wrote
         template = "{{- bos_token or '' -}}" + template
+    template = TAKES_PARTS + template
     if PLACEHOLDER in template:
         return template.replace(PLACEHOLDER, "{%- set placeholder = " + repr(written) + " -%}")
     if written != processor.image_token:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from types import SimpleNamespace
 
+import jinja2.nodes
 import pytest
 import torch
 import yaml
@@ -211,8 +212,8 @@ def test_stock_llava_comes_back_without_loss(cases, kind, tmp_path):
 
 
 def same_folders(first, second):
-    names = {path.name for path in first.iterdir()} - {incoming.GRAPH_NETWORK_FILE}
-    assert {path.name for path in second.iterdir()} - {incoming.GRAPH_NETWORK_FILE} == names
+    names = {path.name for path in first.iterdir() if path.is_file()}
+    assert {path.name for path in second.iterdir() if path.is_file()} == names
     for name in names:
         if name.endswith(".safetensors"):
             one, other = load_file(first / name), load_file(second / name)
@@ -221,6 +222,19 @@ def same_folders(first, second):
         elif name.endswith(".json"):
             assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
     return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stock_template_is_seen_to_take_parts_and_begins_the_sequence(cases, kind):
+    template = (cases[kind].stock / "chat_template.jinja").read_text()
+    tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+        re.sub(r"{%-? (end)?generation -?%}", "", template)
+    )
+    loops = [loop.iter for loop in tree.find_all(jinja2.nodes.For)]
+    assert any(isinstance(over, jinja2.nodes.Getitem) and over.arg == jinja2.nodes.Const("content") for over in loops)
+    rendered = AutoProcessor.from_pretrained(cases[kind].stock).apply_chat_template([{"role": "user", "content": "a"}])
+    assert rendered.startswith("<s>")
+    assert not rendered.startswith("<s><s>")
 
 
 def test_trained_model_goes_out_and_comes_back_without_loss(cases, tmp_path, data_file):
@@ -377,13 +391,13 @@ def test_plain_generate_stops_where_a_turn_ends(cases, answer, form):
 
 
 def test_graph_network_is_kept_for_training(cases):
-    state = load_file(cases["exgra-med"].ours / "graph_network.safetensors")
+    state = load_file(cases["exgra-med"].ours / "training" / "graph_network.safetensors")
     original = cases["exgra-med"].original.state
     network = GraphNetwork(original["model.norm.weight"].shape[0])
     network.load_state_dict(state)
     name = "conv2.lin_rel.weight"
     assert torch.equal(network.get_parameter(name), original[f"model.message_pass_node_features.{name}"])
-    assert not (cases["llava-med-v1"].ours / "graph_network.safetensors").exists()
+    assert not (cases["llava-med-v1"].ours / "training" / "graph_network.safetensors").exists()
 
 
 def test_card_says_where_a_converted_model_comes_from(originals, cases, tmp_path):
