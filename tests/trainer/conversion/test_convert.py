@@ -451,6 +451,9 @@ def test_checkpoint_on_the_hub_is_converted(originals, cases, tmp_path):
         assert main(["--from", "exgra-med", "org/checkpoint", str(tmp_path / "ours"), *options]) == 0
         with pytest.raises(ValueError, match="SOURCE org/chekpoint: there is no such folder here, and no such model"):
             main(["--from", "exgra-med", "org/chekpoint", str(tmp_path / "other"), *options])
+        message = "`--model` org/checkpoint is .*: logramed-convert --from exgra-med org/checkpoint OUTPUT"
+        with pytest.raises(ValueError, match=message):
+            load_model("org/checkpoint")
     case = cases["exgra-med"]
     case.check(logits_of(LoGraMedForConditionalGeneration.from_pretrained(tmp_path / "ours"), case))
     parts = json.loads((tmp_path / "ours" / "parts.json").read_text())
