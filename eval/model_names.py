@@ -104,7 +104,11 @@ def refuse_foreign(name: str, argument: str) -> None:
             path = Path(hf_hub_download(name, CONFIGURATIONS[0]))
         except (OSError, ValueError, HfHubHTTPError):  # told when the model is loaded
             return
-    kind = find_foreign_kind(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # told when the model is loaded
+        return
+    kind = find_foreign_kind(config) if isinstance(config, dict) else None
     if kind is not None:
         raise ValueError(
             f"{argument} {name} is a checkpoint of another code. Convert it first: logramed-convert --from {kind} "
@@ -125,11 +129,15 @@ def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
     model_type = config.get("model_type")
     if model_type in FOREIGN_TYPES:
         return FOREIGN_TYPES[model_type]
-    if model_type != "llava" or "text_config" in config or "mm_vision_tower" not in config:
+    if model_type != "llava" or "text_config" in config:
         return None
     if "multi_graph" in config or "graph_num_features" in config:
         return "exgra-med"
-    return "llava-med-v1" if config.get("mm_use_im_start_end") else "llava"
+    # Configurations of LLaVA v0 give the length a name of their own.
+    is_v0 = config.get("mm_use_im_start_end") or (
+        "max_sequence_length" in config and "max_position_embeddings" not in config
+    )
+    return "llava-med-v1" if is_v0 else "llava"
 
 
 def require_configuration(folder: Path, argument: str) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
 
 
 NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
@@ -63,6 +69,18 @@ class Turn:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def refuse_foreign(model_id: str, revision: str | None) -> None:
+    """
+    Raises:
+        ValueError: If the model is a checkpoint of LLaVA's own code, which transformers would take for its own LLaVA,
+            of 7 billion new weights.
+    """
+    settings, _ = PretrainedConfig.get_config_dict(model_id, revision=revision)
+    model_type = settings.get("model_type")
+    if model_type in ("llava_mistral", "llava_llama") or (model_type == "llava" and "text_config" not in settings):
+        raise ValueError(f"{model_id} is a checkpoint of another code: convert it first with logramed-convert.")
+
+
 class Assistant:
     """
     A model that answers, and what it is called.
@@ -75,6 +93,7 @@ class Assistant:
     def __init__(self, model_id: str, revision: str | None = None):
         options = {"trust_remote_code": True, "revision": revision}
         self.model_id, self.revision = model_id, revision
+        refuse_foreign(model_id, revision)
         self.model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto", **options)
         self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self.processor = AutoProcessor.from_pretrained(model_id, **options)
