@@ -19,7 +19,7 @@ def list_images(question: Mapping[str, Any]) -> list[str]:
     if "images" not in question:
         return [question["image"]]
     images = question["images"]
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list) or not images or None in images:
         raise ValueError(f"{_name(question)}, `images`: expected a list of at least one path, got {images!r}.")
     return images
 
