@@ -10,8 +10,8 @@ Read from
 - a table of one's own: `test.json`, `test.jsonl` or `test.csv` with `image` and `report` and, if you like, `id`; or
   `reports.json`, `.jsonl` or `.csv` with a column `split` as well.
 
-A model is shown one image: the first of a report that has several. Published figures on IU X-Ray are of both views.
-MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
+A model is shown all images of a report, in the order of the file; published figures on IU X-Ray are of both views.
+R2Gen's MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
 """
 
 import csv
@@ -29,18 +29,21 @@ from logramed.eval.benchmarks.rows import (
     collect_image_names,
     describe_count_differences,
     find_image,
+    find_image_list,
     number_repeated_ids,
     read_records,
     read_rows,
     read_text,
     warn_of_differences,
 )
+from logramed.eval.question_images import list_images
 
 
 TASK = "report"
 SPLITS = ("test", "train", "validation")
 HUB_ID = "dz-osamu/IU-Xray"
 QUESTION = "Write the findings of a radiology report on this image."
+QUESTION_OF_SEVERAL = "Write the findings of a radiology report on these images."
 SPLIT_NAMES = {"test": ("test",), "train": ("train",), "validation": ("validation", "val", "valid", "validate")}
 ENDINGS = ("json", "jsonl", "csv")
 ANNOTATION_FILES = ("annotation.json", "mimic_annotation.json", "iu_annotation.json")
@@ -66,8 +69,7 @@ def load_questions(
     """
     Read the reports of one split.
 
-    Reports about several images, and for IU X-Ray and MIMIC-CXR row counts that differ from R2Gen's files, give a
-    warning that says so.
+    For IU X-Ray and MIMIC-CXR, row counts that differ from R2Gen's files give a warning that says so.
 
     Args:
         data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
@@ -77,8 +79,9 @@ def load_questions(
 
     Returns:
         `list[dict]`: one row a report, in the order of the file, with `question_id` (its id, or the number of the row;
-        an id that occurs more than once is numbered), `image` (absolute path), `question` (always the same
-        instruction), `answer` (the report), `num_images` (of the report) and `groups`, which are none.
+        an id that occurs more than once is numbered), `image` (absolute path) or, of several, `images`, `question`
+        (an instruction, the same for all reports on one image, and for all on several), `answer` (the report),
+        `num_images` (of the report) and `groups`, which are none.
 
     Raises:
         ValueError: If `split` or `subset` is unknown, the file, the split or an image is missing, or a row has no
@@ -89,26 +92,21 @@ def load_questions(
     path = _find(data, split)
     numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
     records = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where))), skipped)
-    names = collect_image_names((fields for _, (_, _, fields) in records), "image")
+    names = collect_image_names((fields for _, (_, _, fields) in records), "images")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
     questions = read_rows(records, lambda row, where: _question_row(*row, images, where), skipped)
     questions = number_repeated_ids(questions)
-    warn_of_differences(
-        "report", split, count_differences(questions, split), "Compare runs over the same rows and images only."
-    )
+    warn_of_differences("report", split, count_differences(questions, split), "Compare runs over the same rows only.")
     return questions
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from R2Gen's files and protocol, in words; of other data how many reports have several images."""
+    """What differs from R2Gen's files, in words; nothing of other data."""
     differences = []
     for name, pattern in IMAGE_PATHS.items():
-        if questions and all(pattern.search(question["image"]) for question in questions):
+        if questions and all(pattern.search(list_images(question)[0]) for question in questions):
             expected = {"questions": EXPECTED_REPORTS[name][split]}
             differences += [f"{text} ({name})" for text in describe_count_differences(questions, expected)]
-    num_several = sum(question.get("num_images", 1) > 1 for question in questions)
-    if num_several:
-        differences.append(f"{num_several:,} reports about several images, of which only the first is shown")
     return differences
 
 
@@ -190,18 +188,22 @@ def _read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
 def _question_row(
     number: int, record: Mapping[str, Any], fields: Mapping[str, Any], images: Path, where: str
 ) -> dict[str, Any]:
+    names, field = fields["images"], fields["image_field"]
+    if len(names) == 1:
+        shown = {"image": find_image(images, names[0], where, field), "question": QUESTION}
+    else:
+        shown = {"images": find_image_list(images, names, where, field), "question": QUESTION_OF_SEVERAL}
     return {
         "question_id": _read_id(record, number, where),
-        "image": find_image(images, fields["image"], where, fields["image_field"]),
-        "question": QUESTION,
+        **shown,
         "answer": fields["report"],
-        "num_images": fields["num_images"],
+        "num_images": len(names),
         "groups": {},
     }
 
 
 def _read_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`image` (the first), `image_field`, `num_images` and `report` of a row in any of the layouts."""
+    """`images`, `image_field` and `report` of a row in any of the layouts."""
     image_field = next((field for field in IMAGE_FIELDS if record.get(field)), None)
     if image_field is None:
         raise ValueError(f"{where} has no image: expected one of {', '.join(IMAGE_FIELDS)}.")
@@ -209,9 +211,8 @@ def _read_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}, `{image_field}`: expected a path or a list of paths, got {names!r}.")
     return {
-        "image": PREFIX.sub("", names[0].strip()),
+        "images": [PREFIX.sub("", name.strip()) for name in names],
         "image_field": image_field,
-        "num_images": len(names),
         "report": _read_report(record, where),
     }
 

@@ -131,7 +131,9 @@ def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
         "sight_lines": _sight_lines(comparison),
         "why_no_published": why_no_published(comparison),
         "questions": questions,
-        "embeds_images": any(card["image"] for section in questions for card in section["cards"]),
+        "embeds_images": any(
+            image["address"] for section in questions for card in section["cards"] for image in card["images"]
+        ),
         "protocol_lines": protocol_lines(comparison),
         "capitalize": capitalize,
         "format_p": format_p,

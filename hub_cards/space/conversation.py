@@ -21,6 +21,8 @@ from transformers import (
 
 NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
 
+TYPED_PLACEHOLDER = "<image>"  # in a question, whatever the model's own is
+
 
 @dataclass
 class Settings:
@@ -119,9 +121,7 @@ class Assistant:
         placeholder = getattr(self.processor, "image_token", None) or "<image>"
         messages = []
         for turn in turns:
-            images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
-            question = {"type": "text", "text": turn.question.replace(placeholder, "")}
-            messages.append({"role": "user", "content": [*images, question]})
+            messages.append({"role": "user", "content": write_content(turn, placeholder)})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
 
@@ -154,6 +154,24 @@ class Assistant:
         turn.answer = turn.answer.strip()
         turn.confidence = generation.confidence()
         yield turn
+
+
+def write_content(turn: Turn, placeholder: str) -> list[dict[str, Any]]:
+    """
+    The parts of a question: its images where it says `<image>`, if it does so once for each, or else before its text.
+
+    What would be read as the `placeholder` of an image that is not there is left out.
+    """
+    images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
+    pieces = turn.question.split(TYPED_PLACEHOLDER)
+    if not images or len(pieces) - 1 != len(images):
+        text = turn.question.replace(placeholder, "")
+        return [*images, {"type": "text", "text": text}]
+    content = []
+    for piece, image in zip(pieces, [*images, None], strict=True):
+        text = piece.replace(placeholder, "").strip()
+        content += [{"type": "text", "text": text}] * bool(text) + [image] * (image is not None)
+    return content
 
 
 class Generation(threading.Thread):

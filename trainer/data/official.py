@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from logramed.eval.benchmarks.by_image import read_image_splits
+from logramed.eval.question_images import IMAGE_PLACEHOLDER
 
 from .rows import (
-    IMAGE_PLACEHOLDER,
     BadRows,
     ImageFolder,
     ReadRow,
