@@ -70,6 +70,13 @@ class EvaluationArguments:
     blank_images: bool = field(
         default=True, metadata={"help": "Also ask with evenly grey images, to see what is known without sight."}
     )
+    grounding: bool = field(
+        default=False,
+        metadata={
+            "help": "Also measure whether the image regions that the model weighs for a question are those of what it "
+            "names, by the boxes of the benchmark (slake)."
+        },
+    )
     candidates: str = field(
         default="training",
         metadata={
@@ -90,6 +97,8 @@ class EvaluationArguments:
             raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
         if (self.model is None) == (self.predictions is None):
             raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
+        if self.grounding and self.model is None:
+            raise ValueError("`grounding` needs a `model` to look into: answers alone do not say where it looked.")
         for name in ("adapter", "model"), ("blank_predictions", "predictions"), ("judge_url", "judge_model"):
             if getattr(self, name[0]) is not None and getattr(self, name[1]) is None:
                 raise ValueError(f"`{name[0]}` needs `{name[1]}`.")

@@ -9,6 +9,7 @@ from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.scoring import has_release_protocol, score_rows
 
 
+GROUNDING_TITLES = {"pointing_accuracy": "pointing", "energy_over_area": "energy over area", "auc": "AUC"}
 TITLES = {
     "open_recall": "open recall",
     "closed_accuracy": "closed accuracy",
@@ -99,6 +100,27 @@ def format_table(metrics: dict) -> str:
             cells += [f"{beside[name]:.1f}" if name in beside else "-" for name in names]
         lines.append([label, *cells])
     return "\n".join([*_headline(metrics), "", *_align([columns, *lines]), "", *_footnotes(metrics)])
+
+
+def format_grounding(grounding: dict) -> str:
+    """
+    A text table of where the model looks, over all questions that name a boxed thing.
+
+    Args:
+        grounding (`dict`): Of `metrics.json`.
+    """
+    overall = grounding["overall"]
+    rows = [["", *GROUNDING_TITLES.values()]]
+    for name, figures in overall["maps"].items():
+        cells = (figures.get(metric) for metric in GROUNDING_TITLES)
+        rows.append([name.replace("_", " "), *("-" if cell is None else _format_value(cell) for cell in cells)])
+    counts = f"{overall['num_questions']} questions that name a boxed thing, about {overall['num_images']} images"
+    return "\n".join(["", f"Where the model looks: {counts}", "", *_align(rows), ""])
+
+
+def _format_value(figure: dict) -> str:
+    low, high = figure["interval"]
+    return f"{figure['value']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _table_rows(metrics: dict) -> Iterator[tuple[str, dict, dict]]:

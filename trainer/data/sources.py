@@ -64,8 +64,8 @@ def load_training_rows(
         extended (`str` or `Path`, *optional*):
             A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
         split (`str`):
-            Split of a `datasets` source or of the own files of SLAKE ("train", "validation") or VQA-RAD ("train",
-            and by image "by_image_train", "by_image_validation").
+            Split of a `datasets` source or of the own files of SLAKE ("train", "validation", and by fold "fold_0",
+            "without_fold_0" and so on) or VQA-RAD ("train", and by image "by_image_train", "by_image_validation").
         require_extended (`bool`):
             Refuse rows without extended answers. Turn off for training without alignment.
         rows_without_image, require_questions:
