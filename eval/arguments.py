@@ -37,7 +37,10 @@ class EvaluationArguments:
     )
     split: str | None = field(default=None, metadata={"help": "Split of the benchmark. By default the one tested on."})
     subset: str | None = field(
-        default=None, metadata={"help": "Part of the benchmark: a language of slake, a data set of omnimedvqa, ..."}
+        default=None,
+        metadata={
+            "help": "Part of the benchmark: a language of slake, a section of report, a data set of omnimedvqa, ..."
+        },
     )
     on_bad_row: str = field(
         default="raise",

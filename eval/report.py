@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of, drawn_units
 from logramed.eval.leakage import without_leaked_triplets
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
-from logramed.eval.scoring import has_release_protocol, score_rows
+from logramed.eval.scoring import has_release_protocol, have_sections, score_rows, score_sections
 
 
 GROUNDING_TITLES = {"pointing_accuracy": "pointing", "energy_over_area": "energy over area", "auc": "AUC"}
@@ -36,12 +36,15 @@ def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapp
 
     Returns:
         `dict`: `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each
-        value of each group, without `open_accuracy`; where there is such a protocol `release_protocol`, those of all
+        value of each group, without `open_accuracy` (of reports with findings and impression, group `section` has
+        those of each); where there is such a protocol `release_protocol`, those of all
         rows as the scripts behind published figures compute them; for closed questions `constant_answer`, the best
         closed accuracy that one answer to all of them can have; and `items`, the figures of each question by itself.
     """
     overall = score_rows(rows, task, candidates=candidates, return_items=True)
     metrics = {"items": overall.pop("items"), "overall": overall, "groups": score_groups(rows, task)}
+    if task == "report" and have_sections(rows):
+        metrics["groups"]["section"] = score_sections(rows)
     if has_release_protocol(rows, task):
         metrics["release_protocol"] = score_rows(rows, task, "release", candidates)
     if metrics["overall"].get("num_closed"):
