@@ -21,7 +21,8 @@ def weigh_by_cosine(
     Args:
         queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): What is looked for.
         keys (`torch.Tensor` of shape `(batch_size, num_keys, hidden_size)`): What is weighed.
-        key_mask (`torch.Tensor` of shape `(batch_size, num_keys)`, bool): True for keys that exist, one or more a row.
+        key_mask (`torch.Tensor` of shape `(batch_size, num_keys)` or `(batch_size, num_queries, num_keys)`, bool):
+            True for keys that exist, one or more a row.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_queries, num_keys)`: rows sum to 1, 0 where there is no key; float32
@@ -35,4 +36,5 @@ def weigh_by_cosine(
     dtype = torch.promote_types(keys.dtype, torch.float32)
     with torch.autocast(keys.device.type, enabled=False):
         cosines = F.normalize(queries.to(dtype), dim=-1) @ F.normalize(keys.to(dtype), dim=-1).transpose(1, 2)
-        return (cosines / temperature).masked_fill(~key_mask.unsqueeze(1), -torch.inf).softmax(dim=-1)
+        key_mask = key_mask if key_mask.ndim == 3 else key_mask.unsqueeze(1)
+        return (cosines / temperature).masked_fill(~key_mask, -torch.inf).softmax(dim=-1)
