@@ -45,6 +45,7 @@ from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
+from logramed.eval.question_images import all_images, list_images
 from logramed.eval.report import compute_metrics, figures_without_leakage, format_grounding, format_table
 
 
@@ -116,9 +117,8 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
 def answer_and_score(run: "Run") -> dict | None:
     """As `evaluate_benchmark`, in an output folder that no other run writes to."""
     check_settings(run.output / "run.json", run.settings, [run.path("predictions", blank) for blank in (False, True)])
-    write_json(
-        run.output / "local_paths.json", {"images": {row["question_id"]: row["image"] for row in run.questions}}
-    )
+    paths = {row["question_id"]: row.get("images") or row["image"] for row in run.questions}
+    write_json(run.output / "local_paths.json", {"images": paths})
     answered = {
         blank: [row | {"image_id": run.image_ids[row["question_id"]]} for row in run.collect_answers(blank)]
         for blank in (False, True)
@@ -177,23 +177,23 @@ class Run:
         if arguments.grounding:
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
             find_boxed_questions(self.questions, self.boxes)
-        hashes = {image: hash_file(image) for image in {question["image"] for question in self.questions}}
-        # Not the file name: all images of SLAKE are called "source.jpg".
-        self.image_ids = {row["question_id"]: hashes[row["image"]].hex()[:16] for row in self.questions}
+        hashes = {image: hash_file(image) for image in all_images(self.questions)}
+        self.image_ids = {row["question_id"]: identify_images(row, hashes) for row in self.questions}
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
 
     def leave_out_unreadable(self) -> None:
-        """Leave out and list the questions whose image cannot be decoded, now and not in the middle of the run."""
-        problems = find_unreadable({question["image"] for question in self.questions})
+        """Leave out and list the questions with an image that cannot be decoded, now and not in mid-run."""
+        problems = find_unreadable(all_images(self.questions))
         if not problems:
             return
         unreadable = {}
         for question in self.questions:
-            problem = problems.get(image_key(question["image"]))
+            found = ((image, problems.get(image_key(image))) for image in list_images(question))
+            image, problem = next((pair for pair in found if pair[1] is not None), (None, None))
             if problem is not None:
-                words = f"question {question['question_id']}: the image {question['image']} cannot be read, {problem}."
+                words = f"question {question['question_id']}: the image {image} cannot be read, {problem}."
                 unreadable[question["question_id"]] = words
         self.bad_rows += hide_folder(list(unreadable.values()), self.arguments.data)
         warnings.warn(describe_skipped(list(unreadable.values())), stacklevel=2)
@@ -286,7 +286,9 @@ class Run:
         """Where the model looks, without the figures of single questions; as in `grounding.json`, if it is of now."""
         names = ("model_fingerprint", "data_fingerprint", "yes_no_hint")
         settings = {name: self.settings[name] for name in names} | {
-            "boxes": [[list(asdict(box).values()) for box in self.boxes[row["image"]]] for row in self.questions],
+            "boxes": [
+                [list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)
+            ],
             "blank_images": self.arguments.blank_images,
         }
         settings["boxes"] = hashlib.sha256(json.dumps(settings["boxes"]).encode()).hexdigest()
@@ -371,6 +373,16 @@ def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
     return options[max(range(len(scores)), key=scores.__getitem__)]
 
 
+def identify_images(question: dict, hashes: Mapping[str, bytes]) -> str:
+    """
+    What is the same for questions about the same images: made of the `hashes` of their bytes, in any order.
+
+    Not of file names: all images of SLAKE are called "source.jpg". Lists that have some images alone in common differ.
+    """
+    digests = sorted(hashes[image] for image in list_images(question))
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()[:16]
+
+
 def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict]:
     """Lines of `scores.jsonl`."""
     for row, scores in zip(rows, items, strict=True):
@@ -433,7 +445,9 @@ def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]
     """A hash of the questions and answers and of the `hashes` of their images' bytes, wherever these lie."""
     digest = hashlib.sha256()
     for question in questions:
-        told = {key: value for key, value in question.items() if key != "image"}
+        told = {key: value for key, value in question.items() if key not in ("image", "images")}
+        if "images" in question:  # their order counts
+            told["images"] = [hashes[image].hex() for image in question["images"]]
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     for image in sorted(hashes, key=lambda image: (Path(image).name, image)):
         digest.update(Path(image).name.encode())

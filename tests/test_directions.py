@@ -11,6 +11,7 @@ SHARED = (
     "files",
     "resumable_file",
     "image_check",
+    "question_images",
     "text_values",
     "model_names",
     "command_line",

@@ -213,10 +213,13 @@ class AlignedModel(nn.Module):
         return states.to(torch.promote_types(states.dtype, torch.float32))
 
     def _finish_nodes(self, features, nodes) -> dict[str, torch.Tensor]:
-        """One feature for each node, in one space; where nodes are spans, each has those of its turn."""
+        """One feature for each node, in one space; a span has those of its turn, an image the texts of its sample."""
         if self.alignment.alignment_granularity == "span":
             turns = {name: values for name, values in features.items() if name != "extended"}
             features |= {name: values.index_select(0, nodes["turn_of_span"]) for name, values in turns.items()}
+        if "sample_of_image" in nodes:
+            texts = {name: values for name, values in features.items() if name != "image"}
+            features |= {name: values.index_select(0, nodes["sample_of_image"]) for name, values in texts.items()}
         return features if self.head is None else self.head(features)
 
     def _encode_texts(self, nodes) -> torch.Tensor:

@@ -15,8 +15,8 @@ A subset is a section: "findings" or "impression" alone, or "both" below their h
 these names, or from a report by its headings; a report without headings is all findings, as R2Gen's are. By default a
 report is taken as it stands, and of tables with columns the findings.
 
-A model is shown one image: the first of a report that has several. Published figures on IU X-Ray are of both views.
-MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
+A model is shown all images of a report, in the order of the file; published figures on IU X-Ray are of both views.
+R2Gen's MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
 """
 
 import csv
@@ -37,6 +37,7 @@ from logramed.eval.benchmarks.rows import (
     collect_image_names,
     describe_count_differences,
     find_image,
+    find_image_list,
     number_repeated_ids,
     read_records,
     read_rows,
@@ -44,6 +45,7 @@ from logramed.eval.benchmarks.rows import (
     warn_of_differences,
 )
 from logramed.eval.metrics.medical_report.report_scoring import SECTIONS, join_sections, split_sections
+from logramed.eval.question_images import list_images
 
 
 TASK = "report"
@@ -78,8 +80,7 @@ def load_questions(
     """
     Read the reports of one split.
 
-    Reports about several images, and for IU X-Ray and MIMIC-CXR row counts that differ from R2Gen's files, give a
-    warning that says so.
+    For IU X-Ray and MIMIC-CXR, row counts that differ from R2Gen's files give a warning that says so.
 
     Args:
         data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
@@ -90,9 +91,9 @@ def load_questions(
 
     Returns:
         `list[dict]`: one row a report, in the order of the file, with `question_id` (its id, or the number of the row;
-        an id that occurs more than once is numbered), `image` (absolute path), `question` (the instruction of the
-        section, the same for all), `answer` (the report, or the section), `num_images` (of the report), with a subset
-        `section`, and `groups`, which are none.
+        an id that occurs more than once is numbered), `image` (absolute path) or, of several, `images`, `question`
+        (an instruction of the section, the same for all reports on one image, and for all on several), `answer` (the
+        report, or the section), `num_images` (of the report), with a subset `section`, and `groups`, which are none.
 
     Raises:
         ValueError: If `split` or `subset` is unknown, the file, the split or an image is missing, or a row has no
@@ -102,13 +103,11 @@ def load_questions(
     check_subset(subset, SUBSETS, "report")
     path = _find(data, split)
     records = read_reports(path, split, subset, skipped)
-    names = collect_image_names((fields for _, (_, _, fields) in records), "image")
+    names = collect_image_names((fields for _, (_, _, fields) in records), "images")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
     questions = read_rows(records, lambda row, where: _question_row(*row, images, where, subset), skipped)
     questions = number_repeated_ids(questions)
-    warn_of_differences(
-        "report", split, count_differences(questions, split), "Compare runs over the same rows and images only."
-    )
+    warn_of_differences("report", split, count_differences(questions, split), "Compare runs over the same rows only.")
     return questions
 
 
@@ -125,7 +124,7 @@ def read_reports(
 
     Returns:
         `list[tuple[str, tuple[int, dict, dict]]]`: for each its place in words, number, record and fields: `report`
-        (the section), `image` (the first), `images` (all), `image_field` and `num_images`.
+        (the section), `images` (all) and `image_field`.
     """
     numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
     read = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where, section))), skipped)
@@ -164,15 +163,12 @@ def write_question(section: str | None, num_images: int = 1) -> str:
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from R2Gen's files and protocol, in words; of other data how many reports have several images."""
+    """What differs from R2Gen's files, in words; nothing of other data."""
     differences = []
     for name, pattern in IMAGE_PATHS.items():
-        if questions and all(pattern.search(question["image"]) for question in questions):
+        if questions and all(pattern.search(list_images(question)[0]) for question in questions):
             expected = {"questions": EXPECTED_REPORTS[name][split]}
             differences += [f"{text} ({name})" for text in describe_count_differences(questions, expected)]
-    num_several = sum(question.get("num_images", 1) > 1 for question in questions)
-    if num_several:
-        differences.append(f"{num_several:,} reports about several images, of which only the first is shown")
     return differences
 
 
@@ -261,31 +257,33 @@ def _question_row(
     where: str,
     section: str | None,
 ) -> dict[str, Any]:
+    names, field = fields["images"], fields["image_field"]
+    if len(names) == 1:
+        shown = {"image": find_image(images, names[0], where, field)}
+    else:
+        shown = {"images": find_image_list(images, names, where, field)}
     return {
         "question_id": read_id(record, number, where),
-        "image": find_image(images, fields["image"], where, fields["image_field"]),
-        "question": write_question(section),
+        **shown,
+        "question": write_question(section, len(names)),
         "answer": fields["report"],
-        "num_images": fields["num_images"],
+        "num_images": len(names),
         **({} if section is None else {"section": section}),
         "groups": {},
     }
 
 
 def _read_fields(record: Mapping[str, Any], where: str, section: str | None) -> dict[str, Any]:
-    """`image` (the first), `images`, `image_field`, `num_images` and `report` of a row in any of the layouts."""
+    """`images`, `image_field` and `report` of a row in any of the layouts."""
     image_field = next((field for field in IMAGE_FIELDS if record.get(field)), None)
     if image_field is None:
         raise ValueError(f"{where} has no image: expected one of {', '.join(IMAGE_FIELDS)}.")
     names = record[image_field] if isinstance(record[image_field], list) else [record[image_field]]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}, `{image_field}`: expected a path or a list of paths, got {names!r}.")
-    names = [PREFIX.sub("", name.strip()) for name in names]
     return {
-        "image": names[0],
-        "images": names,
+        "images": [PREFIX.sub("", name.strip()) for name in names],
         "image_field": image_field,
-        "num_images": len(names),
         "report": _read_section(record, where, section),
     }
 

@@ -26,6 +26,7 @@ from logramed.eval.benchmarks.rows import (
     warn_of_differences,
 )
 from logramed.eval.grounding.boxes import Box, read_box_file
+from logramed.eval.question_images import all_images, list_images
 
 
 TASK = "vqa"
@@ -120,7 +121,7 @@ def load_boxes(data: str | Path, questions: Sequence[dict]) -> dict[str, list[Bo
         ValueError: If the file is not of its form (see `read_box_file`).
     """
     boxes = read_box_file(Path(data).expanduser().resolve() / BOXES_FILE)
-    return {path: boxes.get(Path(path).parent.name, []) for path in {question["image"] for question in questions}}
+    return {path: boxes.get(Path(path).parent.name, []) for path in all_images(questions)}
 
 
 def _read_fold(data: str | Path, split: str, subset: str, skipped: list[str] | None) -> list[dict]:
@@ -134,7 +135,7 @@ def _read_fold(data: str | Path, split: str, subset: str, skipped: list[str] | N
         read = _read_converted if is_converted(path) else _read_official
         questions += read(path, subset, skipped)
     check_ids(questions, Path(data), "qid")
-    return [row for row in questions if is_in_fold_split("/".join(Path(row["image"]).parts[-2:]), split)]
+    return [row for row in questions if is_in_fold_split("/".join(Path(list_images(row)[0]).parts[-2:]), split)]
 
 
 def _read_converted(path: Path, subset: str, skipped: list[str] | None) -> list[dict]:

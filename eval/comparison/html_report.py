@@ -136,7 +136,7 @@ def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
         "questions": questions,
         "map_pictures": map_pictures,
         "embeds_images": bool(map_pictures)
-        or any(card["image"] for section in questions for card in section["cards"]),
+        or any(image["address"] for section in questions for card in section["cards"] for image in card["images"]),
         "protocol_lines": protocol_lines(comparison),
         "capitalize": capitalize,
         "format_p": format_p,

@@ -14,7 +14,7 @@ from logramed.eval.likelihood import build_answer_context
 from logramed.eval.prompts import (
     evaluation_mode,
     get_tokenizer,
-    load_question_image,
+    load_question_images,
     padding_on_the_left,
     template_begins,
 )
@@ -147,8 +147,8 @@ def weigh_regions(
 
 def encode_prompts(model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool) -> Any:
     """Token ids, mask and pixels of the prompts, padded on the left, each up to where its answer begins."""
-    prompts = [build_answer_context(processor, question["question"])[0] for question in batch]
-    images = [[load_question_image(question["image"], processor, blank_images)] for question in batch]
+    prompts = [build_answer_context(processor, question)[0] for question in batch]
+    images = load_question_images(batch, processor, blank_images)
     with padding_on_the_left(get_tokenizer(processor)):
         inputs = processor(
             text=prompts,

@@ -54,7 +54,7 @@ def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -
     """
     found = []
     for row in rows:
-        of_image = boxes.get(row["image"], [])
+        of_image = boxes.get(row.get("image", ""), [])  # boxes are of one image, not of a list
         resolved = resolve_labels(row["question"], row["answer"], {box.label for box in of_image})
         if resolved is not None:
             group, labels = resolved

@@ -6,9 +6,9 @@ from typing import Any
 
 from logramed.eval.benchmarks.by_image import read_image_splits
 from logramed.eval.benchmarks.folds import FOLD_SPLITS, is_in_fold_split
+from logramed.eval.question_images import IMAGE_PLACEHOLDER
 
 from .rows import (
-    IMAGE_PLACEHOLDER,
     BadRows,
     ImageFolder,
     ReadRow,

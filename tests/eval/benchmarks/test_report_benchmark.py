@@ -8,7 +8,14 @@ import pytest
 
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.indiana import draw_split, read_indiana
-from logramed.eval.benchmarks.report import EXPECTED_REPORTS, HUB_ID, QUESTION, count_differences, load_questions
+from logramed.eval.benchmarks.report import (
+    EXPECTED_REPORTS,
+    HUB_ID,
+    QUESTION,
+    count_differences,
+    load_questions,
+    write_question,
+)
 from tests.eval.benchmarks.conftest import write_image, write_json, write_zip
 
 
@@ -35,18 +42,25 @@ def iu_xray(tmp_path) -> Path:
     return folder
 
 
-def test_rows_of_r2gens_file_become_question_rows_about_the_first_image(iu_xray):
+def test_rows_of_r2gens_file_become_question_rows_about_all_their_images(iu_xray):
     questions = load_questions(iu_xray)
     assert questions[0] == {
         "question_id": "CXR3_IM-0003",
-        "image": str(iu_xray / "images" / "CXR3_IM-0003" / "0.png"),
-        "question": QUESTION,
+        "images": [str(iu_xray / "images" / "CXR3_IM-0003" / f"{number}.png") for number in range(2)],
+        "question": write_question(None, 2),
         "answer": "No effusion in CXR3_IM-0003.",
         "num_images": 2,
         "groups": {},
     }
-    assert [row["num_images"] for row in questions] == [2, 1]
-    assert "<image>" not in QUESTION
+    assert questions[1] == {
+        "question_id": questions[1]["question_id"],
+        "image": str(iu_xray / "images" / questions[1]["question_id"] / "0.png"),
+        "question": QUESTION,
+        "answer": f"No effusion in {questions[1]['question_id']}.",
+        "num_images": 1,
+        "groups": {},
+    }
+    assert "<image>" not in QUESTION + write_question(None, 2)
     assert load_questions(iu_xray / "annotation.json") == questions
 
 
@@ -54,8 +68,8 @@ def test_the_validation_split_is_called_val_in_the_file(iu_xray):
     assert [row["question_id"] for row in load_questions(iu_xray, "validation")] == [IDS[1]]
 
 
-def test_hidden_images_and_other_counts_are_named(iu_xray):
-    words = "has 2 questions instead of 590 (IU X-Ray) and 1 reports about several images, of which only the first is"
+def test_another_number_of_reports_is_named(iu_xray):
+    words = "has 2 questions instead of 590 (IU X-Ray): its figures do not compare"
     with pytest.warns(UserWarning, match=re.escape(words)):
         load_questions(iu_xray)
 
@@ -109,8 +123,9 @@ def test_the_copy_on_the_hub_is_read_with_its_archive(local_hub, cache, tmp_path
     questions = load_questions(HUB_ID, "validation")
     assert [row["answer"] for row in questions] == [f"Report {row_id}." for row_id in IDS]
     assert [row["question_id"] for row in questions] == ["0", "1", "2"]  # the rows have no ids
-    assert Path(questions[0]["image"]).read_bytes() == image
-    assert Path(questions[0]["image"]).is_relative_to(cache)
+    assert len(questions[0]["images"]) == 2
+    assert all(Path(path).read_bytes() == image for path in questions[0]["images"])
+    assert all(Path(path).is_relative_to(cache) for path in questions[0]["images"])
     assert not (tmp_path / "hub" / "snapshots" / HUB_ID / "train.jsonl").exists()
 
 
@@ -247,8 +262,9 @@ def test_kaggles_tables_give_studies_with_the_frontal_image_first(tmp_path):
     assert sorted(ids, key=int) == [str(uid) for uid in range(1, 31) if uid != 2]
     assert len(read["train"]) > len(read["test"]) > 0
     question = read["train"][0]
-    assert question["image"].endswith("images/images_normalized/1_IM-1001.dcm.png")
-    assert question["question"] == "Write the impression of a radiology report on this image."
+    names = [Path(image).relative_to(folder / "images" / "images_normalized").name for image in question["images"]]
+    assert names == ["1_IM-1001.dcm.png", "1_IM-2001.dcm.png"]
+    assert question["question"] == "Write the impression of a radiology report on these images."
     assert (question["answer"], question["num_images"]) == ("Cardiomegaly 1.", 2)
     assert question["section"] == "impression"
 
@@ -269,7 +285,7 @@ def test_studies_without_the_section_are_left_out_and_counted(tmp_path):
         both = load_questions(folder, "train", "both")
     assert not {"2", "3"} & {row["question_id"] for row in both}
     assert both[0]["answer"] == "Findings: The heart of 1 is large, with XXXX.\nImpression: Cardiomegaly 1."
-    assert both[0]["question"] == "Write the findings and impression of a radiology report on this image."
+    assert both[0]["question"] == "Write the findings and impression of a radiology report on these images."
 
 
 def test_sections_of_whole_reports_are_found_by_their_headings(tmp_path):

@@ -89,7 +89,7 @@ def test_attention_is_the_mean_over_heads_of_the_last_half_of_the_layers(questio
     processor = tiny_processor(model.config.num_image_tokens)
     model.set_attn_implementation("eager")
     for row in questions:
-        prompt = build_answer_context(processor, row["question"])[0]
+        prompt = build_answer_context(processor, row)[0]
         inputs = processor(text=[prompt], images=[[Image.open(row["image"])]], return_tensors="pt")
         with torch.no_grad():
             attentions = model(**inputs, output_attentions=True).attentions

@@ -73,7 +73,8 @@ def test_training_and_the_benchmark_read_the_same_text(r2gen):
     (question,) = load_questions(r2gen, "validation", "both")
     rows = load_training_rows(r2gen, split="validation", report_section="both", **PLAIN).dataset
     assert texts_of(rows[0])[1] == [question["answer"]]
-    assert rows[0]["images"][0] == question["image"]
+    assert texts_of(rows[0])[0] == [question["question"]]
+    assert rows[0]["images"] == question["images"]
 
 
 def test_kaggles_tables_are_read_by_their_split(tmp_path):
