@@ -44,7 +44,9 @@ def _figures_table(grounding: dict, name: str) -> Table:
     notes = [*NOTES[:1], f"Things with too few questions for figures of their own: {small}."] if small else [NOTES[0]]
     if grounding["num_out_of_sight"]:
         notes.append(f"{grounding['num_out_of_sight']} questions are left out: their boxes were cropped off.")
-    return Table(f"{name}where the model looks", ["map", *TITLES.values()], rows, notes)
+    return Table(
+        f"{name}where the model looks" if name else "Where the model looks", ["map", *TITLES.values()], rows, notes
+    )
 
 
 def _differences_table(grounding: dict, name: str) -> Table:
@@ -56,7 +58,9 @@ def _differences_table(grounding: dict, name: str) -> Table:
             for other in others:
                 cells = [_difference_cell(figures, metric, other) for metric in TITLES]
                 rows.append([Cell(f"{capitalize(_label(map_name))} minus {_label(other)}"), *cells])
-    return Table(f"{name}maps minus baselines", ["maps", *TITLES.values()], rows, [NOTES[1]])
+    return Table(
+        f"{name}maps minus baselines" if name else "Maps minus baselines", ["maps", *TITLES.values()], rows, [NOTES[1]]
+    )
 
 
 def _parts(grounding: dict) -> list[tuple[str, dict]]:

@@ -107,3 +107,18 @@ def test_the_table_has_every_label_of_slake_and_the_read_questions_stand_there()
     assert {label for thing in read_things() for label in thing.labels} == labels
     rows = [row for name in ("train", "validate", "test") for row in json.loads((SLAKE / f"{name}.json").read_text())]
     assert set(list(READ)[:41]) <= {" ".join(row["question"].split()) for row in rows}
+
+
+@pytest.mark.skipif(not SLAKE.is_dir(), reason="the SLAKE files are not beside the repository")
+def test_so_many_questions_of_slake_count():
+    boxes = json.loads((SLAKE / "boxes.json").read_text())
+    labels = {image: {box[0] for box in of_image} for image, of_image in boxes.items()}
+    counts = {}
+    for name in ("test", "train", "validate"):
+        rows = [row for row in json.loads((SLAKE / f"{name}.json").read_text()) if row["q_lang"] == "en"]
+        found = [
+            resolve_labels(row["question"], str(row["answer"]), labels.get(row["img_name"].split("/")[0], set()))
+            for row in rows
+        ]
+        counts[name] = sum(one is not None for one in found)
+    assert counts == {"test": 140, "train": 648, "validate": 133}
