@@ -33,6 +33,9 @@ from logramed.eval.command_line import parse_into_dataclasses, run_command
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
+from logramed.eval.grounding import measure as grounding
+from logramed.eval.grounding.maps import find_grid, unwrap
+from logramed.eval.grounding.questions import check_boxes, find_boxed_questions
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
@@ -43,7 +46,7 @@ from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
 from logramed.eval.question_images import all_images, list_images
-from logramed.eval.report import compute_metrics, figures_without_leakage, format_table
+from logramed.eval.report import compute_metrics, figures_without_leakage, format_grounding, format_table
 
 
 # Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
@@ -58,6 +61,7 @@ NOT_OF_AN_ANSWER = (
     "blank_images",
     "blank_predictions",
     "candidates",
+    "grounding",
     "images",
     "system",
     "training_data_share",
@@ -68,7 +72,14 @@ NOT_OF_AN_ANSWER = (
 # Settings with a fingerprint beside them: the same files may lie elsewhere by now.
 FINGERPRINTED = {"model", "adapter", "predictions"}
 # What is made of the answers, so that nothing of other answers is left beside new ones.
-RESULTS = ("metrics.json", "report.html", "scores.jsonl", "scores.blank_images.jsonl")
+RESULTS = (
+    "metrics.json",
+    "report.html",
+    "scores.jsonl",
+    "scores.blank_images.jsonl",
+    grounding.FILE,
+    grounding.PICTURE,
+)
 UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
 
 
@@ -81,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(UNJUDGED)
         return 0
     print(format_table(metrics))
+    if "grounding" in metrics:
+        print(format_grounding(metrics["grounding"]))
     print(f"Report: {Path(arguments.output) / 'report.html'}")
     return 0
 
@@ -126,6 +139,8 @@ def answer_and_score(run: "Run") -> dict | None:
         "leakage": run.find_leakage(answered[False]),
         "differences": run.find_differences(),
     }
+    if run.arguments.grounding:
+        metrics["grounding"] = run.measure_grounding()
     write_json(run.output / "metrics.json", metrics)
     write_run_report(run.output, images=run.arguments.images)
     return metrics
@@ -143,6 +158,8 @@ class Run:
         self.arguments = arguments
         self.output = Path(arguments.output)
         self.benchmark = get_benchmark(arguments.benchmark)
+        if arguments.grounding:
+            check_boxes(self.benchmark)
         self.task = self.benchmark.TASK
         self.split = arguments.split or self.benchmark.SPLITS[0]
         bad_rows: list[str] | None = [] if arguments.on_bad_row == "skip" else None
@@ -157,6 +174,9 @@ class Run:
         if arguments.model is not None:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
+        if arguments.grounding:
+            self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
+            find_boxed_questions(self.questions, self.boxes)
         hashes = {image: hash_file(image) for image in all_images(self.questions)}
         self.image_ids = {row["question_id"]: identify_images(row, hashes) for row in self.questions}
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
@@ -202,7 +222,10 @@ class Run:
     @cached_property
     def model(self) -> tuple[torch.nn.Module, Any]:
         """Model and processor, loaded when the first question has to be asked."""
-        return load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
+        loaded = load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
+        if self.arguments.grounding:
+            find_grid(unwrap(loaded[0]).config)  # refused before it is asked anything
+        return loaded
 
     def collect_answers(self, blank: bool) -> list[dict]:
         """The question rows with `prediction`: those in the file, and what is missing there, asked now."""
@@ -258,6 +281,31 @@ class Run:
         settings = JudgeSettings(arguments.judge_url, arguments.judge_model, concurrency=arguments.judge_concurrency)
         predictions = {row["question_id"]: row["prediction"] for row in rows}
         return judge_answers(rows, predictions, settings, self.path("judgements", blank))
+
+    def measure_grounding(self) -> dict:
+        """Where the model looks, without the figures of single questions; as in `grounding.json`, if it is of now."""
+        names = ("model_fingerprint", "data_fingerprint", "yes_no_hint")
+        settings = {name: self.settings[name] for name in names} | {
+            "boxes": [
+                [list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)
+            ],
+            "blank_images": self.arguments.blank_images,
+        }
+        settings["boxes"] = hashlib.sha256(json.dumps(settings["boxes"]).encode()).hexdigest()
+        result = grounding.read_grounding(self.output, settings)
+        if result is None:
+            shown = [show_question(row, self.settings["yes_no_hint"]) for row in self.questions]
+            result = grounding.measure_grounding(
+                *self.model,
+                [row | {"image_id": self.image_ids[row["question_id"]]} for row in shown],
+                self.boxes,
+                self.output,
+                settings=settings,
+                batch_size=self.arguments.batch_size,
+                blank_images=self.arguments.blank_images,
+                pictures=self.arguments.images,
+            )
+        return {name: value for name, value in result.items() if name not in ("settings", "questions")}
 
     def find_differences(self) -> list[str]:
         """What differs from the known questions of the split, in words."""

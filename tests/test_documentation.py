@@ -32,6 +32,7 @@ READMES = sorted(
         "trainer/alignment",
         "trainer/recipes",
         "eval",
+        "eval/grounding",
         "eval/metrics/*",
         "hub_cards",
     )

@@ -3,12 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
-
-# A cosine higher by this much weighs e times as much. Our choice: small enough to tell regions apart, large enough for
-# features that know nothing of each other yet (cosines near 0) to give nearly the mean of all.
-ATTENTION_TEMPERATURE = 0.1
+from logramed.eval.grounding.region_weights import ATTENTION_TEMPERATURE, weigh_by_cosine
 
 
 @dataclass
@@ -80,12 +76,9 @@ def pool_by_attention(
         `(batch_size, num_queries, num_keys)`, 0 where there is no key; float32 at least.
     """
     dtype = torch.promote_types(keys.dtype, torch.float32)
+    weights = weigh_by_cosine(queries, keys, key_mask, temperature)
     with torch.autocast(keys.device.type, enabled=False):
-        queries, keys = queries.to(dtype), keys.to(dtype)
-        cosines = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(1, 2)
-        key_mask = key_mask if key_mask.ndim == 3 else key_mask.unsqueeze(1)
-        weights = (cosines / temperature).masked_fill(~key_mask, -torch.inf).softmax(dim=-1)
-        return weights @ keys, weights
+        return weights @ keys.to(dtype), weights
 
 
 def text_features(
