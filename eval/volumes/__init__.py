@@ -1,0 +1,35 @@
+"""
+Medical images of several slices or of full depth: DICOM files, folders of DICOM slices, and NIfTI volumes.
+
+An image of one is named by a reference, a text that stands where the path of an image file stands (see `references`).
+Needs `pip install 'logramed[volumes]'`.
+"""
+
+from .errors import VolumeError
+from .references import (
+    budgeted_slices,
+    expand_volume,
+    find_kind,
+    hash_image,
+    image_status,
+    is_volume,
+    open_image_reference,
+    open_volume,
+    volume_content,
+)
+from .volume import Volume
+
+
+__all__ = [
+    "Volume",
+    "VolumeError",
+    "budgeted_slices",
+    "expand_volume",
+    "find_kind",
+    "hash_image",
+    "image_status",
+    "is_volume",
+    "open_image_reference",
+    "open_volume",
+    "volume_content",
+]
