@@ -6,6 +6,7 @@ Needs `pip install 'logramed[volumes]'`.
 """
 
 from .errors import VolumeError
+from .options import VolumeOptions, count_image_tokens
 from .references import (
     budgeted_slices,
     expand_volume,
@@ -13,8 +14,11 @@ from .references import (
     hash_image,
     image_status,
     is_volume,
+    open_if_volume,
     open_image_reference,
     open_volume,
+    parse_reference,
+    split_position_texts,
     volume_content,
 )
 from .volume import Volume
@@ -23,13 +27,18 @@ from .volume import Volume
 __all__ = [
     "Volume",
     "VolumeError",
+    "VolumeOptions",
     "budgeted_slices",
+    "count_image_tokens",
     "expand_volume",
     "find_kind",
     "hash_image",
     "image_status",
     "is_volume",
+    "open_if_volume",
     "open_image_reference",
     "open_volume",
+    "parse_reference",
+    "split_position_texts",
     "volume_content",
 ]

@@ -39,11 +39,9 @@ class Slice:
         return read_frame(self.path, self.header, self.frame)
 
 
-def is_dicom(path: str) -> bool:
-    """Whether a file says that it is DICOM."""
-    with open(path, "rb") as file:
-        file.seek(PREAMBLE)
-        return file.read(len(MARK)) == MARK
+def is_dicom(head: bytes) -> bool:
+    """Whether the first bytes of a file say that it is DICOM."""
+    return head[PREAMBLE : PREAMBLE + len(MARK)] == MARK
 
 
 def open_file(path: str) -> Volume:
@@ -77,7 +75,7 @@ def open_folder(path: str) -> Volume:
     if len(names) > MOST_FILES:
         raise VolumeError(f"{path}: it holds more than {MOST_FILES} files")
     with reading(path):
-        names = [name for name in names if is_dicom(name)]
+        names = [name for name in names if has_mark(name)]
     if not names:
         raise VolumeError(f"{path}: the folder holds no DICOM file")
     slices = [one for name in names for one in read_slices(name, several=len(names) > 1)]
@@ -86,6 +84,11 @@ def open_folder(path: str) -> Volume:
     if len(slices) == 1:
         return replace(open_file(names[0]), path=path)
     return arrange(path, slices)
+
+
+def has_mark(path: str) -> bool:
+    with open(path, "rb") as file:
+        return is_dicom(file.read(PREAMBLE + len(MARK)))
 
 
 def read_slices(path: str, several: bool = False) -> list[Slice]:

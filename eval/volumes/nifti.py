@@ -28,13 +28,13 @@ def open_binary(path: str) -> BinaryIO:
     return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
-def is_nifti(path: str) -> bool:
-    """Whether a file, packed or not, says that it is a NIfTI volume."""
-    try:
-        with open_binary(path) as file:
-            head = file.read(HEADER_SIZE)
-    except (OSError, EOFError, ValueError, zlib.error):
-        return False
+def is_nifti(head: bytes) -> bool:
+    """Whether the first bytes of a file, packed or not, say that it is a NIfTI volume."""
+    if head.startswith(GZIP):
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head, HEADER_SIZE)
+        except zlib.error:
+            return False
     return any(head[place : place + len(mark)] == mark for place, mark in MARKS)
 
 

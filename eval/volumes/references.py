@@ -18,13 +18,15 @@ from PIL import Image
 
 from logramed.eval.files import hash_file
 
-from . import dicom, nifti
+from . import nifti
+from .dicom import is_dicom, open_file, open_folder
 from .errors import VolumeError
-from .volume import UNIFORM, Selection, Volume, select
+from .volume import POSITION_TEXT, UNIFORM, Selection, Volume, select
 from .windows import AUTO, check_named, parse_window
 
 
 REFERENCE = re.compile(r"(.+)#slices=(\d{1,6})(?:-(\d{1,6}))?&window=([a-z_]+|-?[\d.]+,[\d.]+)", re.DOTALL | re.ASCII)
+HEAD_SIZE = 4096  # bytes
 DICOM, FOLDER, NIFTI = "DICOM file", "folder of DICOM files", "NIfTI file"
 
 
@@ -58,24 +60,38 @@ def parse_reference(text: str) -> Reference:
 
 
 def find_kind(path: str) -> str | None:
-    """What a path leads to by its content: a DICOM or NIfTI file, a folder, or none of these."""
+    """What a path leads to by its content: a DICOM or NIfTI file, a folder with a DICOM file, or none of these."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
-            return FOLDER
-        if not stat.S_ISREG(mode):
-            return None
-        if dicom.is_dicom(path):
-            return DICOM
+            return (
+                FOLDER
+                if any(entry.is_file() and is_dicom(read_head(entry.path)) for entry in os.scandir(path))
+                else None
+            )
+        head = read_head(path) if stat.S_ISREG(mode) else b""
     except (OSError, ValueError):  # none there, or a name that no file can have
         return None
-    return NIFTI if nifti.is_nifti(path) else None
+    if is_dicom(head):
+        return DICOM
+    return NIFTI if nifti.is_nifti(head) else None
 
 
-def is_volume(image: str) -> bool:
+def read_head(path: str) -> bytes:
+    """The first bytes of a file, enough to tell what it is."""
+    with open(path, "rb") as file:
+        return file.read(HEAD_SIZE)
+
+
+def is_volume(image: str | Path) -> bool:
     """Whether a text names an image that this package opens: a reference, DICOM, a folder of it, or NIfTI."""
     reference = parse_reference(str(image))
     return reference.selection is not None or find_kind(reference.path) is not None
+
+
+def open_if_volume(image: str | Path) -> Image.Image | None:
+    """The image of a text that this package opens (see `open_image_reference`), `None` for any other."""
+    return open_image_reference(str(image)) if is_volume(image) else None
 
 
 def open_volume(path: str) -> Volume:
@@ -90,9 +106,10 @@ def open_volume(path: str) -> Volume:
     """
     kind = find_kind(path)
     if kind is None:
-        problem = "it is no DICOM or NIfTI file" if os.path.exists(path) else "there is no such file or folder"
+        problem = "it is no DICOM or NIfTI file" if os.path.lexists(path) else "there is no such file or folder"
+        problem = "the folder holds no DICOM file" if os.path.isdir(path) else problem
         raise VolumeError(f"{path}: {problem}")
-    return {DICOM: dicom.open_file, FOLDER: dicom.open_folder, NIFTI: nifti.open_nifti}[kind](path)
+    return {DICOM: open_file, FOLDER: open_folder, NIFTI: nifti.open_nifti}[kind](path)
 
 
 def budgeted_slices(volume_tokens: int, tokens_per_image: int) -> int:
@@ -146,6 +163,28 @@ def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = A
     return images, content
 
 
+def count_slices(path: str) -> int:
+    """Of the volume at a path."""
+    return _open_cached(path, _status(path)).num_slices
+
+
+def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
+    """
+    Content parts of a message: image parts with the texts behind them that say where slices lie, and the others.
+
+    Example:
+        >>> texts = [{"type": "text", "text": text} for text in ("Slice 1 of 2, 0.0 mm", "Mass?")]
+        >>> split_position_texts([{"type": "image"}, *texts])[1]
+        [{'type': 'text', 'text': 'Mass?'}]
+    """
+    images, others = [], []
+    for place, part in enumerate(content):
+        follows = place > 0 and content[place - 1]["type"] == "image"
+        is_position = follows and part["type"] == "text" and POSITION_TEXT.fullmatch(part["text"])
+        (images if part["type"] == "image" or is_position else others).append(part)
+    return images, others
+
+
 def open_image_reference(reference: str) -> Image.Image:
     """
     The image of a reference, or of a path to a volume of one slice, of mode L or RGB.
@@ -160,8 +199,8 @@ def open_image_reference(reference: str) -> Image.Image:
     if selection is None:
         if volume.num_slices > 1:
             raise VolumeError(
-                f"{path}: it holds {volume.num_slices} slices; name one, as in {Reference('', (1, 1), AUTO)}, or use "
-                "`expand_volume`"
+                f"{path}: it holds {volume.num_slices} slices where one image is needed; name one by `slices`, or as "
+                f"in {Reference('', (1, 1), AUTO)}"
             )
         selection = (1, 1)
     try:

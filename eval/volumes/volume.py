@@ -23,6 +23,9 @@ PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "RIP"}
 WORLD_AXES = ("sagittal", "coronal", "axial")  # the plane across each axis of RAS+ coordinates
 FRAMES = "frames"  # pictures without places, as of ultrasound
 
+# What `describe` writes.
+POSITION_TEXT = re.compile(r"(Slice|Frame) \d+ of \d+(, \d+\.\d mm)?", re.ASCII)
+
 UNIFORM, SLABS = "uniform", "slabs"
 Selection = tuple[int, int]  # first and last slice, counted from 1
 

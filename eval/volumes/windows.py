@@ -14,8 +14,8 @@ from .errors import VolumeError, import_optional
 NAMED_WINDOWS = json.loads(Path(__file__).with_name("windows.json").read_text(encoding="utf-8"))["windows"]
 # The file's own window where there is one for all its slices, else the robust range; and always the robust range.
 AUTO, ROBUST_RANGE = "auto", "range"
-# Percent of the values that are darker, and not brighter, than what is shown. nnU-Net (arXiv:1809.10486v1, section
-# 2.2) clips CT at the same ones.
+# Percent of the values that are darker, and not brighter, than what is shown. nnU-Net (arXiv:1809.10486) clips CT at
+# the same ones.
 ROBUST_PERCENTILES = (0.5, 99.5)
 # A part of an image is mapped at once: in double precision a large image would take several times its size.
 PART_SIZE = 1 << 20
