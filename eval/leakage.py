@@ -1,14 +1,13 @@
 """Which test images and questions of a benchmark also stand in its training split."""
 
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from logramed.eval.benchmarks.rows import describe_skipped
-from logramed.eval.files import hash_file
 from logramed.eval.foreign.keys import OPTION_HINTS
+from logramed.eval.volumes import hash_image, image_status, parse_reference
 
 
 def training_split(benchmark: ModuleType, split: str) -> str:
@@ -125,14 +124,14 @@ def without_leaked_triplets(questions: Sequence[dict], leakage: dict) -> list[di
 
 def _hash_where_sizes_meet(questions: Iterable[dict], training: Iterable[dict]) -> tuple[dict, dict]:
     """Hashes by path of the test and of the training images, leaving out those whose size the others lack."""
-    test_sizes = {image: os.path.getsize(image) for image in {row["image"] for row in questions}}
-    training_sizes = {image: os.path.getsize(image) for image in {row["image"] for row in training}}
+    test_sizes = {image: image_status(image)[0] for image in {row["image"] for row in questions}}
+    training_sizes = {image: image_status(image)[0] for image in {row["image"] for row in training}}
     shared = set(test_sizes.values()) & set(training_sizes.values())
     digests: dict[str, bytes] = {}
     for sizes in (test_sizes, training_sizes):
         for image, size in sizes.items():
             if size in shared and image not in digests:
-                digests[image] = hash_file(image)
+                digests[image] = hash_image(parse_reference(image).path)  # whichever slices are shown
     return (
         {image: digests[image] for image in test_sizes if image in digests},
         {image: digests[image] for image in training_sizes if image in digests},

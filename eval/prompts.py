@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from logramed.eval.volumes import open_if_volume
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
@@ -66,7 +67,7 @@ def load_question_image(path: str, processor: Any, blank: bool = False) -> Image
     image_processor = getattr(processor, "image_processor", processor)
     mean = getattr(image_processor, "image_mean", None) or MIDDLE_GREY
     background_color = tuple(round(255 * channel) for channel in mean)
-    image = convert_to_rgb(load_image(path), background_color, f"The image {path}")
+    image = convert_to_rgb(open_if_volume(path) or load_image(path), background_color, f"The image {path}")
     return Image.new("RGB", image.size, background_color) if blank else image
 
 

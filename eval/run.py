@@ -43,11 +43,13 @@ from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
 from logramed.eval.report import compute_metrics, figures_without_leakage, format_table
+from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
 # Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
 MAX_NEW_TOKENS = {"vqa": 32, "multiple_choice": 64, "chat": 512, "report": 512}
 # Arguments on which no answer depends: where files lie, how much is asked at once, how answers are scored and shown.
+# Which slices of volumes are shown, and in which window, is part of the names and hashes of images.
 NOT_OF_AN_ANSWER = (
     "output",
     "data",
@@ -63,6 +65,9 @@ NOT_OF_AN_ANSWER = (
     "judge_url",
     "judge_model",
     "judge_concurrency",
+    "window",
+    "slices",
+    "volume_tokens",
 )
 # Settings with a fingerprint beside them: the same files may lie elsewhere by now.
 FINGERPRINTED = {"model", "adapter", "predictions"}
@@ -151,18 +156,26 @@ class Run:
         if not self.all_questions:
             first = f" Bad rows: {describe_skipped(self.bad_rows)}." if self.bad_rows else ""
             raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.{first}")
+        self.all_questions = show_volumes(self.all_questions, self.volumes)
         self.training_split = training_split(self.benchmark, self.split)
         self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
         if arguments.model is not None:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
-        hashes = {image: hash_file(image) for image in {question["image"] for question in self.questions}}
+        hashes = {image: hash_image(image) for image in {question["image"] for question in self.questions}}
         # Not the file name: all images of SLAKE are called "source.jpg".
         self.image_ids = {row["question_id"]: hashes[row["image"]].hex()[:16] for row in self.questions}
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
+
+    @property
+    def volumes(self) -> VolumeOptions:
+        """How DICOM and NIfTI volumes are shown."""
+        told = self.arguments
+        tokens = None if told.model is None else (lambda: count_image_tokens(self.model[1]))
+        return VolumeOptions(told.slices, told.window, told.volume_tokens, tokens)
 
     def leave_out_unreadable(self) -> None:
         """Leave out and list the questions whose image cannot be decoded, now and not in the middle of the run."""
@@ -296,7 +309,26 @@ class Run:
             "training_data_share": self.arguments.training_data_share,
             "read": read or None,
             "notes": notes or None,
+            "window": self.arguments.window if any(is_volume(row["image"]) for row in self.questions) else None,
         }
+
+
+def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> list[dict]:
+    """
+    Question rows in which a volume (DICOM, NIfTI) of which one slice is shown is named by a reference to it.
+
+    One of which several are shown stays as it is: a question is asked about one image.
+    """
+    shown: dict[str, str] = {}
+    for image in {question["image"] for question in questions}:
+        if is_volume(image):
+            try:
+                references, _ = options.show(image)
+            except VolumeError:  # told with all images that cannot be read
+                continue
+            if len(references) == 1:
+                shown[image] = references[0]
+    return [question | {"image": shown.get(question["image"], question["image"])} for question in questions]
 
 
 def show_question(question: dict, yes_no_hint: str = "") -> dict:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What both do with files, images, text and the command line stands in the folder that imports less.
-SHARED = ("files", "resumable_file", "image_check", "text_values", "model_names", "command_line", "metrics.")
-OF_EVAL = tuple(f"logramed.eval.{name}" for name in SHARED)
+SHARED = ("files", "resumable_file", "image_check", "volumes", "text_values", "model_names", "command_line")
+OF_EVAL = tuple(f"logramed.eval.{name}" for name in (*SHARED, "metrics."))
 # Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key. Splits
 # by image are the same lists for training and evaluation, and the study's tests those of a comparison.
 EXCEPTIONS = {

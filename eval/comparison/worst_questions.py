@@ -2,12 +2,14 @@
 
 import base64
 import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, RunFolder
+from logramed.eval.volumes import open_if_volume, parse_reference
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
@@ -88,7 +90,7 @@ def find_image(runs: Sequence[RunFolder], question_id: str) -> Path | None:
     """Where the image of a question lies, if any of the runs knows a file that is still there."""
     for run in runs:
         path = Path(run.images.get(question_id, ""))
-        if run.images.get(question_id) and path.is_file():
+        if run.images.get(question_id) and os.path.exists(parse_reference(str(path)).path):
             return path
     return None
 
@@ -98,7 +100,7 @@ def read_thumbnail(path: Path) -> str | None:
     A small JPEG of an image, as a model sees it, as a `data:` address; `None` if it cannot be read as an image.
     """
     try:
-        shown = convert_to_rgb(load_image(path), (0, 0, 0))
+        shown = convert_to_rgb(open_if_volume(path) or load_image(path), (0, 0, 0))
     except (OSError, ValueError):
         return None
     shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))

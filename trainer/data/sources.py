@@ -11,6 +11,8 @@ from datasets import Image as ImageFeature
 from datasets import config as datasets_config
 from transformers.utils import logging
 
+from logramed.eval.volumes import VolumeOptions
+
 from .official import find_official_files, load_official
 from .records import FIELDS, RecordReader, find_images, index_by_id
 from .rows import (
@@ -46,6 +48,7 @@ def load_training_rows(
     require_questions: bool = False,
     check_images: bool = True,
     on_bad_row: OnBadRow = "raise",
+    volumes: VolumeOptions | None = None,
 ) -> TrainingRows:
     """
     Read and check training rows.
@@ -75,6 +78,8 @@ def load_training_rows(
             damaged one stops training later.
         on_bad_row (`"raise"` or `"skip"`):
             Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
+        volumes (`VolumeOptions`, *optional*):
+            How DICOM and NIfTI volumes are shown: by default eight slices, evenly spaced.
 
     Returns:
         `TrainingRows`: the rows as a `datasets.Dataset`, the skipped ones, and a fingerprint.
@@ -92,13 +97,14 @@ def load_training_rows(
             raise ValueError(f"{official.name}'s own files take no `extended`: it is {official.extended_file}.")
         images = ImageFolder(image_folder or path / official.image_folder)
         options = {"require_extended": require_extended, "bad_rows": bad_rows, "check_images": check_images}
+        options["volumes"] = volumes
         return load_official(official, path, split, images, **options)
     if path is not None and path.is_file():
         records = read_records(_check_suffix(path), bad_rows)
     else:
         records = _read_dataset(_open_dataset(source, path, split), source, split)
     images = ImageFolder(image_folder or default_image_folder(source, path))
-    reader = RecordReader(images, require_extended, rows_without_image, require_questions)
+    reader = RecordReader(images, require_extended, rows_without_image, require_questions, volumes)
     extensions = None
     if extended is not None:
         extensions = index_by_id(read_records(_check_suffix(Path(extended)), bad_rows), bad_rows)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import TrainerCallback
 
+from logramed.eval.volumes import split_position_texts
+
 
 def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
     """
@@ -76,12 +78,13 @@ def with_turns(row: dict, turns: Sequence[int]) -> dict:
     """`row` with only `turns`, in their order; the images, wherever they stood, come first in the first of them."""
     system = [message for message in row["messages"] if message["role"] == "system"]
     dialogue = [message for message in row["messages"] if message["role"] != "system"]
+    divided = [split_position_texts(message["content"]) for message in dialogue]
     messages = [
-        {"role": message["role"], "content": [part for part in message["content"] if part["type"] != "image"]}
+        {"role": dialogue[place]["role"], "content": divided[place][1]}
         for turn in turns
-        for message in dialogue[2 * turn : 2 * turn + 2]
+        for place in (2 * turn, 2 * turn + 1)
     ]
-    images = [{"type": "image", "text": None} for _ in row["images"]]
+    images = [{"type": part["type"], "text": part.get("text")} for parts, _ in divided for part in parts]
     messages[0] = {"role": "user", "content": images + messages[0]["content"]}
     extended = row["extended_answers"]
     return {
