@@ -12,10 +12,11 @@ from logramed.eval.prompts import (
     build_prompt,
     evaluation_mode,
     get_tokenizer,
-    load_question_image,
+    load_question_images,
     padding_on_the_left,
     template_begins,
 )
+from logramed.eval.question_images import list_images
 from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes
 
 
@@ -31,19 +32,19 @@ def answer_questions(
     progress: bool = True,
 ) -> Iterator[tuple[dict, str]]:
     """
-    Answer each question about its image by greedy decoding.
+    Answer each question about its images by greedy decoding.
 
-    A batch holds prompts of like length, padded on the left, and the questions about one image one after the other.
-    LLaVA models, ours included, read each image and the beginning that prompts share once, and the next question takes
-    the place of one whose answer has ended (see `SharedPrefixAnswerer`); other models go through `generate`. Either
-    way the answers equal those of asking one by one with `generate`, up to the rounding of the model's dtype. Between
-    batches the model is in the state (training or evaluation, module by module) it was given in, and so is the
-    tokenizer's padding side.
+    A batch holds prompts of like length, padded on the left, and the questions about the same images one after the
+    other. LLaVA models, ours included, read each image and the beginning that prompts share once, and the next
+    question takes the place of one whose answer has ended (see `SharedPrefixAnswerer`); other models go through
+    `generate`. Either way the answers equal those of asking one by one with `generate`, up to the rounding of the
+    model's dtype. Between batches the model is in the state (training or evaluation, module by module) it was given
+    in, and so is the tokenizer's padding side.
 
     Args:
         model: Any image-text-to-text model of transformers, on the device to run on. Runs without gradients.
         processor: Its processor, with a chat template.
-        questions: Question rows (see `eval/benchmarks`): `question` and `image` are read.
+        questions: Question rows (see `eval/benchmarks`): `question` and `image` or `images` are read.
         batch_size, max_new_tokens (`int`): Questions in a batch, tokens of an answer at most.
         blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
         stop_strings: An answer ends before the first of these, for models trained to write one instead of an end
@@ -54,7 +55,8 @@ def answer_questions(
         `tuple[dict, str]`: a question row as it was given, and the answer without blanks around it.
 
     Raises:
-        ValueError: If `batch_size` or `max_new_tokens` is below 1, or the processor has no chat template.
+        ValueError: If `batch_size` or `max_new_tokens` is below 1, the processor has no chat template, or a question
+            has another number of placeholders than of images.
         FileNotFoundError: If an image is missing.
     """
     if batch_size < 1 or max_new_tokens < 1:
@@ -77,7 +79,7 @@ def answer_questions(
 
 def order_questions(questions: Sequence[dict], by_image: bool) -> list[dict]:
     """
-    The questions longest first; with `by_image` those about one image together, images with long questions first.
+    The questions longest first; with `by_image` those about the same images together, those with long ones first.
 
     Example:
         >>> rows = [{"image": image, "question": "?" * n} for image, n in (("a", 1), ("b", 2), ("a", 3))]
@@ -87,9 +89,9 @@ def order_questions(questions: Sequence[dict], by_image: bool) -> list[dict]:
     longest_first = sorted(questions, key=lambda question: -len(question["question"]))
     if not by_image:
         return longest_first
-    groups: dict[str, list[dict]] = {}
+    groups: dict[tuple[str, ...], list[dict]] = {}
     for question in longest_first:
-        groups.setdefault(question["image"], []).append(question)
+        groups.setdefault(tuple(list_images(question)), []).append(question)
     return [question for group in groups.values() for question in group]
 
 
@@ -152,7 +154,7 @@ class SharedPrefixAnswerer:
         num_rows = len(self.rows) if self.rows else 0
         while self.waiting and num_rows + len(new) + len(without_suffix) < self.batch_size:
             question = self.waiting.popleft()
-            row = self.reader.encode(question["image"], build_prompt(self.processor, question["question"]))
+            row = self.reader.encode(list_images(question), build_prompt(self.processor, question))
             key = row.key
             if not row.suffix:
                 without_suffix.append(question)
@@ -190,13 +192,13 @@ def answer_with_generate(
 ) -> list[str]:
     """The answers to `batch`, in its order, by the model's own `generate`."""
     tokenizer = get_tokenizer(processor)
-    images = {path: load_question_image(path, processor, blank_images) for path in {row["image"] for row in batch}}
-    prompts = [build_prompt(processor, question["question"]) for question in batch]
+    images = load_question_images(batch, processor, blank_images)
+    prompts = [build_prompt(processor, question) for question in batch]
     with padding_on_the_left(tokenizer):
         inputs = processor(
             text=prompts,
             # One list a prompt: some processors cannot tell a flat list of images apart from one prompt's.
-            images=[[images[question["image"]]] for question in batch],
+            images=images,
             return_tensors="pt",
             padding=True,
             add_special_tokens=not template_begins(processor, prompts[0]),

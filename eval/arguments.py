@@ -39,7 +39,10 @@ class EvaluationArguments:
     )
     split: str | None = field(default=None, metadata={"help": "Split of the benchmark. By default the one tested on."})
     subset: str | None = field(
-        default=None, metadata={"help": "Part of the benchmark: a language of slake, a data set of omnimedvqa, ..."}
+        default=None,
+        metadata={
+            "help": "Part of the benchmark: a language of slake, a section of report, a data set of omnimedvqa, ..."
+        },
     )
     on_bad_row: str = field(
         default="raise",
@@ -75,6 +78,13 @@ class EvaluationArguments:
     blank_images: bool = field(
         default=True, metadata={"help": "Also ask with evenly grey images, to see what is known without sight."}
     )
+    grounding: bool = field(
+        default=False,
+        metadata={
+            "help": "Also measure whether the image regions that the model weighs for a question are those of what it "
+            "names, by the boxes of the benchmark (slake)."
+        },
+    )
     candidates: str = field(
         default="training",
         metadata={
@@ -96,6 +106,8 @@ class EvaluationArguments:
             raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
         if (self.model is None) == (self.predictions is None):
             raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
+        if self.grounding and self.model is None:
+            raise ValueError("`grounding` needs a `model` to look into: answers alone do not say where it looked.")
         for name in ("adapter", "model"), ("blank_predictions", "predictions"), ("judge_url", "judge_model"):
             if getattr(self, name[0]) is not None and getattr(self, name[1]) is None:
                 raise ValueError(f"`{name[0]}` needs `{name[1]}`.")

@@ -43,14 +43,14 @@ def write_bytes_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, argument: str = "--output") -> Iterator[Path]:
     """
     An empty folder to write to, which becomes `folder` when all is written, and is gone if that fails.
 
     Raises:
-        ValueError: If `folder` is there and not empty.
+        ValueError: If `folder`, which `argument` named, is there and not empty.
     """
-    require_empty(folder)
+    require_empty(folder, argument)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}-unfinished-") as unfinished:
         written = Path(unfinished) / "written"
@@ -61,13 +61,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         written.rename(folder)
 
 
-def require_empty(folder: Path) -> None:
+def require_empty(folder: Path, argument: str = "--output") -> None:
     """
     Raises:
-        ValueError: If `folder` is there and not empty.
+        ValueError: If `folder`, which `argument` named, is there and not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output {folder} is not empty")
+        raise ValueError(f"{argument} {folder} is not empty")
 
 
 def hash_file(path: str | Path) -> bytes:

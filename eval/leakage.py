@@ -1,12 +1,13 @@
 """Which test images and questions of a benchmark also stand in its training split."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.foreign.keys import OPTION_HINTS
+from logramed.eval.question_images import all_images, list_images
 from logramed.eval.volumes import hash_image, image_status, parse_reference
 
 
@@ -70,7 +71,7 @@ def find_leakage(
     questions: Sequence[dict], training: Sequence[dict], skipped: Sequence[str] = (), split: str = "train"
 ) -> dict:
     """
-    Count the test images and the (image, question, answer) triplets that also stand in training rows.
+    Count the test images and the (images, question, answer) triplets that also stand in training rows.
 
     Images are the same if their files hold the same bytes: a copy under another name is found, a copy saved anew is
     not. Texts are the same if they differ in capitals and blanks only, or in the options that conversions of the files
@@ -78,15 +79,16 @@ def find_leakage(
     read whose size a test image has.
 
     Args:
-        questions, training (sequences of `dict`): Question rows; `image`, `question` and `answer` are read, and
-            `question_id` of the test ones.
+        questions, training (sequences of `dict`): Question rows; `image` or `images`, `question` and `answer` are
+            read, and `question_id` of the test ones.
         skipped (sequence of `str`): Bad rows that `training` lacks, in words.
         split (`str`): Name of the training split.
 
     Returns:
-        `dict`: `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them`,
-        `num_triplets_in_training` (test questions whose triplet stands in training), `triplet_question_ids` (theirs,
-        in the order of `questions`), `compared_with` and, where there are any, `bad_training_rows`.
+        `dict`: `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them` (on any of them),
+        `num_triplets_in_training` (test questions whose triplet, with all its images in their order, stands in
+        training), `triplet_question_ids` (theirs, in the order of `questions`), `compared_with` and, where there are
+        any, `bad_training_rows`.
 
     Raises:
         ValueError: If there are no test questions or no training rows: then nothing can be said.
@@ -98,16 +100,16 @@ def find_leakage(
     test_hashes, training_hashes = _hash_where_sizes_meet(questions, training)
     hashes = set(training_hashes.values())
     leaked_images = {image for image, digest in test_hashes.items() if digest in hashes}
-    triplets = {_triplet(row, training_hashes[row["image"]]) for row in training if row["image"] in training_hashes}
+    triplets = {_triplet(row, training_hashes) for row in training if training_hashes.keys() >= {*list_images(row)}}
     leaked = [
         row["question_id"]
         for row in questions
-        if row["image"] in leaked_images and _triplet(row, test_hashes[row["image"]]) in triplets
+        if leaked_images >= {*list_images(row)} and _triplet(row, test_hashes) in triplets
     ]
     return {
-        "num_test_images": len({row["image"] for row in questions}),
+        "num_test_images": len(all_images(questions)),
         "num_test_images_in_training": len(leaked_images),
-        "num_questions_on_them": sum(row["image"] in leaked_images for row in questions),
+        "num_questions_on_them": sum(not leaked_images.isdisjoint(list_images(row)) for row in questions),
         "num_triplets_in_training": len(leaked),
         "triplet_question_ids": leaked,
         "compared_with": f"{split} split, {len(training):,} rows"
@@ -122,10 +124,10 @@ def without_leaked_triplets(questions: Sequence[dict], leakage: dict) -> list[di
     return [question for question in questions if question["question_id"] not in leaked]
 
 
-def _hash_where_sizes_meet(questions: Iterable[dict], training: Iterable[dict]) -> tuple[dict, dict]:
+def _hash_where_sizes_meet(questions: Sequence[dict], training: Sequence[dict]) -> tuple[dict, dict]:
     """Hashes by path of the test and of the training images, leaving out those whose size the others lack."""
-    test_sizes = {image: image_status(image)[0] for image in {row["image"] for row in questions}}
-    training_sizes = {image: image_status(image)[0] for image in {row["image"] for row in training}}
+    test_sizes = {image: image_status(image)[0] for image in all_images(questions)}
+    training_sizes = {image: image_status(image)[0] for image in all_images(training)}
     shared = set(test_sizes.values()) & set(training_sizes.values())
     digests: dict[str, bytes] = {}
     for sizes in (test_sizes, training_sizes):
@@ -138,8 +140,9 @@ def _hash_where_sizes_meet(questions: Iterable[dict], training: Iterable[dict]) 
     )
 
 
-def _triplet(row: dict, digest: bytes) -> tuple[bytes, str, str]:
-    return digest, _normalize(OPTION_HINTS.sub("", row["question"])), _normalize(row["answer"])
+def _triplet(row: dict, hashes: Mapping[str, bytes]) -> tuple[tuple[bytes, ...], str, str]:
+    digests = tuple(hashes[image] for image in list_images(row))
+    return digests, _normalize(OPTION_HINTS.sub("", row["question"])), _normalize(row["answer"])
 
 
 def _normalize(text: str) -> str:

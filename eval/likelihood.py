@@ -1,6 +1,6 @@
 """How likely a model finds each option of a multiple-choice question."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,13 +8,15 @@ from tqdm.auto import tqdm
 
 from logramed.eval.answering import order_questions
 from logramed.eval.prompts import (
+    ask,
     build_prompt,
     evaluation_mode,
     get_tokenizer,
-    load_question_image,
+    load_question_images,
     padding_on_the_left,
     template_begins,
 )
+from logramed.eval.question_images import list_images
 from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes, pad_on_the_left, positions
 
 
@@ -39,7 +41,8 @@ def score_options(
 
     Args:
         model, processor, blank_images, progress: As in `answering.answer_questions`.
-        questions: Question rows of a multiple-choice benchmark: `question`, `image` and `options` are read.
+        questions: Question rows of a multiple-choice benchmark: `question`, `image` or `images`, and `options`
+            are read.
         batch_size (`int`): Questions in a batch, with all their options.
 
     Yields:
@@ -66,7 +69,7 @@ def score_options(
                 bar.update()
 
 
-def build_answer_context(processor: Any, question: str) -> tuple[str, str]:
+def build_answer_context(processor: Any, question: Mapping[str, Any]) -> tuple[str, str]:
     """
     What the chat template writes before an answer to a question: the context, and the blank after it, if there is one.
 
@@ -74,9 +77,8 @@ def build_answer_context(processor: Any, question: str) -> tuple[str, str]:
     it to the word that follows. What a template writes before each answer (a name, say) is context, not answer.
     """
     prompt = build_prompt(processor, question)
-    user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
     assistant = {"role": "assistant", "content": [{"type": "text", "text": ANSWER_MARK}]}
-    written = processor.apply_chat_template([user, assistant], add_generation_prompt=False, tokenize=False)
+    written = processor.apply_chat_template([ask(question), assistant], add_generation_prompt=False, tokenize=False)
     start = written.find(ANSWER_MARK)
     if not written.startswith(prompt) or start < len(prompt):
         return prompt, ""  # a template that writes an answered turn otherwise than one to be answered
@@ -88,10 +90,10 @@ def score_with_shared_prefixes(reader: PrefixReader, batch: Sequence[dict]) -> l
     """The scores of the options of each question of `batch`, in its order."""
     rows, num_option_tokens = [], []
     for question in batch:
-        context, blank = build_answer_context(reader.processor, question["question"])
-        context_ids = reader.encode(question["image"], context).input_ids
+        context, blank = build_answer_context(reader.processor, question)
+        context_ids = reader.encode(list_images(question), context).input_ids
         for option in question["options"]:
-            row = reader.encode(question["image"], context + blank + option)
+            row = reader.encode(list_images(question), context + blank + option)
             rows.append(row)
             num_option_tokens.append(count_option_tokens(row.input_ids, context_ids, question, option))
     if any(count >= len(row.suffix) for row, count in zip(rows, num_option_tokens, strict=True)):
@@ -116,15 +118,15 @@ def score_whole_prompts(
 ) -> list[list[float]]:
     """As `score_with_shared_prefixes`, for any model: each option with the whole prompt before it."""
     tokenizer = get_tokenizer(processor)
-    images = {path: load_question_image(path, processor, blank_images) for path in {row["image"] for row in batch}}
     pairs = [(question, option) for question in batch for option in question["options"]]
-    contexts = [build_answer_context(processor, question["question"]) for question, _ in pairs]
+    images = load_question_images([question for question, _ in pairs], processor, blank_images)
+    contexts = [build_answer_context(processor, question) for question, _ in pairs]
     texts = [context + blank + option for (context, blank), (_, option) in zip(contexts, pairs, strict=True)]
     options = {"add_special_tokens": not template_begins(processor, texts[0])}
     with padding_on_the_left(tokenizer):
         inputs = processor(
             text=texts,
-            images=[[images[question["image"]]] for question, _ in pairs],
+            images=images,
             return_tensors="pt",
             padding=True,
             **options,

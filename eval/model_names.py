@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
 
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIGURATIONS = ("config.json", ADAPTER_CONFIG)
@@ -75,9 +78,9 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
         raise ValueError(f"{argument} {name} is a file, and must be the folder of a model.")
     if Path(name).is_dir():
         require_configuration(Path(name), argument)
-        if not foreign:
-            refuse_foreign_folder(Path(name), argument)
     refuse_missing_path(name, argument)
+    if not foreign:
+        refuse_foreign(name, argument)
     try:
         yield
     except OSError as error:
@@ -87,24 +90,30 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
             f"{argument} {name}: there is no such folder here, and no such model on the Hub, or it cannot be reached "
             f"or read from here.{describe_nearest(name)}"
         ) from error
-    except ValueError as error:
-        # transformers names the model type of a repository of the Hub that it has no class for.
-        named = [kind for model_type, kind in FOREIGN_TYPES.items() if f"`{model_type}`" in str(error)]
-        if not named:
-            raise
-        raise ValueError(describe_foreign(name, argument, named[0])) from error
 
 
-def refuse_foreign_folder(folder: Path, argument: str) -> None:
+def refuse_foreign(name: str, argument: str) -> None:
     """
     Raises:
-        ValueError: If `folder` holds a checkpoint of LLaVA's own code; says which command converts it.
+        ValueError: If a folder, or a repository of the Hub, holds a checkpoint of LLaVA's own code, which transformers
+            does not know or, worse, takes for its own; says which command converts it.
     """
-    path = folder / CONFIGURATIONS[0]
-    if path.is_file():
-        kind = find_foreign_kind(json.loads(path.read_text(encoding="utf-8")))
-        if kind is not None:
-            raise ValueError(describe_foreign(str(folder), argument, kind))
+    path = Path(name) / CONFIGURATIONS[0]
+    if not Path(name).is_dir():
+        try:
+            path = Path(hf_hub_download(name, CONFIGURATIONS[0]))
+        except (OSError, ValueError, HfHubHTTPError):  # told when the model is loaded
+            return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # told when the model is loaded
+        return
+    kind = find_foreign_kind(config) if isinstance(config, dict) else None
+    if kind is not None:
+        raise ValueError(
+            f"{argument} {name} is a checkpoint of another code. Convert it first: logramed-convert --from {kind} "
+            f"{name} OUTPUT"
+        )
 
 
 def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
@@ -120,18 +129,15 @@ def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
     model_type = config.get("model_type")
     if model_type in FOREIGN_TYPES:
         return FOREIGN_TYPES[model_type]
-    if model_type != "llava" or "text_config" in config or "mm_vision_tower" not in config:
+    if model_type != "llava" or "text_config" in config:
         return None
     if "multi_graph" in config or "graph_num_features" in config:
         return "exgra-med"
-    return "llava-med-v1" if config.get("mm_use_im_start_end") else "llava"
-
-
-def describe_foreign(name: str, argument: str, kind: str) -> str:
-    return (
-        f"{argument} {name} is a checkpoint of another code. Convert it first: logramed-convert --from {kind} "
-        f"{name} OUTPUT"
+    # Configurations of LLaVA v0 give the length a name of their own.
+    is_v0 = config.get("mm_use_im_start_end") or (
+        "max_sequence_length" in config and "max_position_embeddings" not in config
     )
+    return "llava-med-v1" if is_v0 else "llava"
 
 
 def require_configuration(folder: Path, argument: str) -> None:

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from logramed.eval.files import write_json_lines
+from logramed.eval.question_images import name_images
 from logramed.eval.resumable_file import ResumableFile
 
 
 class PredictionFile:
     """
-    One JSON object a line: the question's row, with the image by file name, and the model's `prediction`.
+    One JSON object a line: the question's row, with its images by file name, and the model's `prediction`.
 
     Lines are appended in the order of answering; `finish` puts them into the order of the questions.
 
@@ -81,4 +82,4 @@ class PredictionFile:
 
 
 def _answered(question: dict, answer: str) -> dict:
-    return question | {"image": Path(question["image"]).name, "prediction": answer}
+    return question | name_images(question) | {"prediction": answer}

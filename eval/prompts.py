@@ -1,12 +1,13 @@
 """What a model is shown: the prompt of a question, and its image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
 
+from logramed.eval.question_images import list_images, question_content
 from logramed.eval.volumes import open_if_volume
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
@@ -15,21 +16,26 @@ from logramed.image_processing_logramed import convert_to_rgb, load_image
 MIDDLE_GREY = (0.5, 0.5, 0.5)
 
 
-def build_prompt(processor: Any, question: str) -> str:
+def build_prompt(processor: Any, question: Mapping[str, Any]) -> str:
     """
-    The chat template's text of one question about one image, up to where the answer begins.
+    The chat template's text of a question row and its images, up to where the answer begins.
 
     Raises:
-        ValueError: If the processor has no chat template.
+        ValueError: If the processor has no chat template, or the question's placeholders do not fit its images.
     """
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(
             f"{type(processor).__name__} of this model has no chat template, so how to ask is not known. Save one "
             "with it: `processor.chat_template = ...; processor.save_pretrained(folder)`."
         )
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return processor.apply_chat_template([ask(question)], add_generation_prompt=True, tokenize=False)
+
+
+def ask(question: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's message about a question row, as chat templates take it; its images are given to the processor."""
+    parts = question_content(question)
+    content = [{"type": "image"} if part["type"] == "image" else part for part in parts]
+    return {"role": "user", "content": content}
 
 
 def list_options(question: str, options: Sequence[str]) -> str:
@@ -69,6 +75,18 @@ def load_question_image(path: str, processor: Any, blank: bool = False) -> Image
     background_color = tuple(round(255 * channel) for channel in mean)
     image = convert_to_rgb(open_if_volume(path) or load_image(path), background_color, f"The image {path}")
     return Image.new("RGB", image.size, background_color) if blank else image
+
+
+def load_question_images(
+    questions: Sequence[Mapping[str, Any]], processor: Any, blank: bool = False
+) -> list[list[Image.Image]]:
+    """The images of each question (see `load_question_image`), those of several questions opened once."""
+    opened: dict[str, Image.Image] = {}
+    for question in questions:
+        for path in list_images(question):
+            if path not in opened:
+                opened[path] = load_question_image(path, processor, blank)
+    return [[opened[path] for path in list_images(question)] for question in questions]
 
 
 @contextmanager

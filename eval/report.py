@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of, drawn_units
 from logramed.eval.leakage import without_leaked_triplets
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
-from logramed.eval.scoring import has_release_protocol, score_rows
+from logramed.eval.scoring import has_release_protocol, have_sections, score_rows, score_sections
 
 
+GROUNDING_TITLES = {"pointing_accuracy": "pointing", "energy_over_area": "energy over area", "auc": "AUC"}
 TITLES = {
     "open_recall": "open recall",
     "closed_accuracy": "closed accuracy",
@@ -35,12 +36,15 @@ def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapp
 
     Returns:
         `dict`: `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each
-        value of each group, without `open_accuracy`; where there is such a protocol `release_protocol`, those of all
+        value of each group, without `open_accuracy` (of reports with findings and impression, group `section` has
+        those of each); where there is such a protocol `release_protocol`, those of all
         rows as the scripts behind published figures compute them; for closed questions `constant_answer`, the best
         closed accuracy that one answer to all of them can have; and `items`, the figures of each question by itself.
     """
     overall = score_rows(rows, task, candidates=candidates, return_items=True)
     metrics = {"items": overall.pop("items"), "overall": overall, "groups": score_groups(rows, task)}
+    if task == "report" and have_sections(rows):
+        metrics["groups"]["section"] = score_sections(rows)
     if has_release_protocol(rows, task):
         metrics["release_protocol"] = score_rows(rows, task, "release", candidates)
     if metrics["overall"].get("num_closed"):
@@ -99,6 +103,27 @@ def format_table(metrics: dict) -> str:
             cells += [f"{beside[name]:.1f}" if name in beside else "-" for name in names]
         lines.append([label, *cells])
     return "\n".join([*_headline(metrics), "", *_align([columns, *lines]), "", *_footnotes(metrics)])
+
+
+def format_grounding(grounding: dict) -> str:
+    """
+    A text table of where the model looks, over all questions that name a boxed thing.
+
+    Args:
+        grounding (`dict`): Of `metrics.json`.
+    """
+    overall = grounding["overall"]
+    rows = [["", *GROUNDING_TITLES.values()]]
+    for name, figures in overall["maps"].items():
+        cells = (figures.get(metric) for metric in GROUNDING_TITLES)
+        rows.append([name.replace("_", " "), *("-" if cell is None else _format_value(cell) for cell in cells)])
+    counts = f"{overall['num_questions']} questions that name a boxed thing, about {overall['num_images']} images"
+    return "\n".join(["", f"Where the model looks: {counts}", "", *_align(rows), ""])
+
+
+def _format_value(figure: dict) -> str:
+    low, high = figure["interval"]
+    return f"{figure['value']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _table_rows(metrics: dict) -> Iterator[tuple[str, dict, dict]]:

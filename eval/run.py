@@ -33,6 +33,9 @@ from logramed.eval.command_line import parse_into_dataclasses, run_command
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
+from logramed.eval.grounding import measure as grounding
+from logramed.eval.grounding.maps import find_grid, unwrap
+from logramed.eval.grounding.questions import check_boxes, find_boxed_questions
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
@@ -42,7 +45,8 @@ from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
-from logramed.eval.report import compute_metrics, figures_without_leakage, format_table
+from logramed.eval.question_images import all_images, list_images
+from logramed.eval.report import compute_metrics, figures_without_leakage, format_grounding, format_table
 from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
@@ -59,6 +63,7 @@ NOT_OF_AN_ANSWER = (
     "blank_images",
     "blank_predictions",
     "candidates",
+    "grounding",
     "images",
     "system",
     "training_data_share",
@@ -72,7 +77,14 @@ NOT_OF_AN_ANSWER = (
 # Settings with a fingerprint beside them: the same files may lie elsewhere by now.
 FINGERPRINTED = {"model", "adapter", "predictions"}
 # What is made of the answers, so that nothing of other answers is left beside new ones.
-RESULTS = ("metrics.json", "report.html", "scores.jsonl", "scores.blank_images.jsonl")
+RESULTS = (
+    "metrics.json",
+    "report.html",
+    "scores.jsonl",
+    "scores.blank_images.jsonl",
+    grounding.FILE,
+    grounding.PICTURE,
+)
 UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
 
 
@@ -85,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(UNJUDGED)
         return 0
     print(format_table(metrics))
+    if "grounding" in metrics:
+        print(format_grounding(metrics["grounding"]))
     print(f"Report: {Path(arguments.output) / 'report.html'}")
     return 0
 
@@ -108,9 +122,8 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
 def answer_and_score(run: "Run") -> dict | None:
     """As `evaluate_benchmark`, in an output folder that no other run writes to."""
     check_settings(run.output / "run.json", run.settings, [run.path("predictions", blank) for blank in (False, True)])
-    write_json(
-        run.output / "local_paths.json", {"images": {row["question_id"]: row["image"] for row in run.questions}}
-    )
+    paths = {row["question_id"]: row.get("images") or row["image"] for row in run.questions}
+    write_json(run.output / "local_paths.json", {"images": paths})
     answered = {
         blank: [row | {"image_id": run.image_ids[row["question_id"]]} for row in run.collect_answers(blank)]
         for blank in (False, True)
@@ -131,6 +144,8 @@ def answer_and_score(run: "Run") -> dict | None:
         "leakage": run.find_leakage(answered[False]),
         "differences": run.find_differences(),
     }
+    if run.arguments.grounding:
+        metrics["grounding"] = run.measure_grounding()
     write_json(run.output / "metrics.json", metrics)
     write_run_report(run.output, images=run.arguments.images)
     return metrics
@@ -148,6 +163,8 @@ class Run:
         self.arguments = arguments
         self.output = Path(arguments.output)
         self.benchmark = get_benchmark(arguments.benchmark)
+        if arguments.grounding:
+            check_boxes(self.benchmark)
         self.task = self.benchmark.TASK
         self.split = arguments.split or self.benchmark.SPLITS[0]
         bad_rows: list[str] | None = [] if arguments.on_bad_row == "skip" else None
@@ -163,9 +180,11 @@ class Run:
         if arguments.model is not None:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
-        hashes = {image: hash_image(image) for image in {question["image"] for question in self.questions}}
-        # Not the file name: all images of SLAKE are called "source.jpg".
-        self.image_ids = {row["question_id"]: hashes[row["image"]].hex()[:16] for row in self.questions}
+        if arguments.grounding:
+            self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
+            find_boxed_questions(self.questions, self.boxes)
+        hashes = {image: hash_image(image) for image in all_images(self.questions)}
+        self.image_ids = {row["question_id"]: identify_images(row, hashes) for row in self.questions}
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
@@ -178,15 +197,16 @@ class Run:
         return VolumeOptions(told.slices, told.window, told.volume_tokens, tokens)
 
     def leave_out_unreadable(self) -> None:
-        """Leave out and list the questions whose image cannot be decoded, now and not in the middle of the run."""
-        problems = find_unreadable({question["image"] for question in self.questions})
+        """Leave out and list the questions with an image that cannot be decoded, now and not in mid-run."""
+        problems = find_unreadable(all_images(self.questions))
         if not problems:
             return
         unreadable = {}
         for question in self.questions:
-            problem = problems.get(image_key(question["image"]))
+            found = ((image, problems.get(image_key(image))) for image in list_images(question))
+            image, problem = next((pair for pair in found if pair[1] is not None), (None, None))
             if problem is not None:
-                words = f"question {question['question_id']}: the image {question['image']} cannot be read, {problem}."
+                words = f"question {question['question_id']}: the image {image} cannot be read, {problem}."
                 unreadable[question["question_id"]] = words
         self.bad_rows += hide_folder(list(unreadable.values()), self.arguments.data)
         warnings.warn(describe_skipped(list(unreadable.values())), stacklevel=2)
@@ -215,7 +235,10 @@ class Run:
     @cached_property
     def model(self) -> tuple[torch.nn.Module, Any]:
         """Model and processor, loaded when the first question has to be asked."""
-        return load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
+        loaded = load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
+        if self.arguments.grounding:
+            find_grid(unwrap(loaded[0]).config)  # refused before it is asked anything
+        return loaded
 
     def collect_answers(self, blank: bool) -> list[dict]:
         """The question rows with `prediction`: those in the file, and what is missing there, asked now."""
@@ -272,6 +295,31 @@ class Run:
         predictions = {row["question_id"]: row["prediction"] for row in rows}
         return judge_answers(rows, predictions, settings, self.path("judgements", blank))
 
+    def measure_grounding(self) -> dict:
+        """Where the model looks, without the figures of single questions; as in `grounding.json`, if it is of now."""
+        names = ("model_fingerprint", "data_fingerprint", "yes_no_hint")
+        settings = {name: self.settings[name] for name in names} | {
+            "boxes": [
+                [list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)
+            ],
+            "blank_images": self.arguments.blank_images,
+        }
+        settings["boxes"] = hashlib.sha256(json.dumps(settings["boxes"]).encode()).hexdigest()
+        result = grounding.read_grounding(self.output, settings)
+        if result is None:
+            shown = [show_question(row, self.settings["yes_no_hint"]) for row in self.questions]
+            result = grounding.measure_grounding(
+                *self.model,
+                [row | {"image_id": self.image_ids[row["question_id"]]} for row in shown],
+                self.boxes,
+                self.output,
+                settings=settings,
+                batch_size=self.arguments.batch_size,
+                blank_images=self.arguments.blank_images,
+                pictures=self.arguments.images,
+            )
+        return {name: value for name, value in result.items() if name not in ("settings", "questions")}
+
     def find_differences(self) -> list[str]:
         """What differs from the known questions of the split, in words."""
         differences = self.benchmark.count_differences(self.all_questions, self.split, self.arguments.subset)
@@ -309,7 +357,7 @@ class Run:
             "training_data_share": self.arguments.training_data_share,
             "read": read or None,
             "notes": notes or None,
-            "window": self.arguments.window if any(is_volume(row["image"]) for row in self.questions) else None,
+            "window": self.arguments.window if any(map(is_volume, all_images(self.questions))) else None,
         }
 
 
@@ -320,7 +368,7 @@ def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> list[dict
     One of which several are shown stays as it is: a question is asked about one image.
     """
     shown: dict[str, str] = {}
-    for image in {question["image"] for question in questions}:
+    for image in all_images(questions):
         if is_volume(image):
             try:
                 references, _ = options.show(image)
@@ -328,7 +376,10 @@ def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> list[dict
                 continue
             if len(references) == 1:
                 shown[image] = references[0]
-    return [question | {"image": shown.get(question["image"], question["image"])} for question in questions]
+    return [
+        question | {"image": shown.get(question["image"], question["image"])} if "images" not in question else question
+        for question in questions
+    ]
 
 
 def show_question(question: dict, yes_no_hint: str = "") -> dict:
@@ -355,6 +406,16 @@ def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
         'MRI'
     """
     return options[max(range(len(scores)), key=scores.__getitem__)]
+
+
+def identify_images(question: dict, hashes: Mapping[str, bytes]) -> str:
+    """
+    What is the same for questions about the same images: made of the `hashes` of their bytes, in any order.
+
+    Not of file names: all images of SLAKE are called "source.jpg". Lists that have some images alone in common differ.
+    """
+    digests = sorted(hashes[image] for image in list_images(question))
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()[:16]
 
 
 def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict]:
@@ -419,7 +480,9 @@ def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]
     """A hash of the questions and answers and of the `hashes` of their images' bytes, wherever these lie."""
     digest = hashlib.sha256()
     for question in questions:
-        told = {key: value for key, value in question.items() if key != "image"}
+        told = {key: value for key, value in question.items() if key not in ("image", "images")}
+        if "images" in question:  # their order counts
+            told["images"] = [hashes[image].hex() for image in question["images"]]
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     for image in sorted(hashes, key=lambda image: (Path(image).name, image)):
         digest.update(Path(image).name.encode())

@@ -30,6 +30,17 @@ def score_reports(rows: Sequence[dict], protocol: str, candidates: None = None, 
     return evaluate_reports([row["prediction"] for row in rows], [row["answer"] for row in rows], **options)
 
 
+def have_sections(rows: Sequence[dict]) -> bool:
+    """Whether both sections of a report, findings and impression, were asked for in each row."""
+    return all(row.get("section") == "both" for row in rows)
+
+
+def score_sections(rows: Sequence[dict]) -> dict:
+    """The figures of findings and of impression, each by itself, of report rows that have both."""
+    texts = ([row[name] for row in rows] for name in ("prediction", "answer"))
+    return evaluate_reports(*texts, by_section=True)["sections"]
+
+
 SCORERS: dict[str, Callable[..., dict]] = {
     "vqa": score_vqa,
     "multiple_choice": score_multiple_choice,

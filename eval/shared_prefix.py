@@ -1,5 +1,6 @@
 """
-Answering with what questions about one image have in common read once: the image, and the prompt up to its last token.
+Answering with what questions about the same images have in common read once: these, and the prompt up to their last
+token.
 
 For LLaVA models (transformers' own and ours), whose language model reads a prompt from left to right, so that what
 follows an image cannot change how it was read.
@@ -49,14 +50,14 @@ ROOM = 64
 @dataclass(frozen=True)
 class EncodedRow:
     """
-    A prompt as token ids: `prefix` up to the last token of its image, and `suffix`, what comes after, if anything.
+    A prompt as token ids: `prefix` up to the last token of its images, and `suffix`, what comes after, if anything.
 
-    `pixel_key` tells the pixels that the tokens of the image stand for.
+    `pixel_keys` tell the pixels that the tokens of each image stand for, in their order.
     """
 
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
-    pixel_key: bytes
+    pixel_keys: tuple[bytes, ...]
 
     @property
     def input_ids(self) -> tuple[int, ...]:
@@ -66,14 +67,14 @@ class EncodedRow:
     @property
     def key(self) -> bytes:
         """The same for two rows only if they are the same, and short."""
-        return hashlib.sha256(repr((self.prefix, self.suffix, self.pixel_key)).encode()).digest()
+        return hashlib.sha256(repr((self.prefix, self.suffix, self.pixel_keys)).encode()).digest()
 
 
 @dataclass(frozen=True)
-class _OpenImage:
-    path: str
-    pixel_key: bytes
-    tokens: list[int] | None  # what stands for the image in a prompt, if that is the same in every prompt
+class _OpenImages:
+    paths: tuple[str, ...]
+    pixel_keys: tuple[bytes, ...]
+    tokens: list[int] | None  # what stands for each image in a prompt, if that is the same in every prompt
 
 
 @dataclass
@@ -201,57 +202,60 @@ class PrefixReader:
         self.tokenizer = get_tokenizer(processor)
         self.blank_images = blank_images
         self.image_token_id = self.model.config.image_token_id
-        self._open_image: _OpenImage | None = None
+        self._opened: _OpenImages | None = None
         self._pixel_values: dict[bytes, torch.Tensor] = {}
         self._image_features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
-    def encode(self, image: str, prompt: str) -> EncodedRow:
+    def encode(self, images: Sequence[str], prompt: str) -> EncodedRow:
         """
-        The tokens of a prompt about the image at a path, as the processor makes them.
+        The tokens of a prompt about the images at these paths, as the processor makes them.
 
-        The image is opened once for prompts that come one after the other.
+        The images are opened once for prompts that come one after the other.
         """
         add_special_tokens = not template_begins(self.processor, prompt)
         written = self.tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
-        opened = self._open_image
-        is_open = opened is not None and opened.path == image and self._holds(opened.pixel_key)
-        # A question that holds a placeholder itself is the processor's to refuse.
-        if not is_open or opened.tokens is None or written.count(self.image_token_id) != 1:
-            return self._encode_with_image(image, prompt, written, add_special_tokens)
-        before, after = self._split_at_image(written)
-        return self._split_row([*before, *opened.tokens, *after], opened.pixel_key)
+        opened, paths = self._opened, tuple(images)
+        is_open = opened is not None and opened.paths == paths and all(map(self._holds, opened.pixel_keys))
+        # Another number of placeholders than of images is the processor's to refuse.
+        if not is_open or opened.tokens is None or written.count(self.image_token_id) != len(paths):
+            return self._encode_with_images(paths, prompt, written, add_special_tokens)
+        return self._split_row(self._fill_in(written, opened.tokens), opened.pixel_keys)
 
     def _holds(self, pixel_key: bytes) -> bool:
         return pixel_key in self._image_features or pixel_key in self._pixel_values
 
-    def _encode_with_image(self, path, prompt, written, add_special_tokens) -> EncodedRow:
-        image = load_question_image(path, self.processor, self.blank_images)
+    def _encode_with_images(self, paths, prompt, written, add_special_tokens) -> EncodedRow:
+        images = [load_question_image(path, self.processor, self.blank_images) for path in paths]
         inputs = self.processor(
-            text=[prompt], images=[image], return_tensors="pt", add_special_tokens=add_special_tokens
+            text=[prompt], images=[images], return_tensors="pt", add_special_tokens=add_special_tokens
         )
-        input_ids = inputs["input_ids"][0].tolist()
-        pixel_key = hashlib.sha256(inputs["pixel_values"].numpy().tobytes()).digest()
-        if pixel_key not in self._image_features:
-            self._pixel_values[pixel_key] = inputs["pixel_values"]
-        # What the processor wrote in place of the one placeholder: image tokens and, for some, tokens around them.
-        before, after = self._split_at_image(written)
-        tokens = input_ids[len(before) : len(input_ids) - len(after)]
-        if [*before, *tokens, *after] != input_ids:
-            tokens = None  # this processor rewrites the text around an image: it must do so for each prompt
-        self._open_image = _OpenImage(path, pixel_key, tokens)
-        return self._split_row(input_ids, pixel_key)
+        input_ids, pixel_keys = inputs["input_ids"][0].tolist(), []
+        for pixel_values in inputs["pixel_values"].split(1):
+            pixel_keys.append(hashlib.sha256(pixel_values.numpy().tobytes()).digest())
+            if pixel_keys[-1] not in self._image_features:
+                self._pixel_values[pixel_keys[-1]] = pixel_values
+        tokens = self._find_image_tokens(written, input_ids, len(paths))
+        self._opened = _OpenImages(paths, tuple(pixel_keys), tokens)
+        return self._split_row(input_ids, tuple(pixel_keys))
 
-    def _split_at_image(self, input_ids: list[int]) -> tuple[list[int], list[int]]:
-        place = input_ids.index(self.image_token_id)
-        return input_ids[:place], input_ids[place + 1 :]
+    def _find_image_tokens(self, written: list[int], input_ids: list[int], num_images: int) -> list[int] | None:
+        """What the processor wrote in place of each placeholder: image tokens and, for some, tokens around them."""
+        first = written.index(self.image_token_id)
+        num_tokens = (len(input_ids) - len(written)) // num_images + 1
+        tokens = input_ids[first : first + num_tokens]
+        # A processor that rewrites the text around an image must do so for each prompt.
+        return tokens if self._fill_in(written, tokens) == input_ids else None
+
+    def _fill_in(self, written: list[int], tokens: list[int]) -> list[int]:
+        return [new for token in written for new in (tokens if token == self.image_token_id else (token,))]
 
     def read(self, rows: Sequence[EncodedRow]) -> ReadPrefixes:
         """Let the model read each distinct prefix of `rows` once."""
-        keys = [(row.pixel_key, row.prefix) for row in rows]
+        keys = [(row.pixel_keys, row.prefix) for row in rows]
         prefixes = list(dict.fromkeys(keys))
         input_ids, attention_mask = pad_on_the_left([prefix for _, prefix in prefixes], self.model.device)
         inputs_embeds = self.model.get_input_embeddings()(input_ids)
-        features = self._features([pixel_key for pixel_key, _ in prefixes]).to(inputs_embeds.dtype)
+        features = self._features([key for pixel_keys, _ in prefixes for key in pixel_keys]).to(inputs_embeds.dtype)
         inputs_embeds = inputs_embeds.masked_scatter((input_ids == self.image_token_id).unsqueeze(-1), features)
         cache = Cache(layer_class_to_replicate=RoomyLayer)
         self.model.model(
@@ -266,9 +270,9 @@ class PrefixReader:
         cache.batch_select_indices(chosen)
         return ReadPrefixes(cache, attention_mask[chosen], [row.suffix for row in rows])
 
-    def _split_row(self, input_ids: Sequence[int], pixel_key: bytes) -> EncodedRow:
+    def _split_row(self, input_ids: Sequence[int], pixel_keys: tuple[bytes, ...]) -> EncodedRow:
         end = len(input_ids) - input_ids[::-1].index(self.image_token_id)
-        return EncodedRow(tuple(input_ids[:end]), tuple(input_ids[end:]), pixel_key)
+        return EncodedRow(tuple(input_ids[:end]), tuple(input_ids[end:]), pixel_keys)
 
     def _features(self, pixel_keys: list[bytes]) -> torch.Tensor:
         """Projected features `(num_all_image_tokens, hidden_size)` of the images, one after the other."""

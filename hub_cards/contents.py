@@ -52,7 +52,7 @@ STAYS = {
     "model.sig": "written anew",
     "run.json": "read for the card; travels without paths",
     "parts.json": "read for the card",
-    "graph_network.safetensors": "for training on",
+    "training": "a graph network, for training on",
     "train_metrics.json": "read for the card; travels without paths",
     "curves.png": "read for the card",
     "evaluation*": "read for the card; its figures travel",

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from logramed.eval.comparison.run_folder import RunFolder
+from logramed.eval.question_images import list_images
 from logramed.hub_cards.evaluation_section import data_sets
 from logramed.hub_cards.results import Evaluation
 from logramed.image_processing_logramed import load_image
@@ -24,7 +25,8 @@ def choose_examples(
     """
     The first questions about the first images of the first evaluation, and the files that go with them.
 
-    Their images go along where they are generated, or `share_images_of` names the benchmark.
+    Their images go along where they are generated, or `share_images_of` names the benchmark. An example shows one
+    image, so questions about several are no examples.
     """
     unknown = [name for name in share_images_of if name not in data_sets()]
     if unknown:
@@ -36,7 +38,7 @@ def choose_examples(
         examples = []
         for number, row in enumerate(rows):
             example = {key: str(row[key]) for key in ("question", "prediction", "answer")}
-            path = Path(evaluation.run.images.get(row["question_id"], ""))
+            path = Path(*evaluation.run.images.get(row["question_id"], []))
             if shows and path.is_file():
                 example["image"] = f"examples/{number}.png"
                 example["image_said"] = f"Image {number + 1}"
@@ -52,7 +54,8 @@ def first_of_images(run: RunFolder) -> list[dict[str, Any]]:
     """The first question about each of the first images."""
     first: dict[str, dict[str, Any]] = {}
     for row in run.rows.values():
-        first.setdefault(row["image"], row)
+        if len(list_images(row)) == 1:
+            first.setdefault(list_images(row)[0], row)
     return list(first.values())[:NUM_EXAMPLES]
 
 

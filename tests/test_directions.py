@@ -6,13 +6,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What both do with files, images, text and the command line stands in the folder that imports less.
-SHARED = ("files", "resumable_file", "image_check", "volumes", "text_values", "model_names", "command_line")
-OF_EVAL = tuple(f"logramed.eval.{name}" for name in (*SHARED, "metrics."))
+# How a state weighs image regions is one rule, which alignment trains with and grounding measures.
+SHARED = (
+    "files",
+    "resumable_file",
+    "image_check",
+    "question_images",
+    "volumes",
+    "text_values",
+    "model_names",
+    "command_line",
+    "metrics.",
+    "grounding.region_weights",
+)
+OF_EVAL = tuple(f"logramed.eval.{name}" for name in SHARED)
 # Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key. Splits
-# by image are the same lists for training and evaluation, and the study's tests those of a comparison.
+# by image are the same lists for training and evaluation, reports are read once, and the study's tests are those of a
+# comparison.
 EXCEPTIONS = {
     ("trainer/extend_answers.py", "logramed.eval.judge_client"),
     ("trainer/data/official.py", "logramed.eval.benchmarks"),
+    ("trainer/data/reports.py", "logramed.eval.benchmarks"),
     ("trainer/study/analysis.py", "logramed.eval.comparison"),
 }
 

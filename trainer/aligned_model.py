@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 ALIGNMENT_FILE = "alignment.safetensors"
 TOKEN_FIGURES = ("log_probs", "entropy", "is_top1")
+TOKENS_AT_ONCE = 128  # labelled ones, in the head of the language model on a CPU
 # How the texts of nodes can be laid out, in the order in which they are tried: in rows of several texts, told apart by
 # positions of one axis or (Qwen2-VL) of four, or each in a row of its own, whose tokens see those before them or (a
 # PaliGemma) all of them.
@@ -213,10 +214,13 @@ class AlignedModel(nn.Module):
         return states.to(torch.promote_types(states.dtype, torch.float32))
 
     def _finish_nodes(self, features, nodes) -> dict[str, torch.Tensor]:
-        """One feature for each node, in one space; where nodes are spans, each has those of its turn."""
+        """One feature for each node, in one space; a span has those of its turn, an image the texts of its sample."""
         if self.alignment.alignment_granularity == "span":
             turns = {name: values for name, values in features.items() if name != "extended"}
             features |= {name: values.index_select(0, nodes["turn_of_span"]) for name, values in turns.items()}
+        if "sample_of_image" in nodes:
+            texts = {name: values for name, values in features.items() if name != "image"}
+            features |= {name: values.index_select(0, nodes["sample_of_image"]) for name, values in texts.items()}
         return features if self.head is None else self.head(features)
 
     def _encode_texts(self, nodes) -> torch.Tensor:
@@ -284,9 +288,26 @@ class LanguageHead:
         return outputs
 
     def score(self, outputs: ModelOutput, labels: torch.Tensor, **inputs: Any) -> ModelOutput:
-        """TRL's `FusedCausalLMOutput` for the backbone's `outputs`."""
+        """TRL's `FusedCausalLMOutput` for the backbone's `outputs`, or of it on a CPU what depends on labels."""
         passed_on = {name: inputs[name] for name in ("attention_mask", "output_router_logits") if name in inputs}
+        routes = passed_on.get("output_router_logits") or getattr(
+            self.config.get_text_config(), "output_router_logits", False
+        )
+        if outputs.last_hidden_state.device.type == "cpu" and not routes:
+            return self._score_in_pieces(outputs.last_hidden_state[:, :-1], labels[:, 1:])
         return self.forward(outputs, labels=labels, fused_lm_head=True, **passed_on)
+
+    def _score_in_pieces(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> ModelOutput:
+        # On a CPU, TRL's head scores tokens without a label too, and holds eight tiles of 4,096 tokens' logits.
+        mask = targets != -100
+        pieces = zip(hidden_states[mask].split(TOKENS_AT_ONCE), targets[mask].split(TOKENS_AT_ONCE), strict=True)
+        scored = [
+            self.forward(ModelOutput(last_hidden_state=kept[None]), shift_labels=own[None], fused_lm_head=True)
+            for kept, own in pieces
+        ]
+        figures = {name: torch.cat([piece[name][0] for piece in scored]) for name in TOKEN_FIGURES}
+        figures = {name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in figures.items()}
+        return ModelOutput(label_mask=mask, **figures)
 
 
 def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -97,8 +97,8 @@ class DataArguments(ScriptArguments):
     train_data: str | None = field(
         default=None,
         metadata={
-            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD or SLAKE, a folder "
-            "written by `datasets`, or a Hub id."
+            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, SLAKE or reports, "
+            "a folder written by `datasets`, or a Hub id."
         },
     )
     first_stage_data: str | None = field(
@@ -122,6 +122,13 @@ class DataArguments(ScriptArguments):
     )
     extended_data: str | None = field(
         default=None, metadata={"help": "Second file with the extended answers, merged by id."}
+    )
+    report_section: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of folders of reports (R2Gen's annotation.json, IU X-Ray's tables) the section to write: "
+            "`findings`, `impression` or `both`. By default reports are taken as they stand.",
+        },
     )
     validation_data: str | None = field(
         default=None,

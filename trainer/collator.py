@@ -19,7 +19,13 @@ from logramed.eval.image_check import decode
 from logramed.eval.volumes import split_position_texts
 from logramed.trainer.alignment.config import AlignmentConfig
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
-from logramed.trainer.node_inputs import NodeTexts, build_node_inputs, texts_to_embed
+from logramed.trainer.node_inputs import (
+    NodeImages,
+    NodeTexts,
+    build_node_inputs,
+    images_of_turns,
+    texts_to_embed,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -215,12 +221,13 @@ class LoGraMedDataCollator:
         spans = [self._find_answers(*found) for found in zip(rows, conversations, texts, strict=True)]
         spans = [[_shift(span, found) for span in row] for row, found in zip(spans, replacements, strict=True)]
         is_answer = [_overlapping(offsets[row], spans[row], batch["attention_mask"][row]) for row in range(len(rows))]
+        numbers = self._number_images(batch["input_ids"], offsets, replacements)
         batch["labels"] = self._label(batch, offsets, is_answer)
         batch = self._fit(rows, batch)
         if self.alignment and not (self.nodes_optional and self._lacks_nodes(rows)):
             chosen = self._rows_with_nodes(rows)
             if chosen:
-                batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"], is_answer, chosen)
+                batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"], is_answer, numbers, chosen)
         return batch
 
     def _rows_with_nodes(self, rows: list[dict[str, Any]]) -> list[int]:
@@ -386,13 +393,21 @@ class LoGraMedDataCollator:
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
 
-    def _build_nodes(self, rows, conversations, input_ids, is_answer, chosen) -> dict[str, torch.Tensor]:
+    def _number_images(self, input_ids, offsets, replacements) -> list[torch.Tensor]:
+        """Of each row's image tokens the number of their image, by the placeholder that they replace."""
+        numbers = []
+        for is_image, own, found in zip(self._is_image(input_ids), offsets, replacements, strict=True):
+            firsts = torch.tensor([replaced["new_span"][0] for replaced in found], dtype=own.dtype)
+            numbers.append(torch.searchsorted(firsts, own[is_image, 0].contiguous(), right=True) - 1)
+        return numbers
+
+    def _build_nodes(self, rows, conversations, input_ids, is_answer, numbers, chosen) -> dict[str, torch.Tensor]:
         """The nodes of the rows at the places `chosen`, among which samples are counted."""
-        rows, conversations, is_answer = (
-            [values[place] for place in chosen] for values in (rows, conversations, is_answer)
+        rows, conversations, is_answer, numbers = (
+            [values[place] for place in chosen] for values in (rows, conversations, is_answer, numbers)
         )
         is_image = self._is_image(input_ids)
-        texts, places = self._read_sample_texts(rows, conversations), None
+        texts, places, of_turns = self._read_sample_texts(rows, conversations), None, []
         if self.config.alignment_granularity != "sample":
             for row, messages, answers in zip(rows, conversations, is_answer, strict=True):
                 if len(answers) != len(read_answers(messages)) or not answers.any(dim=1).all():
@@ -403,11 +418,14 @@ class LoGraMedDataCollator:
                     )
             kept = [_places_before(answers, input_ids.shape[1]) for answers in is_answer]
             texts = self._read_turn_texts(rows, conversations, [len(own) for own in kept])
+            for messages, own in zip(conversations, kept, strict=True):
+                of_turns += images_of_turns(messages)[: len(own)]
             places = torch.cat([own + row * input_ids.shape[1] for row, own in zip(chosen, kept, strict=True)])
         nodes = build_node_inputs(
             texts,
             self.processor.tokenizer,
             is_image[chosen],
+            NodeImages(torch.cat(numbers), of_turns),
             self.config.alignment_granularity,
             self.text_hidden_size,
             max_length=self.max_length,

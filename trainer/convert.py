@@ -8,6 +8,9 @@ Convert checkpoints of LLaVA-Med, ExGra-Med and LLaVA into LoGra-Med, and LoGra-
 """
 
 import argparse
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,12 +45,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     given = [f"--{name}" for name in OPTIONS if getattr(arguments, name) is not None]
     if arguments.to and given:
-        parser.error(f"{' and '.join(given)} are for --from alone")
+        parser.error(f"{' and '.join(given)}: for --from alone")
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half-written is removed, as after Ctrl-C
     if arguments.to:
         written = convert_to_llava(arguments.source, arguments.output)
     else:

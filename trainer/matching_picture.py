@@ -23,6 +23,7 @@ from logramed.trainer.collator import (
     split_sentences,
 )
 from logramed.trainer.data.answer_spans import clean_messages
+from logramed.trainer.node_inputs import images_of_turns
 
 
 # Lengths in inches.
@@ -40,7 +41,7 @@ class MatchedNodes:
     Nodes of a batch, and which image was matched to which text.
 
     Attributes:
-        images (`list[list[PIL.Image.Image]]`): The images of each node's sample.
+        images (`list[list[PIL.Image.Image]]`): The images that each node is about: one where nodes are samples.
         questions, answers (`list[str]`): Of each node.
         spans (`list[list[str]]`): The sentences of each node's extended answer; empty without one.
         matching (`torch.Tensor` of shape `(num_nodes,)`, int64): The node whose text each node's image went to.
@@ -75,7 +76,7 @@ def match_nodes(
     Args:
         model (`LoGraMedForConditionalGeneration`): In evaluation mode.
         collator (`LoGraMedDataCollator`): Of granularity `"sample"` or `"turn"`, for this model.
-        rows (`list[dict]`): Training rows; all their turns are nodes, or they are themselves.
+        rows (`list[dict]`): Training rows; all their turns are nodes, or all their images.
         target (`str`, *optional*, defaults to `"answer"`): `"answer"` or `"extended"`.
         edge_weight (`float`, *optional*, defaults to 0.0): Above 0, second order: how nodes lie to their neighbours
             counts as well (`decode_matching`).
@@ -111,14 +112,17 @@ def _describe_nodes(rows, collator):
     """Images, questions, answers and spans of each node."""
     images, questions, answers, spans = [], [], [], []
     for row in rows:
-        turns = read_turns(row, clean_messages(row["messages"]))
+        messages = clean_messages(row["messages"])
+        turns, ranges = read_turns(row, messages), images_of_turns(messages)
         extended = read_extended_answers(row) if collator.config.uses_extended_answers else []
-        if collator.config.alignment_granularity == "sample":
-            turns = [("", join_answers([answer for _, answer in turns]))]
-            extended = [join_answers(extended)] if extended else []
         row_images = [open_image(image, row["id"]) for image in row["images"]]
-        for (question, answer), text in zip(turns, extended or [""] * len(turns), strict=True):
-            images.append(row_images)
+        if collator.config.alignment_granularity == "sample":
+            turns = [("", join_answers([answer for _, answer in turns]))] * len(row_images)
+            extended = [join_answers(extended)] * len(row_images) if extended else []
+            ranges = [(place, place + 1) for place in range(len(row_images))]
+        texts = extended or [""] * len(turns)
+        for (question, answer), (start, end), text in zip(turns, ranges, texts, strict=True):
+            images.append(row_images[start:end])
             questions.append(question)
             answers.append(answer)
             text = join_answers([text])
@@ -171,8 +175,8 @@ def _draw_images(axis, nodes, number, middle):
 
 def _weights_of_image(weights, place, num_images, patches_per_side):
     """The weights of one image's patches `(rows, columns)`; tokens that a dense connector adds come after these."""
-    num_regions = int((weights > 0).sum())  # a sample's own regions all have some weight; padding has none
-    first = place * num_regions // num_images
+    weights = weights[weights > 0]  # all regions of a node's own images have some weight; padding and others have none
+    first = place * len(weights) // num_images
     return weights[first : first + patches_per_side**2].reshape(patches_per_side, patches_per_side)
 
 
@@ -208,7 +212,7 @@ def _draw_line(axis, nodes, number, middles):
 
 def _draw_captions(axis, nodes, title, header, height):
     caption = {"va": "center", "fontsize": 10, "color": "#444444"}
-    left = "image" if nodes.region_weights is None else "question, and its attention in the image"
+    left = "image" if nodes.region_weights is None else "question, and its attention in the images"
     right = "answer, and extended answer" if any(nodes.spans) else "answer"
     num_right, num_nodes = int(nodes.is_right.sum()), len(nodes.is_right)
     counts = f"{num_right} of {num_nodes} matched rightly (solid), {num_nodes - num_right} wrongly (dashed)"

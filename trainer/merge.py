@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.files import require_empty, whole_folder
 from logramed.eval.model_names import naming_base_model, processor_source, resolve_adapter
+from logramed.trainer.build_model import PARTS_NAME
 from logramed.trainer.provenance import RECORD_NAME
 
 
@@ -30,7 +31,8 @@ def merge_adapter(adapter: str, output: str | Path) -> Path:
         output (`str` or `Path`): A folder that does not exist yet, or is empty.
 
     Returns:
-        `Path`: of the folder, with the model in the base's dtype, its processor, and the records of its training.
+        `Path`: of the folder, with the model in the base's dtype, its processor, where the base comes from, and the
+        records of the training.
 
     Raises:
         ValueError: If `adapter` is no adapter, its base is quantized, or `output` is not empty.
@@ -49,9 +51,10 @@ def merge_adapter(adapter: str, output: str | Path) -> Path:
     with whole_folder(output) as unfinished:
         merged.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        for name in RECORDS:
-            if (Path(adapter) / name).is_file():
-                shutil.copyfile(Path(adapter) / name, unfinished / name)
+        for folder, names in ((base, (PARTS_NAME,)), (adapter, RECORDS)):
+            for name in names:
+                if (Path(folder) / name).is_file():
+                    shutil.copyfile(Path(folder) / name, unfinished / name)
     return output
 
 

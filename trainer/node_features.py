@@ -3,12 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
-
-# A cosine higher by this much weighs e times as much. Our choice: small enough to tell regions apart, large enough for
-# features that know nothing of each other yet (cosines near 0) to give nearly the mean of all.
-ATTENTION_TEMPERATURE = 0.1
+from logramed.eval.grounding.region_weights import ATTENTION_TEMPERATURE, weigh_by_cosine
 
 
 @dataclass
@@ -72,18 +68,17 @@ def pool_by_attention(
     Args:
         queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): What is looked for.
         keys (`torch.Tensor` of shape `(batch_size, num_keys, hidden_size)`): What is pooled.
-        key_mask (`torch.Tensor` of shape `(batch_size, num_keys)`, bool): True for keys that exist, one or more a row.
+        key_mask (`torch.Tensor` of shape `(batch_size, num_keys)` or `(batch_size, num_queries, num_keys)`, bool):
+            True for keys that exist, one or more a row.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: the means `(batch_size, num_queries, hidden_size)` and the weights
         `(batch_size, num_queries, num_keys)`, 0 where there is no key; float32 at least.
     """
     dtype = torch.promote_types(keys.dtype, torch.float32)
+    weights = weigh_by_cosine(queries, keys, key_mask, temperature)
     with torch.autocast(keys.device.type, enabled=False):
-        queries, keys = queries.to(dtype), keys.to(dtype)
-        cosines = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(1, 2)
-        weights = (cosines / temperature).masked_fill(~key_mask.unsqueeze(1), -torch.inf).softmax(dim=-1)
-        return weights @ keys, weights
+        return weights @ keys.to(dtype), weights
 
 
 def text_features(
@@ -122,14 +117,16 @@ def text_features(
     return NodeFeatures(features, attention)
 
 
-def pool_images(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], num_samples: int) -> NodeFeatures:
-    """`"image"`, the mean of each sample's `image_tokens` `(num_image_tokens, hidden_size)`."""
-    return NodeFeatures({"image": segment_mean(image_tokens, nodes["image_sample"], num_samples)}, {})
+def pool_images(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], num_images: int) -> NodeFeatures:
+    """`"image"`, the mean of each image's `image_tokens` `(num_image_tokens, hidden_size)`."""
+    image_of_token = nodes.get("image_of_token", nodes["image_sample"])
+    return NodeFeatures({"image": segment_mean(image_tokens, image_of_token, num_images)}, {})
 
 
 def pool_regions(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], questions: torch.Tensor) -> NodeFeatures:
     """
-    `"image"` of each turn: its sample's image regions, pooled by attention with the turn's *question* as query.
+    `"image"` of each turn: the regions of the images that it is about (`images_of_turns`), pooled by attention with
+    the turn's *question* as query.
 
     So no modality is a function of another one's text, nor of a text that another one is a function of: what they have
     in common has to come from the image and the texts (see `pool_by_attention`).
@@ -140,6 +137,7 @@ def pool_regions(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], que
     """
     queries = take_rows(questions, nodes["turn_index"])
     regions, is_region = take_rows(image_tokens, nodes["region_index"]), nodes["region_index"] >= 0
+    is_region = nodes.get("region_mask", is_region)
     pooled, weights = pool_by_attention(queries, regions, is_region)
     image, weights = (values.flatten(0, 1).index_select(0, nodes["turn_places"]) for values in (pooled, weights))
     return NodeFeatures({"image": image}, {"regions": weights})

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,23 @@ class NodeTexts:
     sentences: list[list[tuple[int, int]]] | None = None
 
 
+@dataclass(frozen=True)
+class NodeImages:
+    """
+    Which images the nodes of a batch are about.
+
+    Attributes:
+        numbers (`torch.Tensor` of shape `(num_image_tokens,)`, int64):
+            The image of each image token, counted in its sample.
+        of_turns (`list[tuple[int, int]]`):
+            Where nodes are turns or spans, for each turn the first image of its sample that it is about, and the one
+            after the last (see `images_of_turns`); else empty.
+    """
+
+    numbers: torch.Tensor
+    of_turns: list[tuple[int, int]]
+
+
 @dataclass
 class EncodedText:
     """Tokens of one text: their ids, start and end in characters, and whether each is a part of the text's mean."""
@@ -51,6 +69,7 @@ def build_node_inputs(
     node_texts: NodeTexts,
     tokenizer: PreTrainedTokenizerBase,
     is_image: torch.Tensor,
+    images: NodeImages,
     granularity: str,
     hidden_size: int,
     max_length: int | None = None,
@@ -68,6 +87,7 @@ def build_node_inputs(
         node_texts (`NodeTexts`): The texts, T of each kind.
         tokenizer (`PreTrainedTokenizerBase`): A fast one.
         is_image (`torch.Tensor` of shape `(batch_size, sequence_length)`, bool): Which tokens are those of images.
+        images (`NodeImages`): Which images the nodes are about.
         granularity (`str`): What a node is, one of `GRANULARITIES`.
         hidden_size, single_row: For the layout of packed texts (see `lay_out`).
         max_length (`int`, *optional*): Longer texts lose their end.
@@ -87,13 +107,16 @@ def build_node_inputs(
           or, of extended answers where nodes are spans, `(num_spans, embedding_size)`.
         - `image_sample`, `image_places` `(num_image_tokens,)`: sample of each image token, and its place in the
           flattened batch; `answer_places`, as given.
+        - Where nodes are samples and one has several images, each of which is a node then: `image_of_token`
+          `(num_image_tokens,)`, the node of each image token, and `sample_of_image` `(num_nodes,)`.
         - `groups`, `answer_keys` `(num_nodes,)`: equal for nodes that are one and the same, and for equal answers (see
           `node_keys`).
         - Where nodes are turns or spans: `turn_places` `(T,)`, the place of each turn in the flattened `turn_index`
           `(batch_size, max_turns)`, the turns of each sample; `region_index` `(batch_size, max_regions)`, its image
           tokens. With extended answers `span_of_token`, the span of each of their content tokens, counted through the
           batch; `span_index` `(T, max_spans)`, the spans of each turn; `turn_of_span` `(num_spans,)`. Indices are -1
-          where there is nothing.
+          where there is nothing. Where a turn is not about all images of its sample, `region_mask` `(batch_size,
+          max_turns, max_regions)` bool: the regions that each turn is about.
 
     Raises:
         ValueError: If a sample has no image or a text no content token, naming the row.
@@ -101,8 +124,11 @@ def build_node_inputs(
     image_sample = is_image.nonzero()[:, 0]
     _check_images(node_texts.row_ids, image_sample)
     nodes = {"image_sample": image_sample, "image_places": is_image.flatten().nonzero().squeeze(1)}
-    if granularity != "sample":
+    if granularity == "sample":
+        nodes |= number_images(image_sample, images.numbers)
+    else:
         nodes |= index_turns(torch.tensor(node_texts.samples), image_sample, len(node_texts.row_ids))
+        nodes |= mask_regions(nodes, images)
         nodes["answer_places"] = answer_places
     if text_encoder is not None:
         nodes |= _embed(node_texts, text_encoder, granularity)
@@ -112,7 +138,8 @@ def build_node_inputs(
         nodes |= more
         keys = {kind: [text.input_ids for text in texts] for kind, texts in encoded.items()}
     turn_of_span = nodes["turn_of_span"] if granularity == "span" else None
-    nodes["groups"], nodes["answer_keys"] = node_keys(keys, granularity, turn_of_span)
+    node_of = nodes.get("sample_of_image", turn_of_span)
+    nodes["groups"], nodes["answer_keys"] = node_keys(keys, granularity, node_of)
     return nodes
 
 
@@ -237,6 +264,63 @@ def index_turns(samples: torch.Tensor, image_sample: torch.Tensor, batch_size: i
     }
 
 
+def number_images(image_sample: torch.Tensor, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+    """
+    The image of each image token, counted through the batch, and the sample of each image; nothing if every sample has
+    one image.
+
+    Example:
+        >>> number_images(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1]))
+        {'image_of_token': tensor([0, 0, 1, 2]), 'sample_of_image': tensor([0, 1, 1])}
+    """
+    if not numbers.any():
+        return {}
+    pairs = torch.stack([image_sample, numbers], dim=1)
+    images, image_of_token = torch.unique(pairs, dim=0, return_inverse=True)  # sorted: by sample, then by number
+    return {"image_of_token": image_of_token, "sample_of_image": images[:, 0]}
+
+
+def images_of_turns(messages: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """
+    For each answer of a conversation the first image that its turn is about, and the one after the last.
+
+    A turn whose question brings images is about these, any other about all so far. Before the first image of all a
+    turn has nothing to be about, and gets the whole conversation's.
+
+    Example:
+        >>> image, answer = {"type": "image"}, {"role": "assistant", "content": []}
+        >>> turns = [[image, image], [], [image]]
+        >>> messages = [message for parts in turns for message in ({"role": "user", "content": parts}, answer)]
+        >>> images_of_turns(messages)
+        [(0, 2), (0, 2), (2, 3)]
+    """
+    found, first, seen = [], 0, 0
+    for message in messages:
+        if message["role"] == "assistant":
+            found.append((first if seen > first else 0, seen))
+            first = seen
+        else:
+            seen += sum(part["type"] == "image" for part in message["content"])
+    return [(start, end or seen) for start, end in found]
+
+
+def mask_regions(nodes: dict[str, torch.Tensor], images: NodeImages) -> dict[str, torch.Tensor]:
+    """`region_mask` (see `build_node_inputs`), where a turn is not about all images of its sample."""
+    numbers = take_or_fill(images.numbers, nodes["region_index"], NO_TOKEN).unsqueeze(1)
+    ranges = take_or_fill(torch.tensor(images.of_turns), nodes["turn_index"], 0).unsqueeze(2)
+    mask = (numbers >= ranges[..., 0]) & (numbers < ranges[..., 1])
+    is_turn, is_region = (nodes["turn_index"] >= 0).unsqueeze(2), (nodes["region_index"] >= 0).unsqueeze(1)
+    # Where there is no turn, something must be attended to as well: no mean of nothing, whose gradient is NaN.
+    mask = torch.where(is_turn, mask, True) & is_region
+    return {} if torch.equal(mask, is_region.expand_as(mask)) else {"region_mask": mask}
+
+
+def take_or_fill(values: torch.Tensor, index: torch.Tensor, filling: int) -> torch.Tensor:
+    """`values` at an index `(*shape)`, `filling` where that is -1: `(*shape, *values.shape[1:])`."""
+    taken = values[index.clamp(min=0)]
+    return taken.masked_fill((index < 0).view(*index.shape, *[1] * (values.ndim - 1)), filling)
+
+
 def index_spans(spans: list[list[int]]) -> dict[str, torch.Tensor]:
     """The spans of each turn, counted through the batch, from those of its text's tokens (see `build_node_inputs`)."""
     counts = torch.tensor([max(numbers) + 1 for numbers in spans])
@@ -266,7 +350,7 @@ def index_members(owners: torch.Tensor, num_owners: int) -> torch.Tensor:
 
 
 def node_keys(
-    texts: dict[str, list[list[int]]], granularity: str, turn_of_span: torch.Tensor | None = None
+    texts: dict[str, list[list[int]]], granularity: str, text_of_node: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
@@ -278,14 +362,15 @@ def node_keys(
 
     Args:
         texts (`dict[str, list[list[int]]]`): By kind, what makes each text, such as its token ids.
+        text_of_node (`torch.Tensor` of shape `(num_nodes,)`, *optional*): The text of each node that is a span, or an
+            image of a sample; by default each text is a node's.
     """
     aligned = [own for kind, own in texts.items() if kind != "question"]
-    answer_keys = text_keys(aligned[0])
-    if granularity == "sample" or len(aligned) == 1:
-        return answer_keys, answer_keys
-    groups = text_keys([[*first, NO_TOKEN, *second] for first, second in zip(*aligned, strict=True)])
-    if granularity == "span":
-        return groups[turn_of_span], answer_keys[turn_of_span]
+    answer_keys = groups = text_keys(aligned[0])
+    if granularity != "sample" and len(aligned) > 1:
+        groups = text_keys([[*first, NO_TOKEN, *second] for first, second in zip(*aligned, strict=True)])
+    if text_of_node is not None:
+        return groups[text_of_node], answer_keys[text_of_node]
     return groups, answer_keys
 
 

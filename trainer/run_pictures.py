@@ -52,7 +52,8 @@ class MatchingPictures(TrainerCallback):
             row = rows[number]
             if not row["images"]:
                 continue
-            num_nodes += 1 if self.collator.config.alignment_granularity == "sample" else count_turns(row)
+            by_image = self.collator.config.alignment_granularity == "sample"
+            num_nodes += len(row["images"]) if by_image else count_turns(row)
             if drawn and num_nodes > MOST_NODES:
                 break
             drawn.append(row)

@@ -52,6 +52,7 @@ from logramed.trainer.data import (
     load_training_rows,
     questions_of_rows,
 )
+from logramed.trainer.data.reports import holds_reports
 from logramed.trainer.data.subsets import select_listed
 from logramed.trainer.dry_run import dry_run
 from logramed.trainer.image_cache import check_room
@@ -368,6 +369,8 @@ def load_and_list_skipped(
     """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
     options |= {"split": split, "image_folder": data.image_folder, "on_bad_row": data.on_bad_row}
     options["volumes"] = data.volumes
+    if source == data.train_data or holds_reports(source):
+        options["report_section"] = data.report_section
     rows = load_training_rows(source, **options)
     if fingerprints is not None:
         fingerprints[source if split == "train" else f"{source} ({split})"] = rows.fingerprint

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
+from logramed.eval.question_images import question_content
 from logramed.trainer.collator import open_image
 
 
@@ -50,8 +51,10 @@ def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], m
     """The answers to question rows, in their order, by greedy decoding of any image-text-to-text model."""
     conversations = []
     for row in rows:
-        image = open_image(row["image"], row["question"])
-        content = [{"type": "image", "image": image}, {"type": "text", "text": row["question"]}]
+        content = [
+            {"type": "image", "image": open_image(part["path"], row["question"])} if part["type"] == "image" else part
+            for part in question_content(row)
+        ]
         conversations.append([{"role": "user", "content": content}])
     tokenizer = processor.tokenizer
     side, tokenizer.padding_side = tokenizer.padding_side, "left"

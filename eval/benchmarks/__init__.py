@@ -10,7 +10,9 @@ A module has `TASK` ("vqa", "multiple_choice", "chat" or "report"), `SPLITS` (fi
 
 A question row has `question_id` (str, unique), `image` (absolute path), `question` (without image placeholder),
 `answer` and `groups`, the values to break figures down by; with task "vqa" also `answer_type` ("OPEN" or "CLOSED"),
-with "multiple_choice" `options` (`answer` is one of them), with "chat" `context` and `domains`.
+with "multiple_choice" `options` (`answer` is one of them), with "chat" `context` and `domains`. A row about several
+images has `images` (a list of paths) in place of `image`, and in its `question` the placeholder `<image>` once for
+each or, where all images come before the text, not at all.
 """
 
 import importlib

@@ -18,7 +18,7 @@ from logramed.eval.benchmarks.rows import (
     check_subset,
     collect_image_names,
     describe_count_differences,
-    find_image,
+    find_images,
     read_question,
     read_records,
     read_rows,
@@ -78,7 +78,7 @@ def load_questions(
     check_subset(subset, (), "chat")
     path = _find(data)
     records = read_records(path)
-    names = collect_image_names((record for _, record in records), "image")
+    names = collect_image_names((record for _, record in records), "image", "images")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
     questions = read_rows(records, lambda record, where: _question_row(record, images, where), skipped, "question_id")
     check_ids(questions, path)
@@ -113,10 +113,11 @@ def _find(data: str | Path) -> Path:
 
 def _question_row(record: Mapping[str, Any], images: Path, where: str) -> dict:
     domains = read_domains(record, where)
+    found = find_images(images, record, where)
     return {
         "question_id": read_text(record, "question_id", where),
-        "image": find_image(images, record.get("image"), where, "image"),
-        "question": read_question(record, "text", where),
+        **found,
+        "question": read_question(record, "text", where, found.get("images")),
         "answer": read_text(record, "gpt4_answer", where),
         "context": read_context(record, where),
         "domains": domains,

@@ -3,8 +3,8 @@ Questions of VQA data sets as others converted them: LLaVA-Med's JSON files, and
 
 Such a file (`test_w_options_new.json`; ExGra-Med has the same form) is a JSON list of rows with `id`, `image`,
 `answer_type` and `conversations`: one question with the image placeholder and, for closed questions, its options, and
-one answer. Some files spell the field `conversatons`. A table is parquet files with the columns `image`, `question`
-and `answer`.
+one answer. Some files spell the field `conversatons`. A row may have several images, in `images`; then the
+placeholders are their places. A table is parquet files with the columns `image`, or `images`, `question` and `answer`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from logramed.eval.benchmarks.hub import image_folder, read_parquet_rows
 from logramed.eval.benchmarks.rows import (
     collect_image_names,
-    find_image,
+    find_images,
     infer_answer_type,
     read_answer_type,
     read_question,
@@ -55,7 +55,7 @@ def read_converted_rows(
         ValueError: If a row is not of this form or its image is missing; with file, id and field.
     """
     records = read_records(path)
-    names = collect_image_names((record for _, record in records), "image")
+    names = collect_image_names((record for _, record in records), "image", "images")
     images = image_folder(path.parent, image_folders, names, archives=("images.zip", "imgs.zip"))
     return read_rows(
         records, lambda record, where: _question_row(record, where, path, images, groups, read_type), skipped, "id"
@@ -77,14 +77,20 @@ def read_table_rows(paths: Sequence[Path]) -> list[dict]:
         questions.append(
             {
                 "question_id": str(number),
-                "image": record["image"],
-                "question": read_text(record, "question", where),
+                **_of_table(record, where),
                 "answer": answer,
                 "answer_type": infer_answer_type(answer),
                 "groups": {},
             }
         )
     return questions
+
+
+def _of_table(record: dict, where: str) -> dict:
+    """The images and the question of a row of a table; the text beside one image is taken as it is."""
+    if "images" not in record:
+        return {"image": record["image"], "question": read_text(record, "question", where)}
+    return {"images": record["images"], "question": read_question(record, "question", where, record["images"])}
 
 
 def _question_row(
@@ -97,10 +103,11 @@ def _question_row(
 ) -> dict:
     question_id = read_text(record, "id", where)
     where = f"{path}, row with `id` {question_id}"
-    question, answer = _read_turns(record, where)
+    found = find_images(images, record, where)
+    question, answer = _read_turns(record, where, found.get("images"))
     return {
         "question_id": question_id,
-        "image": find_image(images, record.get("image"), where, "image"),
+        **found,
         "question": question,
         "answer": answer,
         "answer_type": read_type(record, where),
@@ -108,10 +115,11 @@ def _question_row(
     }
 
 
-def _read_turns(record: dict, where: str) -> tuple[str, str]:
+def _read_turns(record: dict, where: str, images: list[str] | None) -> tuple[str, str]:
     field = next((field for field in CONVERSATION_FIELDS if field in record), CONVERSATION_FIELDS[0])
     turns = record.get(field)
     if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"{where}, `{field}`: expected two turns, a question and its answer, got {turns!r}.")
     where = f"{where}, `{field}`"
-    return read_question(turns[0], "value", f"{where}, turn 0"), read_text(turns[1], "value", f"{where}, turn 1")
+    question = read_question(turns[0], "value", f"{where}, turn 0", images)
+    return question, read_text(turns[1], "value", f"{where}, turn 1")

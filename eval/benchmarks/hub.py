@@ -109,30 +109,41 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 def read_parquet_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """
-    Rows of a table with images, each with its place in words. `image` becomes the path of a file (see `save_image`).
+    Rows of a table with images, each with its place in words. `image` becomes the path of a file (see `save_image`);
+    a table may have `images` in its place, lists, which become lists of paths.
 
     Raises:
-        ValueError: If a file cannot be read or lacks one of `columns`, or an image is damaged; with file and row.
+        ValueError: If a file cannot be read or lacks one of `columns`, a list is empty, or an image is damaged; with
+            file and row.
     """
     for path in paths:
         try:
             table = pyarrow.parquet.ParquetFile(path)
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise ValueError(f"{path} is no readable parquet file: {error}.") from error
-        missing = [column for column in columns if column not in table.schema_arrow.names]
+        names = table.schema_arrow.names
+        if "images" in names:
+            columns = ["images" if column == "image" else column for column in columns]
+        missing = [column for column in columns if column not in names]
         if missing:
-            raise ValueError(
-                f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema_arrow.names)}."
-            )
+            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}.")
         records = (
             record for batch in table.iter_batches(ROWS_AT_ONCE, columns=columns) for record in batch.to_pylist()
         )
         for number, record in enumerate(records):
             where = f"{path}, row {number}"
-            yield where, record | {"image": save_image(record["image"], where)}
+            yield where, record | _save_images(record, where)
 
 
-def save_image(image: Any, where: str) -> str:
+def _save_images(record: dict[str, Any], where: str) -> dict[str, Any]:
+    if "images" not in record:
+        return {"image": save_image(record["image"], where)}
+    if not record["images"]:
+        raise ValueError(f"{where}, `images` is an empty list: expected at least one image.")
+    return {"images": [save_image(image, where, f"images[{n}]") for n, image in enumerate(record["images"])]}
+
+
+def save_image(image: Any, where: str, field: str = "image") -> str:
     """
     Write the encoded image of a table (`{"bytes": ..., "path": ...}`) to the cache, once: equal images are one file.
 
@@ -144,12 +155,12 @@ def save_image(image: Any, where: str) -> str:
     """
     encoded = image.get("bytes") if isinstance(image, dict) else None
     if not encoded:
-        raise ValueError(f"{where}, `image`: expected the bytes of an image, got none.")
+        raise ValueError(f"{where}, `{field}`: expected the bytes of an image, got none.")
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
             suffix = str(opened.format).lower()
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{where}, `image`: {len(encoded)} bytes that are no image.") from error
+        raise ValueError(f"{where}, `{field}`: {len(encoded)} bytes that are no image.") from error
     digest = hashlib.sha256(encoded).hexdigest()
     path = cache_folder() / "images" / digest[:2] / f"{digest}.{suffix}"
     if not path.is_file():

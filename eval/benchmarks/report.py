@@ -6,45 +6,59 @@ Read from
 - `annotation.json` as R2Gen (Chen et al. 2020, arXiv:2010.16056) distributes it: `{"train": [...], "val": [...],
   "test": [...]}` of rows with `id`, `image_path` (a list) and `report`, images in `images/`;
 - a copy of its IU X-Ray on the Hub: `test.jsonl` with `images` (a list) and `response`, images in `image.zip`;
+- IU X-Ray's tables on Kaggle: `indiana_reports.csv` with `indiana_projections.csv` (see `indiana`);
 - LLaVA-Med's conversations: `test.json` with `id`, `image` and `conversations`;
 - a table of one's own: `test.json`, `test.jsonl` or `test.csv` with `image` and `report` and, if you like, `id`; or
   `reports.json`, `.jsonl` or `.csv` with a column `split` as well.
 
-A model is shown one image: the first of a report that has several. Published figures on IU X-Ray are of both views.
-MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
+A subset is a section: "findings" or "impression" alone, or "both" below their headings. They are read from columns of
+these names, or from a report by its headings; a report without headings is all findings, as R2Gen's are. By default a
+report is taken as it stands, and of tables with columns the findings.
+
+A model is shown all images of a report, in the order of the file; published figures on IU X-Ray are of both views.
+R2Gen's MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
 """
 
 import csv
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from logramed.eval.benchmarks.converted import CONVERSATION_FIELDS
 from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
+from logramed.eval.benchmarks.indiana import REPORTS as INDIANA_FILE
+from logramed.eval.benchmarks.indiana import read_indiana
 from logramed.eval.benchmarks.rows import (
     check_split,
     check_subset,
     collect_image_names,
     describe_count_differences,
     find_image,
+    find_image_list,
     number_repeated_ids,
     read_records,
     read_rows,
     read_text,
     warn_of_differences,
 )
+from logramed.eval.metrics.medical_report.report_scoring import SECTIONS, join_sections, split_sections
+from logramed.eval.question_images import list_images
 
 
 TASK = "report"
 SPLITS = ("test", "train", "validation")
+BOTH = "both"
+SUBSETS = (*SECTIONS, BOTH)
 HUB_ID = "dz-osamu/IU-Xray"
 QUESTION = "Write the findings of a radiology report on this image."
+SECTION_NAMES = {None: "findings", "findings": "findings", "impression": "impression", BOTH: "findings and impression"}
 SPLIT_NAMES = {"test": ("test",), "train": ("train",), "validation": ("validation", "val", "valid", "validate")}
 ENDINGS = ("json", "jsonl", "csv")
 ANNOTATION_FILES = ("annotation.json", "mimic_annotation.json", "iu_annotation.json")
-IMAGE_FOLDERS = ("images", "image", ".")
+IMAGE_FOLDERS = ("images", "image", ".", "images/images_normalized", "images_normalized")
 IMAGE_ARCHIVES = ("image.zip", "images.zip")
 IMAGE_FIELDS = ("image_path", "images", "image")
 REPORT_FIELDS = ("report", "response")
@@ -66,49 +80,95 @@ def load_questions(
     """
     Read the reports of one split.
 
-    Reports about several images, and for IU X-Ray and MIMIC-CXR row counts that differ from R2Gen's files, give a
-    warning that says so.
+    For IU X-Ray and MIMIC-CXR, row counts that differ from R2Gen's files give a warning that says so.
 
     Args:
         data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
         split (`str`): "test", "train" or "validation". A file that knows no splits is taken whole.
-        subset (`None`): There are none.
+        subset (`str`, *optional*): "findings", "impression" or "both". Reports that lack what is asked for are left
+            out, with a warning that counts them.
         skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
     Returns:
         `list[dict]`: one row a report, in the order of the file, with `question_id` (its id, or the number of the row;
-        an id that occurs more than once is numbered), `image` (absolute path), `question` (always the same
-        instruction), `answer` (the report), `num_images` (of the report) and `groups`, which are none.
+        an id that occurs more than once is numbered), `image` (absolute path) or, of several, `images`, `question`
+        (an instruction of the section, the same for all reports on one image, and for all on several), `answer` (the
+        report, or the section), `num_images` (of the report), with a subset `section`, and `groups`, which are none.
 
     Raises:
         ValueError: If `split` or `subset` is unknown, the file, the split or an image is missing, or a row has no
             image or report; with file, row and field.
     """
     check_split(split, SPLITS)
-    check_subset(subset, (), "report")
+    check_subset(subset, SUBSETS, "report")
     path = _find(data, split)
-    numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
-    records = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where))), skipped)
-    names = collect_image_names((fields for _, (_, _, fields) in records), "image")
+    records = read_reports(path, split, subset, skipped)
+    names = collect_image_names((fields for _, (_, _, fields) in records), "images")
     images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
-    questions = read_rows(records, lambda row, where: _question_row(*row, images, where), skipped)
+    questions = read_rows(records, lambda row, where: _question_row(*row, images, where, subset), skipped)
     questions = number_repeated_ids(questions)
-    warn_of_differences(
-        "report", split, count_differences(questions, split), "Compare runs over the same rows and images only."
-    )
+    warn_of_differences("report", split, count_differences(questions, split), "Compare runs over the same rows only.")
     return questions
 
 
+def read_reports(
+    path: Path, split: str, section: str | None = None, skipped: list[str] | None = None
+) -> list[tuple[str, tuple[int, dict[str, Any], dict[str, Any]]]]:
+    """
+    The reports of one split of a file, whose images may be missing.
+
+    Args:
+        path (`Path`): A file in one of the layouts above.
+        split (`str`), section (`str`, *optional*), skipped (`list[str]`, *optional*): As for `load_questions`, section
+            being its subset.
+
+    Returns:
+        `list[tuple[str, tuple[int, dict, dict]]]`: for each its place in words, number, record and fields: `report`
+        (the section), `images` (all) and `image_field`.
+    """
+    numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
+    read = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where, section))), skipped)
+    records = [(where, row) for where, row in read if row[2]["report"] is not None]
+    if len(records) < len(read):
+        warnings.warn(
+            f"{len(read) - len(records):,} of {len(read):,} reports of the {split} split are left out: they have no "
+            f"{SECTION_NAMES[section]}.",
+            stacklevel=3,
+        )
+    if not records:
+        raise ValueError(f"{path} holds no report of the {split} split with {SECTION_NAMES[section]}.")
+    return records
+
+
+def find_reports(folder: Path) -> Path | None:
+    """The file of R2Gen's or Kaggle's layout in a folder, if it has one."""
+    return find_file(folder, (*ANNOTATION_FILES, INDIANA_FILE))
+
+
+def write_question(section: str | None, num_images: int = 1) -> str:
+    """
+    The instruction to write a report.
+
+    Args:
+        section (`str`, *optional*): One of `SUBSETS`.
+
+    Example:
+        >>> write_question("impression")
+        'Write the impression of a radiology report on this image.'
+        >>> write_question("both", num_images=2)
+        'Write the findings and impression of a radiology report on these images.'
+    """
+    shown = "this image" if num_images == 1 else "these images"
+    return f"Write the {SECTION_NAMES[section]} of a radiology report on {shown}."
+
+
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from R2Gen's files and protocol, in words; of other data how many reports have several images."""
+    """What differs from R2Gen's files, in words; nothing of other data."""
     differences = []
     for name, pattern in IMAGE_PATHS.items():
-        if questions and all(pattern.search(question["image"]) for question in questions):
+        if questions and all(pattern.search(list_images(question)[0]) for question in questions):
             expected = {"questions": EXPECTED_REPORTS[name][split]}
             differences += [f"{text} ({name})" for text in describe_count_differences(questions, expected)]
-    num_several = sum(question.get("num_images", 1) > 1 for question in questions)
-    if num_several:
-        differences.append(f"{num_several:,} reports about several images, of which only the first is shown")
     return differences
 
 
@@ -122,7 +182,7 @@ def _find(data: str | Path, split: str) -> Path:
     if path.is_file():
         return path.resolve()
     of_split = [f"{name}.{ending}" for name in SPLIT_NAMES[split] for ending in ENDINGS]
-    files = [*ANNOTATION_FILES, *of_split, *(f"reports.{ending}" for ending in ENDINGS)]
+    files = [*ANNOTATION_FILES, INDIANA_FILE, *of_split, *(f"reports.{ending}" for ending in ENDINGS)]
     folder = locate(data, "report", HUB_ID, [*of_split, IMAGE_ARCHIVES[0]])
     found = find_file(folder, files)
     if found is None:
@@ -132,7 +192,9 @@ def _find(data: str | Path, split: str) -> Path:
 
 def _read_split(path: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
     """The rows of a split, each with its place in words."""
-    if path.suffix == ".csv":
+    if path.name == INDIANA_FILE:
+        records = _select_split(read_indiana(path), split, path)
+    elif path.suffix == ".csv":
         records = _select_split(_read_csv(path), split, path)
     elif path.suffix == ".json" and isinstance(content := _parse_json(path), dict):
         records = _read_annotation(path, content, split)
@@ -188,20 +250,31 @@ def _read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _question_row(
-    number: int, record: Mapping[str, Any], fields: Mapping[str, Any], images: Path, where: str
+    number: int,
+    record: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    images: Path,
+    where: str,
+    section: str | None,
 ) -> dict[str, Any]:
+    names, field = fields["images"], fields["image_field"]
+    if len(names) == 1:
+        shown = {"image": find_image(images, names[0], where, field)}
+    else:
+        shown = {"images": find_image_list(images, names, where, field)}
     return {
-        "question_id": _read_id(record, number, where),
-        "image": find_image(images, fields["image"], where, fields["image_field"]),
-        "question": QUESTION,
+        "question_id": read_id(record, number, where),
+        **shown,
+        "question": write_question(section, len(names)),
         "answer": fields["report"],
-        "num_images": fields["num_images"],
+        "num_images": len(names),
+        **({} if section is None else {"section": section}),
         "groups": {},
     }
 
 
-def _read_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`image` (the first), `image_field`, `num_images` and `report` of a row in any of the layouts."""
+def _read_fields(record: Mapping[str, Any], where: str, section: str | None) -> dict[str, Any]:
+    """`images`, `image_field` and `report` of a row in any of the layouts."""
     image_field = next((field for field in IMAGE_FIELDS if record.get(field)), None)
     if image_field is None:
         raise ValueError(f"{where} has no image: expected one of {', '.join(IMAGE_FIELDS)}.")
@@ -209,11 +282,25 @@ def _read_fields(record: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}, `{image_field}`: expected a path or a list of paths, got {names!r}.")
     return {
-        "image": PREFIX.sub("", names[0].strip()),
+        "images": [PREFIX.sub("", name.strip()) for name in names],
         "image_field": image_field,
-        "num_images": len(names),
-        "report": _read_report(record, where),
+        "report": _read_section(record, where, section),
     }
+
+
+def _read_section(record: Mapping[str, Any], where: str, section: str | None) -> str | None:
+    """What a row holds of a section; `None` if it does not have all that is asked for."""
+    if any(name in record for name in SECTIONS):
+        sections = {name: str(record.get(name) or "").strip() for name in SECTIONS}
+        section = section or "findings"
+    else:
+        report = _read_report(record, where)
+        if section is None:
+            return report
+        sections = split_sections(report)
+    if section != BOTH:
+        return sections.get(section) or None
+    return join_sections(sections) if all(sections.get(name) for name in SECTIONS) else None
 
 
 def _read_report(record: Mapping[str, Any], where: str) -> str:
@@ -229,5 +316,6 @@ def _read_report(record: Mapping[str, Any], where: str) -> str:
     return read_text(record, field, where)
 
 
-def _read_id(record: Mapping[str, Any], number: int, where: str) -> str:
+def read_id(record: Mapping[str, Any], number: int, where: str) -> str:
+    """The id of a report, or the number of its row."""
     return str(number) if record.get("id") in (None, "") else read_text(record, "id", where)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from logramed.eval.question_images import IMAGE_PLACEHOLDER, all_images, describe_mismatch
 from logramed.eval.text_values import number_repeated, to_text
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
-IMAGE_PLACEHOLDER = "<image>"
 NUM_NAMED = 3  # bad rows named in a sentence
 
 
@@ -192,31 +192,71 @@ def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     return str(image)
 
 
-def collect_image_names(records: Iterable[Mapping[str, Any]], field: str) -> list[str]:
-    """The different texts in the field `field`, in their order, written as `find_image` looks for them."""
-    names = (record.get(field) for record in records)
+def collect_image_names(records: Iterable[Mapping[str, Any]], *fields: str) -> list[str]:
+    """
+    The different texts in `fields`, and in lists there, in their order, written as `find_image` looks for them.
+
+    Example:
+        >>> collect_image_names([{"image": "a.png"}, {"images": ["b.png", "./a.png"]}], "image", "images")
+        ['a.png', 'b.png']
+    """
+    values = (record.get(field) for record in records for field in fields)
+    names = (name for value in values for name in (value if isinstance(value, list) else [value]))
     return list(dict.fromkeys(_normalize_path(name) for name in names if isinstance(name, str)))
+
+
+def find_images(folder: Path, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """
+    The images of a record in `folder`, as a question row has them: `image` (a path), or `images` of a list in `images`
+    or `image`.
+
+    Raises:
+        ValueError: If both fields are filled, the list is empty, or as `find_image`; with `where` and field.
+    """
+    field = "images" if record.get("images") is not None else "image"
+    names = record.get(field)
+    if field == "images" and record.get("image") is not None:
+        raise ValueError(f"{where} has both `image` and `images`: keep one of them.")
+    if not isinstance(names, list):
+        return {"image": find_image(folder, names, where, field)}
+    return {"images": find_image_list(folder, names, where, field)}
+
+
+def find_image_list(folder: Path, names: Sequence[Any], where: str, field: str) -> list[str]:
+    """The absolute paths of the images of a list (see `find_image`), which must hold one."""
+    if not names:
+        raise ValueError(f"{where}, `{field}` is an empty list: expected the path of at least one image.")
+    return [find_image(folder, name, where, f"{field}[{place}]") for place, name in enumerate(names)]
 
 
 def _normalize_path(name: str) -> str:
     return str(PurePosixPath(name.strip().replace("\\", "/")))
 
 
-def read_question(record: Mapping[str, Any], field: str, where: str) -> str:
+def read_question(record: Mapping[str, Any], field: str, where: str, images: Sequence[str] | None = None) -> str:
     """
-    The text in a field (see `read_text`) without the image placeholder.
+    The text in a field (see `read_text`) without the image placeholder; with the placeholders, which are their places,
+    of a row that has a list of `images`.
 
     Raises:
-        ValueError: If nothing else is there; with `where` and `field`.
+        ValueError: If nothing else is there, or not one placeholder for each of `images`; with `where` and `field`.
 
     Example:
         >>> read_question({"value": "Is there a mass?\\n<image>"}, "value", "test.json, row 0")
         'Is there a mass?'
+        >>> read_question({"value": "<image> Now <image> Grown?"}, "value", "test.json, row 0", ["/a.png", "/b.png"])
+        '<image> Now <image> Grown?'
     """
-    question = read_text(record, field, where).replace(IMAGE_PLACEHOLDER, "").strip()
+    written = read_text(record, field, where)
+    question = written.replace(IMAGE_PLACEHOLDER, "").strip()
     if not question:
         raise ValueError(f"{where}, `{field}` holds no question, only the image placeholder.")
-    return question
+    if images is None:
+        return question
+    num_placeholders = written.count(IMAGE_PLACEHOLDER)
+    if num_placeholders not in (0, len(images)):
+        raise ValueError(f"{where}, `{field}`: {describe_mismatch(num_placeholders, len(images))}.")
+    return written
 
 
 def check_ids(questions: Sequence[dict], source: str | Path, field: str = "question_id") -> None:
@@ -252,7 +292,7 @@ def count_rows(questions: Sequence[dict]) -> Counter:
     """
     counts = Counter(f"{question['answer_type']} questions" for question in questions if "answer_type" in question)
     counts["questions"] = len(questions)
-    counts["images"] = len({question["image"] for question in questions})
+    counts["images"] = len(all_images(questions))
     return counts
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logramed.eval.benchmarks.converted import is_converted, read_converted_rows
+from logramed.eval.benchmarks.folds import FOLD_SPLITS, FOLD_TRAINING_SPLITS, is_in_fold_split
 from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
 from logramed.eval.benchmarks.rows import (
     check_ids,
@@ -24,10 +25,13 @@ from logramed.eval.benchmarks.rows import (
     read_text,
     warn_of_differences,
 )
+from logramed.eval.grounding.boxes import Box, read_box_file
+from logramed.eval.question_images import all_images, list_images
 
 
 TASK = "vqa"
-SPLITS = ("test", "train", "validation")
+SPLITS = ("test", "train", "validation", *FOLD_SPLITS)
+TRAINING_SPLITS = FOLD_TRAINING_SPLITS  # what leakage is looked for in; else "train"
 SUBSETS = ("en", "zh", "all")
 HUB_ID = "BoKelvin/SLAKE"
 GROUPS = ("content_type", "modality", "location")
@@ -36,6 +40,7 @@ FILES = {
     "train": ("train.json", "train_w_options_new.json"),
     "validation": ("validation.json", "validate.json", "val_w_options_new.json"),
 }
+BOXES_FILE = "boxes.json"
 IMAGE_FOLDERS = ("imgs", "images", ".")
 # English: the denominators behind the published figures of LLaVA-Med and ExGra-Med. Chinese and all: the question ids
 # of the official files, which run without gaps through train (0 to 9,834), validation (to 11,933) and test (to 14,027,
@@ -62,7 +67,9 @@ def load_questions(
     Args:
         data (`str` or `Path`): Folder with `test.json` and `imgs/` or `imgs.zip`, or with LLaVA-Med's converted file
             (named `test.json` or `test_w_options_new.json`); or the Hub id "BoKelvin/SLAKE".
-        split (`str`): "test", "train" or "validation".
+        split (`str`): "test", "train" or "validation"; or "fold_0" to "fold_4" and "without_fold_0" to
+            "without_fold_4", the questions of the training and validation files about the images of a fold, and about
+            the others (see `folds`).
         subset (`str`, *optional*): "en" (the default, which the published figures are for), "zh" or "all".
         skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
 
@@ -78,6 +85,8 @@ def load_questions(
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "slake")
     subset = subset or SUBSETS[0]
+    if split in FOLD_SPLITS:
+        return _read_fold(data, split, subset, skipped)
     folder = locate(data, "SLAKE", HUB_ID, (*FILES[split], "imgs.zip"))
     path = find_file(folder, FILES[split])
     if path is None:
@@ -93,8 +102,40 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from `EXPECTED_COUNTS`, in words."""
-    return describe_count_differences(questions, EXPECTED_COUNTS[subset or SUBSETS[0]][split])
+    """What differs from `EXPECTED_COUNTS`, in words; nothing for folds, over which nobody has published figures."""
+    expected = {} if split in FOLD_SPLITS else EXPECTED_COUNTS[subset or SUBSETS[0]][split]
+    return describe_count_differences(questions, expected)
+
+
+def load_boxes(data: str | Path, questions: Sequence[dict]) -> dict[str, list[Box]]:
+    """
+    The boxes of the images of `questions`, by the absolute path of the image.
+
+    Args:
+        data (`str` or `Path`): The folder that the questions were read from, with `boxes.json`, whose images go by the
+            names of their folders ("xmlab1").
+        questions: Question rows of `load_questions`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not of its form (see `read_box_file`).
+    """
+    boxes = read_box_file(Path(data).expanduser().resolve() / BOXES_FILE)
+    return {path: boxes.get(Path(path).parent.name, []) for path in all_images(questions)}
+
+
+def _read_fold(data: str | Path, split: str, subset: str, skipped: list[str] | None) -> list[dict]:
+    """The questions of the training and validation files that are in a split of `FOLD_SPLITS`."""
+    questions = []
+    for name in ("train", "validation"):
+        folder = locate(data, "SLAKE", HUB_ID, (*FILES[name], "imgs.zip"))
+        path = find_file(folder, FILES[name])
+        if path is None:
+            raise refuse_folder(folder, FILES[name], "SLAKE")
+        read = _read_converted if is_converted(path) else _read_official
+        questions += read(path, subset, skipped)
+    check_ids(questions, Path(data), "qid")
+    return [row for row in questions if is_in_fold_split("/".join(Path(list_images(row)[0]).parts[-2:]), split)]
 
 
 def _read_converted(path: Path, subset: str, skipped: list[str] | None) -> list[dict]:

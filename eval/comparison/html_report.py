@@ -4,6 +4,7 @@ A comparison, or a single run, as one HTML file that opens without a network: no
 Everything that was asked or answered is escaped: an answer cannot become part of the page.
 """
 
+import base64
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -33,6 +34,7 @@ from logramed.eval.files import write_whole
 
 
 SECTIONS_WITH_PLOTS = ("figures", "sight", "groups", "curves", "published")
+MAP_PICTURE = "grounding.png"
 TEMPLATES = Path(__file__).with_name("templates")
 BENCHMARK_TITLES = {
     "vqa_rad": "VQA-RAD",
@@ -119,6 +121,7 @@ def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
     """What the template fills in."""
     looks = make_looks(comparison.names, [run.system for run in comparison.runs])
     questions = question_sections(comparison.runs, images)
+    map_pictures = _map_pictures(comparison) if images else []
     return {
         "title": report_title(comparison),
         "comparison": comparison,
@@ -131,7 +134,9 @@ def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
         "sight_lines": _sight_lines(comparison),
         "why_no_published": why_no_published(comparison),
         "questions": questions,
-        "embeds_images": any(card["image"] for section in questions for card in section["cards"]),
+        "map_pictures": map_pictures,
+        "embeds_images": bool(map_pictures)
+        or any(image["address"] for section in questions for card in section["cards"] for image in card["images"]),
         "protocol_lines": protocol_lines(comparison),
         "capitalize": capitalize,
         "format_p": format_p,
@@ -146,6 +151,14 @@ def _sight_lines(comparison: Comparison) -> list[str]:
     if leakage_table(comparison) is None:
         lines += missing_leakage(comparison)
     return lines
+
+
+def _map_pictures(comparison: Comparison) -> list[str]:
+    """The pictures of maps in the folders of runs that measured grounding, as data addresses."""
+    paths = [run.path / MAP_PICTURE for run in comparison.runs if "grounding" in run.metrics]
+    return [
+        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in paths if path.is_file()
+    ]
 
 
 def _svgs(plots: Sequence[Plot], section: str) -> list[Markup]:

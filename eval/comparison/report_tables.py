@@ -1,5 +1,6 @@
 """Which tables a report has, by section."""
 
+from logramed.eval.comparison.grounding_tables import grounding_tables
 from logramed.eval.comparison.judge_tables import judge_table, not_judged_table
 from logramed.eval.comparison.published_figures import (
     PublishedFigures,
@@ -32,6 +33,7 @@ def report_tables(comparison: Comparison) -> dict[str, list[Table]]:
         "tests": [bootstrap_table(comparison), mcnemar_table(comparison)],
         "sight": [sight_table(comparison), leakage_table(comparison)],
         "groups": [table for group in group_names(comparison) for table in group_tables(comparison, group)],
+        "grounding": grounding_tables(comparison),
         "published": [release_table(comparison)],
         "all_figures": [all_figures_table(comparison)],
         "settings": [settings_table(comparison)],

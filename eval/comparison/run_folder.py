@@ -21,7 +21,7 @@ AVERAGE = "average"  # of open recall and closed accuracy, as the papers' tables
 BINARY_FIGURES = ("closed_accuracy", "open_exact_match", "accuracy")  # 0 or 100 for each question
 SAME_SETTINGS = ("benchmark", "split", "subset", "limit", "data_fingerprint")  # in all runs of one comparison
 SAME_JUDGE = ("model", "prompt_fingerprint")  # scores of another judge do not compare
-SAME_TEXTS = ("question", "answer", "image")
+SAME_TEXTS = ("question", "answer", "image", "images")
 # Figures in metrics.json and their means over scores.jsonl may differ by rounding only.
 TOLERANCE = 1e-6
 
@@ -38,9 +38,9 @@ class RunFolder:
         scores (`dict[str, dict[str, float]]`): The figures of each question in percent, strict protocol, by question
             id. A figure that does not apply to a question is absent.
         blank_scores (`dict[str, dict[str, float]]`, *optional*): The same of the run without sight.
-        images (`dict[str, str]`): Where the image of a question lies on this machine, by question id.
-        image_ids (`dict[str, str]`): Which image a question is about, by question id. Empty if intervals are
-            not by image.
+        images (`dict[str, list[str]]`): Where the images of a question lie on this machine, by question id.
+        image_ids (`dict[str, str]`): Which image, or list of images, a question is about, by question id. Empty if
+            intervals are not by image.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class RunFolder:
     rows: dict[str, dict]
     scores: dict[str, dict[str, float]]
     blank_scores: dict[str, dict[str, float]] | None = None
-    images: dict[str, str] = field(default_factory=dict)
+    images: dict[str, list[str]] = field(default_factory=dict)
     image_ids: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -292,8 +292,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _read_images(path: Path) -> dict[str, str]:
-    return _read_json(path).get("images", {}) if path.is_file() else {}
+def _read_images(path: Path) -> dict[str, list[str]]:
+    images = _read_json(path).get("images", {}) if path.is_file() else {}
+    return {key: paths if isinstance(paths, list) else [paths] for key, paths in images.items()}
 
 
 def _check_means(run: RunFolder) -> None:

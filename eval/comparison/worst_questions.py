@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, RunFolder
+from logramed.eval.question_images import list_images
 from logramed.eval.volumes import open_if_volume, parse_reference
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
@@ -80,19 +81,25 @@ def _spread(question_ids: Sequence[str], run: RunFolder, num_shown: int) -> list
     """The first of `question_ids`, but a second question about an image only after all images had their first."""
     turns, ranked = defaultdict(int), []
     for key in question_ids:
-        image = run.rows[key].get("image", key)
-        ranked.append((turns[image], key))
-        turns[image] += 1
+        images = tuple(_image_names(run.rows[key])) or key
+        ranked.append((turns[images], key))
+        turns[images] += 1
     return [key for _, key in sorted(ranked, key=lambda entry: entry[0])[:num_shown]]
 
 
-def find_image(runs: Sequence[RunFolder], question_id: str) -> Path | None:
-    """Where the image of a question lies, if any of the runs knows a file that is still there."""
-    for run in runs:
-        path = Path(run.images.get(question_id, ""))
-        if run.images.get(question_id) and os.path.exists(parse_reference(str(path)).path):
-            return path
-    return None
+def _image_names(row: dict) -> list[str]:
+    return list_images(row) if "image" in row or "images" in row else []
+
+
+def find_images(runs: Sequence[RunFolder], question_id: str) -> list[Path | None]:
+    """Where each image of a question lies, if any of the runs knows a file that is still there."""
+    known = [run.images[question_id] for run in runs if question_id in run.images]
+    copies = zip(*known, strict=True)  # the runs are over the same questions
+    return [next((Path(path) for path in paths if _is_there(path)), None) for paths in copies]
+
+
+def _is_there(path: str) -> bool:
+    return bool(path) and os.path.exists(parse_reference(path).path)
 
 
 def read_thumbnail(path: Path) -> str | None:
@@ -146,11 +153,9 @@ def _question_card(runs: Sequence[RunFolder], question_id: str, images: bool) ->
     for place, run in enumerate(runs):
         score = item_score(run.scores[question_id], run.task)
         answers.append({"run": place, "text": run.rows[question_id]["prediction"], "score": score})
-    image, missing = _card_image(runs, question_id) if images else (None, "")
     return {
         "id": question_id,
-        "image": image,
-        "missing": missing,
+        "images": _card_images(runs, question_id) if images else [],
         "question": row["question"],
         "options": row.get("options", []),
         "reference": row["answer"],
@@ -159,11 +164,16 @@ def _question_card(runs: Sequence[RunFolder], question_id: str, images: bool) ->
     }
 
 
-def _card_image(runs: Sequence[RunFolder], question_id: str) -> tuple[str | None, str]:
-    """The image as a `data:` address, or why there is none."""
-    name = runs[0].rows[question_id].get("image", "")
-    path = find_image(runs, question_id)
+def _card_images(runs: Sequence[RunFolder], question_id: str) -> list[dict[str, str | None]]:
+    """Each image of a question as a `data:` `address`, or in `missing` why there is none."""
+    names = _image_names(runs[0].rows[question_id])
+    paths = find_images(runs, question_id) or [None] * len(names)
+    return [_card_image(path, name) for path, name in zip(paths, names or [""] * len(paths), strict=True)]
+
+
+def _card_image(path: Path | None, name: str) -> dict[str, str | None]:
     if path is None:
-        return None, f"The image file {name} is no longer where it was, or was read on another machine."
+        missing = f"The image file {name} is no longer where it was, or was read on another machine."
+        return {"address": None, "missing": missing}
     thumbnail = read_thumbnail(path)
-    return (thumbnail, "") if thumbnail else (None, f"The file {name} cannot be read as an image.")
+    return {"address": thumbnail, "missing": "" if thumbnail else f"The file {name} cannot be read as an image."}

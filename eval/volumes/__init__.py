@@ -20,6 +20,7 @@ from .references import (
     parse_reference,
     split_position_texts,
     volume_content,
+    without_position_texts,
 )
 from .volume import Volume
 
@@ -41,4 +42,5 @@ __all__ = [
     "parse_reference",
     "split_position_texts",
     "volume_content",
+    "without_position_texts",
 ]

@@ -179,10 +179,19 @@ def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
     """
     images, others = [], []
     for place, part in enumerate(content):
-        follows = place > 0 and content[place - 1]["type"] == "image"
-        is_position = follows and part["type"] == "text" and POSITION_TEXT.fullmatch(part["text"])
-        (images if part["type"] == "image" or is_position else others).append(part)
+        is_of_image = part["type"] == "image" or _is_position_text(content, place)
+        (images if is_of_image else others).append(part)
     return images, others
+
+
+def without_position_texts(content: list[dict]) -> list[dict]:
+    """Content parts of a message without the texts that say where slices lie."""
+    return [part for place, part in enumerate(content) if not _is_position_text(content, place)]
+
+
+def _is_position_text(content: list[dict], place: int) -> bool:
+    part, follows_image = content[place], place > 0 and content[place - 1]["type"] == "image"
+    return follows_image and part["type"] == "text" and POSITION_TEXT.fullmatch(part["text"]) is not None
 
 
 def open_image_reference(reference: str) -> Image.Image:

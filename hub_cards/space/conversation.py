@@ -10,10 +10,18 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, TextIteratorStreamer
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    StoppingCriteria,
+    TextIteratorStreamer,
+)
 
 
 NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
+
+TYPED_PLACEHOLDER = "<image>"  # in a question, whatever the model's own is
 
 
 @dataclass
@@ -63,6 +71,18 @@ class Turn:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+def refuse_foreign(model_id: str, revision: str | None) -> None:
+    """
+    Raises:
+        ValueError: If the model is a checkpoint of LLaVA's own code, which transformers would take for its own LLaVA,
+            of 7 billion new weights.
+    """
+    settings, _ = PretrainedConfig.get_config_dict(model_id, revision=revision)
+    model_type = settings.get("model_type")
+    if model_type in ("llava_mistral", "llava_llama") or (model_type == "llava" and "text_config" not in settings):
+        raise ValueError(f"{model_id} is a checkpoint of another code: convert it first with logramed-convert.")
+
+
 class Assistant:
     """
     A model that answers, and what it is called.
@@ -75,6 +95,7 @@ class Assistant:
     def __init__(self, model_id: str, revision: str | None = None):
         options = {"trust_remote_code": True, "revision": revision}
         self.model_id, self.revision = model_id, revision
+        refuse_foreign(model_id, revision)
         self.model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto", **options)
         self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self.processor = AutoProcessor.from_pretrained(model_id, **options)
@@ -100,9 +121,7 @@ class Assistant:
         placeholder = getattr(self.processor, "image_token", None) or "<image>"
         messages = []
         for turn in turns:
-            images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
-            question = {"type": "text", "text": turn.question.replace(placeholder, "")}
-            messages.append({"role": "user", "content": [*images, question]})
+            messages.append({"role": "user", "content": write_content(turn, placeholder)})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
 
@@ -135,6 +154,24 @@ class Assistant:
         turn.answer = turn.answer.strip()
         turn.confidence = generation.confidence()
         yield turn
+
+
+def write_content(turn: Turn, placeholder: str) -> list[dict[str, Any]]:
+    """
+    The parts of a question: its images where it says `<image>`, if it does so once for each, or else before its text.
+
+    What would be read as the `placeholder` of an image that is not there is left out.
+    """
+    images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
+    pieces = turn.question.split(TYPED_PLACEHOLDER)
+    if not images or len(pieces) - 1 != len(images):
+        text = turn.question.replace(placeholder, "")
+        return [*images, {"type": "text", "text": text}]
+    content = []
+    for piece, image in zip(pieces, [*images, None], strict=True):
+        text = piece.replace(placeholder, "").strip()
+        content += [{"type": "text", "text": text}] * bool(text) + [image] * (image is not None)
+    return content
 
 
 class Generation(threading.Thread):

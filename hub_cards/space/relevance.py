@@ -37,8 +37,8 @@ def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndar
     inputs = assistant.encode(turns, with_last_answer=True)
     num_prompt_tokens = prompt["input_ids"].shape[1]
     with torch.enable_grad(), ProjectedFeatures(assistant.model) as projected:
-        logits = assistant.model(**inputs).logits[0, num_prompt_tokens - 1 : -1].float()
         answer = inputs["input_ids"][0, num_prompt_tokens:]
+        logits = assistant.model(**inputs, logits_to_keep=len(answer) + 1).logits[0, :-1].float()
         probability = logits.log_softmax(-1).gather(-1, answer[:, None]).sum()
         (gradient,) = torch.autograd.grad(probability, projected.features)
     relevance = (gradient * projected.features).sum(-1).abs().float()

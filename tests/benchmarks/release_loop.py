@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from logramed.eval.prompts import build_prompt, get_tokenizer, load_question_image, template_begins
+from logramed.eval.prompts import build_prompt, get_tokenizer, load_question_images, template_begins
 
 
 class StopWhenSaid(StoppingCriteria):
@@ -69,10 +69,10 @@ def ask(
 ) -> str:
     """The answer to one question (see `ask_one_at_a_time`)."""
     tokenizer = get_tokenizer(processor)
-    image = load_question_image(question["image"], processor)
-    prompt = build_prompt(processor, question["question"])
+    images = load_question_images([question], processor)
+    prompt = build_prompt(processor, question)
     inputs = processor(
-        text=[prompt], images=[[image]], return_tensors="pt", add_special_tokens=not template_begins(processor, prompt)
+        text=[prompt], images=images, return_tensors="pt", add_special_tokens=not template_begins(processor, prompt)
     ).to(model.device, model.dtype)
     num_prompt_tokens = inputs["input_ids"].shape[1]
     criteria = [] if stop_string is None else [StopWhenSaid(tokenizer, stop_string, num_prompt_tokens)]

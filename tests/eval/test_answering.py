@@ -59,9 +59,7 @@ def test_batched_answers_equal_answers_one_by_one(model, processor, questions):
 @both_paths
 def test_answers_are_those_of_generate_on_one_prompt(model, processor, questions):
     row = questions[3]
-    inputs = processor(
-        text=build_prompt(processor, row["question"]), images=Image.open(row["image"]), return_tensors="pt"
-    )
+    inputs = processor(text=build_prompt(processor, row), images=Image.open(row["image"]), return_tensors="pt")
     sequence = model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
     expected = processor.tokenizer.decode(sequence, skip_special_tokens=True).strip()
     assert expected

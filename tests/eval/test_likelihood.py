@@ -47,7 +47,7 @@ def score(model, processor, questions, **options):
 def log_probability_token_by_token(model, processor, question, option):
     """Each token of the option fed by itself, its probability read off a softmax in double precision."""
     inputs = processor(
-        text=build_prompt(processor, question["question"]),
+        text=build_prompt(processor, question),
         images=load_question_image(question["image"], processor),
         return_tensors="pt",
     )
@@ -100,15 +100,16 @@ def test_without_sight_the_image_does_not_matter(model, processor, questions):
 
 def test_the_blank_before_an_answer_is_that_of_the_chat_template():
     processor = tiny_processor()
-    prompt = build_prompt(processor, "Is there a mass?")
+    question = {"question": "Is there a mass?", "image": "a.png"}
+    prompt = build_prompt(processor, question)
     assert prompt.endswith("ASSISTANT:")
-    assert build_answer_context(processor, "Is there a mass?") == (prompt, " ")
+    assert build_answer_context(processor, question) == (prompt, " ")
 
 
 def test_a_template_with_other_answered_turns_gives_the_prompt_and_the_answer(processor, monkeypatch):
     template = "{% if add_generation_prompt %}<image> ask{% else %}<image> told yes{% endif %}"
     monkeypatch.setattr(processor, "chat_template", template)
-    assert build_answer_context(processor, "?") == ("<image> ask", "")
+    assert build_answer_context(processor, {"question": "?", "image": "a.png"}) == ("<image> ask", "")
 
 
 @pytest.mark.usefixtures("_path")

@@ -150,6 +150,23 @@ def test_reports_are_written_and_scored(tiny_model, tmp_path, capsys):
     assert "ROUGE-L" in capsys.readouterr().out
 
 
+def test_findings_and_impression_are_asked_for_together_and_scored_by_section(tmp_path):
+    reports = ["FINDINGS: No effusion. IMPRESSION: Normal chest.", "FINDINGS: Large heart. IMPRESSION: Cardiomegaly."]
+    rows = [{"id": f"s{n}", "image": f"{n}.png", "report": report} for n, report in enumerate(reports)]
+    write_json(tmp_path / "data" / "test.json", rows)
+    for number in range(2):
+        write_image(tmp_path / "data" / "images" / f"{number}.png", seed=number)
+    answers = ["Findings: no effusion\nImpression: large heart", "Large heart"]
+    predictions = [{"question_id": f"s{n}", "prediction": answer} for n, answer in enumerate(answers)]
+    write_json(tmp_path / "answers.json", predictions)
+    options = {"benchmark": "report", "data": tmp_path / "data", "subset": "both"}
+    metrics = evaluate(tmp_path / "output", predictions=tmp_path / "answers.json", **options)
+    sections = metrics["groups"]["section"]
+    assert sections["findings"]["rouge_l"] == pytest.approx(100)
+    assert sections["impression"]["rouge_l"] == 0
+    assert "impression" in (tmp_path / "output" / "report.html").read_text()
+
+
 def test_answers_of_another_system_are_scored_like_a_models_and_compared(tiny_model, tiny_vqa_rad, tmp_path, capsys):
     questions = load_questions(tiny_vqa_rad)
     right = [question["answer"] for question in questions]

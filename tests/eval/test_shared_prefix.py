@@ -131,10 +131,10 @@ def test_start_and_end_tokens_around_an_image_are_repeated(questions):
     processor = tiny_processor(image_start_token="chest", image_end_token="abdomen")
     reader = PrefixReader(tiny_logramed(), processor)
     two = [row for row in questions if row["image"] == questions[0]["image"]][:2]
-    rows = [reader.encode(row["image"], build_prompt(processor, row["question"])) for row in two]
-    assert reader._open_image.tokens is not None
+    rows = [reader.encode([row["image"]], build_prompt(processor, row)) for row in two]
+    assert reader._opened.tokens is not None
     for row, question in zip(rows, two, strict=True):
-        text = build_prompt(processor, question["question"])
+        text = build_prompt(processor, question)
         whole = processor(text=[text], images=[torch.zeros(3, 8, 8)])["input_ids"][0]
         assert list(row.input_ids) == list(whole)
     start, end = processor.tokenizer.convert_tokens_to_ids(["chest", "abdomen"])
@@ -154,7 +154,7 @@ def test_rows_leave_the_batch_when_they_end_without_changing_the_others(model, p
 
 def test_no_step_is_made_after_the_last_row_has_ended(model, processor, questions, monkeypatch):
     reader = PrefixReader(model, processor)
-    rows = [reader.encode(row["image"], build_prompt(processor, row["question"])) for row in questions[:4]]
+    rows = [reader.encode([row["image"]], build_prompt(processor, row)) for row in questions[:4]]
     num_steps = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda **inputs: num_steps.append(1) or forward(**inputs))

@@ -226,6 +226,20 @@ def test_an_image_placeholder_in_a_question_is_no_image(space, assistant, pictur
     assert inputs["pixel_values"].shape[0] == 1
 
 
+def test_images_stand_where_the_question_has_a_placeholder_for_each(space, assistant, picture):
+    asked = "what <image> is shown <image> ?"
+    inputs = assistant.encode(turns_of(space, asked, "and which organ ?", images=[picture, picture]))
+    parts = space["conversation"].write_content(turns_of(space, asked, images=[picture, picture])[0], "<image>")
+    assert [part.get("text", "image") for part in parts] == ["what", "image", "is shown", "image", "?"]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": ""}]}]
+    messages.append({"role": "user", "content": [{"type": "text", "text": "and which organ ?"}]})
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    expected = assistant.processor.apply_chat_template(messages, **options)
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+    first = assistant.encode(turns_of(space, "what is shown ?", images=[picture, picture]))["input_ids"][0].tolist()
+    assert first != inputs["input_ids"][0, : len(first)].tolist()
+
+
 # Relevance
 
 

@@ -81,8 +81,14 @@ def test_samples_have_all_their_answers_in_one_text(rows):
     assert set(nodes) == {
         *("text_input_ids", "text_attention_mask", "packed_input_ids", "packed_position_ids"),
         *("padded_places", "packed_places", "text_of_token", "image_sample", "image_places"),
-        *("groups", "answer_keys"),
+        *("groups", "answer_keys", "image_of_token", "sample_of_image"),
     }
+    assert nodes["image_of_token"].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+    assert nodes["sample_of_image"].tolist() == [0, 1, 1, 2]
+    assert nodes["groups"].tolist() == nodes["answer_keys"].tolist()
+    assert nodes["groups"][1] == nodes["groups"][2] != nodes["groups"][0]
+    of_one_image = LoGraMedDataCollator(processor)([rows[0], rows[2]])["nodes"]
+    assert not {"image_of_token", "sample_of_image"} & set(of_one_image)
 
 
 def test_packed_texts_are_the_padded_ones_at_positions_that_start_at_0_again(rows):

@@ -1,25 +1,17 @@
-"""From checkpoints of other codes to a LoGra-Med folder, one tensor at a time."""
+"""From checkpoints of LLaVA's own code to a LoGra-Med folder, one tensor at a time."""
 
-import dataclasses
-import json
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import snapshot_download
-from safetensors.torch import save_file
-from transformers import GenerationConfig
 
 from logramed import LoGraMedConfig, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.chat_templates_logramed import CHAT_TEMPLATES
-from logramed.eval.files import require_empty, whole_folder, write_json
-from logramed.eval.model_names import naming_model
-from logramed.trainer.build_model import PARTS_NAME, VOCABULARY_MULTIPLE
+from logramed.eval.files import require_empty
+from logramed.trainer.build_model import VOCABULARY_MULTIPLE
+from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license, unchanged
 from logramed.trainer.conversion.sources import (
     DELTA,
     EMBEDDINGS,
@@ -31,110 +23,26 @@ from logramed.trainer.conversion.sources import (
     TOWER_RENAMES,
     UnknownWeightError,
     choose_dense_connector,
-    expected_weights,
     read_config,
+    read_json_object,
     refuse_other_kind,
     rename,
     text_config_of,
     vision_config_of,
 )
+from logramed.trainer.conversion.stock import plan_stock
 from logramed.trainer.conversion.tokens import (
     add_former_image_tokens,
     add_image_token,
     find_stop_tokens,
     load_tokenizer,
 )
-from logramed.trainer.conversion.weights import ShardWriter, TensorInfo, WeightFiles, compare_names
+from logramed.trainer.conversion.weights import WeightFiles
 
 
-# All that a conversion reads; other files of a repository (other weights, pictures) are left on the Hub.
-READ_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model", "*.jinja", "README.md")
-GRAPH_NETWORK_FILE = "graph_network.safetensors"
-# What a change of precision or padded rows may add to what is read.
-DISK_MARGIN_BYTES = 10**8
-
-
-@dataclass
-class Plan:
-    """
-    A model that is to be written: everything but its weights, which are read one by one.
-
-    Attributes:
-        config (`LoGraMedConfig`): Of the model.
-        processor (`LoGraMedProcessor`): With its tokenizer.
-        end_token_ids (`list[int]`): Tokens that end an answer.
-        weights (`list[Weights]`): Where its weights come from, each under its own names.
-        parts (`dict`): What parts.json says.
-        dtype (`torch.dtype`): Of all weights.
-    """
-
-    config: LoGraMedConfig
-    processor: LoGraMedProcessor
-    end_token_ids: list[int]
-    weights: "list[Weights]"
-    parts: dict[str, Any]
-    dtype: torch.dtype
-
-    def shapes(self) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-        """The weights that are written, and the names in the files that nobody knows."""
-        shapes, unknown = {}, []
-        for weights in self.weights:
-            known, strange = weights.names()
-            shapes |= {ours: weights.shapes.get(ours, info.shape) for ours, (_, info) in known.items()}
-            unknown += strange
-        if self.config.tie_word_embeddings:  # the embeddings are the head, whether the files have it twice or not
-            shapes.pop(HEAD, None)
-        return shapes, unknown
-
-    def check(self, source: str) -> None:
-        """
-        Raises:
-            ValueError: If weights are missing, left over or of another shape than the configuration says.
-        """
-        compare_names(*self.shapes(), expected_weights(self.config), source)
-
-
-@dataclass
-class Weights:
-    """
-    Files, how their weights are named in ours (`None`: left out), and what is done to a weight on the way.
-    """
-
-    files: WeightFiles
-    rename: Callable[[str], str | None]
-    change: Callable[[str, torch.Tensor], torch.Tensor] = lambda name, tensor: tensor
-    # Shapes that `change` gives a weight, by our name.
-    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-
-    def names(self) -> tuple[dict[str, tuple[str, TensorInfo]], list[str]]:
-        """Our names with those in the files, and the names there that nobody knows."""
-        known, unknown = {}, []
-        for name, info in self.files.tensors.items():
-            try:
-                ours = self.rename(name)
-            except UnknownWeightError:
-                unknown.append(name)
-                continue
-            if ours is not None:
-                known[ours] = (name, info)
-        return known, unknown
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self.files:
-            ours = self.rename(name)
-            if ours is not None:
-                yield ours, self.change(ours, tensor)
-
-
-def fetch(name: str, argument: str) -> Path:
-    """
-    The folder of a model: itself, or a snapshot of a repository of the Hub.
-
-    Raises:
-        ValueError: If there is neither.
-    """
-    with naming_model(name, argument, foreign=True):
-        return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=list(READ_FILES)))
+FINAL_NORM = "model.norm.weight"
+DELTA_NORM = 0.1  # a whole LLaMA's final norm averages above 1, a delta's about 0
+CLIP_HEAD_SIZE = 64
 
 
 def convert_to_logramed(
@@ -159,17 +67,17 @@ def convert_to_logramed(
             that its configuration names.
 
     Returns:
-        `Path`: of the folder. A graph network of the checkpoint stands beside the model, in graph_network.safetensors.
+        `Path`: of the folder. A graph network of the checkpoint is in `training/graph_network.safetensors` there.
 
     Raises:
         ValueError: If the checkpoint is of another kind, incomplete, ambiguous or damaged, or `output` is not empty.
         OSError: If there is no room for what is to be written.
     """
     output = Path(output)
-    require_empty(output)
+    require_empty(output, "OUTPUT")
     plan = plan_conversion(kind, source, dense_connector, base, vision_tower)
     plan.check(source)
-    write_plan(plan, output)
+    plan.write(output)
     return output
 
 
@@ -183,11 +91,13 @@ def plan_conversion(
     folder = fetch(source, "SOURCE")
     config = read_config(folder)
     refuse_other_kind(kind, config, source)
-    if kind == "llava" and "text_config" in config:
-        from logramed.trainer.conversion.stock import plan_stock
-
-        return plan_stock(folder, source, config)
-    return plan_original(kind, source, folder, config, dense_connector, base, vision_tower)
+    if "text_config" not in config:
+        return plan_original(kind, source, folder, config, dense_connector, base, vision_tower)
+    given = {"--dense_connector": dense_connector, "--vision_tower": vision_tower}
+    useless = [name for name, value in given.items() if value is not None]
+    if useless:
+        raise ValueError(f"{source} is transformers' own LLaVA, which says all of itself: leave out {useless[0]}.")
+    return plan_stock(folder, source, config)
 
 
 def plan_original(
@@ -199,57 +109,76 @@ def plan_original(
     base: str | None,
     vision_tower: str | None,
 ) -> Plan:
-    files = WeightFiles(folder)
+    """Of a checkpoint in the layout of LLaVA's own code."""
+    files, layout = WeightFiles(folder), KINDS[kind]
     if "model.embed_tokens.weight" not in files.tensors:
         raise ValueError(f"{source} holds no model.embed_tokens.weight: it is no whole checkpoint.")
-    embeddings = files.tensors["model.embed_tokens.weight"]
-    num_rows, dtype = embeddings.shape[0], embeddings.dtype
+    num_rows = files.tensors["model.embed_tokens.weight"].shape[0]
     if config.get("vocab_size") not in (None, num_rows):
         raise ValueError(
             f"{source} has {num_rows} rows of embeddings, and config.json says {config['vocab_size']} (`vocab_size`)."
         )
+    warn_of_delta(kind, files, source)
     base_folder = None if base is None else fetch(base, "--base")
     tokenizer = load_tokenizer([folder, *([base_folder] if base_folder else [])])
-    add_tokens = add_former_image_tokens if config.get("mm_use_im_start_end") else add_image_token
-    image_tokens = add_tokens(tokenizer, num_rows)
+    if layout.has_image_tokens or config.get("mm_use_im_start_end"):
+        image_tokens = add_former_image_tokens(tokenizer, num_rows, config.get("mm_use_im_start_end", True))
+    else:
+        image_tokens = add_image_token(tokenizer, num_rows)
     tower_name, tower_folder = find_tower(config, files, vision_tower)
     vision_config = tower_config(tower_name, tower_folder, files)
-    projector = find_projector(files, vision_config["hidden_size"], dense_connector)
-    text_config = {
-        **text_config_of(config, KINDS[kind].language_model, round_up(len(tokenizer), num_rows)),
-        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    }
+    wanted_rows = round_up(len(tokenizer), num_rows)
     logramed_config = LoGraMedConfig(
         vision_config=vision_config,
-        text_config=text_config,
+        text_config={
+            **text_config_of(config, layout.language_model, wanted_rows),
+            **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        },
         image_token_index=tokenizer.convert_tokens_to_ids(image_tokens["image_token"]),
-        vision_feature_layer=config.get("mm_vision_select_layer", -2),
+        vision_feature_layer=-2 if config.get("mm_vision_select_layer") is None else config["mm_vision_select_layer"],
         vision_feature_select_strategy="full" if config.get("mm_vision_select_feature") == "cls_patch" else "default",
-        **projector,
+        **find_projector(files, vision_config["hidden_size"], dense_connector),
     )
-    weights = Weights(files, rename_without_graph(tower_folder is not None))
-    weights.change, weights.shapes = pad_rows(num_rows, logramed_config)
-    if base_folder is not None:
-        weights.change = adding_base(WeightFiles(base_folder), source, base)
-    from_tower = []
+    weights = [Weights(files, rename_without_graph(tower_folder is not None))]
+    add = unchanged if base_folder is None else adding_base(WeightFiles(base_folder), source, base)
+    pad = padding_rows(wanted_rows)
+    weights[0].change = lambda name, tensor: pad(name, add(name, tensor))
+    weights[0].shapes = dict.fromkeys((EMBEDDINGS, HEAD), (wanted_rows, logramed_config.text_config.hidden_size))
     if tower_folder is not None:
-        from_tower = [Weights(WeightFiles(tower_folder), lambda name: rename(name, TOWER_RENAMES))]
+        weights.append(Weights(WeightFiles(tower_folder), lambda name: rename(name, TOWER_RENAMES)))
     processor = LoGraMedProcessor(
-        image_processor(config, vision_config, tower_folder),
+        image_processor(vision_config, tower_folder),
         tokenizer,
         num_image_tokens=logramed_config.num_image_tokens,
-        chat_template=CHAT_TEMPLATES[KINDS[kind].chat_template],
-        stop_string=KINDS[kind].stop_string,
+        chat_template=CHAT_TEMPLATES[layout.chat_template],
+        stop_string=layout.stop_string,
         **image_tokens,
     )
     return Plan(
         config=logramed_config,
         processor=processor,
-        end_token_ids=find_stop_tokens(tokenizer, KINDS[kind].stop_string),
-        weights=[weights, *from_tower],
-        parts=describe_parts(kind, source, folder, tower_name, base),
-        dtype=dtype,
+        end_token_ids=find_stop_tokens(tokenizer, layout.stop_string),
+        weights=weights,
+        parts={
+            "source": source,
+            "format": kind,
+            **(read_license(folder) or layout.license),
+            "base_models": [name for name in (source, base, tower_name) if name],
+        },
     )
+
+
+def warn_of_delta(kind: str, files: WeightFiles, source: str) -> None:
+    """Warn of a delta that is taken for a whole model, or the other way round: shapes and names are the same."""
+    if FINAL_NORM not in files.tensors:
+        return
+    mean = files.read(FINAL_NORM).float().mean().item()
+    if (abs(mean) < DELTA_NORM) != (kind == DELTA):
+        looks, other = ("a delta", DELTA) if kind != DELTA else ("a whole model", "llava-med-v1")
+        warnings.warn(
+            f"{source} looks like {looks}: {FINAL_NORM} averages {mean:.2f}. If it is, convert with --from {other}.",
+            stacklevel=2,
+        )
 
 
 def round_up(num_tokens: int, num_rows: int) -> int:
@@ -281,32 +210,67 @@ def find_projector(files: WeightFiles, tower_size: int, dense_connector: str | N
 
 def find_tower(config: Mapping[str, Any], files: WeightFiles, given: str | None) -> tuple[str, Path | None]:
     """The name of the vision tower and the folder of its weights, which is `None` where the checkpoint has them."""
-    name = given or config.get("mm_vision_tower") or ""
+    named = config.get("mm_vision_tower") or ""
+    named = named[0] if isinstance(named, list) and len(named) == 1 else named
+    if not isinstance(named, str):
+        raise ValueError(f"{files.folder}: mm_vision_tower of config.json must be a name, got {named!r}.")
     if given is None and any("vision_tower." in tensor for tensor in files.tensors):
-        return str(name), None
-    if not name:
+        return named, None
+    if not (given or named):
         raise ValueError(f"{files.folder} holds no vision tower and names none. Name it with --vision_tower.")
     argument = "--vision_tower" if given else "The vision tower that config.json names (--vision_tower names another)"
-    return str(name), fetch(str(name), argument)
+    return given or named, fetch(given or named, argument)
 
 
 def tower_config(name: str, folder: Path | None, files: WeightFiles) -> dict[str, Any]:
-    """The configuration of the tower, from its folder, or where the checkpoint holds it from what its name says."""
+    """
+    The configuration of the tower: from its folder; where the checkpoint holds it, from its weights, and the number of
+    heads and other settings from what its name says, if that is known here and of the same sizes.
+    """
     if folder is not None:
         return vision_config_of(read_config(folder, "--vision_tower"))
-    if name in KNOWN_TOWERS:
-        return vision_config_of(KNOWN_TOWERS[name])
-    if name:
-        return vision_config_of(read_config(fetch(name, "The vision tower that config.json names"), "vision tower"))
-    raise ValueError(f"{files.folder} does not say which vision tower it holds. Name it with --vision_tower.")
+    sizes = tower_sizes(files)
+    known = KNOWN_TOWERS.get(name)
+    if known is None and name and Path(name).is_dir():
+        known = vision_config_of(read_config(Path(name), "The vision tower that config.json names"))
+    if known is not None and all(known[size] == value for size, value in sizes.items()):
+        return vision_config_of(known)
+    if sizes["hidden_size"] % CLIP_HEAD_SIZE:
+        raise ValueError(
+            f"{files.folder} holds a vision tower of hidden size {sizes['hidden_size']}, and does not say how many "
+            "heads it has. Let mm_vision_tower of its config.json name a folder with the tower's config.json."
+        )
+    return vision_config_of({**sizes, "num_attention_heads": sizes["hidden_size"] // CLIP_HEAD_SIZE})
 
 
-def image_processor(
-    config: Mapping[str, Any], vision_config: Mapping[str, Any], tower_folder: Path | None
-) -> LoGraMedImageProcessor:
+def tower_sizes(files: WeightFiles) -> dict[str, int]:
+    """Sizes of the vision tower that a checkpoint holds, by its weights."""
+    shapes = {
+        ours: info.shape
+        for name, info in files.tensors.items()
+        if "vision_tower." in name and (ours := rename(name)) is not None
+    }
+    place = f"{TOWER_PREFIX}vision_model"
+    try:
+        hidden_size, _, patch_size, _ = shapes[f"{place}.embeddings.patch_embedding.weight"]
+        num_positions = shapes[f"{place}.embeddings.position_embedding.weight"][0]
+        intermediate_size = shapes[f"{place}.encoder.layers.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{files.folder} holds a vision tower that is no CLIP ({error}).") from error
+    layers = {name.split(".")[4] for name in shapes if name.startswith(f"{place}.encoder.layers.")}
+    return {
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": len(layers),
+        "patch_size": patch_size,
+        "image_size": round((num_positions - 1) ** 0.5) * patch_size,
+    }
+
+
+def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None) -> LoGraMedImageProcessor:
     """Of the tower's size, mean and deviation; all images are padded to squares, so that nothing is cropped."""
     path = None if tower_folder is None else tower_folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+    settings = read_json_object(path) if path is not None and path.is_file() else {}
     statistics = {name: settings[name] for name in ("image_mean", "image_std") if settings.get(name)}
     return LoGraMedImageProcessor(size=vision_config["image_size"], **statistics)
 
@@ -323,24 +287,18 @@ def rename_without_graph(replaces_tower: bool) -> Callable[[str], str | None]:
     return renamed
 
 
-def pad_rows(
-    num_rows: int, config: LoGraMedConfig
-) -> tuple[Callable[[str, torch.Tensor], torch.Tensor], dict[str, tuple[int, ...]]]:
+def padding_rows(num_rows: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """
-    Embeddings and head with rows for new tokens: the mean of the old ones, so that none of them is ever the likeliest.
+    Gives embeddings and head rows for new tokens: the mean of the old ones, so that none is ever the likeliest.
     """
-    wanted = config.text_config.vocab_size
-    if wanted == num_rows:
-        return lambda name, tensor: tensor, {}
 
     def padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name not in (EMBEDDINGS, HEAD):
+        if name not in (EMBEDDINGS, HEAD) or len(tensor) == num_rows:
             return tensor
         mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-        return torch.cat([tensor, mean.expand(wanted - len(tensor), -1)])
+        return torch.cat([tensor, mean.expand(num_rows - len(tensor), -1)])
 
-    shape = (wanted, config.text_config.hidden_size)
-    return padded, {EMBEDDINGS: shape, HEAD: shape}
+    return padded
 
 
 def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
@@ -350,13 +308,18 @@ def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str
     Raises:
         ValueError: If the base lacks a weight, or has another shape.
     """
-    by_name = {ours: name for name in base.tensors if (ours := rename(name)) is not None}
+    by_name = {}
+    for name in base.tensors:
+        try:
+            by_name[rename(name)] = name
+        except UnknownWeightError:  # of a model that is no LLaMA: what is needed of it is asked for below
+            continue
 
     def added(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name.startswith(("multi_modal_projector.", TOWER_PREFIX)):
             return tensor
         if name not in by_name:
-            raise ValueError(f"--base {base_name} lacks {by_name.get(name, name)}, which {source} is a delta of.")
+            raise ValueError(f"--base {base_name} has no {name}, which {source} is a delta of: it is no LLaMA.")
         other = base.read(by_name[name])
         rows_may_differ = name in (EMBEDDINGS, HEAD) and len(other) <= len(tensor)
         if other.shape[1:] != tensor.shape[1:] or (len(other) != len(tensor) and not rows_may_differ):
@@ -368,67 +331,3 @@ def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str
         return whole.to(tensor.dtype)
 
     return added
-
-
-def describe_parts(kind: str, source: str, folder: Path, tower: str, base: str | None) -> dict[str, Any]:
-    """What parts.json says of where a converted model comes from."""
-    names = [source, base, tower]
-    return {
-        "source": source,
-        "format": kind,
-        **(read_license(folder) or KINDS[kind].license),
-        "base_models": [name for name in names if name],
-    }
-
-
-def read_license(folder: Path) -> dict[str, str]:
-    """The licence that the card of a checkpoint names, under the names of the Hub's front matter."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    found = yaml.safe_load(front_matter.group(1)) if front_matter else {}
-    return {name: found[name] for name in ("license", "license_name", "license_link") if found.get(name)}
-
-
-def write_plan(plan: Plan, output: Path) -> None:
-    """Write a model that was planned, whole or not at all."""
-    shapes, _ = plan.shapes()
-    require_disk(output, plan.dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values()))
-    with whole_folder(output) as unfinished:
-        writer = ShardWriter(unfinished)
-        for weights in plan.weights:
-            for name, tensor in weights:
-                if name in shapes:
-                    writer.add(name, tensor.to(plan.dtype) if tensor.is_floating_point() else tensor)
-        writer.close()
-        save_graph_network(plan.weights[0].files, unfinished)
-        plan.config.dtype = plan.dtype
-        plan.config.architectures = ["LoGraMedForConditionalGeneration"]
-        plan.config.save_pretrained(unfinished)
-        plan.processor.save_pretrained(unfinished)
-        text = plan.config.text_config
-        tokens = {"bos_token_id": text.bos_token_id, "pad_token_id": text.pad_token_id}
-        GenerationConfig(eos_token_id=plan.end_token_ids, **tokens).save_pretrained(unfinished)
-        write_json(unfinished / PARTS_NAME, plan.parts)
-
-
-def save_graph_network(files: WeightFiles, folder: Path) -> None:
-    """The graph network of a checkpoint, if it has one, as `GraphNetwork.load_state_dict` takes it."""
-    found = {match.group(1): name for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
-    if found:
-        state = {ours: files.read(name).contiguous() for ours, name in found.items()}
-        save_file(state, folder / GRAPH_NETWORK_FILE, metadata={"format": "pt"})
-
-
-def require_disk(output: Path, num_bytes: int) -> None:
-    """
-    Raises:
-        OSError: If there is less room than `num_bytes` where `output` will be.
-    """
-    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if free < num_bytes + DISK_MARGIN_BYTES:
-        raise OSError(
-            f"The converted model takes {num_bytes / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left. Nothing "
-            "was written."
-        )

@@ -25,28 +25,30 @@ class Kind:
 
     Attributes:
         language_model (`str`): Model type of its language model.
-        model_types (`tuple[str, ...]`): What its config.json calls itself.
         chat_template (`str`): Name of the template it was trained with.
         stop_string (`str`, *optional*): What it ends its turns with, where that is no token.
+        has_image_tokens (`bool`): Its embeddings have rows for the tokens of an image.
         license (`dict`): As the Hub's front matter has it, where the checkpoint's own card names none.
     """
 
     language_model: str
-    model_types: tuple[str, ...]
     chat_template: str
     stop_string: str | None
     license: dict[str, str]
+    has_image_tokens: bool = False
 
 
 MICROSOFT_RESEARCH = {"license": "other", "license_name": "microsoft-research-license"}
 KINDS = {
-    "llava-med-v1": Kind("llama", ("llava",), "llava_med_v0", "###", MICROSOFT_RESEARCH),
-    "llava-med-v1-delta": Kind("llama", ("llava",), "llava_med_v0", "###", MICROSOFT_RESEARCH),
-    "exgra-med": Kind("llama", ("llava",), "llava_med_v0", "###", {"license": "cc-by-nc-4.0"}),
-    "llava-med-v1.5": Kind("mistral", ("llava_mistral",), "llava_med_v1_5", None, {"license": "apache-2.0"}),
-    "llava": Kind("llama", ("llava", "llava_llama"), "llava_v1", None, {"license": "llama2"}),
+    "llava-med-v1": Kind("llama", "llava_med_v0", "###", MICROSOFT_RESEARCH, True),
+    "llava-med-v1-delta": Kind("llama", "llava_med_v0", "###", MICROSOFT_RESEARCH, True),
+    "exgra-med": Kind("llama", "llava_med_v0", "###", {"license": "cc-by-nc-4.0"}, True),
+    "llava-med-v1.5": Kind("mistral", "llava_med_v1_5", None, {"license": "apache-2.0"}),
+    "llava": Kind("llama", "llava_v1", None, {}),
 }
 DELTA = "llava-med-v1-delta"
+# Kinds whose config.json does not tell them apart, by what it looks like.
+ALIKE = {"llava-med-v1": ("llava-med-v1", DELTA, "exgra-med")}
 # Base tokens are followed by these in checkpoints of LLaVA v0.
 IMAGE_TOKENS = {"image_token": "<im_patch>", "image_start_token": "<im_start>", "image_end_token": "<im_end>"}
 FORMER_PAD_TOKEN = "[PAD]"
@@ -116,6 +118,14 @@ def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{argument} {folder} has no config.json: it is no folder of a model.")
+    return read_json_object(path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: If the file holds no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -130,13 +140,20 @@ def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None
     Raises:
         ValueError: If config.json tells of another kind of checkpoint than `kind`.
     """
-    model_type = config.get("model_type")
-    if model_type in KINDS[kind].model_types:
-        return
-    found = find_foreign_kind(config)
-    advice = f" It looks like `--from {found}`." if found else ""
-    expected = " or ".join(KINDS[kind].model_types)
-    raise ValueError(f"{source} has the model type {model_type!r}, and --from {kind} takes {expected}.{advice}")
+    if config.get("model_type") == "llava" and "text_config" in config:
+        found = "llava"
+    elif config.get("model_type") == "logramed":
+        raise ValueError(f"{source} is a LoGra-Med already.")
+    else:
+        found = find_foreign_kind(config)
+    if kind not in ALIKE.get(found, (found,)):
+        advice = f" It looks like `--from {found}`." if found else ""
+        raise ValueError(f"{source} has a config.json that is not of --from {kind} ({describe_type(config)}).{advice}")
+
+
+def describe_type(config: Mapping[str, Any]) -> str:
+    ends = " with start and end tokens of images" if config.get("mm_use_im_start_end") else ""
+    return f"model type {config.get('model_type')!r}{ends}"
 
 
 def text_config_of(config: Mapping[str, Any], language_model: str, vocab_size: int) -> dict[str, Any]:
@@ -216,8 +233,11 @@ def expected_weights(config: LoGraMedConfig) -> dict[str, tuple[int, ...]]:
 
     Towers other than `TOWERS_WITH_LEVEL` are left out: transformers keeps their names in files to itself.
     """
-    with torch.device("meta"):
-        model = LoGraMedForConditionalGeneration(config)
+    try:
+        with torch.device("meta"):
+            model = LoGraMedForConditionalGeneration(config)
+    except KeyError as error:
+        raise ValueError(f"The configuration names {error}, which transformers does not know.") from error
     tower = config.vision_config.model_type
     names = {file_name(name, tower): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return {

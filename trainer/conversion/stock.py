@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, GenerationConfig, LlavaConfig, PreTrainedTokenizerFast
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
 from logramed import LoGraMedConfig, LoGraMedImageProcessor, LoGraMedProcessor
@@ -19,7 +20,7 @@ from logramed.eval.files import require_empty, whole_folder, write_json
 from logramed.eval.model_names import ADAPTER_CONFIG
 from logramed.processing_logramed import write_shared_tokenizer_config
 from logramed.trainer.build_model import PARTS_NAME
-from logramed.trainer.conversion.incoming import Plan, Weights, fetch, read_license, require_disk
+from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license, require_disk
 from logramed.trainer.conversion.sources import (
     FIRST_LAYER,
     KINDS,
@@ -27,14 +28,22 @@ from logramed.trainer.conversion.sources import (
     UnknownWeightError,
     expected_weights,
     read_config,
+    read_json_object,
 )
+from logramed.trainer.conversion.tokens import load_tokenizer
 from logramed.trainer.conversion.weights import ShardWriter, WeightFiles, compare_names
 from logramed.trainer.merge import merge_adapter
 
 
 # What a stock LLaVA has no field for, so that nothing is lost on the way back.
 SIDE_FILE = "logramed.json"
+FIRST_LAYER_FILE = "training/first_layer.safetensors"
 SECOND_LAYER, SECOND_BIAS = "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias"
+# vLLM looks for such a loop to see that a template takes contents of parts, and else writes `<image>` itself.
+TAKES_PARTS = (
+    "{%- if false -%}{%- for message in messages -%}{%- for part in message['content'] -%}{%- endfor -%}{%- endfor -%}"
+    "{%- endif -%}"
+)
 PLACEHOLDER = "{%- set placeholder = image_token | default('<image>') -%}"
 # Names of weights in the files of transformers' LLaVA, of several years.
 STOCK_RENAMES = (
@@ -73,7 +82,7 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
 
     A linear projector gets a second layer that changes nothing. The layers that `sci` and `dci` join are taken as a
     list of layers; of `dci`, whose means have no place there, the first layer of the projector has each mean's weights
-    once for every layer, divided by their number.
+    once for every layer, divided by their number. The layer as it was is kept beside it, for the way back.
 
     Args:
         model (`str`): Folder or Hub id, or an adapter, which is merged first.
@@ -84,7 +93,7 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
         OSError: If there is no room for what is to be written.
     """
     output = Path(output)
-    require_empty(output)
+    require_empty(output, "OUTPUT")
     with merged(fetch(model, "DIR"), output) as folder:
         settings = read_config(folder, "DIR")
         if settings.get("model_type") != "logramed":
@@ -95,11 +104,12 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
         shapes = {name: info.shape for name, info in files.tensors.items() if "graph_network." not in name}
         compare_names(shapes, [], expected_weights(config), model)
         require_disk(output, sum(info.num_bytes for info in files.tensors.values()) + folded_bytes(config, files))
-        with whole_folder(output) as unfinished:
+        with whole_folder(output, "OUTPUT") as unfinished:
             writer = ShardWriter(unfinished)
             for name, tensor in files:
                 if "graph_network." not in name:
                     writer.add(name, fold(tensor, config) if name == FIRST_LAYER else tensor)
+            keep_first_layer(config, files, unfinished)
             for name, tensor in identity_layer(config, files).items():
                 writer.add(name, tensor)
             writer.close()
@@ -150,8 +160,7 @@ def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
     """
     The projector's first layer for hidden states that are not averaged before it.
 
-    A mean's weights, divided by the number of layers n, stand once for each. For n that are a sum of two powers of two
-    (12 of CLIP ViT-L), multiplying by n gives the weights back to the last bit (Goldberg 1991, theorem 7).
+    A mean's weights, divided by the number of layers, stand once for each.
 
     Args:
         weight (`torch.Tensor` of shape `(hidden_size, 3 * vision_hidden_size)`): Of a `dci` model.
@@ -181,7 +190,15 @@ def folded_bytes(config: LoGraMedConfig, files: WeightFiles) -> int:
     if config.dense_connector != "dci":
         return second
     columns = (1 + len(config.connected_layers)) * config.vision_config.hidden_size
-    return second + (columns - info.shape[1]) * info.shape[0] * info.dtype.itemsize
+    return second + columns * info.shape[0] * info.dtype.itemsize  # what it is now is kept too
+
+
+def keep_first_layer(config: LoGraMedConfig, files: WeightFiles, folder: Path) -> None:
+    """A first layer that was folded, as it was: dividing and multiplying again may change a weight's last digit."""
+    if config.dense_connector == "dci":
+        (folder / FIRST_LAYER_FILE).parent.mkdir()
+        state = {FIRST_LAYER: files.read(FIRST_LAYER).contiguous()}
+        save_file(state, folder / FIRST_LAYER_FILE, metadata={"format": "pt"})
 
 
 def identity_layer(config: LoGraMedConfig, files: WeightFiles) -> dict[str, torch.Tensor]:
@@ -251,6 +268,7 @@ def stock_template(template: str, processor: LoGraMedProcessor) -> str:
     )
     if "bos_token" not in template:  # engines add no special tokens to what a template wrote
         template = "{{- bos_token or '' -}}" + template
+    template = TAKES_PARTS + template
     if PLACEHOLDER in template:
         return template.replace(PLACEHOLDER, "{%- set placeholder = " + repr(written) + " -%}")
     if written != processor.image_token:
@@ -301,18 +319,24 @@ def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
     stock = LlavaConfig.from_pretrained(folder)
     tower = stock.vision_config.model_type
     first = next((name for name in files.tensors if name.endswith(FIRST_LAYER)), None)
-    if first is None:
-        raise ValueError(f"{source} holds no {FIRST_LAYER}.")
+    image_token_id = settings.get("image_token_index", settings.get("image_token_id"))
+    if first is None or image_token_id is None:
+        missing = FIRST_LAYER if first is None else "image_token_index in its config.json"
+        raise ValueError(f"{source} has no {missing}: it is no whole LLaVA.")
     is_linear = stock.projector_hidden_act == "linear"
     if is_linear:
         refuse_second_layer(files, first, source)
     elif stock.projector_hidden_act != "gelu":
         raise ValueError(f"{source} has a projector with {stock.projector_hidden_act!r}, and LoGra-Med's has 'gelu'.")
+    tokenizer = load_tokenizer([folder], is_stock=True)
     text_config = stock.text_config.to_dict()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if text_config.get(name) is None:
+            text_config[name] = getattr(tokenizer, name)
     config = LoGraMedConfig(
         vision_config=stock.vision_config.to_dict(),
         text_config=text_config,
-        image_token_index=getattr(stock, "image_token_index", None) or settings.get("image_token_id"),
+        image_token_index=image_token_id,
         vision_feature_select_strategy=stock.vision_feature_select_strategy,
         projector_type="linear" if is_linear else "mlp2x_gelu",
         multimodal_projector_bias=stock.multimodal_projector_bias,
@@ -322,8 +346,8 @@ def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
     weights = Weights(files, without_second_layer(tower, is_linear))
     if config.dense_connector == "dci":
         shape = (files.tensors[first].shape[0], 3 * config.vision_config.hidden_size)
-        weights.change, weights.shapes = unfolding(config), {FIRST_LAYER: shape}
-    processor = read_stock_processor(folder, config)
+        weights.change, weights.shapes = unfolding(config, folder), {FIRST_LAYER: shape}
+    processor = read_stock_processor(folder, config, tokenizer)
     generation = folder / "generation_config.json"
     ends = GenerationConfig.from_pretrained(folder).eos_token_id if generation.is_file() else None
     ends = processor.tokenizer.eos_token_id if ends is None else ends
@@ -333,7 +357,6 @@ def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
         end_token_ids=ends if isinstance(ends, list) else [ends],
         weights=[weights],
         parts=stock_parts(folder, source),
-        dtype=files.tensors[first].dtype,
     )
 
 
@@ -350,7 +373,10 @@ def refuse_second_layer(files: WeightFiles, first: str, source: str) -> None:
     Raises:
         ValueError: If the second layer of a projector without activation changes anything.
     """
-    weight = files.read(first.replace(FIRST_LAYER, SECOND_LAYER))
+    second = first.replace(FIRST_LAYER, SECOND_LAYER)
+    if second not in files.tensors:
+        raise ValueError(f"{source} holds no {second}.")
+    weight = files.read(second)
     bias_name = first.replace(FIRST_LAYER, SECOND_BIAS)
     has_bias = bias_name in files.tensors and bool(files.read(bias_name).any())
     if has_bias or not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype)):
@@ -373,6 +399,9 @@ def read_layers(stock: LlavaConfig, files: WeightFiles, first: str, source: str)
     layers = [layer % (num_layers + 1) for layer in layers]
     if len(layers) == 1:
         return {"vision_feature_layer": layers[0], "dense_connector": "none"}
+    width, wanted = files.tensors[first].shape[1], len(layers) * stock.vision_config.hidden_size
+    if width != wanted:
+        raise ValueError(f"{source} joins {len(layers)} layers, {wanted} features, and its projector takes {width}.")
     for connector in ("sci", "dci"):
         vision_config = stock.vision_config.to_dict()
         config = LoGraMedConfig(vision_config, None, vision_feature_layer=layers[0], dense_connector=connector)
@@ -393,12 +422,15 @@ def is_folded(weight: torch.Tensor, config: LoGraMedConfig) -> bool:
     return all(torch.equal(block, part[0]) for part in (blocks[:lower], blocks[lower:]) if part for block in part)
 
 
-def unfolding(config: LoGraMedConfig) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """What `fold` did, undone."""
+def unfolding(config: LoGraMedConfig, folder: Path) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """What `fold` did, undone: by the layer as it was, if it is kept in `folder` and was not trained since."""
+    kept = load_file(folder / FIRST_LAYER_FILE)[FIRST_LAYER] if (folder / FIRST_LAYER_FILE).is_file() else None
 
     def unfolded(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name != FIRST_LAYER:
             return tensor
+        if kept is not None and torch.equal(fold(kept, config), tensor):
+            return kept
         selected, *blocks = tensor.split(config.vision_config.hidden_size, dim=1)
         lower, upper = halves(config)
         means = [(blocks[place].float() * number).to(tensor.dtype) for place, number in ((0, lower), (lower, upper))]
@@ -407,10 +439,11 @@ def unfolding(config: LoGraMedConfig) -> Callable[[str, torch.Tensor], torch.Ten
     return unfolded
 
 
-def read_stock_processor(folder: Path, config: LoGraMedConfig) -> LoGraMedProcessor:
+def read_stock_processor(
+    folder: Path, config: LoGraMedConfig, tokenizer: PreTrainedTokenizerBase
+) -> LoGraMedProcessor:
     """A LoGra-Med processor of what stands in a folder of LLaVA."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    side = json.loads((folder / SIDE_FILE).read_text(encoding="utf-8")) if (folder / SIDE_FILE).is_file() else {}
+    side = read_json_object(folder / SIDE_FILE) if (folder / SIDE_FILE).is_file() else {}
     image_token = tokenizer.convert_ids_to_tokens(config.image_token_index)
     kept = {name: side.get(name) for name in ("image_start_token", "image_end_token", "stop_string")}
     return LoGraMedProcessor(
@@ -428,7 +461,7 @@ def read_image_settings(folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in ("processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json_object(folder / name)
             settings |= content.get("image_processor", content)
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb", "resample")
     found = {name: settings[name] for name in names if settings.get(name) is not None}
@@ -436,19 +469,19 @@ def read_image_settings(folder: Path) -> dict[str, Any]:
     return found | {"do_pad_to_square": settings.get("do_pad", True)}
 
 
-def read_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str | None:
+def read_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The chat template of a folder, wherever transformers wrote it."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if (folder / "chat_template.json").is_file():
-        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8"))["chat_template"]
+        return read_json_object(folder / "chat_template.json").get("chat_template", tokenizer.chat_template)
     return tokenizer.chat_template
 
 
 def stock_parts(folder: Path, source: str) -> dict[str, Any]:
     """Those that `convert_to_llava` copied, or the folder itself."""
     if (folder / PARTS_NAME).is_file():
-        return json.loads((folder / PARTS_NAME).read_text(encoding="utf-8"))
+        return read_json_object(folder / PARTS_NAME)
     return {
         "source": source,
         "format": "llava",

@@ -1,58 +1,100 @@
 """Tokenizers of the checkpoints, with the tokens that an image needs and the right special ones."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenizers import pre_tokenizers, processors
 from transformers import AddedToken, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from logramed.trainer.build_model import IMAGE_TOKEN, PAD_TOKEN
-from logramed.trainer.conversion.sources import FORMER_PAD_TOKEN, IMAGE_TOKENS
+from logramed.trainer.conversion.sources import FORMER_PAD_TOKEN, IMAGE_TOKENS, read_json_object
 
 
 SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+# The originals read the model of SentencePiece; a tokenizer.json beside it is of later make.
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
-def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
+def load_tokenizer(folders: Sequence[Path], is_stock: bool = False) -> PreTrainedTokenizerBase:
     """
     The tokenizer in the first of `folders` that has one, its special tokens set right.
 
-    A tokenizer.model is read as the originals read it: text after a token of an image begins a new word.
+    It splits text as the originals did: text after a token of an image begins a new word, and `<s>` begins a sequence.
+
+    Args:
+        folders (`Sequence[Path]`): Where to look, in this order.
+        is_stock (`bool`): The folder is transformers' own: what stands in its tokenizer.json is taken as it is.
 
     Raises:
-        ValueError: If no folder has a tokenizer.
+        ValueError: If no folder has a tokenizer, or it cannot be read.
         ImportError: If it is a tokenizer.model and sentencepiece is not installed.
     """
     folder = next((one for one in folders if any((one / name).is_file() for name in TOKENIZER_FILES)), None)
     if folder is None:
         raise ValueError(f"{folders[0]} has no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}.")
-    if (folder / TOKENIZER_FILES[0]).is_file():
-        return PreTrainedTokenizerFast.from_pretrained(folder, **SPECIAL_TOKENS)
+    names = reversed(TOKENIZER_FILES) if is_stock else TOKENIZER_FILES
+    path = next(folder / name for name in names if (folder / name).is_file())
+    if path.suffix == ".model":
+        try:
+            import sentencepiece
+        except ImportError as error:
+            raise ImportError(f"{path} needs the package sentencepiece: pip install 'logramed[convert]'") from error
+        try:
+            sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a model of SentencePiece.") from error
+        return add_known_tokens(read_model(path), folder)
     try:
-        import sentencepiece  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"{folder / TOKENIZER_FILES[1]} needs the package sentencepiece: pip install 'logramed[convert]'"
-        ) from error
-    with tempfile.TemporaryDirectory() as alone:  # the files beside it give special tokens wrong ids
-        shutil.copyfile(folder / TOKENIZER_FILES[1], Path(alone) / TOKENIZER_FILES[1])
-        tokenizer = LlamaTokenizer.from_pretrained(alone, legacy=True, add_bos_token=True, **SPECIAL_TOKENS)
-    added = folder / "added_tokens.json"
-    if added.is_file():
-        ids = json.loads(added.read_text(encoding="utf-8"))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **({} if is_stock else SPECIAL_TOKENS))
+    except Exception as error:  # what is raised for a damaged file depends on the damage
+        raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
+    return tokenizer if is_stock else split_as_before(tokenizer)
+
+
+def read_model(path: Path) -> LlamaTokenizer:
+    """A tokenizer.model by itself: the files beside it give special tokens wrong ids."""
+    with tempfile.TemporaryDirectory() as alone:
+        shutil.copyfile(path, Path(alone) / path.name)
+        return LlamaTokenizer.from_pretrained(alone, legacy=True, add_bos_token=True, **SPECIAL_TOKENS)
+
+
+def add_known_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> PreTrainedTokenizerBase:
+    """`tokenizer` with the tokens that added_tokens.json adds to a tokenizer.model."""
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        ids = read_json_object(path)
         tokenizer.add_tokens(sorted(ids, key=ids.get))
         wrong = [token for token, number in ids.items() if tokenizer.convert_tokens_to_ids(token) != number]
         if wrong:
-            raise ValueError(f"{added} gives {', '.join(wrong)} other ids than those after the tokenizer.model's own.")
+            raise ValueError(f"{path} gives {', '.join(wrong)} other ids than those after the tokenizer.model's own.")
     return tokenizer
 
 
-def add_former_image_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> dict[str, str | None]:
+def split_as_before(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer.json of Llama that splits as the tokenizers of 2023 did, whatever it was saved with."""
+    backend = tokenizer.backend_tokenizer
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer.prepend_scheme = "always"
+    begin, number = tokenizer.bos_token, tokenizer.bos_token_id
+    if tokenizer("a")["input_ids"][:1] != [number]:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", pair=f"{begin} $A {begin} $B", special_tokens=[(begin, number)]
+        )
+    return tokenizer
+
+
+def add_former_image_tokens(
+    tokenizer: PreTrainedTokenizerBase, num_rows: int, with_ends: bool = True
+) -> dict[str, str | None]:
     """
     Give a tokenizer of LLaVA v0 the tokens that its embeddings have rows for, in their order.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): With some of these tokens, or none.
+        num_rows (`int`): Of the embeddings.
+        with_ends (`bool`): Whether tokens stand before and after those of an image.
 
     Returns:
         `dict[str, str | None]`: the tokens of an image, as arguments of `LoGraMedProcessor`.
@@ -60,14 +102,13 @@ def add_former_image_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -
     Raises:
         ValueError: If the tokenizer then has more or fewer tokens than the embeddings have rows.
     """
-    wanted = [*IMAGE_TOKENS.values(), FORMER_PAD_TOKEN]
-    known = tokenizer.get_vocab()
+    wanted, known = [*IMAGE_TOKENS.values(), FORMER_PAD_TOKEN], tokenizer.get_vocab()
     # Models of 2023-07 have no padding token.
     new = [token for token in wanted if token not in known][: max(num_rows - len(tokenizer), 0)]
     # The originals' tokenizer took the white space on both sides of such a token away.
     image_tokens = [
         AddedToken(token, lstrip=True, rstrip=True, special=True, normalized=False)
-        for token in wanted[:3]
+        for token in IMAGE_TOKENS.values()
         if token in known or token in new
     ]
     tokenizer.add_special_tokens({"additional_special_tokens": image_tokens})
@@ -78,7 +119,7 @@ def add_former_image_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -
             f"The tokenizer has {len(tokenizer)} tokens with {', '.join(wanted)}, and the embeddings have {num_rows} "
             "rows: they are not of one model."
         )
-    return dict(IMAGE_TOKENS)
+    return dict(IMAGE_TOKENS) if with_ends else {"image_token": IMAGE_TOKENS["image_token"]}
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> dict[str, str | None]:
@@ -99,7 +140,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> dict[s
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.unk_token:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    return {"image_token": IMAGE_TOKEN, "image_start_token": None, "image_end_token": None}
+    return {"image_token": IMAGE_TOKEN}
 
 
 def find_stop_tokens(tokenizer: PreTrainedTokenizerBase, stop_string: str | None) -> list[int]:

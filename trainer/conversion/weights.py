@@ -56,52 +56,71 @@ class WeightFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.files = find_files(folder)
+        places = find_files(folder)
+        self.files = list(places)
+        self._last: OpenFile | None = None
         self.tensors: dict[str, TensorInfo] = {}
-        for path in self.files:
+        for path, indexed in places.items():
             opened = OpenFile(path)
             for name in opened.names:
-                self.tensors[name] = opened.describe(name)
+                if indexed is None or name in indexed:  # of a weight in two files the index says which counts
+                    self.tensors[name] = opened.describe(name)
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors in the order of `tensors`; a tensor is to be used before the next, or copied."""
         for path in self.files:
-            opened, num_bytes = OpenFile(path), 0
+            self._last, num_bytes = None, 0
+            opened = OpenFile(path)
             for name in opened.names:
-                if num_bytes > REOPEN_BYTES:
+                if name not in self.tensors or self.tensors[name].path != path:
+                    continue
+                if opened.is_mapped and num_bytes > REOPEN_BYTES:
                     opened, num_bytes = OpenFile(path), 0
                 yield name, opened.read(name)
                 num_bytes += self.tensors[name].num_bytes
+            del opened
 
     def read(self, name: str) -> torch.Tensor:
-        return OpenFile(self.tensors[name].path).read(name)
+        """One tensor; its file stays open until one of another file is read."""
+        path = self.tensors[name].path
+        if self._last is None or self._last.path != path or self._last.num_bytes_read > REOPEN_BYTES:
+            self._last = None
+            self._last = OpenFile(path)
+        return self._last.read(name)
 
 
 class OpenFile:
     """One weight file, mapped into memory where its form allows that, so that tensors are read when they are used."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.num_bytes_read = path, 0
+        # The form before PyTorch 1.6 is no archive and cannot be mapped.
+        self.is_mapped = path.suffix == ".safetensors" or zipfile.is_zipfile(path)
         with naming_file(path):
             if path.suffix == ".safetensors":
                 self._tensors, self._safetensors = {}, safe_open(path, "pt")
                 self.names = list(self._safetensors.keys())
                 return
-            # The form before PyTorch 1.6 is no archive and cannot be mapped.
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        strange = [str(name) for name, value in dict(loaded).items() if not isinstance(value, torch.Tensor)]
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
+        if not isinstance(loaded, Mapping):
+            raise ValueError(f"{path} holds no weights by name, but a {type(loaded).__name__}.")
+        strange = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
         if strange:
             raise ValueError(f"{path} holds other things than weights: {', '.join(strange[:5])}.")
         self._tensors, self._safetensors, self.names = loaded, None, list(loaded)
 
     def describe(self, name: str) -> TensorInfo:
-        tensor = self.read(name)  # mapped: no bytes are read for its shape
+        tensor = self._get(name)  # mapped: no bytes are read for its shape
         return TensorInfo(tuple(tensor.shape), tensor.dtype, self.path)
 
     def read(self, name: str) -> torch.Tensor:
-        if self._safetensors is None:
-            return self._tensors[name]
-        return self._safetensors.get_tensor(name)
+        tensor = self._get(name)
+        if self.is_mapped:
+            self.num_bytes_read += tensor.nbytes
+        return tensor
+
+    def _get(self, name: str) -> torch.Tensor:
+        return self._tensors[name] if self._safetensors is None else self._safetensors.get_tensor(name)
 
 
 @contextmanager
@@ -114,9 +133,9 @@ def naming_file(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as weights: {reason}") from error
 
 
-def find_files(folder: Path) -> list[Path]:
+def find_files(folder: Path) -> dict[Path, set[str] | None]:
     """
-    The weight files of a folder, safetensors where there are both.
+    The weight files of a folder, safetensors where there are both, and which weights an index says they hold.
 
     Raises:
         ValueError: If there are none, or the index names files that are not there.
@@ -125,15 +144,18 @@ def find_files(folder: Path) -> list[Path]:
     if found is None:
         raise ValueError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}.")
     if found.suffix != ".json":
-        return [found]
+        return {found: None}
     try:
-        names = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        weight_map = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
+        places = {name: set() for name in sorted(set(weight_map.values()))}
+        for weight, name in weight_map.items():
+            places[name].add(weight)
+        missing = [name for name in places if not (folder / name).is_file()]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{found} is no index of weight files: {error}") from error
-    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{found.name} names {len(missing)} files that are not in {folder}: {', '.join(missing)}.")
-    return [folder / name for name in names]
+    return {folder / name: weights for name, weights in places.items()}
 
 
 class ShardWriter:
@@ -156,9 +178,10 @@ class ShardWriter:
         num_bytes = tensor.numel() * tensor.element_size()
         if self._shard and self._shard_bytes + num_bytes > self.max_shard_bytes:
             self._flush()
-        # safetensors refuses two names for one memory, as tied weights of a pickled file are.
+        # safetensors refuses two names for one memory, as tied weights of a pickled file are, and parts of a tensor.
         held = {other.data_ptr() for other in self._shard.values()}
-        self._shard[name] = tensor.clone() if tensor.data_ptr() in held else tensor.contiguous()
+        shares_memory = tensor.data_ptr() in held or tensor.untyped_storage().nbytes() != tensor.nbytes
+        self._shard[name] = tensor.clone() if shares_memory else tensor.contiguous()
         self._shard_bytes += num_bytes
         self.num_bytes += num_bytes
 

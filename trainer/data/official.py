@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from logramed.eval.benchmarks.by_image import read_image_splits
+from logramed.eval.benchmarks.folds import FOLD_SPLITS, is_in_fold_split
+from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.eval.volumes import VolumeOptions
 
 from .rows import (
-    IMAGE_PLACEHOLDER,
     BadRows,
     ImageFolder,
     ReadRow,
@@ -37,6 +38,7 @@ class OfficialFiles:
         image_folder, image_field (`str`): Where images lie, and the field with the name of a question's image.
         kind_field, kinds (`str`, `tuple[str, ...]`): Only questions whose `kind_field` is one of `kinds` are read.
         image_splits (`dict[str, frozenset[str]]`): Further splits: the questions of all `files` about these images.
+        fold_splits (`tuple[str, ...]`): Further splits: the questions of all `files` about a fold of the images.
     """
 
     name: str
@@ -48,6 +50,7 @@ class OfficialFiles:
     kind_field: str
     kinds: tuple[str, ...]
     image_splits: dict[str, frozenset[str]] = field(default_factory=dict)
+    fold_splits: tuple[str, ...] = ()
 
     def is_in(self, folder: Path) -> bool:
         return all((folder / marker).exists() for marker in self.markers)
@@ -81,6 +84,7 @@ SLAKE = OfficialFiles(
     image_field="img_name",
     kind_field="q_lang",
     kinds=("en",),
+    fold_splits=FOLD_SPLITS,
 )
 
 
@@ -110,7 +114,7 @@ def load_official(
     Raises:
         ValueError: If there is no such split.
     """
-    splits = (*official.find(folder), *official.image_splits)
+    splits = (*official.find(folder), *official.image_splits, *official.fold_splits)
     if split not in splits:
         raise ValueError(
             f"{official.name}'s own files in {folder} are for training and validation: their splits are "
@@ -177,6 +181,8 @@ def group_by_image(
 def is_of_split(official: OfficialFiles, record: dict[str, Any], file_split: str, split: str) -> bool:
     if split in official.image_splits:
         return Path(str(record.get(official.image_field))).stem in official.image_splits[split]
+    if split in official.fold_splits:
+        return is_in_fold_split(str(record.get(official.image_field)), split)
     return file_split == split
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from logramed.eval.image_check import decode
+from logramed.eval.question_images import split_placeholders
 from logramed.eval.text_values import number_repeated
 from logramed.eval.volumes import VolumeOptions
 
@@ -23,7 +24,6 @@ from .rows import (
     check_questions,
     check_turns,
     read_text,
-    split_placeholders,
 )
 
 

@@ -14,13 +14,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from logramed.eval.image_check import find_unreadable, image_key
+from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.eval.text_values import to_text
 from logramed.eval.volumes import VolumeError, VolumeOptions, find_kind, is_volume, parse_reference
 
 
 logger = logging.get_logger(__name__)
 
-IMAGE_PLACEHOLDER = "<image>"
 IMAGE_TAG = re.compile(r"<img>.*?</img>")  # Qwen-VL's
 OnBadRow = Literal["raise", "skip"]
 
@@ -181,23 +181,6 @@ def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
     if not text:
         raise location.error(field, f"empty {what}")
     return text
-
-
-def split_placeholders(text: str) -> list[dict[str, str]]:
-    """
-    Content parts of a text in which `<image>` marks the places of images.
-
-    Example:
-        >>> split_placeholders("What is this?\\n<image>")
-        [{'type': 'text', 'text': 'What is this?'}, {'type': 'image'}]
-    """
-    parts: list[dict[str, str]] = []
-    for number, segment in enumerate(text.split(IMAGE_PLACEHOLDER)):
-        if number > 0:
-            parts.append({"type": "image"})
-        if segment.strip():
-            parts.append({"type": "text", "text": segment.strip()})
-    return parts
 
 
 def check_turns(

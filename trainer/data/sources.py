@@ -15,6 +15,7 @@ from logramed.eval.volumes import VolumeOptions
 
 from .official import find_official_files, load_official
 from .records import FIELDS, RecordReader, find_images, index_by_id
+from .reports import find_report_file, open_reports
 from .rows import (
     BadRows,
     ImageFolder,
@@ -49,6 +50,7 @@ def load_training_rows(
     check_images: bool = True,
     on_bad_row: OnBadRow = "raise",
     volumes: VolumeOptions | None = None,
+    report_section: str | None = None,
 ) -> TrainingRows:
     """
     Read and check training rows.
@@ -57,8 +59,9 @@ def load_training_rows(
         source (`str`, `Path` or `datasets.Dataset`):
             A file (`.json` list or `.jsonl` lines), a folder written by `save_to_disk`, a folder or Hub id for
             `datasets.load_dataset`, or a `Dataset` at hand, with rows in a form of `RecordReader` (LLaVA's
-            `conversations`, TRL's `messages`, or `prompt` and `completion`); or the VQA-RAD or SLAKE folder with its
-            own files. A row without `id` gets its position as one.
+            `conversations`, TRL's `messages`, or `prompt` and `completion`); the VQA-RAD or SLAKE folder with its own
+            files; or a folder of reports in R2Gen's or Kaggle's layout, with all images of each. A row without `id`
+            gets its position as one.
         image_folder (`str` or `Path`, *optional*):
             Images must lie in it, also after `..` and symbolic links. Defaults to the folder `images` beside a JSON
             file (without one, to the JSON file's own folder), to VQA-RAD's `images`, SLAKE's `imgs`, a `datasets`
@@ -67,8 +70,8 @@ def load_training_rows(
         extended (`str` or `Path`, *optional*):
             A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
         split (`str`):
-            Split of a `datasets` source or of the own files of SLAKE ("train", "validation") or VQA-RAD ("train",
-            and by image "by_image_train", "by_image_validation").
+            Split of a `datasets` source or of the own files of SLAKE ("train", "validation", and by fold "fold_0",
+            "without_fold_0" and so on) or VQA-RAD ("train", and by image "by_image_train", "by_image_validation").
         require_extended (`bool`):
             Refuse rows without extended answers. Turn off for training without alignment.
         rows_without_image, require_questions:
@@ -80,6 +83,9 @@ def load_training_rows(
             Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
         volumes (`VolumeOptions`, *optional*):
             How DICOM and NIfTI volumes are shown: by default eight slices, evenly spaced.
+        report_section (`str`, *optional*):
+            Of a folder of reports (R2Gen's `annotation.json`, IU X-Ray's tables): "findings", "impression" or "both".
+            By default reports are taken as they stand, and of tables the findings.
 
     Returns:
         `TrainingRows`: the rows as a `datasets.Dataset`, the skipped ones, and a fingerprint.
@@ -91,6 +97,7 @@ def load_training_rows(
     """
     bad_rows = BadRows(on_bad_row)
     path = _as_existing_path(source)
+    reports = find_report_file(source, path, report_section)
     official = None if path is None else find_official_files(path)
     if official is not None:
         if extended is not None:
@@ -99,11 +106,14 @@ def load_training_rows(
         options = {"require_extended": require_extended, "bad_rows": bad_rows, "check_images": check_images}
         options["volumes"] = volumes
         return load_official(official, path, split, images, **options)
-    if path is not None and path.is_file():
+    images = None
+    if reports is not None:
+        records, images = open_reports(reports, split, report_section, image_folder, bad_rows)
+    elif path is not None and path.is_file():
         records = read_records(_check_suffix(path), bad_rows)
     else:
         records = _read_dataset(_open_dataset(source, path, split), source, split)
-    images = ImageFolder(image_folder or default_image_folder(source, path))
+    images = images or ImageFolder(image_folder or default_image_folder(source, path))
     reader = RecordReader(images, require_extended, rows_without_image, require_questions, volumes)
     extensions = None
     if extended is not None:

@@ -6,27 +6,30 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import TrainerCallback
 
-from logramed.eval.volumes import split_position_texts
+from logramed.eval.question_images import IMAGE_PLACEHOLDER
+from logramed.eval.volumes import split_position_texts, without_position_texts
+from logramed.trainer.node_inputs import images_of_turns
 
 
 def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
     """
-    Each question of each training row with exactly one image, as a question row of its own.
+    Each question of each training row with images, as a question row of its own, about those that its turn is about
+    (see `images_of_turns`).
 
     An answer of "yes" or "no" makes the question closed, any other open.
     """
     questions = []
     for row in rows:
-        if len(row["images"]) != 1:
+        if not row["images"]:
             continue
         turns = [message for message in row["messages"] if message["role"] != "system"]
+        ranges = images_of_turns(turns)
         for number, (question, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
             text = read_text(answer)
             questions.append(
                 {
                     "question_id": f"{row['id']}#{number}",
-                    "image": row["images"][0],
-                    "question": read_text(question),
+                    **_shown(row["images"], question, ranges[number]),
                     "answer": text,
                     "answer_type": "CLOSED" if text.strip(" .").lower() in ("yes", "no") else "OPEN",
                     "groups": {},
@@ -35,12 +38,20 @@ def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
     return questions
 
 
+def _shown(images: list, question: dict, place: tuple[int, int]) -> dict:
+    """The images and the text of a question row; of several images the places, where the question brings them."""
+    if len(images) == 1:
+        return {"image": images[0], "question": read_text(question)}
+    texts = [IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in question["content"]]
+    return {"images": images[slice(*place)], "question": "\n".join(texts)}
+
+
 def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
     """
     Divide the turns (a question and its answer) of training rows into two sets of rows.
 
-    Every row keeps at least one turn for training; an image stays where it is asked about. Same rows, share and seed:
-    same division.
+    Every row keeps at least one turn for training; an image stays where it is asked about. Rows whose images have
+    their places in the dialogue (`has_placed_images`) keep all turns. Same rows, share and seed: same division.
 
     Args:
         rows (`Sequence[dict]`): Training rows.
@@ -53,7 +64,10 @@ def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[
     """
     generator = random.Random(seed)
     num_turns = [count_turns(row) for row in rows]
-    candidates = [(number, turn) for number, turns in enumerate(num_turns) for turn in range(turns)]
+    whole = {number for number, row in enumerate(rows) if has_placed_images(row)}
+    candidates = [
+        (number, turn) for number, turns in enumerate(num_turns) if number not in whole for turn in range(turns)
+    ]
     generator.shuffle(candidates)
     num_wanted = round(share * len(candidates))
     held_out: dict[int, set[int]] = {}
@@ -64,7 +78,9 @@ def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[
             held_out.setdefault(number, set()).add(turn)
             num_wanted -= 1
     training = [
-        with_turns(row, [turn for turn in range(num_turns[number]) if turn not in held_out.get(number, ())])
+        row
+        if number in whole
+        else with_turns(row, [turn for turn in range(num_turns[number]) if turn not in held_out.get(number, ())])
         for number, row in enumerate(rows)
     ]
     return training, [with_turns(rows[number], sorted(turns)) for number, turns in sorted(held_out.items())]
@@ -72,6 +88,19 @@ def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[
 
 def count_turns(row: dict) -> int:
     return sum(message["role"] == "assistant" for message in row["messages"])
+
+
+def has_placed_images(row: dict) -> bool:
+    """
+    Whether several images of a row stand among its text, so that turns cannot be moved or dropped without them: not
+    all of them, with the texts that say where slices lie, before or behind the text of the first question.
+    """
+    if len(row["images"]) < 2:
+        return False
+    dialogue = [message for message in row["messages"] if message["role"] != "system"]
+    kinds = [part["type"] for part in without_position_texts(dialogue[0]["content"])]
+    num_first = kinds.count("image")
+    return num_first < len(row["images"]) or "text" in kinds[kinds.index("image") :][:num_first]
 
 
 def with_turns(row: dict, turns: Sequence[int]) -> dict:
@@ -104,7 +133,8 @@ class TurnShuffler:
     conversation are questions that do not build on each other.
 
     The order of a row depends on the seed, the epoch and the row's id alone, so that a resumed run, or one with data
-    workers, sees what any other does.
+    workers, sees what any other does. Rows whose images have their places in the dialogue (`has_placed_images`) stay
+    as they are.
 
     Args:
         seed (`int`): Of all orders.
@@ -127,7 +157,7 @@ class TurnShuffler:
             generator = random.Random(f"{self.seed} {int(self._epoch)} {row['id']}")
             order = list(range(count_turns(row)))
             generator.shuffle(order)
-            shuffled.append(with_turns(row, order[: self.max_turns]))
+            shuffled.append(row if has_placed_images(row) else with_turns(row, order[: self.max_turns]))
         return {name: [row[name] for row in shuffled] for name in rows}
 
 

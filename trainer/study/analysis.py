@@ -138,8 +138,9 @@ def summarize(rows: Sequence[Mapping], split: str) -> str:
     if not rows:
         return f"No run is scored on the {split} split yet."
     parts = [f"{split.capitalize()} split, percent, means over seeds.", means_table(rows)]
-    parts += ["Named comparisons, first minus second in points (95% interval over seeds and images):"]
-    parts += [comparisons_table(rows, split)]
+    if any(compare(rows, named, split) is not None for named in (PRIMARY_COMPARISON, *SECONDARY_COMPARISONS)):
+        parts += ["Named comparisons, first minus second in points (95% interval over seeds and images):"]
+        parts += [comparisons_table(rows, split)]
     parts += ["Every other arm minus plain of the same model, data and share (exploratory, not corrected):"]
     parts += [exploratory_table(rows, split)]
     return "\n\n".join(parts) + "\n"

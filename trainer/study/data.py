@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from logramed.eval.files import hash_file, write_json, write_whole
+from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.trainer.data import load_training_rows
-from logramed.trainer.data.rows import IMAGE_PLACEHOLDER
 from logramed.trainer.data.subsets import draw_subsets
 from logramed.trainer.data.turns import read_text
 from logramed.trainer.phantoms import generate_phantoms

@@ -1,7 +1,8 @@
 """
 Tables and pictures of the study:
 
-    python trainer/study/report.py --table trainer/study/results/table.jsonl --output trainer/study/results
+    cd trainer/study/results
+    python ../report.py --table table.jsonl further.jsonl --output .
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,19 +34,20 @@ TABLES_NAME = "tables.md"
 
 def write_report(rows: Sequence[Mapping], split: str, folder: Path) -> list[Path]:
     """
-    Write `tables.md` (as `run.py --summarize` prints it) and pictures of what the table holds; the paths.
+    Write `tables.md` (as `run.py --summarize` prints it, for each split) and pictures of the rows; the paths.
 
     - `shares.png`: score of plain and the primary arm at each share of SLAKE, with and without sight.
     - `arms.png`: every arm minus plain at 10% of SLAKE, paired by seed and image.
     - `kinds.png`: the primary arm minus plain there, by kind of question, and without sight.
 
     Args:
-        rows (`Sequence[Mapping]`): The table.
-        split (`str`): "test" or "validation".
+        rows (`Sequence[Mapping]`): Of one table or several.
+        split (`str`): "test" or "validation": of the pictures.
         folder (`Path`): Where to write; made if needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = [write_whole(folder / TABLES_NAME, summarize(rows, split))]
+    splits = [one for one in ("test", "validation") if any(row["split"] == one for row in rows)]
+    written = [write_whole(folder / TABLES_NAME, "\n".join(summarize(rows, one) for one in splits))]
     for name, draw in {"shares": draw_shares, "arms": draw_arms, "kinds": draw_kinds}.items():
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -154,13 +156,15 @@ def lengths(differences: Sequence[Difference]) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(description="Tables and pictures of the study.")
-    parser.add_argument("--table", type=Path, required=True, help="table.jsonl that run.py wrote")
+    parser.add_argument("--table", type=Path, nargs="+", required=True, help="tables that run.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for tables.md and the pictures")
     parser.add_argument("--split", default="test", choices=["test", "validation"])
     options = parser.parse_args(argv)
-    if not options.table.is_file():
-        parser.error(f"--table {options.table} is missing")
-    for path in write_report(list(Table(options.table).rows.values()), options.split, options.output):
+    missing = [str(path) for path in options.table if not path.is_file()]
+    if missing:
+        parser.error(f"--table {', '.join(missing)} is missing")
+    rows = [row for path in options.table for row in Table(path).rows.values()]
+    for path in write_report(rows, options.split, options.output):
         print(path)
     return 0
 

@@ -21,9 +21,10 @@ Args:
     references (list of str): reference reports.
     return_items (bool): also return the scores of every report.
     num_resamples (int), seed (int): of the bootstrap.
+    by_section (bool): also score findings and impression by themselves.
 Returns:
-    bleu_1 to bleu_4, rouge_l (percent), cider (0 to 10), num_items, counts, intervals, items (on request). A figure
-    that no report has a value of is absent.
+    bleu_1 to bleu_4, rouge_l (percent), cider (0 to 10), num_items, counts, intervals, items and sections (on
+    request). A figure that no report has a value of is absent.
 Example:
     >>> metric = evaluate.load("eval/metrics/medical_report")
     >>> result = metric.compute(predictions=["No effusion."], references=["There is no pleural effusion."])
@@ -52,9 +53,11 @@ class MedicalReport(evaluate.Metric):
         return_items: bool = False,
         num_resamples: int = 1000,
         seed: int = 0,
+        by_section: bool = False,
     ) -> dict | None:
         """`report_scoring.evaluate_reports` of the given lists or, without them, of what `add` and `add_batch` got."""
         options = {"return_items": return_items, "num_resamples": num_resamples, "seed": seed}
+        options["by_section"] = by_section
         columns = {"predictions": predictions, "references": references}
         missing = [name for name, column in columns.items() if column is None]
         if len(missing) == 1:

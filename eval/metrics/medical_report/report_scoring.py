@@ -17,6 +17,23 @@ from .reply_reader import read_reply
 MAX_ORDER = 4
 # "1.5" and "patient's" are one word each; hyphens, slashes and the "___" of de-identified reports separate words.
 WORD = r"\d+(?:\.\d+)+|[^\W_]+(?:'[^\W_]+)*"
+SECTIONS = ("findings", "impression")
+# What sections are called, and other headings, which end a section. They stand at the start of a line or sentence.
+HEADINGS = {"findings": "findings", "finding": "findings", "impression": "impression", "conclusion": "impression"}
+OTHER_HEADINGS = (
+    "comparisons?",
+    "indications?",
+    "technique",
+    "(?:clinical )?history",
+    "(?:reason for )?exam(?:ination)?",
+    "views?",
+    "final report",
+    "recommendations?",
+)
+HEADING = re.compile(
+    rf"(?:^|(?<=[\n.]))[\s*#]*(?P<name>{'|'.join([*HEADINGS, *OTHER_HEADINGS])})[\s*]*:[\s*]*",
+    re.IGNORECASE,
+)
 MISSING_PACKAGE = "medical_report needs the package {name}: `pip install {name}`, or `pip install logramed[report]`."
 
 
@@ -26,6 +43,7 @@ def evaluate_reports(
     return_items: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
+    by_section: bool = False,
 ) -> dict:
     """
     Score generated reports.
@@ -35,6 +53,7 @@ def evaluate_reports(
             One text per report: the generated one and the right one. An empty prediction is scored as wrong.
         return_items (`bool`): Also return the scores of every report, under `items`.
         num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
+        by_section (`bool`): Also score findings and impression by themselves, under `sections` (see `split_sections`).
 
     Returns:
         `dict`: `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
@@ -68,9 +87,65 @@ def evaluate_reports(
     results |= {"num_items": len(items), "counts": counts}
     if num_resamples:
         results["intervals"] = bootstrap_intervals(statistics, items, list(counts), num_resamples, seed)
+    if by_section:
+        results["sections"] = score_sections(predictions, references, num_resamples, seed)
     if return_items:
         results["items"] = items
     return results
+
+
+def score_sections(predictions: Sequence[str], references: Sequence[str], num_resamples: int, seed: int) -> dict:
+    """
+    The figures of each section, over the references that have it; a prediction without it is scored as empty.
+
+    Returns:
+        `dict`: figures as from `evaluate_reports` by section; sections that no reference has are left out.
+    """
+    pairs = [
+        (split_sections(read_reply(prediction)), split_sections(reference))
+        for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    figures = {}
+    for section in SECTIONS:
+        chosen = [(own.get(section, ""), right[section]) for own, right in pairs if right.get(section)]
+        if chosen:
+            figures[section] = evaluate_reports(*map(list, zip(*chosen, strict=True)), False, num_resamples, seed)
+    return figures
+
+
+def split_sections(report: str) -> dict[str, str]:
+    """
+    The findings and the impression of a report, by their headings. Without any heading all of it is findings, as in
+    R2Gen's files. Other sections, and what stands before the first heading, are left out.
+
+    Example:
+        >>> split_sections("FINDINGS: The heart is large.\\nIMPRESSION: Cardiomegaly.")
+        {'findings': 'The heart is large.', 'impression': 'Cardiomegaly.'}
+        >>> split_sections("No effusion.")
+        {'findings': 'No effusion.'}
+    """
+    headings = list(HEADING.finditer(report))
+    names = [HEADINGS.get(heading["name"].lower()) for heading in headings]
+    if not any(names):
+        return {"findings": report.strip()}
+    ends = [heading.start() for heading in headings[1:]] + [len(report)]
+    parts: dict[str, list[str]] = {}
+    for name, heading, end in zip(names, headings, ends, strict=True):
+        if name is not None:
+            parts.setdefault(name, []).append(report[heading.end() : end].strip())
+    return {name: " ".join(filter(None, parts[name])) for name in SECTIONS if name in parts}
+
+
+def join_sections(sections: Mapping[str, str]) -> str:
+    """
+    A report of several sections, each below its heading, which `split_sections` takes apart again.
+
+    Example:
+        >>> print(join_sections({"findings": "The heart is large.", "impression": "Cardiomegaly."}))
+        Findings: The heart is large.
+        Impression: Cardiomegaly.
+    """
+    return "\n".join(f"{name.capitalize()}: {text}" for name, text in sections.items())
 
 
 def check_reports(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:

@@ -181,3 +181,15 @@ def test_unknown_splits_subsets_and_folders_are_refused(folder, tmp_path):
 
 def test_the_register_knows_the_benchmark():
     assert get_benchmark("chat").TASK == "chat"
+
+
+def test_a_question_about_several_images_keeps_their_places(folder):
+    row = official_row(4, "a.jpg", "Before: <image> After: <image> Has it grown?") | {"image": None}
+    row["images"] = ["a.jpg", "b.jpg"]
+    write_rows(folder / FILE, [*official_rows(), row])
+    asked = load_questions(folder)[-1]
+    assert asked["images"] == [str(folder / "images" / name) for name in row["images"]]
+    assert asked["question"] == row["text"]
+    write_rows(folder / FILE, [row | {"text": "<image>?"}])
+    with pytest.raises(ValueError, match=r"qa\.jsonl, line 1, `text`: 1 <image> placeholder\(s\) for 2 image\(s\)"):
+        load_questions(folder)

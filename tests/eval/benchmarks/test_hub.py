@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks import hub
+from logramed.eval.benchmarks.converted import read_table_rows
 from tests.eval.benchmarks.conftest import write_image, write_parquet, write_zip
 
 
@@ -169,3 +170,17 @@ def test_tables_without_a_column_or_an_image_are_refused(tmp_path):
     (tmp_path / "c.parquet").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"c\.parquet is no readable parquet file"):
         list(hub.read_parquet_rows([tmp_path / "c.parquet"], ("image",)))
+
+
+def test_lists_of_images_of_a_table_become_lists_of_paths(tmp_path, cache):
+    encoded = [write_image(tmp_path / f"{seed}.png", seed).read_bytes() for seed in range(2)]
+    rows = [{"images": [{"bytes": content, "path": None} for content in encoded], "question": "<image> or <image>?"}]
+    rows.append({"images": rows[0]["images"][:1], "question": "Which?"})
+    table = write_parquet(tmp_path / "test.parquet", [row | {"answer": "left"} for row in rows])
+    questions = read_table_rows([table])
+    assert [[Path(path).read_bytes() for path in row["images"]] for row in questions] == [encoded, encoded[:1]]
+    assert [row["question"] for row in questions] == ["<image> or <image>?", "Which?"]
+    rows[1]["images"] = []
+    write_parquet(table, [row | {"answer": "left"} for row in rows])
+    with pytest.raises(ValueError, match=r"test\.parquet, row 1, `images` is an empty list"):
+        read_table_rows([table])

@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks import get_benchmark
-from logramed.eval.benchmarks.report import EXPECTED_REPORTS, HUB_ID, QUESTION, count_differences, load_questions
+from logramed.eval.benchmarks.indiana import draw_split, read_indiana
+from logramed.eval.benchmarks.report import (
+    EXPECTED_REPORTS,
+    HUB_ID,
+    QUESTION,
+    count_differences,
+    load_questions,
+    write_question,
+)
 from tests.eval.benchmarks.conftest import write_image, write_json, write_zip
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:This report (test|validation) split has")
+pytestmark = pytest.mark.filterwarnings("ignore:This report (test|validation|train) split has")
 IDS = ("CXR1_IM-0001", "CXR2_IM-0002-1001", "CXR3_IM-0003")
 
 
@@ -34,18 +42,25 @@ def iu_xray(tmp_path) -> Path:
     return folder
 
 
-def test_rows_of_r2gens_file_become_question_rows_about_the_first_image(iu_xray):
+def test_rows_of_r2gens_file_become_question_rows_about_all_their_images(iu_xray):
     questions = load_questions(iu_xray)
     assert questions[0] == {
         "question_id": "CXR3_IM-0003",
-        "image": str(iu_xray / "images" / "CXR3_IM-0003" / "0.png"),
-        "question": QUESTION,
+        "images": [str(iu_xray / "images" / "CXR3_IM-0003" / f"{number}.png") for number in range(2)],
+        "question": write_question(None, 2),
         "answer": "No effusion in CXR3_IM-0003.",
         "num_images": 2,
         "groups": {},
     }
-    assert [row["num_images"] for row in questions] == [2, 1]
-    assert "<image>" not in QUESTION
+    assert questions[1] == {
+        "question_id": questions[1]["question_id"],
+        "image": str(iu_xray / "images" / questions[1]["question_id"] / "0.png"),
+        "question": QUESTION,
+        "answer": f"No effusion in {questions[1]['question_id']}.",
+        "num_images": 1,
+        "groups": {},
+    }
+    assert "<image>" not in QUESTION + write_question(None, 2)
     assert load_questions(iu_xray / "annotation.json") == questions
 
 
@@ -53,8 +68,8 @@ def test_the_validation_split_is_called_val_in_the_file(iu_xray):
     assert [row["question_id"] for row in load_questions(iu_xray, "validation")] == [IDS[1]]
 
 
-def test_hidden_images_and_other_counts_are_named(iu_xray):
-    words = "has 2 questions instead of 590 (IU X-Ray) and 1 reports about several images, of which only the first is"
+def test_another_number_of_reports_is_named(iu_xray):
+    words = "has 2 questions instead of 590 (IU X-Ray): its figures do not compare"
     with pytest.warns(UserWarning, match=re.escape(words)):
         load_questions(iu_xray)
 
@@ -108,8 +123,9 @@ def test_the_copy_on_the_hub_is_read_with_its_archive(local_hub, cache, tmp_path
     questions = load_questions(HUB_ID, "validation")
     assert [row["answer"] for row in questions] == [f"Report {row_id}." for row_id in IDS]
     assert [row["question_id"] for row in questions] == ["0", "1", "2"]  # the rows have no ids
-    assert Path(questions[0]["image"]).read_bytes() == image
-    assert Path(questions[0]["image"]).is_relative_to(cache)
+    assert len(questions[0]["images"]) == 2
+    assert all(Path(path).read_bytes() == image for path in questions[0]["images"])
+    assert all(Path(path).is_relative_to(cache) for path in questions[0]["images"])
     assert not (tmp_path / "hub" / "snapshots" / HUB_ID / "train.jsonl").exists()
 
 
@@ -199,7 +215,9 @@ def test_bad_files_are_refused_by_name(tmp_path, name, text, words):
 def test_unknown_splits_subsets_and_folders_are_refused(tmp_path, iu_xray):
     with pytest.raises(ValueError, match="must be one of test, train, validation, got 'val'"):
         load_questions(iu_xray, "val")
-    with pytest.raises(ValueError, match="report has no subsets: leave `subset` out, got 'iu_xray'"):
+    with pytest.raises(
+        ValueError, match="`subset` of report must be one of findings, impression, both, got 'iu_xray'"
+    ):
         load_questions(iu_xray, subset="iu_xray")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"`data` holds no annotation\.json \(nor"):
@@ -210,3 +228,97 @@ def test_unknown_splits_subsets_and_folders_are_refused(tmp_path, iu_xray):
 
 def test_the_register_knows_the_benchmark():
     assert get_benchmark("report").TASK == "report"
+
+
+def write_indiana(folder: Path, uids=range(1, 31), **changes) -> Path:
+    """Kaggle's tables: two images a study, the lateral one first; study 2 has no impression, 3 no findings."""
+    reports = ["uid,MeSH,Problems,image,indication,comparison,findings,impression"]
+    projections = ["uid,filename,projection"]
+    for uid in uids:
+        findings = "" if uid == 3 else f"The heart of {uid} is large, with XXXX."
+        impression = "" if uid == 2 else f"Cardiomegaly {uid}."
+        reports.append(f'{uid},normal,normal,Xray,,,"{findings}",{impression}')
+        for number, projection in ((2001, "Lateral"), (1001, "Frontal")):
+            projections.append(f"{uid},{uid}_IM-{number}.dcm.png,{projection}")
+            write_image(folder / "images" / "images_normalized" / f"{uid}_IM-{number}.dcm.png", uid)
+    (folder / "indiana_reports.csv").write_text("\n".join(reports) + "\n")
+    (folder / "indiana_projections.csv").write_text("\n".join(projections) + "\n")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:1 of .* left out")
+def test_kaggles_tables_give_studies_with_the_frontal_image_first(tmp_path):
+    folder = write_indiana(tmp_path)
+    records = [record for _, record in read_indiana(folder / "indiana_reports.csv")]
+    assert records[0] == {
+        "id": "1",
+        "image_path": ["1_IM-1001.dcm.png", "1_IM-2001.dcm.png"],
+        "findings": "The heart of 1 is large, with XXXX.",
+        "impression": "Cardiomegaly 1.",
+        "split": draw_split("1"),
+    }
+    read = {split: load_questions(folder, split, "impression") for split in ("train", "validation", "test")}
+    ids = [row["question_id"] for rows in read.values() for row in rows]
+    assert sorted(ids, key=int) == [str(uid) for uid in range(1, 31) if uid != 2]
+    assert len(read["train"]) > len(read["test"]) > 0
+    question = read["train"][0]
+    names = [Path(image).relative_to(folder / "images" / "images_normalized").name for image in question["images"]]
+    assert names == ["1_IM-1001.dcm.png", "1_IM-2001.dcm.png"]
+    assert question["question"] == "Write the impression of a radiology report on these images."
+    assert (question["answer"], question["num_images"]) == ("Cardiomegaly 1.", 2)
+    assert question["section"] == "impression"
+
+
+def test_the_split_of_a_study_is_drawn_by_its_uid_in_the_shares_of_r2gen():
+    drawn = [draw_split(str(uid)) for uid in range(4000)]
+    for split, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
+        assert drawn.count(split) / 4000 == pytest.approx(share, abs=0.02)
+    assert [draw_split(str(uid), seed=7) for uid in range(4000)] != drawn
+
+
+def test_studies_without_the_section_are_left_out_and_counted(tmp_path):
+    folder = write_indiana(tmp_path)
+    with pytest.warns(UserWarning, match=r"1 of \d+ reports of the train split are left out: they have no findings\."):
+        findings = load_questions(folder, draw_split("3"))
+    assert "3" not in [row["question_id"] for row in findings]
+    with pytest.warns(UserWarning, match="they have no findings and impression"):
+        both = load_questions(folder, "train", "both")
+    assert not {"2", "3"} & {row["question_id"] for row in both}
+    assert both[0]["answer"] == "Findings: The heart of 1 is large, with XXXX.\nImpression: Cardiomegaly 1."
+    assert both[0]["question"] == "Write the findings and impression of a radiology report on these images."
+
+
+def test_sections_of_whole_reports_are_found_by_their_headings(tmp_path):
+    report = "FINAL REPORT\n INDICATION: Cough.\n FINDINGS: Clear.\n IMPRESSION:\n No pneumonia."
+    rows = [{"id": 1, "image": "a.png", "report": report}, {"id": 2, "image": "a.png", "report": "No effusion."}]
+    write_json(tmp_path / "test.json", rows)
+    write_image(tmp_path / "images" / "a.png")
+    assert [row["answer"] for row in load_questions(tmp_path)] == [report, "No effusion."]
+    assert [row["answer"] for row in load_questions(tmp_path, subset="findings")] == ["Clear.", "No effusion."]
+    with pytest.warns(UserWarning, match="1 of 2 reports of the test split are left out: they have no impression"):
+        assert [row["answer"] for row in load_questions(tmp_path, subset="impression")] == ["No pneumonia."]
+    write_json(tmp_path / "test.json", rows[1:])
+    with (
+        pytest.warns(UserWarning, match="1 of 1"),
+        pytest.raises(ValueError, match=r"holds no report of the test split with findings and impression\."),
+    ):
+        load_questions(tmp_path, subset="both")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("indiana_reports.csv", "uid,findings\n1,Clear.\n", r"indiana_reports\.csv has no column impression; it has"),
+        ("indiana_reports.csv", "uid,findings,impression\n1,a,b\n1,a,b\n", r"line 3, `uid`: 1 stands at .*line 2"),
+        ("indiana_reports.csv", "uid,findings,impression\n,a,b\n", r"line 2, `uid` is empty"),
+        ("indiana_projections.csv", "uid,filename,projection\n1,,Frontal\n", r"line 2, `filename` is empty"),
+        ("indiana_projections.csv", None, r"There is no .*indiana_projections\.csv"),
+    ],
+)
+def test_bad_tables_of_kaggle_are_refused_by_file_and_line(tmp_path, name, text, words):
+    folder = write_indiana(tmp_path, range(1, 3))
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_questions(folder)

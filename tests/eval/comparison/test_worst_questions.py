@@ -2,15 +2,17 @@
 
 import base64
 import io
+import json
 
 import numpy as np
 from PIL import Image
 
+from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.worst_questions import (
     choose_all_wrong,
     choose_divided,
-    find_image,
+    find_images,
     item_score,
     question_sections,
     read_thumbnail,
@@ -86,8 +88,8 @@ def test_image_is_looked_for_in_all_runs(tmp_path):
     for path in (tmp_path / "gone").iterdir():
         path.unlink()
     kept = read_run_folder(write_run_folder(tmp_path / "b", rows=rows, images=tmp_path / "kept"))
-    assert find_image([gone, kept], "q3") == tmp_path / "kept" / "image1.png"
-    assert find_image([gone], "q3") is None
+    assert find_images([gone, kept], "q3") == [tmp_path / "kept" / "image1.png"]
+    assert find_images([gone], "q3") == [None]
 
 
 def test_thumbnail_is_a_small_jpeg_of_the_whole_image(tmp_path):
@@ -118,8 +120,28 @@ def test_missing_images_are_said_in_words(tmp_path):
     (section,) = question_sections([run], images=True)
     cards = {card["id"]: card for card in section["cards"]}
     assert section["title"] == "Wrong answers"
-    assert "image0.png is no longer where it was" in cards["q0"]["missing"]
-    assert "image1.png cannot be read as an image" in cards["q2"]["missing"]
-    assert cards["q4"]["image"].startswith("data:image/jpeg;base64,")
+    assert "image0.png is no longer where it was" in cards["q0"]["images"][0]["missing"]
+    assert "image1.png cannot be read as an image" in cards["q2"]["images"][0]["missing"]
+    assert cards["q4"]["images"][0]["address"].startswith("data:image/jpeg;base64,")
     (section,) = question_sections([run], images=False)
-    assert not any(card["image"] or card["missing"] for card in section["cards"])
+    assert not any(card["images"] for card in section["cards"])
+
+
+def test_all_images_of_a_question_are_shown_and_those_that_are_gone_named(tmp_path):
+    row = closed_questions(1)[0]
+    folder = write_run_folder(tmp_path / "run", rows=[row], scores=[{"closed_accuracy": 0.0}])
+    (written,) = map(json.loads, (folder / "predictions.jsonl").read_text().splitlines())
+    written = {key: value for key, value in written.items() if key != "image"} | {"images": ["a.png", "b.png"]}
+    (folder / "predictions.jsonl").write_text(json.dumps(written) + "\n")
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(tmp_path / "a.png")
+    paths = {"images": {row["question_id"]: [str(tmp_path / "a.png"), str(tmp_path / "b.png")]}}
+    (folder / "local_paths.json").write_text(json.dumps(paths))
+    run = read_run_folder(folder)
+    assert run.images == paths["images"]
+    (section,) = question_sections([run], images=True)
+    first, second = section["cards"][0]["images"]
+    assert open_image(first["address"]).size == (8, 8)
+    assert (second["address"], "b.png is no longer where it was" in second["missing"]) == (None, True)
+    page = write_run_report(folder).read_text()
+    assert f"Image 1 of question {row['question_id']}" in page
+    assert "b.png is no longer where it was" in page

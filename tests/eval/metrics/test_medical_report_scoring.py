@@ -239,3 +239,43 @@ def test_scoring_imports_neither_torch_nor_anything_of_ours():
         [sys.executable, "-c", program], cwd=METRICS_FOLDER.parents[1], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+# Sections
+
+
+@pytest.mark.parametrize(
+    ("report", "sections"),
+    [
+        ("Findings: Clear.\nImpression: Normal.", {"findings": "Clear.", "impression": "Normal."}),
+        ("**IMPRESSION:** Normal.\n**FINDINGS:** Clear.", {"findings": "Clear.", "impression": "Normal."}),
+        ("INDICATION: Cough. FINDINGS: Clear. CONCLUSION: Normal.", {"findings": "Clear.", "impression": "Normal."}),
+        ("FINDINGS: Clear.\nCOMPARISON: None.\nFINDINGS: No mass.", {"findings": "Clear. No mass."}),
+        ("IMPRESSION: Normal.", {"impression": "Normal."}),
+        ("No effusion.", {"findings": "No effusion."}),
+        ("These are the findings: clear.", {"findings": "These are the findings: clear."}),  # no heading
+        ("INDICATION: Cough.", {"findings": "INDICATION: Cough."}),
+        ("", {"findings": ""}),
+    ],
+)
+def test_sections_are_found_by_their_headings(report, sections):
+    assert scoring.split_sections(report) == sections
+
+
+def test_joined_sections_are_taken_apart_again():
+    sections = {"findings": "The heart is large. No effusion.", "impression": "Cardiomegaly."}
+    assert scoring.split_sections(scoring.join_sections(sections)) == sections
+
+
+def test_each_section_is_scored_by_itself_and_a_missing_one_as_empty():
+    references = ["Findings: no effusion\nImpression: normal chest", "Findings: small mass\nImpression: mass"]
+    predictions = ["Findings: no effusion\nImpression: normal chest", "small mass"]
+    sections = score(predictions, references, by_section=True)["sections"]
+    assert sections["findings"]["rouge_l"] == pytest.approx(100)
+    assert sections["impression"]["rouge_l"] == pytest.approx(50)
+    assert sections["impression"]["num_items"] == 2
+    assert "sections" not in score(predictions, references)
+
+
+def test_a_section_that_no_reference_has_is_left_out():
+    assert list(score(["clear"], ["no effusion"], by_section=True)["sections"]) == ["findings"]

@@ -50,6 +50,26 @@ def test_the_english_questions_of_an_image_become_turns(tmp_path):
     assert load_training_rows(folder, split="validation").dataset["extended_answers"][:] == [["Long 5."]]
 
 
+def test_folds_are_of_both_files_and_share_no_image(tmp_path):
+    train, validation = [question(1), question(2, 2)], [question(5, 2)]
+    folder = write_folder(tmp_path, train, validation, [1, 2, 5])
+    # xmlab1 is in fold 0 and xmlab2 in fold 3 (`logramed.eval.benchmarks.folds`).
+    assert load_training_rows(folder, split="fold_0").dataset["id"][:] == ["xmlab1"]
+    rest = load_training_rows(folder, split="without_fold_0").dataset
+    assert rest["id"][:] == ["xmlab2"]
+    assert rest["extended_answers"][:] == [["Long 2.", "Long 5."]]
+
+
+@needs_slake
+def test_every_image_of_slake_is_held_out_once():
+    options = {"on_bad_row": "skip", "check_images": False}
+    held_out = [load_training_rows(SLAKE, split=f"fold_{fold}", **options).dataset["id"][:] for fold in range(5)]
+    assert sum(map(len, held_out)) == len({image for images in held_out for image in images}) == 450 + 95
+    rest = load_training_rows(SLAKE, split="without_fold_2", **options).dataset["id"][:]
+    assert len(rest) == 545 - len(held_out[2])
+    assert not set(rest) & set(held_out[2])
+
+
 def test_training_rows_alone_are_enough(tmp_path):
     folder = write_folder(tmp_path, [question(1)], extended=[1, 5])
     with pytest.raises(RowError, match=r"no such question of en in train\.json or validate\.json"):
@@ -60,7 +80,7 @@ def test_training_rows_alone_are_enough(tmp_path):
 
 def test_the_test_split_is_not_trained_on(tmp_path):
     folder = write_folder(tmp_path, [question(1)], extended=[1])
-    with pytest.raises(ValueError, match="their splits are train, validation, got 'test'"):
+    with pytest.raises(ValueError, match=r"their splits are train, validation, fold_0, .*, got 'test'"):
         load_training_rows(folder, split="test")
     with pytest.raises(ValueError, match=r"take no `extended`: it is extended\.jsonl"):
         load_training_rows(folder, extended=folder / "extended.jsonl")

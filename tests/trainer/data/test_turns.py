@@ -59,7 +59,7 @@ def test_hold_out_keeps_rows_without_extended_answers():
 def test_each_turn_becomes_a_question_closed_if_answered_yes_or_no():
     source = row("a", 2)
     source["messages"][3]["content"][0]["text"] = "Yes."
-    found = questions_of_rows([source, {**row("b", 1), "images": ["/1.png", "/2.png"]}])
+    found = questions_of_rows([source, {**row("b", 1), "images": []}])
     assert [(q["question_id"], q["question"], q["answer"], q["answer_type"]) for q in found] == [
         ("a#0", "question 0", "answer a0", "OPEN"),
         ("a#1", "question 1", "Yes.", "CLOSED"),
@@ -108,3 +108,46 @@ def test_hold_out_draws_what_counting_anew_draws(seed, share):
     expected = [f"answer {number}{turn}" for number, turn in hold_out_one_by_one(rows, share, seed)]
     assert answers(held_out) == expected
     assert answers(training) == [answer for answer in answers(rows) if answer not in expected]
+
+
+def row_with_placed_images():
+    """Two images in the first question, with text between, and one in the second."""
+    image, text = {"type": "image", "text": None}, {"type": "text", "text": "or"}
+    several = row("several", 3)
+    several["images"] = ["/a.png", "/b.png", "/c.png"]
+    several["messages"][0]["content"] = [image, text, image, *several["messages"][0]["content"][1:]]
+    several["messages"][2]["content"].append(image)
+    return several
+
+
+def test_turns_of_a_row_whose_images_have_their_places_are_neither_moved_nor_held_out():
+    several = row_with_placed_images()
+    training, held_out = hold_out_turns([several, row("a", 4)], 0.9, 0)
+    assert training[0] == several
+    assert {row["id"] for row in held_out} == {"a"}
+    columns = {name: [several[name]] for name in several}
+    assert TurnShuffler(0, max_turns=1)(columns) == columns
+    first = several | {"messages": row("several", 3)["messages"], "images": ["/a.png", "/b.png"]}
+    first["messages"][0]["content"].insert(0, {"type": "image", "text": None})
+    orders = set()
+    for epoch in range(8):
+        shuffler = TurnShuffler(0)
+        shuffler.set_epoch(epoch)
+        (messages,) = shuffler({name: [first[name]] for name in first})["messages"]
+        orders.add(tuple(answers([{"messages": messages}])))
+        assert [part["type"] for part in messages[0]["content"]] == ["image", "image", "text"]
+    assert len(orders) > 1
+
+
+def test_a_turn_of_several_images_is_asked_about_its_own_or_all_so_far():
+    asked = questions_of_rows([row_with_placed_images()])
+    assert [question["images"] for question in asked] == [
+        ["/a.png", "/b.png"],
+        ["/c.png"],
+        ["/a.png", "/b.png", "/c.png"],
+    ]
+    assert [question["question"] for question in asked] == [
+        "<image>\nor\n<image>\nquestion 0",
+        "question 1\n<image>",
+        "question 2",
+    ]

@@ -7,6 +7,7 @@ from PIL import Image
 from logramed.trainer.study.analysis import summarize
 from logramed.trainer.study.arms import PLAIN, PRIMARY, Side
 from logramed.trainer.study.report import content_differences, main, mean_score, seeds_alone, write_report
+from logramed.trainer.study.settings import SETTINGS_FILE
 from tests.trainer.study.test_analysis import row
 
 
@@ -34,6 +35,15 @@ def test_report_has_the_tables_and_a_picture_of_each_kind(tmp_path):
         with Image.open(path) as picture:
             assert picture.size == (864, 504)
             assert len(picture.convert("L").getcolors()) > 20  # something is drawn
+
+
+def test_committed_tables_are_those_of_the_committed_rows(tmp_path):
+    results = SETTINGS_FILE.parent / "results"
+    tables = [str(results / f"{name}.jsonl") for name in ("table", "further")]
+    assert main(["--table", *tables, "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "tables.md").read_text() == (results / "tables.md").read_text()
+    for name in ("shares", "arms", "kinds"):
+        assert (results / f"{name}.png").is_file()
 
 
 def test_a_table_that_is_just_begun_is_drawn_too(tmp_path):

@@ -1,0 +1,45 @@
+"""
+Folds of a benchmark by image: each image of its training and validation files is held out in exactly one fold.
+
+`fold_2` is the questions about the images of fold 2, `without_fold_2` those about all other images, to train on. Which
+fold an image is in depends on its name and the seed alone: not on the other images, the order of rows or the machine.
+"""
+
+import hashlib
+
+
+NUM_FOLDS = 5
+SEED = 42
+HELD_OUT, REST = "fold_", "without_fold_"
+HELD_OUT_SPLITS = tuple(f"{HELD_OUT}{fold}" for fold in range(NUM_FOLDS))
+FOLD_SPLITS = (*HELD_OUT_SPLITS, *(f"{REST}{fold}" for fold in range(NUM_FOLDS)))
+# What a model whose answers to a fold count was trained on.
+FOLD_TRAINING_SPLITS = {f"{HELD_OUT}{fold}": f"{REST}{fold}" for fold in range(NUM_FOLDS)}
+
+
+def fold_of(image: str, seed: int = SEED, num_folds: int = NUM_FOLDS) -> int:
+    """
+    The fold that holds an image out, from 0 on.
+
+    Args:
+        image (`str`): Its name in the files of the benchmark, such as "xmlab7/source.jpg".
+        seed (`int`): Of the draw.
+
+    Example:
+        >>> [fold_of(f"xmlab{number}/source.jpg") for number in range(1, 9)]
+        [0, 3, 3, 1, 4, 3, 1, 4]
+    """
+    digest = hashlib.sha256(f"{seed}:{image}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % num_folds
+
+
+def is_in_fold_split(image: str, split: str) -> bool:
+    """
+    Whether the questions about an image are in one of `FOLD_SPLITS`.
+
+    Example:
+        >>> is_in_fold_split("xmlab2/source.jpg", "fold_3"), is_in_fold_split("xmlab2/source.jpg", "without_fold_3")
+        (True, False)
+    """
+    is_held_out = fold_of(image) == int(split.rpartition("_")[2])
+    return is_held_out == split.startswith(HELD_OUT)

@@ -1,0 +1,194 @@
+"""The maps of a model: how it weighs the regions of an image for a question."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from logramed.eval.answering import order_questions
+from logramed.eval.grounding.region_weights import weigh_by_cosine
+from logramed.eval.likelihood import build_answer_context
+from logramed.eval.prompts import (
+    evaluation_mode,
+    get_tokenizer,
+    load_question_images,
+    padding_on_the_left,
+    template_begins,
+)
+from logramed.eval.shared_prefix import positions
+
+
+# The kinds of maps, and what they say in words.
+KINDS = {
+    "answer_state": "image regions weighed by the state from which the answer is decoded",
+    "question": "image regions weighed by the question, read by itself",
+    "attention": "attention of the answer's place to the image",
+}
+# Attention is averaged over heads and over this share of the layers, the last ones.
+SHARE_OF_LAYERS = 0.5
+
+
+def read_maps(
+    model: torch.nn.Module,
+    processor: Any,
+    questions: Sequence[dict],
+    *,
+    batch_size: int,
+    blank_images: bool = False,
+    progress: bool = True,
+) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
+    """
+    How a model weighs the regions of each question's image, at the place from which it would begin to answer.
+
+    `answer_state` is what alignment with answer states weighs regions by (`alignment_regions`), and alignment of turns
+    with a text encoder; `question` what alignment of turns and spans does without one: both are cosines with the
+    projected image, over a temperature (see `weigh_by_cosine`), and both can be had of a model that was trained
+    otherwise. `attention` is the mean over heads and the last half of the layers.
+
+    Args:
+        model: LoGra-Med or LLaVA, whose image tokens are a square grid; adapters may be on it.
+        processor: Its processor, with a chat template.
+        questions: Question rows: `question` and `image` are read.
+        batch_size (`int`): Questions read at once. Attention takes memory as its square of the tokens.
+        blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
+
+    Yields:
+        `tuple[dict, dict[str, np.ndarray]]`: a question row as it was given, and for each of `KINDS` the weights
+        `(num_rows, num_columns)`, float64, summing to 1.
+
+    Raises:
+        ValueError: If the image tokens of the model are not a square grid.
+    """
+    base = unwrap(model)
+    side, first = find_grid(base.config)
+    ordered = order_questions(questions, by_image=True)
+    with tqdm(total=len(questions), desc="Reading maps", unit="question", disable=not progress) as bar:
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            with torch.no_grad(), evaluation_mode(model), eager_attention(base):
+                weights = weigh_regions(base, processor, batch, blank_images)
+            for place, question in enumerate(batch):
+                yield question, {kind: cut_grid(values[place], side, first) for kind, values in weights.items()}
+            bar.update(len(batch))
+
+
+def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, with its adapters in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def find_grid(config: Any) -> tuple[int, int]:
+    """
+    Rows (and columns) of a model's image tokens, and how many tokens of an image stand before them.
+
+    Raises:
+        ValueError: If they are not a square grid.
+    """
+    vision = getattr(config, "vision_config", None)
+    image_size, patch_size = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if config.model_type not in ("logramed", "llava") or not isinstance(image_size, int) or not patch_size:
+        raise ValueError(
+            "`grounding` needs a model whose image becomes one square grid of tokens, LoGra-Med or LLaVA; got "
+            f"{config.model_type}."
+        )
+    has_others = getattr(config, "vision_feature_select_strategy", "default") == "full"
+    first = getattr(config, "num_prefix_tokens", 1) if has_others else 0
+    return getattr(config, "image_token_pooling", None) or image_size // patch_size, first
+
+
+def cut_grid(weights: torch.Tensor, side: int, first: int) -> np.ndarray:
+    """The weights of the patches `(side, side)`, summing to 1, of those of all tokens of an image."""
+    patches = weights[first : first + side**2]
+    if len(patches) < side**2:
+        raise ValueError(f"`grounding` expected {side}² tokens of an image, but the model made {len(weights)} of it.")
+    values = patches.double().cpu().numpy().reshape(side, side)
+    return values / values.sum()
+
+
+@contextmanager
+def eager_attention(model: torch.nn.Module) -> Iterator[None]:
+    """The language model computes attention in the way that gives its weights; afterwards as before."""
+    decoder = model.model.language_model
+    former = decoder.config._attn_implementation
+    decoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(former)
+
+
+def weigh_regions(
+    model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
+) -> dict[str, torch.Tensor]:
+    """The weights of all tokens of each question's image, `(batch_size, num_image_tokens)`, by kind of map."""
+    inputs = encode_prompts(model, processor, batch, blank_images)
+    image_outputs = model.model.get_image_features(pixel_values=inputs.pop("pixel_values"))
+    regions = torch.stack(list(image_outputs.pooler_output))
+    # Other inputs of an image, such as its size, are those of families without such a grid.
+    outputs = model.model(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        position_ids=positions(inputs["attention_mask"]),
+        mm_encoder_outputs={"image": image_outputs},
+        use_cache=False,
+        output_attentions=True,
+    )
+    is_region = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+    questions = encode_questions(model, processor, [question["question"] for question in batch])
+    return {
+        "answer_state": weigh_by_cosine(outputs.last_hidden_state[:, -1:], regions, is_region)[:, 0],
+        "question": weigh_by_cosine(questions.unsqueeze(1), regions, is_region)[:, 0],
+        "attention": read_attention(outputs.attentions, inputs["input_ids"] == model.config.image_token_id),
+    }
+
+
+def encode_prompts(model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool) -> Any:
+    """Token ids, mask and pixels of the prompts, padded on the left, each up to where its answer begins."""
+    prompts = [build_answer_context(processor, question)[0] for question in batch]
+    images = load_question_images(batch, processor, blank_images)
+    with padding_on_the_left(get_tokenizer(processor)):
+        inputs = processor(
+            text=prompts,
+            images=images,
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=not template_begins(processor, prompts[0]),
+        )
+    return inputs.to(model.device, model.dtype)
+
+
+def read_attention(attentions: Sequence[torch.Tensor], is_image: torch.Tensor) -> torch.Tensor:
+    """
+    Attention of the last token to the image tokens, averaged over heads and the last layers.
+
+    Args:
+        attentions: Of each layer, `(batch_size, num_heads, sequence_length, sequence_length)`.
+        is_image (`torch.Tensor` of shape `(batch_size, sequence_length)`, bool): As many image tokens in each row.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_image_tokens)`, float32.
+    """
+    num_layers = -int(-len(attentions) * SHARE_OF_LAYERS // 1)
+    mean = torch.stack([layer[:, :, -1].float().mean(dim=1) for layer in attentions[-num_layers:]]).mean(dim=0)
+    return mean[is_image].unflatten(0, (len(mean), -1))
+
+
+def encode_questions(model: torch.nn.Module, processor: Any, questions: Sequence[str]) -> torch.Tensor:
+    """
+    The mean of the last hidden states of each question's own tokens, read without image or template, as alignment
+    encodes the texts of nodes: `(num_questions, hidden_size)`.
+    """
+    tokenizer = get_tokenizer(processor)
+    encoded = [tokenizer(question, return_special_tokens_mask=True) for question in questions]
+    lengths = torch.tensor([len(text["input_ids"]) for text in encoded])
+    ids, special = (
+        torch.nn.utils.rnn.pad_sequence([torch.tensor(text[name]) for text in encoded], True, value).to(model.device)
+        for name, value in (("input_ids", tokenizer.pad_token_id or 0), ("special_tokens_mask", 1))
+    )
+    mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).to(model.device)
+    states = model.model.language_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    is_content = ((special == 0) & mask).unsqueeze(-1)
+    return (states.float() * is_content).sum(dim=1) / is_content.sum(dim=1).clamp(min=1)

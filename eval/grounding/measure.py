@@ -1,0 +1,158 @@
+"""Measure where a model looks: from question rows and boxes to `grounding.json`."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from logramed.eval.comparison.html_report import MAP_PICTURE
+from logramed.eval.files import write_json
+from logramed.eval.grounding.boxes import Box, Cells, Window, find_window, lay_on_grid
+from logramed.eval.grounding.figures import BLANK_ENDING, CENTER, RANDOM, summarize
+from logramed.eval.grounding.maps import KINDS, find_grid, read_maps, unwrap
+from logramed.eval.grounding.pictures import MapPicture, choose_shown, draw_maps
+from logramed.eval.grounding.pointing import center_map, score_map, score_random
+from logramed.eval.grounding.questions import BoxedQuestion, find_boxed_questions
+from logramed.image_processing_logramed import load_image
+
+
+FILE, PICTURE = "grounding.json", MAP_PICTURE
+
+
+def measure_grounding(
+    model: Any,
+    processor: Any,
+    rows: Sequence[dict],
+    boxes: Mapping[str, list[Box]],
+    output: Path,
+    *,
+    settings: dict,
+    batch_size: int,
+    blank_images: bool = True,
+    pictures: bool = True,
+) -> dict:
+    """
+    Measure how a model's maps point at the boxes of what questions name, and write it to `output`.
+
+    Args:
+        model, processor: As for `read_maps`.
+        rows: Question rows as they are asked, with `image_id`.
+        boxes: By the path of the image.
+        output (`Path`): Folder for `grounding.json` and `grounding.png`.
+        settings (`dict`): What the maps depend on; written to the file.
+        blank_images (`bool`): Also read the maps of evenly grey images, as a baseline.
+        pictures (`bool`): Draw some maps over their images.
+
+    Returns:
+        `dict`: as from `summarize`, with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight` (questions
+        whose boxes lie in a part of the image that was cropped off) and `questions`, the figures of each.
+
+    Raises:
+        ValueError: If no question names a boxed thing, or the model has no grid of image tokens.
+    """
+    grid = (find_grid(unwrap(model).config)[0],) * 2
+    placed = place_questions(find_boxed_questions(rows, boxes), grid, processor)
+    shown = [question for question, _, cells in placed if cells.is_positive.any()]
+    if not shown:
+        raise ValueError("`grounding` found no box in the part of the images that the model sees.")
+    asked = [question.row for question in shown]
+    maps = {
+        ending: {
+            row["question_id"]: found
+            for row, found in read_maps(model, processor, asked, batch_size=batch_size, blank_images=is_blank)
+        }
+        for ending, is_blank in (("", False), (BLANK_ENDING, True))
+        if blank_images or not is_blank
+    }
+    items = [score_question(*entry, maps) for entry in placed if entry[2].is_positive.any()]
+    result = {
+        "settings": settings,
+        "grid": list(grid),
+        "kinds": KINDS,
+        "num_out_of_sight": len(placed) - len(shown),
+        **summarize(items),
+        "questions": items,
+    }
+    write_json(output / FILE, result)
+    (output / PICTURE).unlink(missing_ok=True)
+    if pictures:
+        windows = {question.row["question_id"]: window for question, window, _ in placed}
+        chosen = [shown[place] for place in choose_shown([question.group for question in shown])]
+        drawn = [
+            MapPicture(
+                load_image(question.row["image"]),
+                question.row["question"],
+                question.boxes,
+                windows[question.row["question_id"]],
+                maps[""][question.row["question_id"]],
+            )
+            for question in chosen
+        ]
+        draw_maps(drawn, output / PICTURE)
+    return result
+
+
+def place_questions(
+    questions: Sequence[BoxedQuestion], grid: tuple[int, int], processor: Any
+) -> list[tuple[BoxedQuestion, Window, Cells]]:
+    """Each question with what the grid covers of its image, and where its boxes lie on the grid."""
+    image_processor = getattr(processor, "image_processor", processor)
+    windows: dict[str, Window] = {}
+    placed = []
+    for question in questions:
+        path = question.row["image"]
+        if path not in windows:
+            windows[path] = find_window(_upright_size(path), image_processor)
+        placed.append((question, windows[path], lay_on_grid(question.boxes, grid, windows[path])))
+    return placed
+
+
+def _upright_size(path: str) -> tuple[int, int]:
+    image: Image.Image = load_image(path)  # turned as its metadata say, as the model sees it
+    return image.size
+
+
+def score_question(
+    question: BoxedQuestion, window: Window, cells: Cells, maps: Mapping[str, Mapping[str, dict[str, np.ndarray]]]
+) -> dict:
+    """
+    The figures of one question under each map and baseline.
+
+    Args:
+        maps: By ending of their names ("" and of blank images) and question id, the maps by kind.
+    """
+    row = question.row
+    scores = {
+        kind + ending: score_map(weights, cells)
+        for ending, found in maps.items()
+        for kind, weights in found[row["question_id"]].items()
+    }
+    scores[CENTER] = score_map(center_map(cells.inside.shape, window), cells)
+    scores[RANDOM] = score_random(cells)
+    return {
+        "question_id": row["question_id"],
+        "image_id": row["image_id"],
+        "question": row["question"],
+        "group": question.group,
+        "labels": list(dict.fromkeys(box.label for box in question.boxes)),
+        "area": float(cells.inside.sum() / cells.visible.sum()),
+        "scores": {name: _without_nan(figures) for name, figures in scores.items()},
+    }
+
+
+def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: `None` where a figure does not apply."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def read_grounding(output: Path, settings: dict) -> dict | None:
+    """What an earlier run wrote to `output`, if it was of the same settings."""
+    path = output / FILE
+    if not path.is_file():
+        return None
+    former = json.loads(path.read_text(encoding="utf-8"))
+    return former if former.get("settings") == settings else None

@@ -1,0 +1,159 @@
+"""Which boxed things a question names: organs and findings with their synonyms, plurals and sides, by `names.json`."""
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
+
+
+FILE = Path(__file__).with_name("names.json")
+SIDES = ("left", "right")
+SEVERAL = "several"  # the group of questions that name more than one thing
+# Before a name: "left lung", "upper left of the lung", "left lobe of lung", "left or right lung", "left side of lung".
+SIDE_BEFORE = re.compile(
+    r"\b(?P<side>left|right)(?: (?:and|or|and/or) (?:the )?(?P<other>left|right))?"
+    r"(?:(?: (?:side|lobe|part))? of(?: the)?)? $"
+)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """
+    Something with boxes that a question can name.
+
+    Attributes:
+        name (`str`): Its own name, the key in `names.json`.
+        group (`str`): What figures are broken down by.
+        is_finding (`bool`): A finding; else an organ.
+        labels (`tuple[str, ...]`): The labels of its boxes, one or two ("Left Lung", "Right Lung").
+        names (`tuple[str, ...]`): What questions call it, in small letters, singular.
+    """
+
+    name: str
+    group: str
+    is_finding: bool
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def of_side(self, sides: Collection[str]) -> tuple[str, ...]:
+        """The labels of these sides; all of them without sides, or where the thing has none."""
+        chosen = tuple(label for label in self.labels if label.split()[0].lower() in sides)
+        return chosen or self.labels
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A thing that a question names: `labels` are those of the sides it names."""
+
+    thing: Thing
+    labels: tuple[str, ...]
+
+
+@cache
+def read_things() -> tuple[Thing, ...]:
+    """The things of `names.json`."""
+    entries = _read_table()["things"].items()
+    return tuple(
+        Thing(
+            name, entry.get("group", name), entry["kind"] == "finding", tuple(entry["labels"]), tuple(entry["names"])
+        )
+        for name, entry in entries
+    )
+
+
+@cache
+def _read_table() -> dict:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@cache
+def _pattern() -> re.Pattern:
+    """Any name, the longest first, so that "liver cancer" names no liver; with a plural s."""
+    names = sorted({name for thing in read_things() for name in thing.names}, key=len, reverse=True)
+    return re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")(?:s|es)?\b")
+
+
+def find_mentions(question: str) -> list[Mention]:
+    """
+    The things that a question names, each once, in the order of their first names.
+
+    Where it names a finding, organs say where that is and are left out. Sides are the patient's, as in SLAKE's boxes.
+    What stands after "the organ on the left of" is a landmark, not what is asked about.
+
+    Example:
+        >>> [mention.labels for mention in find_mentions("Can pneumonia be observed on the lower left lung?")]
+        [('Pneumonia',)]
+        >>> [mention.labels for mention in find_mentions("Which is bigger, liver or right kidney?")]
+        [('Liver',), ('Right Kidney',)]
+    """
+    found: dict[Thing, set[str]] = {}
+    for thing, sides in _find_names(question):
+        found.setdefault(thing, set()).update(sides or SIDES)
+    if any(thing.is_finding for thing in found):
+        found = {thing: sides for thing, sides in found.items() if thing.is_finding}
+    return [Mention(thing, thing.of_side(sides)) for thing, sides in found.items()]
+
+
+def _find_names(question: str) -> Iterator[tuple[Thing, set[str]]]:
+    """Each name in a question, with the sides before it."""
+    text = " ".join(question.lower().split())
+    by_name = {name: thing for thing in read_things() for name in thing.names}
+    landmark = re.compile(rf"\b(?:{'|'.join(_read_table()['landmarks'])})(?: the)?(?: left| right)? $")
+    for match in _pattern().finditer(text):
+        before = text[: match.start()]
+        if landmark.search(before):
+            continue
+        side = SIDE_BEFORE.search(before)
+        yield by_name[match[1]], {name for name in (side.groups() if side else ()) if name}
+
+
+def names_a_place(question: str) -> bool:
+    """
+    Whether a question names an organ, or another place, beside a finding: where the finding is looked for.
+
+    Example:
+        >>> names_a_place("Can mass be observed on the left lung?"), names_a_place("Where is the mass?")
+        (True, False)
+    """
+    kinds = {thing.is_finding for thing, _ in _find_names(question)}
+    has_place = False in kinds or any(
+        re.search(rf"\b{place}\b", question.lower()) for place in _read_table()["places"]
+    )
+    return True in kinds and has_place
+
+
+def resolve_labels(question: str, answer: str, boxed: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
+    """
+    The labels of the boxes that a question is about, and the group it counts in; `None` if it names nothing boxed.
+
+    Everything that it names must be boxed, one side at least: where a question compares liver and spleen and only the
+    liver has a box, what lies on the spleen would count as wrong. A finding that is looked for at a place and is not
+    there ("no") has its box elsewhere, if any: such a question is left out. Answers are not searched for names: a
+    question that does not name a thing ("What is the largest organ?") is asked before the model has found it.
+
+    Args:
+        question, answer (`str`): Of one row.
+        boxed (`Collection[str]`): The labels of the image's boxes.
+
+    Returns:
+        `tuple[str, tuple[str, ...]]`: group and labels, in the order of the question.
+
+    Example:
+        >>> resolve_labels("How many kidneys in this image?", "2", {"Liver", "Right Kidney"})
+        ('kidney', ('Right Kidney',))
+        >>> resolve_labels("Which is bigger, kidney or spleen?", "Spleen", {"Liver", "Right Kidney"}) is None
+        True
+    """
+    mentions = find_mentions(question)
+    labels = [[label for label in mention.labels if label in boxed] for mention in mentions]
+    if not mentions or not all(labels):
+        return None
+    if yes_or_no(answer) == "no" and names_a_place(question):
+        return None
+    groups = {mention.thing.group for mention in mentions}
+    chosen = dict.fromkeys(label for of_mention in labels for label in of_mention)
+    return groups.pop() if len(groups) == 1 else SEVERAL, tuple(chosen)

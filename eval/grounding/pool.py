@@ -1,0 +1,185 @@
+"""
+Pool the grounding of several models of one kind, and set kinds side by side:
+
+    python eval/grounding/pool.py --arm plain RUN_FOLDER... --arm aligned RUN_FOLDER... --output FOLDER
+
+Each folder is that of a run with `--grounding`. A question that several models of an arm were asked counts once, with
+the mean of their scores.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.comparison.paired_tests import holm_correction, paired_bootstrap
+from logramed.eval.comparison.tables import format_p
+from logramed.eval.files import write_json
+from logramed.eval.grounding.figures import summarize
+from logramed.eval.grounding.maps import KINDS
+from logramed.eval.grounding.measure import FILE
+from logramed.eval.grounding.pointing import METRICS
+
+
+POOLED_FILE = "grounding_of_arms.json"
+
+
+def read_items(folder: Path) -> list[dict]:
+    """
+    The questions of a run with their scores.
+
+    Raises:
+        ValueError: If the run did not measure grounding.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {FILE}: evaluate that model with `logramed-eval --grounding` first.")
+    return json.loads(path.read_text(encoding="utf-8"))["questions"]
+
+
+def pool_items(runs: Sequence[Sequence[dict]]) -> list[dict]:
+    """
+    One item a question: the first run's, with the mean of all runs' scores.
+
+    Raises:
+        ValueError: If two runs know different things of a question, such as its boxes' area.
+
+    Example:
+        >>> def item(value):
+        ...     return {"question_id": "7", "image_id": "a", "area": 0.1, "scores": {"center": {"auc": value}}}
+        >>> pool_items([[item(0.5)], [item(1.0)]])[0]["scores"]
+        {'center': {'auc': 0.75}}
+    """
+    by_question: dict[str, list[dict]] = {}
+    for item in (item for run in runs for item in run):
+        by_question.setdefault(item["question_id"], []).append(item)
+    pooled = []
+    for question_id, items in by_question.items():
+        told = {(item["image_id"], round(item["area"], 6), tuple(item["scores"])) for item in items}
+        if len(told) > 1:
+            raise ValueError(f"Question {question_id} has other boxes, another image or other maps in another run.")
+        scores = {
+            name: {metric: _mean([item["scores"][name][metric] for item in items]) for metric in metrics}
+            for name, metrics in items[0]["scores"].items()
+        }
+        pooled.append(items[0] | {"scores": scores})
+    return pooled
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def compare_arms(first: Sequence[dict], second: Sequence[dict], num_resamples: int = 10_000) -> dict:
+    """
+    The first arm's scores minus the second's, over the questions that both were asked, images drawn.
+
+    Returns:
+        `dict`: by kind of map and figure `value`, `interval`, `p_value` and `num_questions`.
+
+    Raises:
+        ValueError: If they share no question.
+    """
+    others = {item["question_id"]: item for item in second}
+    pairs = [(item, others[item["question_id"]]) for item in first if item["question_id"] in others]
+    if not pairs:
+        raise ValueError("Two arms were asked no question in common.")
+    found: dict[str, dict] = {}
+    for kind in KINDS:
+        for metric in METRICS:
+            values = np.array([[item["scores"][kind][metric] for item in pair] for pair in pairs], dtype=float)
+            has_value = ~np.isnan(values).any(axis=1)
+            if not has_value.any():
+                continue
+            images = [pair[0]["image_id"] for pair, has in zip(pairs, has_value, strict=True) if has]
+            differences = values[has_value, 0] - values[has_value, 1]
+            test = paired_bootstrap([differences], num_resamples, clusters=[images])
+            found.setdefault(kind, {})[metric] = {
+                "value": test.difference,
+                "interval": [test.low, test.high],
+                "p_value": test.p_value,
+                "num_questions": test.num_items,
+            }
+    return found
+
+
+def pool_arms(arms: dict[str, Sequence[Path]], num_resamples: int = 10_000) -> dict:
+    """
+    Figures of each arm, and of each pair of arms the differences, p-values corrected for all of them (Holm).
+
+    Args:
+        arms: The folders of each arm's runs, by its name.
+
+    Returns:
+        `dict`: `arms` (by name, as from `summarize`, and `num_runs`) and `differences`.
+    """
+    items = {name: pool_items([read_items(folder) for folder in folders]) for name, folders in arms.items()}
+    differences = {
+        f"{first} minus {second}": compare_arms(items[first], items[second], num_resamples)
+        for first, second in combinations(arms, 2)
+    }
+    tests = [figure for pair in differences.values() for kind in pair.values() for figure in kind.values()]
+    for figure, corrected in zip(tests, holm_correction([test["p_value"] for test in tests]), strict=True):
+        figure["p_value_holm"] = corrected
+    figures = {name: summarize(found, num_resamples) | {"num_runs": len(arms[name])} for name, found in items.items()}
+    return {"arms": figures, "differences": differences}
+
+
+def format_arms(pooled: dict) -> str:
+    """The overall figures of each arm and its baselines, and the differences, as a Markdown table."""
+    lines = ["| | pointing accuracy | energy over area | AUC |", "| --- | --- | --- | --- |"]
+    for arm, figures in pooled["arms"].items():
+        for name, values in figures["overall"]["maps"].items():
+            lines.append(f"| {arm}: {name.replace('_', ' ')} | {_cells(values)} |")
+    for pair, kinds in pooled["differences"].items():
+        for kind, values in kinds.items():
+            lines.append(f"| {pair}: {kind.replace('_', ' ')} | {_cells(values)} |")
+    return "\n".join(lines)
+
+
+def _cells(values: dict) -> str:
+    cells = []
+    for metric in METRICS:
+        figure = values.get(metric)
+        if figure is None:
+            cells.append("-")
+            continue
+        low, high = figure["interval"]
+        p = f", p {format_p(figure['p_value_holm'])}" if "p_value_holm" in figure else ""
+        cells.append(f"{figure['value']:.3g} ({low:.3g} to {high:.3g}{p})")
+    return " | ".join(cells)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(
+        description="Pool the grounding of several models of one kind, and set kinds side by side."
+    )
+    parser.add_argument(
+        "--arm", nargs="+", action="append", required=True, metavar=("NAME FOLDER", "FOLDER"), help="a name and runs"
+    )
+    parser.add_argument("--output", type=Path, required=True, help=f"folder for {POOLED_FILE}")
+    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    for name, *folders in arguments.arm:
+        if not folders:
+            raise ValueError(f"`--arm {name}` needs the folder of one run at least after the name.")
+    names = [name for name, *_ in arguments.arm]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`--arm` must have a name of its own each time, got {', '.join(names)}.")
+    pooled = pool_arms({name: [Path(folder) for folder in folders] for name, *folders in arguments.arm})
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.output / POOLED_FILE, pooled)
+    print(format_arms(pooled))
+    return 0
+
+
+def command() -> int:
+    return run_command(main)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

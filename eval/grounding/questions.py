@@ -1,0 +1,67 @@
+"""The questions of a benchmark that name a boxed thing, with its boxes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from logramed.eval.grounding.boxes import Box
+from logramed.eval.grounding.names import resolve_labels
+
+
+@dataclass(frozen=True)
+class BoxedQuestion:
+    """
+    A question and the boxes of what it names.
+
+    Attributes:
+        row (`dict`): The question row.
+        group (`str`): The named thing, or "several".
+        boxes (`list[Box]`): Of the labels that the question names.
+    """
+
+    row: dict
+    group: str
+    boxes: list[Box] = field(default_factory=list)
+
+
+def has_boxes(benchmark: ModuleType) -> bool:
+    """Whether a benchmark comes with boxes."""
+    return hasattr(benchmark, "load_boxes")
+
+
+def check_boxes(benchmark: ModuleType) -> None:
+    """
+    Refuse a benchmark without boxes.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    if not has_boxes(benchmark):
+        name = benchmark.__name__.rpartition(".")[2]
+        raise ValueError(f"`grounding` needs boxes of what the images show, which {name} has not: use slake.")
+
+
+def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -> list[BoxedQuestion]:
+    """
+    The rows whose question names something that has a box in its image.
+
+    Args:
+        rows: Question rows with `image`, `question` and `answer`.
+        boxes: By the path of the image.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = []
+    for row in rows:
+        of_image = boxes.get(row.get("image", ""), [])  # boxes are of one image, not of a list
+        resolved = resolve_labels(row["question"], row["answer"], {box.label for box in of_image})
+        if resolved is not None:
+            group, labels = resolved
+            found.append(BoxedQuestion(row, group, [box for box in of_image if box.label in labels]))
+    if not found:
+        raise ValueError(
+            "`grounding` found no question that names something with a box in its image: names are English, and boxes "
+            "are those of boxes.json."
+        )
+    return found
