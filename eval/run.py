@@ -45,9 +45,9 @@ from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
-from logramed.eval.question_images import all_images, list_images
+from logramed.eval.question_images import all_images, list_images, show_volumes
 from logramed.eval.report import compute_metrics, figures_without_leakage, format_grounding, format_table
-from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, hash_image, is_volume
+from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
 # Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
@@ -173,7 +173,7 @@ class Run:
         if not self.all_questions:
             first = f" Bad rows: {describe_skipped(self.bad_rows)}." if self.bad_rows else ""
             raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.{first}")
-        self.all_questions = show_volumes(self.all_questions, self.volumes)
+        self.all_questions, self.bad_volumes = show_volumes(self.all_questions, self.volumes)
         self.training_split = training_split(self.benchmark, self.split)
         self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
@@ -198,12 +198,14 @@ class Run:
 
     def leave_out_unreadable(self) -> None:
         """Leave out and list the questions with an image that cannot be decoded, now and not in mid-run."""
-        problems = find_unreadable(all_images(self.questions))
-        if not problems:
+        images = all_images(self.questions)
+        by_key = find_unreadable(image for image in images if image not in self.bad_volumes)
+        problems = {image: self.bad_volumes.get(image) or by_key.get(image_key(image)) for image in images}
+        if not any(problems.values()):
             return
         unreadable = {}
         for question in self.questions:
-            found = ((image, problems.get(image_key(image))) for image in list_images(question))
+            found = ((image, problems[image]) for image in list_images(question))
             image, problem = next((pair for pair in found if pair[1] is not None), (None, None))
             if problem is not None:
                 words = f"question {question['question_id']}: the image {image} cannot be read, {problem}."
@@ -359,27 +361,6 @@ class Run:
             "notes": notes or None,
             "window": self.arguments.window if any(map(is_volume, all_images(self.questions))) else None,
         }
-
-
-def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> list[dict]:
-    """
-    Question rows in which a volume (DICOM, NIfTI) of which one slice is shown is named by a reference to it.
-
-    One of which several are shown stays as it is: a question is asked about one image.
-    """
-    shown: dict[str, str] = {}
-    for image in all_images(questions):
-        if is_volume(image):
-            try:
-                references, _ = options.show(image)
-            except VolumeError:  # told with all images that cannot be read
-                continue
-            if len(references) == 1:
-                shown[image] = references[0]
-    return [
-        question | {"image": shown.get(question["image"], question["image"])} if "images" not in question else question
-        for question in questions
-    ]
 
 
 def show_question(question: dict, yes_no_hint: str = "") -> dict:

@@ -89,6 +89,12 @@ def is_volume(image: str | Path) -> bool:
     return reference.selection is not None or find_kind(reference.path) is not None
 
 
+def image_exists(image: str) -> bool:
+    """Whether a text names a file, a folder with a DICOM file, or slices of one of them, that is there."""
+    path = parse_reference(image).path
+    return os.path.isfile(path) or find_kind(path) is not None
+
+
 def open_if_volume(image: str | Path) -> Image.Image | None:
     """The image of a text that this package opens (see `open_image_reference`), `None` for any other."""
     return open_image_reference(str(image)) if is_volume(image) else None
@@ -153,6 +159,8 @@ def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AU
 def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = AUTO) -> tuple[list[str], list[dict]]:
     """
     As `expand_volume`, as the images and the content parts of a message: each image part before its text part.
+
+    The last text ends its line, since chat templates write what follows right behind it.
     """
     images, content = [], []
     for reference, text in expand_volume(path, count, slices, window):
@@ -160,6 +168,8 @@ def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = A
         content.append({"type": "image"})
         if text:
             content.append({"type": "text", "text": text})
+    if content[-1]["type"] == "text":
+        content[-1]["text"] += "\n"
     return images, content
 
 
@@ -187,6 +197,23 @@ def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
 def without_position_texts(content: list[dict]) -> list[dict]:
     """Content parts of a message without the texts that say where slices lie."""
     return [part for place, part in enumerate(content) if not _is_position_text(content, place)]
+
+
+def position_texts(content: list[dict]) -> list[str]:
+    """
+    Of each image part of a message the text behind it that says where a slice lies, "" where there is none.
+
+    Example:
+        >>> position_texts([{"type": "image"}, {"type": "text", "text": "Slice 1 of 1, 0.0 mm"}, {"type": "image"}])
+        ['Slice 1 of 1, 0.0 mm', '']
+    """
+    texts: list[str] = []
+    for place, part in enumerate(content):
+        if part["type"] == "image":
+            texts.append("")
+        elif _is_position_text(content, place):
+            texts[-1] = part["text"]
+    return texts
 
 
 def _is_position_text(content: list[dict], place: int) -> bool:

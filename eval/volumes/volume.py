@@ -23,8 +23,8 @@ PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "RIP"}
 WORLD_AXES = ("sagittal", "coronal", "axial")  # the plane across each axis of RAS+ coordinates
 FRAMES = "frames"  # pictures without places, as of ultrasound
 
-# What `describe` writes.
-POSITION_TEXT = re.compile(r"(Slice|Frame) \d+ of \d+(, \d+\.\d mm)?", re.ASCII)
+# What `describe` writes, and the line break behind the last of them.
+POSITION_TEXT = re.compile(r"(Slice|Frame) \d+ of \d+(, \d+\.\d mm)?\n?", re.ASCII)
 
 UNIFORM, SLABS = "uniform", "slabs"
 Selection = tuple[int, int]  # first and last slice, counted from 1

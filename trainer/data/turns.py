@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
-from logramed.eval.volumes import split_position_texts, without_position_texts
+from logramed.eval.volumes import position_texts, split_position_texts, without_position_texts
 from logramed.trainer.node_inputs import images_of_turns
 
 
@@ -24,12 +24,13 @@ def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
             continue
         turns = [message for message in row["messages"] if message["role"] != "system"]
         ranges = images_of_turns(turns)
+        places = [text for message in turns for text in position_texts(message["content"])]
         for number, (question, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
             text = read_text(answer)
             questions.append(
                 {
                     "question_id": f"{row['id']}#{number}",
-                    **_shown(row["images"], question, ranges[number]),
+                    **_shown(row["images"], question, ranges[number], places),
                     "answer": text,
                     "answer_type": "CLOSED" if text.strip(" .").lower() in ("yes", "no") else "OPEN",
                     "groups": {},
@@ -38,12 +39,17 @@ def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
     return questions
 
 
-def _shown(images: list, question: dict, place: tuple[int, int]) -> dict:
-    """The images and the text of a question row; of several images the places, where the question brings them."""
-    if len(images) == 1:
+def _shown(images: list, question: dict, place: tuple[int, int], places: list[str]) -> dict:
+    """
+    The images and the text of a question row; of several images the places, where the question brings them. `places`
+    are the position texts of all images of the row.
+    """
+    if len(images) == 1 and places == [""]:
         return {"image": images[0], "question": read_text(question)}
-    texts = [IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in question["content"]]
-    return {"images": images[slice(*place)], "question": "\n".join(texts)}
+    content = without_position_texts(question["content"])
+    texts = [IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in content]
+    shown = {"images": images[slice(*place)], "question": "\n".join(texts)}
+    return shown | ({"position_texts": [[text] for text in places[slice(*place)]]} if any(places) else {})
 
 
 def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:

@@ -13,10 +13,12 @@ from logramed.eval import image_check, run
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.image_check import decode, find_unreadable, image_key
 from logramed.eval.leakage import find_leakage
+from logramed.eval.prompts import build_prompt, load_question_images
+from logramed.eval.question_images import list_sources, question_content, show_volumes
 from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, open_image_reference
 from logramed.trainer.arguments import DataArguments
 from logramed.trainer.collator import LoGraMedDataCollator, read_turns
-from logramed.trainer.data import RowStream, TurnShuffler, load_training_rows
+from logramed.trainer.data import RowStream, TurnShuffler, load_training_rows, questions_of_rows
 from logramed.trainer.data.records import canonical_row
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.turns import hold_out_turns
@@ -80,7 +82,7 @@ def test_rows_of_every_form_show_the_slices_with_their_places(folder, form):
     row = loaded.dataset[0]
     series = folder / "images" / "series"
     assert row["images"] == [f"{series}#slices=1-3&window=0,900", f"{series}#slices=4-6&window=0,900"]
-    expected = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm", "Is there a mass?"]
+    expected = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm\n", "Is there a mass?"]
     assert describe(row) == [expected]
     stream = RowStream(path, require_extended=False, volumes=OPTIONS)
     assert describe(next(iter(stream))) == [expected]
@@ -101,7 +103,7 @@ def test_several_images_of_a_row_keep_their_places(folder):
     row = load_training_rows(write_rows(folder, rows), require_extended=False, volumes=OPTIONS).dataset[0]
     assert describe(row) == [
         ["<image>", "and", "<image>", ": which is a scan?"],
-        ["And", "<image>", "Slice 1 of 2, 1.2 mm", "<image>", "Slice 2 of 2, 6.2 mm", "?"],
+        ["And", "<image>", "Slice 1 of 2, 1.2 mm", "<image>", "Slice 2 of 2, 6.2 mm\n", "?"],
     ]
     names = [name.rpartition("/")[2] for name in row["images"]]
     slabs = [f"b.nii.gz#slices={part}&window=0,900" for part in ("1-2", "3-4")]
@@ -155,7 +157,7 @@ def test_places_stay_with_their_images_where_turns_are_put_in_another_order(fold
     turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
     rows = [{"id": "1", "image": "series", "conversations": turns}]
     row = load_training_rows(write_rows(folder, rows), require_extended=False, volumes=OPTIONS).dataset[0]
-    shown = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm"]
+    shown = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm\n"]
     questions = set()
     for seed in range(8):
         mixed = TurnShuffler(seed)({name: [value] for name, value in row.items()})
@@ -232,38 +234,165 @@ def test_tokens_of_another_model_are_counted(tmp_path):
 
 def evaluate(tmp_path, data, name, *options):
     command = ["--model", tmp_path / "model", "--benchmark", "vqa_rad", "--data", data, "--output", tmp_path / name]
-    run.main([str(word) for word in (*command, "--max_new_tokens", 4, *options)])
+    run.main([str(word) for word in (*command, "--max_new_tokens", 6, *options)])
     metrics = json.loads((tmp_path / name / "metrics.json").read_text())
     images = json.loads((tmp_path / name / "local_paths.json").read_text())["images"]
     return metrics, images, (tmp_path / name / "report.html").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:This VQA-RAD test split has", "ignore:.*bad row", "ignore:.*question")
-def test_evaluation_shows_one_slice_and_leaves_out_questions_about_several(tmp_path):
+@pytest.mark.filterwarnings("ignore:This VQA-RAD test split has")
+def test_evaluation_shows_a_volume_of_one_slice_as_an_image(tmp_path):
     build_tiny_llava(tmp_path / "model")
     data = write_tiny_vqa_rad(tmp_path / "data")
     records = json.loads((data / "testset.json").read_text())
-    names = list(dict.fromkeys(record["image_name"] for record in records))
-    first, second = (data / "images" / name for name in names[:2])
-    first.unlink()
-    write_slice(first, phantom()[0])
+    image = data / "images" / records[0]["image_name"]
+    image.unlink()
+    write_slice(image, phantom()[0])
     plain, images, report = evaluate(tmp_path, data, "plain")
-    assert str(first) in images.values()
+    assert str(image) in images.values()
     assert plain["run"]["num_questions"] == len(records)
     assert plain["run"]["window"] == "auto"
     assert not [value for value in TEXT_TAGS.values() if value in report]
     bone, images, _ = evaluate(tmp_path, data, "bone", "--window", "bone", "--no_blank_images")
-    assert f"{first}#slices=1&window=bone" in images.values()
+    assert f"{image}#slices=1&window=bone" in images.values()
     assert bone["run"]["data_fingerprint"] != plain["run"]["data_fingerprint"]
-    second.unlink()
-    write_nifti(tmp_path / "b.nii", phantom())
-    shutil.move(tmp_path / "b.nii", second)
-    some, images, _ = evaluate(tmp_path, data, "some", "--no_blank_images")
-    assert some["run"]["num_questions"] < len(records)
-    assert any("holds 4 slices where one image is needed" in text for text in some["differences"])
-    every, images, _ = evaluate(tmp_path, data, "every", "--slices", "2-3", "--no_blank_images")
-    assert every["run"]["num_questions"] == len(records)
-    assert f"{second}#slices=2-3&window=auto" in images.values()
+
+
+SHOWN = {
+    "b.nii.gz": ["Slice 1 of 2, 1.2 mm", "Slice 2 of 2, 7.5 mm"],
+    "series": ["Slice 1 of 2, 1.2 mm", "Slice 2 of 2, 7.5 mm"],
+}
+CHOSEN = {"1-2": (1, 2), "4": (4, 4)}
+
+
+def as_pictures(folder, name):
+    """The slices of a volume as files, and the text with their places; of a picture itself."""
+    if name not in SHOWN:
+        return [name], "<image>"
+    files = []
+    for number, selection in enumerate(CHOSEN):
+        files.append(f"{name}{number}.png")
+        reference = f"{folder / 'images' / name}#slices={selection}&window=0,900"
+        open_image_reference(reference).save(folder / "images" / files[-1])
+    return files, "".join(f"<image>{text}\n" for text in SHOWN[name])
+
+
+def write_questions(folder, rows):
+    """Questions in LLaVA-Med's form of VQA-RAD, of images and texts."""
+    (folder / "test.json").write_text(
+        json.dumps(
+            [
+                {
+                    "id": str(number),
+                    ("images" if isinstance(images, list) else "image"): images,
+                    "answer_type": "OPEN",
+                    "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "left lung"}],
+                }
+                for number, (images, text) in enumerate(rows)
+            ]
+        )
+    )
+
+
+def told(folder, slices="uniform", window="auto"):
+    return EvaluationArguments(
+        model=str(folder / "model"),
+        benchmark="vqa_rad",
+        data=str(folder),
+        output=str(folder / "none"),
+        slices=slices,
+        window=window,
+    )
+
+
+def read_answers(output):
+    names = ("predictions.jsonl", "predictions.blank_images.jsonl")
+    lines = [line for name in names for line in (output / name).read_text().splitlines()]
+    return [json.loads(line)["prediction"] for line in lines]
+
+
+@pytest.mark.filterwarnings("ignore:This VQA-RAD test split has")
+def test_a_volume_is_asked_about_as_its_slices_are_as_pictures(folder):
+    build_tiny_llava(folder / "model")
+    asked = [
+        ("b.nii.gz", "is there a mass"),
+        ("series", "where is the liver"),
+        (["a.png", "series"], "is <image> more <image> left"),
+        (["b.nii.gz", "a.png"], "where is the lung"),
+        (["series", "b.nii.gz"], "<image> in <image> more"),
+        ("a.png", "is there a mass"),
+    ]
+    write_questions(folder, asked)
+    options = ("--slices", "1-2,4", "--window", "0,900")
+    _, images, report = evaluate(folder, folder, "volumes", *options)
+    places = [f"{folder}/images/series#slices={selection}&window=0,900" for selection in CHOSEN]
+    assert (images["1"], images["2"]) == (places, [f"{folder}/images/a.png", *places])
+    assert images["5"] == f"{folder}/images/a.png"
+    assert report.count("data:image/jpeg;base64,") == 2 + 2 + 3 + 3 + 4 + 1
+
+    by_hand = []
+    for names, text in asked:
+        found = [as_pictures(folder, name) for name in (names if isinstance(names, list) else [names])]
+        if "<image>" not in text:
+            text = "<image>" * len(found) + text
+        pieces = [piece.strip() for piece in text.split("<image>")]
+        texts = (piece for pair in zip(pieces, [*(shown for _, shown in found), ""], strict=True) for piece in pair)
+        by_hand.append(([file for files, _ in found for file in files], "".join(texts)))
+    assert by_hand[0][1] == "<image>Slice 1 of 2, 1.2 mm\n<image>Slice 2 of 2, 7.5 mm\nis there a mass"
+    volumes = run.Run(told(folder, "1-2,4", "0,900")).questions
+    write_questions(folder, by_hand)
+    evaluate(folder, folder, "pictures")
+    pictures = run.Run(told(folder)).questions
+    answers = read_answers(folder / "volumes")
+    assert answers == read_answers(folder / "pictures")
+    assert len(set(answers)) > 3
+    processor = tiny_processor()
+    for volume, picture in zip(volumes, pictures, strict=True):
+        assert build_prompt(processor, volume) == build_prompt(processor, picture)
+        for blank in (False, True):
+            shown, expected = (load_question_images([row], processor, blank)[0] for row in (volume, picture))
+            assert [np.asarray(image).tolist() for image in shown] == [
+                np.asarray(image).tolist() for image in expected
+            ]
+
+
+@pytest.mark.filterwarnings("ignore:This VQA-RAD test split has", "ignore:.*bad row")
+def test_questions_about_volumes_that_cannot_be_shown_are_left_out_and_named(folder):
+    build_tiny_llava(folder / "model")
+    write_questions(folder, [("series", "mass"), (["a.png", "b.nii.gz"], "mass"), ("a.png", "mass")])
+    metrics, images, _ = evaluate(folder, folder, "few", "--slices", "5", "--no_blank_images")
+    assert sorted(images) == ["0", "2"]
+    assert any("question 1: the image " in text for text in metrics["differences"])
+    assert any("`slices` names slice 5, and there are 4" in text for text in metrics["differences"])
+    (folder / "images" / "series" / "003").unlink()
+    metrics, images, _ = evaluate(folder, folder, "gap", "--no_blank_images")
+    assert sorted(images) == ["1", "2"]
+    assert any("a slice seems to be missing" in text for text in metrics["differences"])
+
+
+def test_a_question_shows_slices_only_in_place_of_volumes(folder):
+    a, series = (str(folder / "images" / name) for name in ("a.png", "series"))
+    rows = [{"image": a}, {"images": [a, a]}, {"image": series}, {"images": [a, series]}]
+    shown, problems = show_volumes(rows, OPTIONS)
+    assert shown[:2] == rows[:2]
+    slabs = [f"{series}#slices=1-3&window=0,900", f"{series}#slices=4-6&window=0,900"]
+    texts = ["Slice 1 of 2, 2.5 mm", "Slice 2 of 2, 10.0 mm\n"]
+    assert shown[2] == {"images": slabs, "position_texts": [texts]}
+    assert shown[3] == {"images": [a, *slabs], "position_texts": [[""], texts]}
+    assert [list_sources(row) for row in shown] == [[a], [a, a], [series], [a, series]]
+    assert problems == {}
+    assert show_volumes(shown, OPTIONS)[0] == shown
+
+
+def test_validation_questions_about_a_volume_show_it_in_every_turn(folder):
+    pairs = [("<image>\nMass?", "No."), ("Organ?", "Lung.")]
+    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
+    rows = [{"id": "1", "image": "series", "conversations": turns}]
+    row = load_training_rows(write_rows(folder, rows), require_extended=False, volumes=OPTIONS).dataset[0]
+    shown = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm\n"]
+    for question, words in zip(questions_of_rows([row]), ("Mass?", "Organ?"), strict=True):
+        content = [{"role": "user", "content": question_content(question)}]
+        assert describe({"messages": content}) == [[*shown, words]]
 
 
 def test_leakage_is_found_whichever_slices_are_shown(folder):
@@ -272,6 +401,10 @@ def test_leakage_is_found_whichever_slices_are_shown(folder):
     test = [{"question_id": "1", "image": f"{series}#slices=2&window=bone", "question": "Mass?", "answer": "no"}]
     training = [{"image": copy, "question": "mass?", "answer": "No"}]
     assert find_leakage(test, training)["triplet_question_ids"] == ["1"]
+    several, _ = show_volumes([test[0] | {"image": series}], OPTIONS)
+    leakage = find_leakage(several, training)
+    assert leakage["triplet_question_ids"] == ["1"]
+    assert leakage["num_test_images"] == leakage["num_test_images_in_training"] == 1
 
 
 def test_volume_that_cannot_be_used_is_named():

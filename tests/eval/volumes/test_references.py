@@ -69,7 +69,7 @@ def test_content_has_each_image_before_its_text(folder):
         {"type": "image"},
         {"type": "text", "text": "Slice 1 of 2, 2.5 mm"},
         {"type": "image"},
-        {"type": "text", "text": "Slice 2 of 2, 10.0 mm"},
+        {"type": "text", "text": "Slice 2 of 2, 10.0 mm\n"},
     ]
 
 
