@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 
 from logramed.eval.benchmarks import BENCHMARKS
+from logramed.eval.volumes import VolumeOptions
+from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 
 
 MULTIPLE_CHOICE_METHODS = ("likelihood", "text")
@@ -50,6 +52,9 @@ class EvaluationArguments:
             "choices": ["raise", "skip"],
         },
     )
+    window: str = field(default="auto", metadata={"help": WINDOW_HELP})
+    slices: str = field(default="uniform", metadata={"help": SLICES_HELP})
+    volume_tokens: int = field(default=256, metadata={"help": TOKENS_HELP})
     limit: int | None = field(default=None, metadata={"help": "Ask the first so many questions only."})
     batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
     max_new_tokens: int | None = field(
@@ -96,6 +101,7 @@ class EvaluationArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the model."})
 
     def __post_init__(self) -> None:
+        VolumeOptions(self.slices, self.window, self.volume_tokens)  # refuses what is impossible
         if self.benchmark not in BENCHMARKS:
             raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
         if (self.model is None) == (self.predictions is None):

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from logramed.eval.volumes import image_status, open_if_volume
 from logramed.image_files_logramed import open_pixels
 from logramed.image_processing_logramed import convert_to_rgb
 
@@ -25,7 +26,7 @@ CHECK = f"2 Pillow {PIL.__version__}"
 MEMORY = Path("logramed", "readable_images.txt")
 CHUNK_SIZE = 64  # images; no more than these are checked at once, without workers, and not remembered
 
-EncodedImage = str | dict  # a path, or `{"bytes", "path"}` as `datasets` has it
+EncodedImage = str | dict  # a path (see `logramed.eval.volumes`), or `{"bytes", "path"}` as `datasets` has it
 
 
 def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
@@ -57,16 +58,18 @@ def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
 
 
 def image_key(image: EncodedImage) -> str:
-    """What an image is remembered by: 64 hexadecimal digits. The file of a path must exist."""
+    """What an image is remembered by: 64 hexadecimal digits. What a path leads to must exist."""
     if isinstance(image, dict):
         return hashlib.sha256(CHECK.encode() + b"\0" + image["bytes"]).hexdigest()
-    status = os.stat(image)
-    return hashlib.sha256(f"{CHECK}\0{image}\0{status.st_size}\0{status.st_mtime_ns}".encode()).hexdigest()
+    size, time_of_change = image_status(image)
+    return hashlib.sha256(f"{CHECK}\0{image}\0{size}\0{time_of_change}".encode()).hexdigest()
 
 
 def decode(image: EncodedImage) -> Image.Image:
-    """An image with its pixels at full depth, upright (see `read_pixels`)."""
-    return open_pixels(image["bytes"] if isinstance(image, dict) else Path(image).read_bytes())
+    """An image with its pixels at full depth, upright (see `read_pixels`); of a volume what its reference names."""
+    if isinstance(image, dict):
+        return open_pixels(image["bytes"])
+    return open_if_volume(image) or open_pixels(Path(image).read_bytes())
 
 
 def find_decoding_problem(image: EncodedImage) -> str | None:

@@ -1,15 +1,14 @@
 """Which test images and questions of a benchmark also stand in its training split."""
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from logramed.eval.benchmarks.rows import describe_skipped
-from logramed.eval.files import hash_file
 from logramed.eval.foreign.keys import OPTION_HINTS
-from logramed.eval.question_images import all_images, list_images
+from logramed.eval.question_images import all_sources, list_sources
+from logramed.eval.volumes import hash_image, image_status
 
 
 def training_split(benchmark: ModuleType, split: str) -> str:
@@ -74,10 +73,10 @@ def find_leakage(
     """
     Count the test images and the (images, question, answer) triplets that also stand in training rows.
 
-    Images are the same if their files hold the same bytes: a copy under another name is found, a copy saved anew is
-    not. Texts are the same if they differ in capitals and blanks only, or in the options that conversions of the files
-    write behind a question: the test and the training file may be of two forms. Of the training images only those are
-    read whose size a test image has.
+    Images are the same if their files hold the same bytes, whichever slices of a volume are shown: a copy under
+    another name is found, a copy saved anew is not. Texts are the same if they differ in capitals and blanks only, or
+    in the options that conversions of the files write behind a question: the test and the training file may be of two
+    forms. Of the training images only those are read whose size a test image has.
 
     Args:
         questions, training (sequences of `dict`): Question rows; `image` or `images`, `question` and `answer` are
@@ -101,16 +100,16 @@ def find_leakage(
     test_hashes, training_hashes = _hash_where_sizes_meet(questions, training)
     hashes = set(training_hashes.values())
     leaked_images = {image for image, digest in test_hashes.items() if digest in hashes}
-    triplets = {_triplet(row, training_hashes) for row in training if training_hashes.keys() >= {*list_images(row)}}
+    triplets = {_triplet(row, training_hashes) for row in training if training_hashes.keys() >= {*list_sources(row)}}
     leaked = [
         row["question_id"]
         for row in questions
-        if leaked_images >= {*list_images(row)} and _triplet(row, test_hashes) in triplets
+        if leaked_images >= {*list_sources(row)} and _triplet(row, test_hashes) in triplets
     ]
     return {
-        "num_test_images": len(all_images(questions)),
+        "num_test_images": len(all_sources(questions)),
         "num_test_images_in_training": len(leaked_images),
-        "num_questions_on_them": sum(not leaked_images.isdisjoint(list_images(row)) for row in questions),
+        "num_questions_on_them": sum(not leaked_images.isdisjoint(list_sources(row)) for row in questions),
         "num_triplets_in_training": len(leaked),
         "triplet_question_ids": leaked,
         "compared_with": f"{split} split, {len(training):,} rows"
@@ -127,14 +126,14 @@ def without_leaked_triplets(questions: Sequence[dict], leakage: dict) -> list[di
 
 def _hash_where_sizes_meet(questions: Sequence[dict], training: Sequence[dict]) -> tuple[dict, dict]:
     """Hashes by path of the test and of the training images, leaving out those whose size the others lack."""
-    test_sizes = {image: os.path.getsize(image) for image in all_images(questions)}
-    training_sizes = {image: os.path.getsize(image) for image in all_images(training)}
+    test_sizes = {image: image_status(image)[0] for image in all_sources(questions)}
+    training_sizes = {image: image_status(image)[0] for image in all_sources(training)}
     shared = set(test_sizes.values()) & set(training_sizes.values())
     digests: dict[str, bytes] = {}
     for sizes in (test_sizes, training_sizes):
         for image, size in sizes.items():
             if size in shared and image not in digests:
-                digests[image] = hash_file(image)
+                digests[image] = hash_image(image)
     return (
         {image: digests[image] for image in test_sizes if image in digests},
         {image: digests[image] for image in training_sizes if image in digests},
@@ -142,7 +141,7 @@ def _hash_where_sizes_meet(questions: Sequence[dict], training: Sequence[dict]) 
 
 
 def _triplet(row: dict, hashes: Mapping[str, bytes]) -> tuple[tuple[bytes, ...], str, str]:
-    digests = tuple(hashes[image] for image in list_images(row))
+    digests = tuple(hashes[image] for image in list_sources(row))
     return digests, _normalize(OPTION_HINTS.sub("", row["question"])), _normalize(row["answer"])
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from logramed.eval.question_images import list_images, question_content
+from logramed.eval.volumes import open_if_volume
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
@@ -72,7 +73,7 @@ def load_question_image(path: str, processor: Any, blank: bool = False) -> Image
     image_processor = getattr(processor, "image_processor", processor)
     mean = getattr(image_processor, "image_mean", None) or MIDDLE_GREY
     background_color = tuple(round(255 * channel) for channel in mean)
-    image = convert_to_rgb(load_image(path), background_color, f"The image {path}")
+    image = convert_to_rgb(open_if_volume(path) or load_image(path), background_color, f"The image {path}")
     return Image.new("RGB", image.size, background_color) if blank else image
 
 

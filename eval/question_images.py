@@ -1,8 +1,11 @@
 """The images of a question: one, or several at any place in its text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from logramed.eval.volumes import VolumeError, VolumeOptions, is_volume, parse_reference, position_texts
 
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -27,6 +30,59 @@ def list_images(question: Mapping[str, Any]) -> list[str]:
 def all_images(questions: Sequence[Mapping[str, Any]]) -> list[str]:
     """The different paths of the images of several questions, in their order."""
     return list(dict.fromkeys(image for question in questions for image in list_images(question)))
+
+
+def list_sources(question: Mapping[str, Any]) -> list[str]:
+    """
+    What the images of a question row were read from: their paths, and of all slices of a volume its path once.
+
+    Example:
+        >>> list_sources({"image": "/a.nii#slices=2&window=auto"}), list_sources({"images": ["/a.png", "/a.png"]})
+        (['/a.nii'], ['/a.png', '/a.png'])
+    """
+    sources = [parse_reference(image).path for image in list_images(question)]
+    if "position_texts" not in question:
+        return sources
+    ends = accumulate(len(texts) for texts in question["position_texts"])
+    return [sources[end - 1] for end in ends]
+
+
+def all_sources(questions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the images of several questions were read from (see `list_sources`), each once, in their order."""
+    return list(dict.fromkeys(source for question in questions for source in list_sources(question)))
+
+
+def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> tuple[list[dict], dict[str, str]]:
+    """
+    Question rows that show the slices of volumes (DICOM, NIfTI).
+
+    In place of a volume's path `images` has a reference for each of its slices, and `position_texts` a list of their
+    texts ("" for none), as it has for every other image of the row. Rows without such texts lack that field.
+
+    Returns:
+        `tuple[list[dict], dict[str, str]]`: the rows, and by path what is wrong with volumes that cannot be shown;
+        their paths stay.
+    """
+    shown, problems = {}, {}
+    for image in filter(is_volume, all_images(questions)):
+        try:
+            shown[image] = options.show(image)
+        except VolumeError as error:
+            problems[image] = str(error)
+    return [_show_slices(question, shown) for question in questions], problems
+
+
+def _show_slices(question: dict, shown: Mapping[str, tuple[list[str], list[dict]]]) -> dict:
+    images = list_images(question)
+    if shown.keys().isdisjoint(images):
+        return question
+    found = [shown.get(image, ([image], [{"type": "image"}])) for image in images]
+    names = [name for references, _ in found for name in references]
+    texts = [position_texts(content) for _, content in found]
+    if all(of_image == [""] for of_image in texts):
+        return question | ({"images": names} if "images" in question else {"image": names[0]})
+    rest = {key: value for key, value in question.items() if key != "image"}
+    return rest | {"images": names, "position_texts": texts}
 
 
 def name_images(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +119,8 @@ def question_content(question: Mapping[str, Any]) -> list[dict[str, str]]:
     What a user's message about a question row holds: text parts, and image parts with their `path`, in their order.
 
     `images` stand where the question has its placeholders, or before its text if it has none. The one `image` of a
-    row stands before the text, which is shown as it is.
+    row stands before the text, which is shown as it is. Where `position_texts` says so (see `show_volumes`), a place
+    has several images, each with its text behind it.
 
     Raises:
         ValueError: If there are another number of placeholders than of images, naming the question.
@@ -74,14 +131,26 @@ def question_content(question: Mapping[str, Any]) -> list[dict[str, str]]:
         ['/a.png', 'Then', '/b.png', 'Has it grown?']
     """
     paths, text = list_images(question), question["question"]
+    places = question.get("position_texts") or [[""] for _ in paths]
     parts = split_placeholders(text) if "images" in question else []
     num_placeholders = sum(part["type"] == "image" for part in parts)
     if num_placeholders == 0:
-        parts = [*({"type": "image"} for _ in paths), {"type": "text", "text": text}]
-    elif num_placeholders != len(paths):
-        raise ValueError(f"{_name(question)}, `question`: {describe_mismatch(num_placeholders, len(paths))}.")
-    rest = iter(paths)
-    return [part | {"path": next(rest)} if part["type"] == "image" else part for part in parts]
+        parts = [*({"type": "image"} for _ in places), {"type": "text", "text": text}]
+    elif num_placeholders != len(places):
+        raise ValueError(f"{_name(question)}, `question`: {describe_mismatch(num_placeholders, len(places))}.")
+    rest, shown = iter(paths), iter(places)
+    found = (_image_parts(next(shown), rest) if part["type"] == "image" else [part] for part in parts)
+    return [part for of_place in found for part in of_place]
+
+
+def _image_parts(texts: Sequence[str], paths: Iterator[str]) -> list[dict[str, str]]:
+    """The parts of the images at one place, one for each text and with it behind, if it has words."""
+    parts = []
+    for text in texts:
+        parts.append({"type": "image", "path": next(paths)})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts
 
 
 def describe_mismatch(num_placeholders: int, num_images: int) -> str:

@@ -45,13 +45,15 @@ from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
-from logramed.eval.question_images import all_images, list_images
+from logramed.eval.question_images import all_images, list_images, show_volumes
 from logramed.eval.report import compute_metrics, figures_without_leakage, format_grounding, format_table
+from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
 # Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
 MAX_NEW_TOKENS = {"vqa": 32, "multiple_choice": 64, "chat": 512, "report": 512}
 # Arguments on which no answer depends: where files lie, how much is asked at once, how answers are scored and shown.
+# Which slices of volumes are shown, and in which window, is part of the names and hashes of images.
 NOT_OF_AN_ANSWER = (
     "output",
     "data",
@@ -68,6 +70,9 @@ NOT_OF_AN_ANSWER = (
     "judge_url",
     "judge_model",
     "judge_concurrency",
+    "window",
+    "slices",
+    "volume_tokens",
 )
 # Settings with a fingerprint beside them: the same files may lie elsewhere by now.
 FINGERPRINTED = {"model", "adapter", "predictions"}
@@ -168,6 +173,7 @@ class Run:
         if not self.all_questions:
             first = f" Bad rows: {describe_skipped(self.bad_rows)}." if self.bad_rows else ""
             raise ValueError(f"`data` {arguments.data} holds no questions of the {self.split} split.{first}")
+        self.all_questions, self.bad_volumes = show_volumes(self.all_questions, self.volumes)
         self.training_split = training_split(self.benchmark, self.split)
         self.bad_training_rows: list[str] = []
         self.questions = self.all_questions[: arguments.limit]
@@ -177,20 +183,29 @@ class Run:
         if arguments.grounding:
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
             find_boxed_questions(self.questions, self.boxes)
-        hashes = {image: hash_file(image) for image in all_images(self.questions)}
+        hashes = {image: hash_image(image) for image in all_images(self.questions)}
         self.image_ids = {row["question_id"]: identify_images(row, hashes) for row in self.questions}
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
             self.settings["limit"] = None  # it left nothing out
 
+    @property
+    def volumes(self) -> VolumeOptions:
+        """How DICOM and NIfTI volumes are shown."""
+        told = self.arguments
+        tokens = None if told.model is None else (lambda: count_image_tokens(self.model[1]))
+        return VolumeOptions(told.slices, told.window, told.volume_tokens, tokens)
+
     def leave_out_unreadable(self) -> None:
         """Leave out and list the questions with an image that cannot be decoded, now and not in mid-run."""
-        problems = find_unreadable(all_images(self.questions))
-        if not problems:
+        images = all_images(self.questions)
+        by_key = find_unreadable(image for image in images if image not in self.bad_volumes)
+        problems = {image: self.bad_volumes.get(image) or by_key.get(image_key(image)) for image in images}
+        if not any(problems.values()):
             return
         unreadable = {}
         for question in self.questions:
-            found = ((image, problems.get(image_key(image))) for image in list_images(question))
+            found = ((image, problems[image]) for image in list_images(question))
             image, problem = next((pair for pair in found if pair[1] is not None), (None, None))
             if problem is not None:
                 words = f"question {question['question_id']}: the image {image} cannot be read, {problem}."
@@ -344,6 +359,7 @@ class Run:
             "training_data_share": self.arguments.training_data_share,
             "read": read or None,
             "notes": notes or None,
+            "window": self.arguments.window if any(map(is_volume, all_images(self.questions))) else None,
         }
 
 

@@ -12,6 +12,7 @@ SHARED = (
     "resumable_file",
     "image_check",
     "question_images",
+    "volumes",
     "text_values",
     "model_names",
     "command_line",

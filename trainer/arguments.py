@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
+from logramed.eval.volumes import VolumeOptions
+from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.parts import parse_parts
 
@@ -178,7 +180,12 @@ class DataArguments(ScriptArguments):
         },
     )
 
+    window: str = field(default="auto", metadata={"help": WINDOW_HELP})
+    slices: str = field(default="uniform", metadata={"help": SLICES_HELP})
+    volume_tokens: int = field(default=256, metadata={"help": TOKENS_HELP})
+
     def __post_init__(self):
+        self.volumes = VolumeOptions(self.slices, self.window, self.volume_tokens)
         if (self.train_data is None) == (self.dataset_name is None):
             raise ValueError("Give `train_data` or `dataset_name`, one of them.")
         if self.dataset_config is not None:

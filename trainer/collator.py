@@ -16,6 +16,7 @@ from transformers.utils import logging
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from logramed.eval.image_check import decode
+from logramed.eval.volumes import split_position_texts
 from logramed.trainer.alignment.config import AlignmentConfig
 from logramed.trainer.data.answer_spans import Layout, clean_messages, find_layout, get_structure, locate_answers
 from logramed.trainer.node_inputs import (
@@ -122,7 +123,7 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
     turns, question = [], []
     for message in messages:
         if message["role"] == "user":
-            question.append(read_answer(message))
+            question.append(read_answer({"content": split_position_texts(message["content"])[1]}))
         elif message["role"] == "assistant":
             turns.append((" ".join(question).strip(), read_answer(message)))
             question = []

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,8 +36,10 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser, get_peft_config, get_quantization_config
 
+from logramed import LoGraMedConfig
 from logramed.eval.command_line import describe_nearest, parse_into_dataclasses, run_command
-from logramed.eval.model_names import naming_base_model, processor_source, resolve_adapter
+from logramed.eval.model_names import naming_base_model, naming_model, processor_source, resolve_adapter
+from logramed.eval.volumes import count_image_tokens
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
 from logramed.trainer.checkpoints import Run, discard, list_checkpoints, note_run, open_run
@@ -85,6 +88,8 @@ class Rows(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     model_arguments, data, training = parse_arguments(sys.argv[1:] if argv is None else argv)
+    tokens_per_image = partial(find_image_tokens, model_arguments, training)
+    data.volumes = replace(data.volumes, tokens_per_image=tokens_per_image)
     if data.dry_run:
         return look_before_start(model_arguments, data, training)
     fingerprints: dict[str, str] = {}
@@ -309,6 +314,7 @@ def open_rows(
         seed=training.seed,
         num_skipped=num_skipped,
         split=data.dataset_train_split,
+        volumes=data.volumes,
         **needs,
     )
     if training.process_index == 0:
@@ -362,6 +368,7 @@ def load_and_list_skipped(
 ) -> Dataset:
     """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
     options |= {"split": split, "image_folder": data.image_folder, "on_bad_row": data.on_bad_row}
+    options["volumes"] = data.volumes
     if source == data.train_data or holds_reports(source):
         options["report_section"] = data.report_section
     rows = load_training_rows(source, **options)
@@ -443,6 +450,21 @@ def leave_after_termination(trainer: LoGraMedTrainer) -> int:
 def show_progress(trainer: LoGraMedTrainer) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossProgressCallback)
+
+
+def find_image_tokens(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> int:
+    """How many tokens the model, existing or new, makes of a slice of a volume; no weights are loaded."""
+    if arguments.model is not None:
+        base, adapter = resolve_adapter(arguments.model)
+        options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
+        with naming_base_model(arguments.model, base):
+            return count_image_tokens(AutoProcessor.from_pretrained(processor_source(base, adapter), **options))
+    vision_config = arguments.vision_config
+    if arguments.vision is not None:
+        with naming_model(arguments.vision, "`--vision`"):
+            vision_config = AutoConfig.from_pretrained(arguments.vision)
+        vision_config = getattr(vision_config, "vision_config", vision_config)
+    return LoGraMedConfig(vision_config=vision_config, **(arguments.logramed_config or {})).num_image_tokens
 
 
 def load_model(

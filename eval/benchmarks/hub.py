@@ -15,6 +15,8 @@ import pyarrow.parquet
 from huggingface_hub import constants
 from PIL import Image, UnidentifiedImageError
 
+from logramed.eval.volumes import image_exists
+
 
 HUB_ID_PATTERN = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 ROWS_AT_ONCE = 64
@@ -88,7 +90,7 @@ def image_folder(
     """
     safe = [name for name in names if _stays_inside(name)]
     for candidate in candidates:
-        if any(os.path.isfile(folder / candidate / name) for name in safe):
+        if any(image_exists(str(folder / candidate / name)) for name in safe):
             return folder / candidate
     archive = find_file(folder, archives)
     if archive is not None:

@@ -1,15 +1,15 @@
 """What the loaders of all benchmarks share: reading fields, checking rows, and saying how many there should be."""
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from logramed.eval.question_images import IMAGE_PLACEHOLDER, all_images, describe_mismatch
+from logramed.eval.question_images import IMAGE_PLACEHOLDER, all_sources, describe_mismatch
 from logramed.eval.text_values import number_repeated, to_text
+from logramed.eval.volumes import image_exists
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
@@ -175,7 +175,7 @@ def infer_answer_type(answer: str) -> str:
 
 def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     """
-    The absolute path of an image in `folder`, which may lie in folders below it.
+    The absolute path of an image in `folder`, which may lie in folders below it, or of a folder with DICOM files.
 
     Raises:
         ValueError: If `name` is not a relative path, leads out of `folder`, or no such file is there; with `where`,
@@ -187,7 +187,7 @@ def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{where}, `{field}`: expected a path that stays in {folder}, got {name!r}.")
     image = folder.absolute() / relative
-    if not os.path.isfile(image):  # `Path.is_file` fails on names that are too long for a file
+    if not image_exists(str(image)):
         raise ValueError(f"{where}, `{field}`: {image} is missing.")
     return str(image)
 
@@ -292,7 +292,7 @@ def count_rows(questions: Sequence[dict]) -> Counter:
     """
     counts = Counter(f"{question['answer_type']} questions" for question in questions if "answer_type" in question)
     counts["questions"] = len(questions)
-    counts["images"] = len(all_images(questions))
+    counts["images"] = len(all_sources(questions))
     return counts
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, RunFolder
 from logramed.eval.question_images import list_images
+from logramed.eval.volumes import open_if_volume, parse_reference
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
@@ -93,7 +95,11 @@ def find_images(runs: Sequence[RunFolder], question_id: str) -> list[Path | None
     """Where each image of a question lies, if any of the runs knows a file that is still there."""
     known = [run.images[question_id] for run in runs if question_id in run.images]
     copies = zip(*known, strict=True)  # the runs are over the same questions
-    return [next((Path(path) for path in paths if path and Path(path).is_file()), None) for paths in copies]
+    return [next((Path(path) for path in paths if _is_there(path)), None) for paths in copies]
+
+
+def _is_there(path: str) -> bool:
+    return bool(path) and os.path.exists(parse_reference(path).path)
 
 
 def read_thumbnail(path: Path) -> str | None:
@@ -101,7 +107,7 @@ def read_thumbnail(path: Path) -> str | None:
     A small JPEG of an image, as a model sees it, as a `data:` address; `None` if it cannot be read as an image.
     """
     try:
-        shown = convert_to_rgb(load_image(path), (0, 0, 0))
+        shown = convert_to_rgb(open_if_volume(path) or load_image(path), (0, 0, 0))
     except (OSError, ValueError):
         return None
     shown.thumbnail((LARGEST_SIDE, LARGEST_SIDE))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from logramed.eval.foreign.forms import ForeignRow
-from logramed.eval.question_images import list_images
+from logramed.eval.question_images import list_sources
 
 
 IMAGE_PLACEHOLDERS = re.compile(r"</?image\d*>|<im_(?:start|end|patch)>", re.IGNORECASE)
@@ -47,7 +47,7 @@ def choose_keys(rows: Sequence[ForeignRow], questions: Sequence[dict], task: str
     if rows[0].image is not None:
         depth = _depth(rows[0].image)
         return Keys(
-            "image", lambda row: image_name(row.image, depth), lambda row: image_name(list_images(row)[0], depth)
+            "image", lambda row: image_name(row.image, depth), lambda row: image_name(list_sources(row)[0], depth)
         )
     if rows[0].question_id is None:
         fields = "right answer" if task == "report" else "question and right answer"
@@ -81,7 +81,7 @@ def _image_and_question(depth: int) -> Keys:
     return Keys(
         "image and question",
         lambda row: (image_name(row.question_id, depth), comparable_question(row.question)),
-        lambda question: (image_name(list_images(question)[0], depth), comparable_question(question["question"])),
+        lambda question: (image_name(list_sources(question)[0], depth), comparable_question(question["question"])),
     )
 
 

@@ -122,8 +122,8 @@ def test_the_clean_part_is_what_is_left(images):
 
 def test_only_images_of_a_size_that_both_have_are_read(images, tmp_path, monkeypatch):
     (tmp_path / "large.bmp").write_bytes(b"x" * 100_000)
-    read, hash_file = [], leakage.hash_file
-    monkeypatch.setattr(leakage, "hash_file", lambda path: read.append(path) or hash_file(path))
+    read, hash_image = [], leakage.hash_image
+    monkeypatch.setattr(leakage, "hash_image", lambda path: read.append(path) or hash_image(path))
     questions = [row(images["a"], "Which?", "CT", "1"), row(images["a"], "Where?", "left", "2")]
     training = [row(images["a again"], "Which?", "CT"), row(str(tmp_path / "large.bmp"), "Which?", "CT")]
     find_leakage(questions, training)

@@ -7,6 +7,7 @@ from typing import Any
 from logramed.eval.benchmarks.by_image import read_image_splits
 from logramed.eval.benchmarks.folds import FOLD_SPLITS, is_in_fold_split
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
+from logramed.eval.volumes import VolumeOptions
 
 from .rows import (
     BadRows,
@@ -101,6 +102,7 @@ def load_official(
     require_extended: bool,
     bad_rows: BadRows,
     check_images: bool = True,
+    volumes: VolumeOptions | None = None,
 ) -> TrainingRows:
     """
     Training rows of one split of a data set's own files in `folder`.
@@ -120,7 +122,12 @@ def load_official(
         )
     extended = read_extended_answers(folder / official.extended_file, bad_rows) if require_extended else None
     samples = group_by_image(official, folder, split, image_folder, extended, bad_rows)
-    read = [build_sample(official, name, questions, require_extended) for name, questions in samples.items()]
+    read = []
+    for name, questions in samples.items():
+        try:
+            read.append(build_sample(official, name, questions, require_extended, volumes))
+        except RowError as error:  # a volume that cannot be used
+            bad_rows.add(error)
     return finish(read, bad_rows, str(folder), check_images)
 
 
@@ -203,7 +210,11 @@ def read_question(
 
 
 def build_sample(
-    official: OfficialFiles, image_name: str, questions: list[dict[str, Any]], require_extended: bool
+    official: OfficialFiles,
+    image_name: str,
+    questions: list[dict[str, Any]],
+    require_extended: bool,
+    volumes: VolumeOptions | None = None,
 ) -> ReadRow:
     path = Path(image_name)
     location = replace(questions[0]["location"], row_id=path.parent.name or path.stem)
@@ -219,5 +230,7 @@ def build_sample(
         [question["extended"] for question in questions] if require_extended else None,
         extended_field="extended",
         require_extended=require_extended,
+        image_field=official.image_field,
+        volumes=volumes,
     )
     return ReadRow(location, row, official.image_field, [image_name])

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from logramed.eval.image_check import decode
 from logramed.eval.question_images import split_placeholders
 from logramed.eval.text_values import number_repeated
+from logramed.eval.volumes import VolumeOptions
 
 from .rows import (
     BadRows,
@@ -73,12 +74,15 @@ class RecordReader:
             "refuse" those, or "language_only": they need no extended answers. None for training without alignment.
         require_questions (`bool`, *optional*, defaults to `False`):
             Refuse a record with a question that has no words.
+        volumes (`VolumeOptions`, *optional*):
+            How DICOM and NIfTI volumes are shown.
     """
 
     image_folder: ImageFolder | None
     require_extended: bool
     rows_without_image: str | None = None
     require_questions: bool = False
+    volumes: VolumeOptions | None = None
 
     def read(
         self,
@@ -117,6 +121,8 @@ class RecordReader:
             extended_answers,
             extended_field=extended_field,
             require_extended=self.require_extended and has_node,
+            image_field=image_field,
+            volumes=self.volumes,
         )
         return ReadRow(location, row, image_field, images)
 

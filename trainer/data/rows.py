@@ -16,6 +16,7 @@ from transformers.utils import logging
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.eval.text_values import to_text
+from logramed.eval.volumes import VolumeError, VolumeOptions, find_kind, is_volume, parse_reference
 
 
 logger = logging.get_logger(__name__)
@@ -138,19 +139,23 @@ class ImageFolder:
         self._existing: set[Path] = set()
 
     def find(self, name: Any, location: RowLocation, field: str) -> str:
-        """The absolute path of image `name`; a `RowError` if it is outside the folder or missing."""
+        """
+        The absolute path of image `name`, which may be a folder of DICOM files, or refer to slices of a volume; a
+        `RowError` if it is outside the folder or missing.
+        """
         if not isinstance(name, str) or not name.strip():
             raise location.error(field, f"expected the name of an image file, got {name!r}")
-        path = self._resolve(name, location, field)
+        reference = parse_reference(name)
+        path = self._resolve(reference.path, location, field)
         try:
-            if path not in self._existing and not path.is_file():
+            if path not in self._existing and not path.is_file() and find_kind(str(path)) is None:
                 raise location.error(field, f"missing image: there is no file {path}")
         except (OSError, ValueError) as error:  # names too long, or that no file can have
             if isinstance(error, RowError):
                 raise
             raise location.error(field, f"cannot look up image {str(path)!r}: {error}") from error
         self._existing.add(path)
-        return str(path)
+        return str(path if reference.selection is None else reference._replace(path=path))
 
     def _resolve(self, name: str, location: RowLocation, field: str) -> Path:
         if self.folder is None and not Path(name).is_absolute():
@@ -205,9 +210,11 @@ def build_row(
     *,
     extended_field: str,
     require_extended: bool,
+    image_field: str = "image",
+    volumes: VolumeOptions | None = None,
 ) -> dict[str, Any]:
     """
-    The canonical row of a sample whose turns have passed `check_turns`.
+    The canonical row of a sample whose turns have passed `check_turns`; volumes are shown as `volumes` says.
 
     Extended answers that are missing (with `require_extended`), empty, or not one for each answer are a `RowError`.
     """
@@ -216,8 +223,35 @@ def build_row(
     if extended_answers is not None:
         num_answers = sum(turn.role == "assistant" for turn in turns)
         extended_answers = check_extended(location, extended_answers, num_answers, extended_field)
+    images, turns = show_volumes(location, images, turns, volumes or VolumeOptions(), image_field)
     messages = [{"role": turn.role, "content": turn.parts} for turn in turns]
     return {"id": location.row_id, "images": images, "messages": messages, "extended_answers": extended_answers}
+
+
+def show_volumes(
+    location: RowLocation, images: list[Any], turns: list[Turn], options: VolumeOptions, image_field: str
+) -> tuple[list[Any], list[Turn]]:
+    """
+    Images and turns with the slices of each volume (DICOM, NIfTI) in its place: for each a reference, an image part
+    and a text part that says where it lies. One that cannot be used is a `RowError`.
+    """
+    shown: list[Any] = []
+    remaining = iter(images)
+
+    def show(part: dict[str, str]) -> list[dict[str, str]]:
+        if part["type"] != "image":
+            return [part]
+        image = next(remaining)
+        try:
+            is_one = isinstance(image, str | Path) and is_volume(image)
+            names, parts = options.show(str(image)) if is_one else ([image], [part])
+        except VolumeError as error:
+            raise location.error(image_field, f"unreadable image {error}") from error
+        shown.extend(names)
+        return parts
+
+    turns = [turn._replace(parts=[new for part in turn.parts for new in show(part)]) for turn in turns]
+    return [*shown, *remaining], turns
 
 
 def check_alternation(location: RowLocation, dialogue: list[Turn], turns_field: str) -> None:

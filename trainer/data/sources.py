@@ -11,6 +11,8 @@ from datasets import Image as ImageFeature
 from datasets import config as datasets_config
 from transformers.utils import logging
 
+from logramed.eval.volumes import VolumeOptions
+
 from .official import find_official_files, load_official
 from .records import FIELDS, RecordReader, find_images, index_by_id
 from .reports import find_report_file, open_reports
@@ -47,6 +49,7 @@ def load_training_rows(
     require_questions: bool = False,
     check_images: bool = True,
     on_bad_row: OnBadRow = "raise",
+    volumes: VolumeOptions | None = None,
     report_section: str | None = None,
 ) -> TrainingRows:
     """
@@ -78,6 +81,8 @@ def load_training_rows(
             damaged one stops training later.
         on_bad_row (`"raise"` or `"skip"`):
             Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
+        volumes (`VolumeOptions`, *optional*):
+            How DICOM and NIfTI volumes are shown: by default eight slices, evenly spaced.
         report_section (`str`, *optional*):
             Of a folder of reports (R2Gen's `annotation.json`, IU X-Ray's tables): "findings", "impression" or "both".
             By default reports are taken as they stand, and of tables the findings.
@@ -99,6 +104,7 @@ def load_training_rows(
             raise ValueError(f"{official.name}'s own files take no `extended`: it is {official.extended_file}.")
         images = ImageFolder(image_folder or path / official.image_folder)
         options = {"require_extended": require_extended, "bad_rows": bad_rows, "check_images": check_images}
+        options["volumes"] = volumes
         return load_official(official, path, split, images, **options)
     images = None
     if reports is not None:
@@ -108,7 +114,7 @@ def load_training_rows(
     else:
         records = _read_dataset(_open_dataset(source, path, split), source, split)
     images = images or ImageFolder(image_folder or default_image_folder(source, path))
-    reader = RecordReader(images, require_extended, rows_without_image, require_questions)
+    reader = RecordReader(images, require_extended, rows_without_image, require_questions, volumes)
     extensions = None
     if extended is not None:
         extensions = index_by_id(read_records(_check_suffix(Path(extended)), bad_rows), bad_rows)

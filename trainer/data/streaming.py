@@ -11,6 +11,8 @@ from typing import Any
 from datasets import IterableDataset, load_dataset, load_dataset_builder
 from transformers.utils import logging
 
+from logramed.eval.volumes import VolumeOptions
+
 from .records import RecordReader, locate, open_embedded
 from .rows import BadRows, ImageFolder, OnBadRow, RowError, RowLocation
 from .sources import JSON_SUFFIXES, default_image_folder
@@ -47,6 +49,7 @@ class RowStream:
         buffer_size (`int`): Rows among which the next one is drawn.
         split (`str`): Split of a `datasets` source.
         rows_without_image, require_questions: What alignment needs of rows beside that (see `RecordReader`).
+        volumes (`VolumeOptions`, *optional*): How DICOM and NIfTI volumes are shown.
 
     Raises:
         RowError: While reading, naming the shard and key, or the number of the row, of a bad row.
@@ -65,13 +68,15 @@ class RowStream:
         split: str = "train",
         rows_without_image: str | None = None,
         require_questions: bool = False,
+        volumes: VolumeOptions | None = None,
     ):
         self.source, self.split, self.seed, self.buffer_size = str(source), split, seed, buffer_size
         self.num_skipped, self.on_bad_row = num_skipped, on_bad_row
         BadRows(on_bad_row)  # refuses another word now
         if image_folder is None and Path(self.source).suffix in JSON_SUFFIXES:
             image_folder = default_image_folder(self.source, Path(self.source))
-        self.reader = RecordReader(ImageFolder(image_folder), require_extended, rows_without_image, require_questions)
+        images = ImageFolder(image_folder)
+        self.reader = RecordReader(images, require_extended, rows_without_image, require_questions, volumes)
 
     @property
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
+from logramed.eval.volumes import position_texts, split_position_texts, without_position_texts
 from logramed.trainer.node_inputs import images_of_turns
 
 
@@ -23,12 +24,13 @@ def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
             continue
         turns = [message for message in row["messages"] if message["role"] != "system"]
         ranges = images_of_turns(turns)
+        places = [text for message in turns for text in position_texts(message["content"])]
         for number, (question, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
             text = read_text(answer)
             questions.append(
                 {
                     "question_id": f"{row['id']}#{number}",
-                    **_shown(row["images"], question, ranges[number]),
+                    **_shown(row["images"], question, ranges[number], places),
                     "answer": text,
                     "answer_type": "CLOSED" if text.strip(" .").lower() in ("yes", "no") else "OPEN",
                     "groups": {},
@@ -37,12 +39,17 @@ def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
     return questions
 
 
-def _shown(images: list, question: dict, place: tuple[int, int]) -> dict:
-    """The images and the text of a question row; of several images the places, where the question brings them."""
-    if len(images) == 1:
+def _shown(images: list, question: dict, place: tuple[int, int], places: list[str]) -> dict:
+    """
+    The images and the text of a question row; of several images the places, where the question brings them. `places`
+    are the position texts of all images of the row.
+    """
+    if len(images) == 1 and places == [""]:
         return {"image": images[0], "question": read_text(question)}
-    texts = [IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in question["content"]]
-    return {"images": images[slice(*place)], "question": "\n".join(texts)}
+    content = without_position_texts(question["content"])
+    texts = [IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in content]
+    shown = {"images": images[slice(*place)], "question": "\n".join(texts)}
+    return shown | ({"position_texts": [[text] for text in places[slice(*place)]]} if any(places) else {})
 
 
 def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
@@ -92,12 +99,12 @@ def count_turns(row: dict) -> int:
 def has_placed_images(row: dict) -> bool:
     """
     Whether several images of a row stand among its text, so that turns cannot be moved or dropped without them: not
-    all of them before or behind the text of the first question.
+    all of them, with the texts that say where slices lie, before or behind the text of the first question.
     """
     if len(row["images"]) < 2:
         return False
     dialogue = [message for message in row["messages"] if message["role"] != "system"]
-    kinds = [part["type"] for part in dialogue[0]["content"]]
+    kinds = [part["type"] for part in without_position_texts(dialogue[0]["content"])]
     num_first = kinds.count("image")
     return num_first < len(row["images"]) or "text" in kinds[kinds.index("image") :][:num_first]
 
@@ -106,12 +113,13 @@ def with_turns(row: dict, turns: Sequence[int]) -> dict:
     """`row` with only `turns`, in their order; the images, wherever they stood, come first in the first of them."""
     system = [message for message in row["messages"] if message["role"] == "system"]
     dialogue = [message for message in row["messages"] if message["role"] != "system"]
+    divided = [split_position_texts(message["content"]) for message in dialogue]
     messages = [
-        {"role": message["role"], "content": [part for part in message["content"] if part["type"] != "image"]}
+        {"role": dialogue[place]["role"], "content": divided[place][1]}
         for turn in turns
-        for message in dialogue[2 * turn : 2 * turn + 2]
+        for place in (2 * turn, 2 * turn + 1)
     ]
-    images = [{"type": "image", "text": None} for _ in row["images"]]
+    images = [{"type": part["type"], "text": part.get("text")} for parts, _ in divided for part in parts]
     messages[0] = {"role": "user", "content": images + messages[0]["content"]}
     extended = row["extended_answers"]
     return {

@@ -1,0 +1,50 @@
+"""
+Medical images of several slices or of full depth: DICOM files, folders of DICOM slices, and NIfTI volumes.
+
+An image of one is named by a reference, a text that stands where the path of an image file stands (see `references`).
+Needs `pip install 'logramed[volumes]'`.
+"""
+
+from .errors import VolumeError
+from .options import VolumeOptions, count_image_tokens
+from .references import (
+    budgeted_slices,
+    expand_volume,
+    find_kind,
+    hash_image,
+    image_exists,
+    image_status,
+    is_volume,
+    open_if_volume,
+    open_image_reference,
+    open_volume,
+    parse_reference,
+    position_texts,
+    split_position_texts,
+    volume_content,
+    without_position_texts,
+)
+from .volume import Volume
+
+
+__all__ = [
+    "Volume",
+    "VolumeError",
+    "VolumeOptions",
+    "budgeted_slices",
+    "count_image_tokens",
+    "expand_volume",
+    "find_kind",
+    "hash_image",
+    "image_exists",
+    "image_status",
+    "is_volume",
+    "open_if_volume",
+    "open_image_reference",
+    "open_volume",
+    "parse_reference",
+    "position_texts",
+    "split_position_texts",
+    "volume_content",
+    "without_position_texts",
+]

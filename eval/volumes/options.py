@@ -1,0 +1,77 @@
+"""How volumes are shown in prompts: which slices, how many, and in which window."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+
+from .references import budgeted_slices, count_slices, parse_reference, volume_content
+from .volume import SLABS, UNIFORM, parse_slices
+from .windows import AUTO, parse_window
+
+
+FEWEST_TOKENS = 32
+# Of an image, where no processor is at hand to ask: eight images of the default budget.
+USUAL_IMAGE_TOKENS = 32
+USUAL_SIDE = 512  # pixels of a slice
+WINDOW_HELP = (
+    "How DICOM and NIfTI values become grey levels: `auto` (the file's own window, else `range`), `range` (that of "
+    "the volume), `lung`, `bone`, `brain`, `soft_tissue`, `mediastinum`, or `center,width`."
+)
+SLICES_HELP = (
+    "Slices of a volume to show: `uniform` (evenly spaced ones), `slabs` (means of neighbours), or numbers "
+    "and ranges from 1 such as `3,10-12`, each one image."
+)
+TOKENS_HELP = "Image tokens that all slices of a volume may take, 32 at least: so many slices are shown, one at least."
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """
+    What the arguments `window`, `slices` and `volume_tokens` say.
+
+    Args:
+        slices (`str`), window (`str`): See `expand_volume`.
+        volume_tokens (`int`): That all images of a volume may take.
+        tokens_per_image (`Callable[[], int]`, *optional*): Gives how many one takes; asked when a volume is met.
+
+    Raises:
+        ValueError: If one of them is impossible.
+    """
+
+    slices: str = UNIFORM
+    window: str = AUTO
+    volume_tokens: int = 256
+    tokens_per_image: Callable[[], int] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        parse_window(self.window)
+        if self.slices not in (UNIFORM, SLABS):
+            parse_slices(self.slices)
+        if self.volume_tokens < FEWEST_TOKENS:
+            raise ValueError(f"`volume_tokens` must be {FEWEST_TOKENS} or more, got {self.volume_tokens}.")
+
+    @cached_property
+    def count(self) -> int:
+        """Images of a volume at most."""
+        tokens = USUAL_IMAGE_TOKENS if self.tokens_per_image is None else self.tokens_per_image()
+        return budgeted_slices(self.volume_tokens, tokens)
+
+    def show(self, path: str) -> tuple[list[str], list[dict]]:
+        """Images and content parts of a volume (see `volume_content`)."""
+        if parse_reference(path).selection is not None:
+            return [path], [{"type": "image"}]
+        count = 1 if count_slices(path) == 1 else self.count
+        return volume_content(path, count, self.slices, self.window)
+
+
+def count_image_tokens(processor: Any) -> int:
+    """How many tokens the processor of an image-text-to-text model makes of a slice."""
+    number = getattr(processor, "num_image_tokens", None)
+    if isinstance(number, int) and number > 0:
+        return number
+    image = Image.new("RGB", (USUAL_SIDE, USUAL_SIDE))
+    ids = processor(text=[processor.image_token], images=[[image]], return_tensors="pt")["input_ids"]
+    return max(1, int((ids == processor.tokenizer.convert_tokens_to_ids(processor.image_token)).sum()))

@@ -1,0 +1,299 @@
+"""
+Names of images in volumes, which stand where the path of an image file stands.
+
+`scan.nii.gz#slices=4-6&window=lung` is the mean of the slices 4 to 6 of that file, counted from 1 in the order of
+`volume`, through the lung window; `#slices=4&window=auto` is slice 4 as the file itself would have it shown. A path
+that is there as a whole is that file, whatever it is called, and only the last part of a text is read as such an end.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from logramed.eval.files import hash_file
+
+from . import nifti
+from .dicom import is_dicom, open_file, open_folder
+from .errors import VolumeError
+from .volume import POSITION_TEXT, UNIFORM, Selection, Volume, select
+from .windows import AUTO, check_named, parse_window
+
+
+REFERENCE = re.compile(r"(.+)#slices=(\d{1,6})(?:-(\d{1,6}))?&window=([a-z_]+|-?[\d.]+,[\d.]+)", re.DOTALL | re.ASCII)
+HEAD_SIZE = 4096  # bytes
+DICOM, FOLDER, NIFTI = "DICOM file", "folder of DICOM files", "NIfTI file"
+
+
+class Reference(NamedTuple):
+    """What a text refers to; `selection` is `None` for a path alone."""
+
+    path: str
+    selection: Selection | None = None
+    window: str = AUTO
+
+    def __str__(self) -> str:
+        first, last = self.selection
+        return f"{self.path}#slices={first}{'' if last == first else f'-{last}'}&window={self.window}"
+
+
+def parse_reference(text: str) -> Reference:
+    """
+    The parts of a reference; of any other text the text as a path.
+
+    Example:
+        >>> parse_reference("a#b.nii#slices=4-6&window=lung")
+        Reference(path='a#b.nii', selection=(4, 6), window='lung')
+        >>> parse_reference("a.png")
+        Reference(path='a.png', selection=None, window='auto')
+    """
+    found = REFERENCE.fullmatch(text)
+    if found is None or os.path.lexists(text):
+        return Reference(text)
+    path, first, last, window = found.groups()
+    return Reference(path, (int(first), int(last or first)), window)
+
+
+def find_kind(path: str) -> str | None:
+    """What a path leads to by its content: a DICOM or NIfTI file, a folder with a DICOM file, or none of these."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return (
+                FOLDER
+                if any(entry.is_file() and is_dicom(read_head(entry.path)) for entry in os.scandir(path))
+                else None
+            )
+        head = read_head(path) if stat.S_ISREG(mode) else b""
+    except (OSError, ValueError):  # none there, or a name that no file can have
+        return None
+    if is_dicom(head):
+        return DICOM
+    return NIFTI if nifti.is_nifti(head) else None
+
+
+def read_head(path: str) -> bytes:
+    """The first bytes of a file, enough to tell what it is."""
+    with open(path, "rb") as file:
+        return file.read(HEAD_SIZE)
+
+
+def is_volume(image: str | Path) -> bool:
+    """Whether a text names an image that this package opens: a reference, DICOM, a folder of it, or NIfTI."""
+    reference = parse_reference(str(image))
+    return reference.selection is not None or find_kind(reference.path) is not None
+
+
+def image_exists(image: str) -> bool:
+    """Whether a text names a file, a folder with a DICOM file, or slices of one of them, that is there."""
+    path = parse_reference(image).path
+    return os.path.isfile(path) or find_kind(path) is not None
+
+
+def open_if_volume(image: str | Path) -> Image.Image | None:
+    """The image of a text that this package opens (see `open_image_reference`), `None` for any other."""
+    return open_image_reference(str(image)) if is_volume(image) else None
+
+
+def open_volume(path: str) -> Volume:
+    """
+    The volume of a DICOM file, of a folder with the DICOM files of one series, or of a NIfTI file.
+
+    Its headers are read now, slices when they are asked for.
+
+    Raises:
+        VolumeError: If it cannot be used, naming file and tag.
+        ImportError: If a package of the extra `volumes` is missing.
+    """
+    kind = find_kind(path)
+    if kind is None:
+        problem = "it is no DICOM or NIfTI file" if os.path.lexists(path) else "there is no such file or folder"
+        problem = "the folder holds no DICOM file" if os.path.isdir(path) else problem
+        raise VolumeError(f"{path}: {problem}")
+    return {DICOM: open_file, FOLDER: open_folder, NIFTI: nifti.open_nifti}[kind](path)
+
+
+def budgeted_slices(volume_tokens: int, tokens_per_image: int) -> int:
+    """How many images a volume is shown in, one at least, when they may take `volume_tokens` in all."""
+    return max(1, volume_tokens // tokens_per_image)
+
+
+def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AUTO) -> list[tuple[str, str]]:
+    """
+    The images to show of a path, each with the text that says where it lies.
+
+    Args:
+        path (`str`): Of a DICOM file, a folder of one series, or a NIfTI file; a reference stays what it is.
+        count (`int`): Images at most (see `budgeted_slices`).
+        slices (`str`): Which ones (see `select`).
+        window (`str`): See `parse_window`.
+
+    Returns:
+        `list[tuple[str, str]]`: references and texts. An image of one slice has no text, and is named by its path
+        alone where `window` is "auto".
+
+    Raises:
+        VolumeError: If it cannot be used, or has not the slices asked for.
+    """
+    reference = parse_reference(path)
+    if reference.selection is not None:
+        return [(path, "")]
+    parse_window(window)
+    volume = _open_cached(path, _status(path))
+    check_named(path, window, volume.is_hounsfield)
+    if volume.num_slices == 1:
+        return [(path if window == AUTO else str(Reference(path, (1, 1), window)), "")]
+    try:
+        selections = select(volume.num_slices, count, slices)
+    except ValueError as error:
+        raise VolumeError(f"{path}: {error}") from None
+    references = [str(Reference(path, selection, window)) for selection in selections]
+    return list(zip(references, volume.describe(selections), strict=True))
+
+
+def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = AUTO) -> tuple[list[str], list[dict]]:
+    """
+    As `expand_volume`, as the images and the content parts of a message: each image part before its text part.
+
+    The last text ends its line, since chat templates write what follows right behind it.
+    """
+    images, content = [], []
+    for reference, text in expand_volume(path, count, slices, window):
+        images.append(reference)
+        content.append({"type": "image"})
+        if text:
+            content.append({"type": "text", "text": text})
+    if content[-1]["type"] == "text":
+        content[-1]["text"] += "\n"
+    return images, content
+
+
+def count_slices(path: str) -> int:
+    """Of the volume at a path."""
+    return _open_cached(path, _status(path)).num_slices
+
+
+def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
+    """
+    Content parts of a message: image parts with the texts behind them that say where slices lie, and the others.
+
+    Example:
+        >>> texts = [{"type": "text", "text": text} for text in ("Slice 1 of 2, 0.0 mm", "Mass?")]
+        >>> split_position_texts([{"type": "image"}, *texts])[1]
+        [{'type': 'text', 'text': 'Mass?'}]
+    """
+    images, others = [], []
+    for place, part in enumerate(content):
+        is_of_image = part["type"] == "image" or _is_position_text(content, place)
+        (images if is_of_image else others).append(part)
+    return images, others
+
+
+def without_position_texts(content: list[dict]) -> list[dict]:
+    """Content parts of a message without the texts that say where slices lie."""
+    return [part for place, part in enumerate(content) if not _is_position_text(content, place)]
+
+
+def position_texts(content: list[dict]) -> list[str]:
+    """
+    Of each image part of a message the text behind it that says where a slice lies, "" where there is none.
+
+    Example:
+        >>> position_texts([{"type": "image"}, {"type": "text", "text": "Slice 1 of 1, 0.0 mm"}, {"type": "image"}])
+        ['Slice 1 of 1, 0.0 mm', '']
+    """
+    texts: list[str] = []
+    for place, part in enumerate(content):
+        if part["type"] == "image":
+            texts.append("")
+        elif _is_position_text(content, place):
+            texts[-1] = part["text"]
+    return texts
+
+
+def _is_position_text(content: list[dict], place: int) -> bool:
+    part, follows_image = content[place], place > 0 and content[place - 1]["type"] == "image"
+    return follows_image and part["type"] == "text" and POSITION_TEXT.fullmatch(part["text"]) is not None
+
+
+def open_image_reference(reference: str) -> Image.Image:
+    """
+    The image of a reference, or of a path to a volume of one slice, of mode L or RGB.
+
+    The volume opened last is kept in each process, so that its next slice does not read its headers again.
+
+    Raises:
+        VolumeError: If it cannot be used, or if a path alone has several slices.
+    """
+    path, selection, window = parse_reference(str(reference))
+    volume = _open_cached(path, _status(path))
+    if selection is None:
+        if volume.num_slices > 1:
+            raise VolumeError(
+                f"{path}: it holds {volume.num_slices} slices where one image is needed; name one by `slices`, or as "
+                f"in {Reference('', (1, 1), AUTO)}"
+            )
+        selection = (1, 1)
+    try:
+        return volume.image(selection, window)
+    except VolumeError:
+        raise
+    except ValueError as error:
+        raise VolumeError(f"{path}: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _open_one(path: str, status: tuple) -> Volume:
+    return open_volume(path)
+
+
+def _open_cached(path: str, status: tuple) -> Volume:
+    """The volume opened last, or another one; the last is let go before another takes memory."""
+    if _last_opened != [(path, status)]:
+        _open_one.cache_clear()
+        _last_opened[:] = [(path, status)]
+    return _open_one(path, status)
+
+
+_last_opened: list[tuple] = []
+
+
+def _files_of(path: str) -> list[str]:
+    """The files that a path stands for, in order: itself, or those in a folder."""
+    if not os.path.isdir(path):
+        return [path]
+    return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+
+
+def _status(path: str) -> tuple:
+    """What changes with what a path leads to: sizes and times of change."""
+    try:
+        statuses = [os.stat(file) for file in _files_of(path)]
+    except (OSError, ValueError):
+        return ()
+    return tuple((status.st_size, status.st_mtime_ns) for status in statuses)
+
+
+def image_status(image: str) -> tuple[int, int]:
+    """Size in bytes, and time of the last change, of what the path or reference of an image leads to."""
+    statuses = [os.stat(file) for file in _files_of(parse_reference(image).path)]
+    return sum(one.st_size for one in statuses), max((one.st_mtime_ns for one in statuses), default=0)
+
+
+def hash_image(image: str) -> bytes:
+    """
+    What tells images apart by their bytes: `hash_file` of a path; of a reference also which slices, in which window,
+    and of a folder all its files.
+    """
+    path, selection, window = parse_reference(image)
+    if selection is None and not os.path.isdir(path):
+        return hash_file(Path(path))
+    digest = hashlib.sha256(f"{selection} {window}".encode())
+    for file in _files_of(path):
+        digest.update(hash_file(Path(file)))
+    return digest.digest()

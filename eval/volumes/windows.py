@@ -1,0 +1,147 @@
+"""From values of any depth to the 256 grey levels of an image: windows, lookup tables and ranges."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import VolumeError, import_optional
+
+
+NAMED_WINDOWS = json.loads(Path(__file__).with_name("windows.json").read_text(encoding="utf-8"))["windows"]
+# The file's own window where there is one for all its slices, else the robust range; and always the robust range.
+AUTO, ROBUST_RANGE = "auto", "range"
+# Percent of the values that are darker, and not brighter, than what is shown. nnU-Net (arXiv:1809.10486) clips CT at
+# the same ones.
+ROBUST_PERCENTILES = (0.5, 99.5)
+# A part of an image is mapped at once: in double precision a large image would take several times its size.
+PART_SIZE = 1 << 20
+FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+
+
+def by_parts(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray, dtype: type) -> np.ndarray:
+    """`function` of `values`, some rows at a time, in an array of `dtype`."""
+    result = np.empty(values.shape, dtype)
+    num_rows = max(1, PART_SIZE // max(1, values[:1].size))
+    for start in range(0, len(values), num_rows):
+        result[start : start + num_rows] = function(values[start : start + num_rows])
+    return result
+
+
+@dataclass(frozen=True)
+class Window:
+    """
+    DICOM's windowing (PS3.3, C.11.2.1): `width` values around `center` are spread over 0 to 255.
+
+    Example:
+        >>> Window(40, 80)(np.array([[0.0, 40.0, 79.0]])).tolist()
+        [[0, 129, 255]]
+    """
+
+    center: float
+    width: float
+    function: str = "LINEAR"
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """`(height, width)` uint8."""
+        pydicom = import_optional("pydicom")
+        processing = import_optional("pydicom.pixels.processing")
+        dataset = pydicom.Dataset()
+        # An image of 8 unsigned bits: what is shown as white is 255.
+        dataset.PhotometricInterpretation, dataset.BitsStored, dataset.PixelRepresentation = "MONOCHROME2", 8, 0
+        dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = self.center, self.width, self.function
+        return by_parts(lambda part: np.round(processing.apply_windowing(part, dataset)), values, np.uint8)
+
+
+@dataclass(frozen=True)
+class Range:
+    """
+    `low` to `high` spread over 0 to 255; what lies outside is black or white, all black where they are equal.
+
+    Example:
+        >>> Range(0, 100)(np.array([[-5.0, 20.0, 100.0, 300.0]])).tolist()
+        [[0, 51, 255, 255]]
+    """
+
+    low: float
+    high: float
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """`(height, width)` uint8."""
+        if not self.high > self.low:
+            return np.zeros(values.shape, np.uint8)
+        factor = 255 / (float(self.high) - float(self.low))
+        return by_parts(
+            lambda part: np.round((np.clip(part, self.low, self.high).astype(np.float64) - self.low) * factor),
+            values,
+            np.uint8,
+        )
+
+
+@dataclass(frozen=True)
+class LookupTable:
+    """
+    DICOM's lookup table (PS3.3, C.11.1 and C.11.2): the entry of each value, the first and last outside of them.
+
+    pydicom's `apply_voi` wraps the values of a table with 8 bits at 256, and its `apply_modality_lut` knows no depths
+    but 8 and 16 (both 3.0.2), hence this one.
+    """
+
+    first: int
+    entries: tuple[int, ...]
+    bits: int
+
+    def look_up(self, values: np.ndarray) -> np.ndarray:
+        """The entries, of the shape of `values`, float32."""
+        entries = np.asarray(self.entries, np.float32)
+        return by_parts(
+            lambda part: entries[np.clip(np.round(part).astype(np.int64) - self.first, 0, len(entries) - 1)],
+            values,
+            np.float32,
+        )
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """`(height, width)` uint8."""
+        return Range(0, 2**self.bits - 1)(self.look_up(values))
+
+
+Mapping = Window | Range | LookupTable
+
+
+def parse_window(text: str) -> str | Window:
+    """
+    What `window` asks for: "auto", "range", or the window of a name or of "center,width".
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> parse_window("brain"), parse_window("-600,1500")
+        (Window(center=40, width=80, function='LINEAR'), Window(center=-600.0, width=1500.0, function='LINEAR'))
+    """
+    if text in (AUTO, ROBUST_RANGE):
+        return text
+    if text in NAMED_WINDOWS:
+        return Window(**NAMED_WINDOWS[text])
+    try:
+        center, width = (float(number) for number in text.split(","))
+    except ValueError:
+        center = width = math.nan
+    if not (math.isfinite(center) and math.isfinite(width) and width >= 1):
+        names = ", ".join((AUTO, ROBUST_RANGE, *NAMED_WINDOWS))
+        raise ValueError(
+            f"`window` must be one of {names}, or `center,width` with a width of 1 or more, got {text!r}."
+        )
+    return Window(center, width)
+
+
+def check_named(path: str, window: str, is_hounsfield: bool | None) -> None:
+    """Refuse a window in Hounsfield units for values that are said to be none."""
+    if window in NAMED_WINDOWS and is_hounsfield is False:
+        raise VolumeError(
+            f"{path}: the window {window} is in Hounsfield units, and this is no CT (Modality); use {AUTO} or "
+            f"{ROBUST_RANGE}"
+        )
