@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from logramed.eval import prompts
 from logramed.eval.answering import answer_questions
 from logramed.eval.benchmarks.vqa_rad import load_questions
-from tests.benchmarks import release_loop
 from tests.benchmarks.release_loop import StopWhenSaid, ask_one_at_a_time
 from tests.eval.conftest import build_tiny_llava, write_tiny_vqa_rad
 
@@ -87,10 +87,8 @@ def ask_with_lengths(model_and_processor, questions, stop_string, monkeypatch):
 def test_each_image_is_read_once_a_question(model_and_processor, questions, monkeypatch):
     model, processor = model_and_processor
     loaded, seen = [], []
-    load = release_loop.load_question_image
-    monkeypatch.setattr(
-        release_loop, "load_question_image", lambda path, *rest: loaded.append(path) or load(path, *rest)
-    )
+    load = prompts.load_question_image
+    monkeypatch.setattr(prompts, "load_question_image", lambda path, *rest: loaded.append(path) or load(path, *rest))
     hook = model.model.vision_tower.register_forward_hook(lambda module, inputs, output: seen.append(1))
     ask_one_at_a_time(model, processor, questions, MAX_NEW_TOKENS)
     hook.remove()
