@@ -25,10 +25,10 @@ from logramed.trainer.conversion.sources import (
     FIRST_LAYER,
     KINDS,
     TOWERS_WITH_LEVEL,
-    UnknownWeightError,
     expected_weights,
     read_config,
     read_json_object,
+    rename,
 )
 from logramed.trainer.conversion.tokens import load_tokenizer
 from logramed.trainer.conversion.weights import ShardWriter, WeightFiles, compare_names
@@ -63,13 +63,9 @@ def rename_stock(name: str, tower: str) -> str | None:
     Raises:
         UnknownWeightError: If it has no such weight.
     """
-    for pattern, replacement in STOCK_RENAMES:
-        if re.fullmatch(pattern, name):
-            if replacement is None:
-                return None
-            level = "vision_tower.vision_model." if tower in TOWERS_WITH_LEVEL else "vision_tower."
-            return re.sub(r"^vision_tower\.", level, re.sub(pattern, replacement, name))
-    raise UnknownWeightError(name)
+    ours = rename(name, STOCK_RENAMES)
+    level = "vision_tower.vision_model." if tower in TOWERS_WITH_LEVEL else "vision_tower."
+    return None if ours is None else re.sub(r"^vision_tower\.", level, ours)
 
 
 # --- out ---
