@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 from logramed.eval.greedy import EndOfAnswer, GreedyRows, StopEachRow, StopStrings, own_stop_strings, stop_at
 from logramed.eval.prompts import (
     build_prompt,
+    encode_prompts,
     evaluation_mode,
     get_tokenizer,
     load_question_images,
     padding_on_the_left,
-    template_begins,
 )
 from logramed.eval.question_images import list_images
 from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes
@@ -195,14 +195,7 @@ def answer_with_generate(
     images = load_question_images(batch, processor, blank_images)
     prompts = [build_prompt(processor, question) for question in batch]
     with padding_on_the_left(tokenizer):
-        inputs = processor(
-            text=prompts,
-            # One list a prompt: some processors cannot tell a flat list of images apart from one prompt's.
-            images=images,
-            return_tensors="pt",
-            padding=True,
-            add_special_tokens=not template_begins(processor, prompts[0]),
-        )
+        inputs = encode_prompts(processor, prompts, images)
         pad_token_id = tokenizer.pad_token_id
     inputs = inputs.to(model.device, model.dtype)
     num_prompt_tokens = inputs["input_ids"].shape[1]

@@ -101,6 +101,18 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[list[Image.Image]]) -> Any:
+    """What the processor makes of a batch of prompts with their images, on whichever side its tokenizer pads."""
+    return processor(
+        text=prompts,
+        # One list a prompt: some processors cannot tell a flat list of images apart from one prompt's.
+        images=images,
+        return_tensors="pt",
+        padding=True,
+        add_special_tokens=not template_begins(processor, prompts[0]),
+    )
+
+
 @contextmanager
 def padding_on_the_left(tokenizer: Any) -> Iterator[None]:
     """

@@ -45,6 +45,15 @@ def with_image_parts(template: str) -> str:
     return _WRITE_CONTENT + _FLATTEN_CONTENTS + template
 
 
+# A user's and an assistant's turn of Vicuna 1.1, within the branches by role.
+_VICUNA_TURNS = r"""{{- 'USER: ' + write_content(message['content']) + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}
+    {%- generation -%}
+      {{- ' ' + write_content(message['content']) + (eos_token or '\n') -}}
+    {%- endgeneration -%}
+"""
+
 # The layout of Vicuna 1.1, without its default system text.
 DEFAULT_CHAT_TEMPLATE = (
     _WRITE_CONTENT
@@ -54,13 +63,9 @@ DEFAULT_CHAT_TEMPLATE = (
   {%- if message['role'] == 'system' -%}
     {{- write_content(message['content']) + '\n' -}}
   {%- elif message['role'] == 'user' -%}
-    {{- 'USER: ' + write_content(message['content']) + ' ' -}}
-  {%- elif message['role'] == 'assistant' -%}
-    {{- 'ASSISTANT:' -}}
-    {%- generation -%}
-      {{- ' ' + write_content(message['content']) + (eos_token or '\n') -}}
-    {%- endgeneration -%}
-  {%- else -%}
+    """
+    + _VICUNA_TURNS
+    + r"""  {%- else -%}
     {{- raise_exception('A message has role system, user or assistant, not ' ~ message['role']) -}}
   {%- endif -%}
 {%- endfor -%}
@@ -167,13 +172,8 @@ LLAVA_V1_CHAT_TEMPLATE = (
 {{- (bos_token or '') + system + ' ' -}}
 {%- for message in messages -%}
   {%- if message['role'] == 'user' -%}
-    {{- 'USER: ' + write_content(message['content']) + ' ' -}}
-  {%- elif message['role'] == 'assistant' -%}
-    {{- 'ASSISTANT:' -}}
-    {%- generation -%}
-      {{- ' ' + write_content(message['content']) + (eos_token or '\n') -}}
-    {%- endgeneration -%}
-"""
+    """
+    + _VICUNA_TURNS
     + _LLAVA_MED_OTHER_ROLES
     + r"""
 {%- endfor -%}

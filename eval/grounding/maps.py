@@ -12,11 +12,11 @@ from logramed.eval.answering import order_questions
 from logramed.eval.grounding.region_weights import weigh_by_cosine
 from logramed.eval.likelihood import build_answer_context
 from logramed.eval.prompts import (
+    encode_prompts,
     evaluation_mode,
     get_tokenizer,
     load_question_images,
     padding_on_the_left,
-    template_begins,
 )
 from logramed.eval.shared_prefix import positions
 
@@ -124,7 +124,10 @@ def weigh_regions(
     model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
 ) -> dict[str, torch.Tensor]:
     """The weights of all tokens of each question's image, `(batch_size, num_image_tokens)`, by kind of map."""
-    inputs = encode_prompts(model, processor, batch, blank_images)
+    prompts = [build_answer_context(processor, question)[0] for question in batch]
+    images = load_question_images(batch, processor, blank_images)
+    with padding_on_the_left(get_tokenizer(processor)):
+        inputs = encode_prompts(processor, prompts, images).to(model.device, model.dtype)
     image_outputs = model.model.get_image_features(pixel_values=inputs.pop("pixel_values"))
     regions = torch.stack(list(image_outputs.pooler_output))
     # Other inputs of an image, such as its size, are those of families without such a grid.
@@ -143,21 +146,6 @@ def weigh_regions(
         "question": weigh_by_cosine(questions.unsqueeze(1), regions, is_region)[:, 0],
         "attention": read_attention(outputs.attentions, inputs["input_ids"] == model.config.image_token_id),
     }
-
-
-def encode_prompts(model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool) -> Any:
-    """Token ids, mask and pixels of the prompts, padded on the left, each up to where its answer begins."""
-    prompts = [build_answer_context(processor, question)[0] for question in batch]
-    images = load_question_images(batch, processor, blank_images)
-    with padding_on_the_left(get_tokenizer(processor)):
-        inputs = processor(
-            text=prompts,
-            images=images,
-            return_tensors="pt",
-            padding=True,
-            add_special_tokens=not template_begins(processor, prompts[0]),
-        )
-    return inputs.to(model.device, model.dtype)
 
 
 def read_attention(attentions: Sequence[torch.Tensor], is_image: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import SAMPLES, find_rescale, header_of_frame
+from .dicom_header import FORMAT_KEYWORDS, SAMPLES, find_rescale, header_of_frame
 from .errors import VolumeError, import_optional, reading
 from .windows import LookupTable, Range, by_parts
 
@@ -12,6 +12,7 @@ from .windows import LookupTable, Range, by_parts
 # Where the header of a compressed frame says how large it is: markers of JPEG and JPEG-LS frames, and of JPEG 2000.
 JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+PIXEL_KEYWORDS = (*FORMAT_KEYWORDS, "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
 EXTRA = "its transfer syntax needs a decoder that is not there"
 
 
@@ -63,23 +64,6 @@ def decode(path: str, header: Any, frame: int) -> np.ndarray:
         if find_encoded_size(encoded) not in (None, (header.Rows, header.Columns)):
             raise VolumeError(f"{path}: its PixelData has another size than its Rows and Columns say")
     return next(pixels.iter_pixels(dataset, indices=[frame]))
-
-
-PIXEL_KEYWORDS = (
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "PixelData",
-)
 
 
 def find_encoded_size(encoded: bytes) -> tuple[int, int] | None:

@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 import stat
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,7 +143,7 @@ def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AU
     if reference.selection is not None:
         return [(path, "")]
     parse_window(window)
-    volume = _open_cached(path, _status(path))
+    volume = _open_cached(path)
     check_named(path, window, volume.is_hounsfield)
     if volume.num_slices == 1:
         return [(path if window == AUTO else str(Reference(path, (1, 1), window)), "")]
@@ -175,7 +174,7 @@ def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = A
 
 def count_slices(path: str) -> int:
     """Of the volume at a path."""
-    return _open_cached(path, _status(path)).num_slices
+    return _open_cached(path).num_slices
 
 
 def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -231,7 +230,7 @@ def open_image_reference(reference: str) -> Image.Image:
         VolumeError: If it cannot be used, or if a path alone has several slices.
     """
     path, selection, window = parse_reference(str(reference))
-    volume = _open_cached(path, _status(path))
+    volume = _open_cached(path)
     if selection is None:
         if volume.num_slices > 1:
             raise VolumeError(
@@ -247,20 +246,16 @@ def open_image_reference(reference: str) -> Image.Image:
         raise VolumeError(f"{path}: {error}") from None
 
 
-@lru_cache(maxsize=1)
-def _open_one(path: str, status: tuple) -> Volume:
-    return open_volume(path)
+_last_opened: dict[tuple, Volume] = {}
 
 
-def _open_cached(path: str, status: tuple) -> Volume:
+def _open_cached(path: str) -> Volume:
     """The volume opened last, or another one; the last is let go before another takes memory."""
-    if _last_opened != [(path, status)]:
-        _open_one.cache_clear()
-        _last_opened[:] = [(path, status)]
-    return _open_one(path, status)
-
-
-_last_opened: list[tuple] = []
+    key = (path, _status(path))
+    if key not in _last_opened:
+        _last_opened.clear()
+        _last_opened[key] = open_volume(path)
+    return _last_opened[key]
 
 
 def _files_of(path: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Train, publish, load elsewhere: the whole way, against a server that speaks the Hub's protocol."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -21,12 +20,11 @@ from tests.hub_cards.conftest import REPO, run, try_run
 from tests.hub_cards.test_integrity import write_keys
 from tests.hub_client import client_of
 from tests.hub_server import TOKEN, Fault, running_hub
+from tests.modeling_logramed.test_auto_classes import FOUR, needs_four
 from tests.trainer.conftest import write_data_file
 from tests.trainer.test_never_lost import trainer_for
 
 
-FOUR = os.environ.get("LOGRAMED_TRANSFORMERS_4_PYTHON")
-NO_FOUR = "set LOGRAMED_TRANSFORMERS_4_PYTHON to the Python of an environment with constraints-4.57.txt"
 QUESTION = "Is there a lesion?"
 MOST_ATTEMPTS = 4
 ANSWER = """
@@ -53,7 +51,7 @@ LINES = [
         FOUR,
         "AutoModelForVision2Seq",
         id="transformers 4.57",
-        marks=pytest.mark.skipif(FOUR is None, reason=NO_FOUR),
+        marks=needs_four,
     ),
 ]
 

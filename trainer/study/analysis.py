@@ -138,7 +138,7 @@ def summarize(rows: Sequence[Mapping], split: str) -> str:
     if not rows:
         return f"No run is scored on the {split} split yet."
     parts = [f"{split.capitalize()} split, percent, means over seeds.", means_table(rows)]
-    if any(compare(rows, named, split) is not None for named in (PRIMARY_COMPARISON, *SECONDARY_COMPARISONS)):
+    if has_comparisons(rows, split):
         parts += ["Named comparisons, first minus second in points (95% interval over seeds and images):"]
         parts += [comparisons_table(rows, split)]
     parts += ["Every other arm minus plain of the same model, data and share (exploratory, not corrected):"]
@@ -169,6 +169,14 @@ def means_table(rows: Sequence[Mapping]) -> str:
 def _mean(values: Iterable[float | None], digits: int = 1) -> str:
     there = [value for value in values if value is not None]
     return f"{statistics.fmean(there):.{digits}f}" if there else "-"
+
+
+def has_comparisons(rows: Sequence[Mapping], split: str) -> bool:
+    """Whether both sides of a comparison that the protocol names have runs of one seed."""
+    return any(
+        rows_of(rows, named.first, split).keys() & rows_of(rows, named.second, split).keys()
+        for named in (PRIMARY_COMPARISON, *SECONDARY_COMPARISONS)
+    )
 
 
 def comparisons_table(rows: Sequence[Mapping], split: str) -> str:

@@ -36,6 +36,7 @@ from logramed.trainer.convert import main
 from logramed.trainer.provenance import find_base_models
 from tests.hub_client import client_of
 from tests.hub_server import TOKEN, running_hub
+from tests.modeling_logramed.test_auto_classes import FOUR, needs_four
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_config, tiny_model
 from tests.trainer.conversion.originals import (
@@ -52,8 +53,6 @@ from tests.trainer.conversion.originals import (
 
 
 pytest.importorskip("sentencepiece")
-FOUR = os.environ.get("LOGRAMED_TRANSFORMERS_4_PYTHON")
-NO_FOUR = "set LOGRAMED_TRANSFORMERS_4_PYTHON to the Python of an environment with constraints-4.57.txt"
 TEXT = "what is it\n<image>\n###"
 LOGITS = """
 import json, sys, torch
@@ -158,7 +157,7 @@ def test_logits_are_those_of_the_original(cases, kind):
     assert not list(case.stock.glob("*.py"))
 
 
-@pytest.mark.skipif(FOUR is None, reason=NO_FOUR)
+@needs_four
 def test_transformers_4_gives_the_same_logits_prompts_and_pixels(cases, tmp_path):
     folders = {}
     for case in cases.values():
