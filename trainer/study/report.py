@@ -99,10 +99,23 @@ def draw_arms(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
     differences = {}
     for side in sides:
         if side.arm != PLAIN:
-            name = side.arm if side.settings == "own" else f"{side.arm}, plain's settings"
-            differences[name] = compare(rows, Comparison(side, Side(PLAIN)), split)
+            differences[name_side(side)] = compare(rows, Comparison(side, Side(PLAIN)), split)
     draw_differences(axes, differences)
-    axes.set_title(f"Minus plain, 10% of SLAKE, all {split} questions, paired by seed and image", fontsize=10)
+    # To the right edge: long names make the axes narrower than the title.
+    title = f"Minus plain, 10% of SLAKE, all {split} questions, paired by seed and image"
+    axes.set_title(title, fontsize=10, loc="right")
+
+
+def name_side(side: Side) -> str:
+    """
+    An arm as a label of few words a line, with the settings that are not its own.
+
+    Example:
+        >>> name_side(Side("answer_states+alignment_schedule=cosine", settings="1e-3,400,0.2,9"))
+        'answer_states\\n+alignment_schedule=cosine\\nat 1e-3,400,0.2,9'
+    """
+    settings = {"own": "", "plain": "\nat plain's settings"}.get(side.settings, f"\nat {side.settings}")
+    return side.arm.replace("+", "\n+") + settings
 
 
 def draw_kinds(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
