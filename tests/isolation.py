@@ -15,7 +15,8 @@ CLOSED = "http://127.0.0.1:9"
 HIDDEN_PREFIXES = ("HF_", "HUGGING", "TRANSFORMERS_", "TRACKIO_", "GRADIO_", "GIT_CONFIG_", "LOGRAMED_JUDGE_")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 CONSTANTS = ("huggingface_hub.constants", "datasets.config", "evaluate.config")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# As they were before anything of ours was imported: a fixture of a whole file is set up before a test's state is kept.
+HANDLERS = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 TORCH_SETTINGS = {  # what tells each, and what sets it
     "get_num_threads": "set_num_threads",
     "get_default_dtype": "set_default_dtype",
@@ -63,16 +64,14 @@ def kept_state() -> Iterator[None]:
     """Put back, at the end, what a process shares: environment, folder, signals, settings and states of libraries."""
     mappings = [(mapping, dict(mapping)) for mapping in _shared_mappings()]
     folder, path = Path.cwd(), list(sys.path)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     settings, verbosities = _torch_settings(), _verbosities()
+    _put_back_handlers()
     yield
     for mapping, content in mappings:
         _put_back(mapping, content)
     os.chdir(folder)
     sys.path[:] = path
-    for number, handler in handlers.items():
-        if signal.getsignal(number) is not handler:
-            signal.signal(number, handler)
+    _put_back_handlers()
     for name, value in settings.items():
         if _torch_settings()[name] != value:
             getattr(sys.modules["torch"], TORCH_SETTINGS[name])(value)
@@ -97,6 +96,12 @@ def _put_back(mapping: MutableMapping[str, Any], content: dict[str, Any]) -> Non
     for name, value in content.items():
         if name != "PYTEST_CURRENT_TEST" and mapping.get(name) is not value:
             mapping[name] = value
+
+
+def _put_back_handlers() -> None:
+    for number, handler in HANDLERS.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
 
 
 def _torch_settings() -> dict[str, Any]:

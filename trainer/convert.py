@@ -10,7 +10,6 @@ Convert checkpoints of LLaVA-Med, ExGra-Med and LLaVA into LoGra-Med, and LoGra-
 import argparse
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,8 +50,6 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half-written is removed, as after Ctrl-C
     if arguments.to:
         written = convert_to_llava(arguments.source, arguments.output)
     else:
@@ -63,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command() -> int:
+    # What is half-written is removed, as after Ctrl-C. Set here, since whoever calls `main` has a process to keep.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return run_command(main)
 
 
