@@ -344,19 +344,19 @@ def select_runs(runs: Sequence[Run], options: argparse.Namespace) -> list[Run]:
     return [run for run in found if run.seed in options.seeds] + further
 
 
-def further_runs(descriptions: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequence[int] = (10,)) -> list[Run]:
     """
-    Runs that are not planned, of the model from scratch at 10% of SLAKE: each description by every seed.
+    Runs that are not planned, of the model from scratch on SLAKE: each description by every share and seed.
 
     Example:
         >>> further_runs(["plain@1e-3,400,0.2"], [7])[0].name
         'scratch-slake-10-plain-1e-3,400,0.2-seed7'
     """
     runs = []
-    for seed, description in product(seeds, descriptions):
+    for seed, share, description in product(seeds, shares, descriptions):
         arm, _, values = description.partition("@")
         parse_settings(values, arm)
-        runs.append(Run("scratch", "slake", 10, arm, seed, values))
+        runs.append(Run("scratch", "slake", share, arm, seed, values))
     return runs
 
 
@@ -406,7 +406,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--further",
         nargs="+",
         metavar="ARM[+ARGUMENT=VALUE]@SETTINGS",
-        help="runs beside the plan: the model from scratch at SLAKE 10%%, SETTINGS as 1e-3,400,0.2[,STRENGTH]",
+        help="runs beside the plan: the model from scratch on SLAKE (10%% without --shares), SETTINGS as "
+        "1e-3,400,0.2[,STRENGTH], steps at 10%%",
     )
     parser.add_argument("--list", action="store_true", help="say how many runs are planned, and what they cost")
     parser.add_argument("--summarize", action="store_true", help="say what the table holds; run nothing")
@@ -415,7 +416,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if not options.seeds:
             parser.error("--further needs --seeds")
         try:
-            options.further = further_runs(options.further, options.seeds)
+            options.further = further_runs(options.further, options.seeds, options.shares or (10,))
         except ValueError as error:
             parser.error(f"--further: {error}")
     if options.tune:

@@ -214,6 +214,8 @@ def test_runs_beside_the_plan_have_their_arguments_and_settings_and_a_table_of_t
     described = "answer_states+alignment_schedule=cosine@1e-3,400,0.2,3"
     runs = study_run.further_runs(["plain@5e-4,200,0.1", described], [7, 8])
     assert [(run.arm, run.seed) for run in runs[:2]] == [("plain", 7), ("answer_states+alignment_schedule=cosine", 7)]
+    larger = study_run.further_runs(["plain@5e-4,200,0.1"], [7], [40, 100])
+    assert [run.name for run in larger] == [f"scratch-slake-{share}-plain-5e-4,200,0.1-seed7" for share in (40, 100)]
     assert study.run_all(runs, 2) == []
     row = study.table.rows[runs[1].name, "test"]
     assert (row["learning_rate"], row["num_steps"], row["weight_decay"], row["strength"]) == (1e-3, 400, 0.2, 3.0)
