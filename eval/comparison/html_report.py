@@ -1,39 +1,40 @@
 """
-A comparison, or a single run, as one HTML file that opens without a network: no script, nothing loaded.
+A comparison, or a single run, as one HTML file that opens without a network, and as Markdown.
 
 Everything that was asked or answered is escaped: an answer cannot become part of the page.
 """
 
 import base64
-import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from logramed.eval.comparison.plots import MARKERS, make_looks, to_svg
-from logramed.eval.comparison.report_plots import Plot, draw_plots
-from logramed.eval.comparison.report_tables import report_tables, why_no_published
+from logramed.eval.comparison.grounding_tables import grounding_tables
+from logramed.eval.comparison.plots import draw_figures
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.runs import Comparison, compare_runs
-from logramed.eval.comparison.summary import headlines, remarks
+from logramed.eval.comparison.summary import baseline_lines, protocol_lines, remarks, summary_sentences
 from logramed.eval.comparison.tables import (
-    capitalize,
-    constant_lines,
-    format_p,
+    Table,
+    all_figures_table,
+    bootstrap_table,
+    figures_table,
+    group_tables,
+    judge_table,
     leakage_table,
-    missing_leakage,
-    missing_sight,
-    protocol_lines,
+    mcnemar_table,
+    not_judged_table,
+    release_table,
+    settings_table,
     sight_table,
 )
 from logramed.eval.comparison.worst_questions import question_sections
 from logramed.eval.files import write_whole
 
 
-SECTIONS_WITH_PLOTS = ("figures", "sight", "groups", "curves", "published")
 MAP_PICTURE = "grounding.png"
 TEMPLATES = Path(__file__).with_name("templates")
 BENCHMARK_TITLES = {
@@ -45,36 +46,16 @@ BENCHMARK_TITLES = {
     "chat": "Visual chat",
     "report": "Report writing",
 }
-# The markers of the plots, in a square of 12.
-MARKER_PATHS = dict(
-    zip(
-        MARKERS,
-        (
-            "M6 1.5a4.5 4.5 0 1 1 0 9a4.5 4.5 0 1 1 0-9z",
-            "M2 2h8v8h-8z",
-            "M6 .5l5.5 5.5l-5.5 5.5l-5.5-5.5z",
-            "M6 1l5.5 9.5h-11z",
-            "M6 11l-5.5-9.5h11z",
-            "M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
-            "M3.2 .8l2.8 2.8l2.8-2.8l2.4 2.4l-2.8 2.8l2.8 2.8l-2.4 2.4l-2.8-2.8l-2.8 2.8l-2.4-2.4l2.8-2.8l-2.8-2.8z",
-        ),
-        strict=True,
-    )
-)
 
 
-@cache
-def _environment() -> Environment:
-    loader = FileSystemLoader(TEMPLATES)
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, **options)
-    environment.filters["code"] = _mark_code
-    return environment
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: its `key` (unique), title, sentences and tables."""
 
-
-def _mark_code(text: str) -> Markup:
-    """Escaped text, with what stands between backticks as code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    key: str
+    title: str
+    lines: list[str]
+    tables: list[Table]
 
 
 def write_run_report(folder: str | Path, images: bool = True) -> Path:
@@ -93,7 +74,7 @@ def write_run_report(folder: str | Path, images: bool = True) -> Path:
         ValueError: If the folder is not that of a finished run (see `read_run_folder`).
     """
     comparison = compare_runs([read_run_folder(folder)])
-    return write_whole(Path(folder) / "report.html", render_html(comparison, draw_plots(comparison), images=images))
+    return write_whole(Path(folder) / "report.html", render_html(comparison, images=images))
 
 
 def report_title(comparison: Comparison) -> str:
@@ -101,56 +82,72 @@ def report_title(comparison: Comparison) -> str:
     The benchmark, its subset and split in words, such as "SLAKE (en), test split".
     """
     run = comparison.runs[0].run
-    subset = f" ({run['subset']})" if run.get("subset") else ""
+    subset = f" ({run['subset']})" if run["subset"] else ""
     return f"{BENCHMARK_TITLES.get(run['benchmark'], run['benchmark'])}{subset}, {run['split']} split"
 
 
-def render_html(comparison: Comparison, plots: Sequence[Plot], images: bool = True) -> str:
+def report_facts(comparison: Comparison) -> str:
+    """How many questions were asked, and whom."""
+    return f"{len(comparison.runs[0].rows)} questions, strict protocol: {', '.join(comparison.names)}"
+
+
+def report_sections(comparison: Comparison) -> list[Section]:
+    """The parts of a report in their order, without those that would be empty."""
+    tests, sight = (bootstrap_table, mcnemar_table), (sight_table, leakage_table)
+    parts = [
+        ("summary", "Summary", summary_sentences(comparison), []),
+        ("remarks", "Before you quote a figure", [*remarks(comparison), *baseline_lines(comparison)], []),
+        ("figures", "Figures", [], [figures_table(comparison)]),
+        ("judge", "The judge, and what it did not judge", [], [judge_table(comparison), not_judged_table(comparison)]),
+        ("tests", "Are the differences more than chance?", [], [table(comparison) for table in tests]),
+        ("sight", "With and without sight, and leakage", [], [table(comparison) for table in sight]),
+        ("groups", "Groups", [], group_tables(comparison)),
+        ("grounding", "Where the model looks", [], grounding_tables(comparison)),
+        ("release", "Release protocol and published figures", [], [release_table(comparison)]),
+        ("others", "All other figures", [], [all_figures_table(comparison)]),
+        ("made", "How the figures were made", protocol_lines(comparison), [settings_table(comparison)]),
+    ]
+    sections = [Section(*part, [table for table in tables if table]) for *part, tables in parts]
+    return [section for section in sections if section.lines or section.tables]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HTML
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _environment() -> Environment:
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=FileSystemLoader(TEMPLATES), **options)
+
+
+def render_html(comparison: Comparison, images: bool = True) -> str:
     """
     The page of a comparison.
 
     Args:
         comparison ([`Comparison`]): From `compare_runs`.
-        plots (`Sequence[Plot]`): From `draw_plots`.
         images (`bool`, *optional*, defaults to `True`): Whether to embed the images of the worst questions.
     """
-    return _environment().get_template("report.html.jinja").render(_page(comparison, plots, images))
+    return _environment().get_template("report.html.jinja").render(_page(comparison, images))
 
 
-def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
+def _page(comparison: Comparison, images: bool) -> dict:
     """What the template fills in."""
-    looks = make_looks(comparison.names, [run.system for run in comparison.runs])
     questions = question_sections(comparison.runs, images)
     map_pictures = _map_pictures(comparison) if images else []
+    shown = [image["address"] for kind in questions for card in kind["cards"] for image in card["images"]]
     return {
         "title": report_title(comparison),
-        "comparison": comparison,
-        "num_questions": len(comparison.runs[0].rows),
-        "marks": [_mark_svg(look) for look in looks],
-        "headlines": headlines(comparison),
-        "remarks": remarks(comparison),
-        "tables": report_tables(comparison),
-        "plots": {section: _svgs(plots, section) for section in SECTIONS_WITH_PLOTS},
-        "sight_lines": _sight_lines(comparison),
-        "why_no_published": why_no_published(comparison),
+        "facts": report_facts(comparison),
+        "names": comparison.names,
+        "sections": report_sections(comparison),
+        "plot": Markup(draw_figures(comparison)),
         "questions": questions,
         "map_pictures": map_pictures,
-        "embeds_images": bool(map_pictures)
-        or any(image["address"] for section in questions for card in section["cards"] for image in card["images"]),
-        "protocol_lines": protocol_lines(comparison),
-        "capitalize": capitalize,
-        "format_p": format_p,
+        "embeds_images": any([*map_pictures, *shown]),
     }
-
-
-def _sight_lines(comparison: Comparison) -> list[str]:
-    """What one answer to all would score, and why tables that are not there are missing."""
-    lines = constant_lines(comparison)
-    if sight_table(comparison) is None:
-        lines += missing_sight(comparison)
-    if leakage_table(comparison) is None:
-        lines += missing_leakage(comparison)
-    return lines
 
 
 def _map_pictures(comparison: Comparison) -> list[str]:
@@ -161,11 +158,47 @@ def _map_pictures(comparison: Comparison) -> list[str]:
     ]
 
 
-def _svgs(plots: Sequence[Plot], section: str) -> list[Markup]:
-    return [Markup(to_svg(plot.figure, plot.key, plot.label)) for plot in plots if plot.section == section]
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _mark_svg(look) -> Markup:
-    return Markup('<svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><path d="{}" fill="{}"/></svg>').format(
-        MARKER_PATHS[look.marker], look.color
-    )
+def render_markdown(comparison: Comparison) -> str:
+    """The same in Markdown, without the questions and pictures."""
+    parts = [f"# {escape(report_title(comparison))}", escape(report_facts(comparison))]
+    for section in report_sections(comparison):
+        parts += [f"## {section.title}", "\n".join(f"- {escape(line)}" for line in section.lines)]
+        parts += [format_table(table) for table in section.tables]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def format_table(table: Table) -> str:
+    """
+    A table with its caption as heading and its notes below.
+
+    Example:
+        >>> print(format_table(Table("Figures", ["system", "recall"], [["A|B", "5.0 of 2"]])))
+        ### Figures
+        <BLANKLINE>
+        | system | recall |
+        | --- | --- |
+        | A\\|B | 5.0 of 2 |
+    """
+    lines = [table.columns, *table.rows]
+    text = ["| " + " | ".join(map(escape, line)) + " |" for line in lines]
+    text.insert(1, "| " + " | ".join(["---"] * len(table.columns)) + " |")
+    return "\n\n".join([f"### {escape(table.caption)}", "\n".join(text), *map(escape, table.notes)])
+
+
+def escape(text: str) -> str:
+    """
+    Text that Markdown shows as it is, on one line.
+
+    Example:
+        >>> escape("<b>a_b|c*\\nd")
+        '&lt;b>a\\\\_b\\\\|c\\\\* d'
+    """
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    for character in "\\`*_[]|":
+        text = text.replace(character, "\\" + character)
+    return text
