@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, drawn_units
+from logramed.eval.comparison.summary import baseline_lines, question_lines
 from logramed.eval.comparison.tables import figure_title, format_figure
 from logramed.eval.leakage import without_leaked_triplets
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
@@ -122,14 +123,8 @@ def _headline(metrics: dict) -> list[str]:
     run = metrics["run"]
     subset = f" ({run['subset']})" if run["subset"] else ""
     asked = f"model {run['model']}" if run["model"] else f"answers of {run['predictions']}"
-    lines = [f"{run['benchmark']}{subset}, {run['split']} split, {run['num_questions']} questions, {asked}"]
-    if run["limit"] is not None:
-        lines.append(
-            f"Only the first {run['limit']} questions were asked (`limit`): these are not the benchmark's figures."
-        )
-    if metrics["differences"]:
-        lines.append(f"The questions differ from the known split: {', '.join(metrics['differences'])}.")
-    return lines
+    title = f"{run['benchmark']}{subset}, {run['split']} split, {run['num_questions']} questions, {asked}"
+    return [title, *question_lines(metrics)]
 
 
 def _footnotes(metrics: dict) -> list[str]:
@@ -138,14 +133,7 @@ def _footnotes(metrics: dict) -> list[str]:
     blank, leakage = metrics["blank_images"], metrics["leakage"]
     if "missing" in blank:
         lines.append(f"No figures without sight: {blank['missing']}.")
-    if "chance" in metrics["overall"]:
-        lines.append(f"Choosing at random is right in {metrics['overall']['chance']:.1f} percent.")
-    if "constant_answer" in metrics:
-        constant = metrics["constant_answer"]
-        lines.append(
-            f"The constant answer {constant['answer']!r} to every closed question has a closed accuracy of "
-            f"{constant['closed_accuracy']:.1f}."
-        )
+    lines += baseline_lines(metrics)
     if "missing" in leakage:
         lines.append(f"Leakage was not looked for: {leakage['missing']}.")
     else:

@@ -93,10 +93,11 @@ def report_facts(comparison: Comparison) -> str:
 
 def report_sections(comparison: Comparison) -> list[Section]:
     """The parts of a report in their order, without those that would be empty."""
+    to_mind = [*remarks(comparison), *baseline_lines(comparison.runs[0].metrics)]
     tests, sight = (bootstrap_table, mcnemar_table), (sight_table, leakage_table)
     parts = [
         ("summary", "Summary", summary_sentences(comparison), []),
-        ("remarks", "Before you quote a figure", [*remarks(comparison), *baseline_lines(comparison)], []),
+        ("remarks", "Before you quote a figure", to_mind, []),
         ("figures", "Figures", [], [figures_table(comparison)]),
         ("judge", "The judge, and what it did not judge", [], [judge_table(comparison), not_judged_table(comparison)]),
         ("tests", "Are the differences more than chance?", [], [table(comparison) for table in tests]),

@@ -48,13 +48,7 @@ def _lead(comparison: Comparison, figure: str, best: int, other: int) -> str:
 def remarks(comparison: Comparison) -> list[str]:
     """What a reader must know before quoting a figure, a sentence each."""
     runs = list(zip(comparison.names, comparison.runs, strict=True))
-    limit = comparison.runs[0].run["limit"]
-    lines = []
-    if limit is not None:
-        lines.append(f"Only the first {limit} questions were asked (`limit`): these are not the benchmark's figures.")
-    differences = dict.fromkeys(line for _, run in runs for line in run.metrics["differences"])
-    if differences:
-        lines.append(f"The questions differ from the known split: {'; '.join(differences)}.")
+    lines = list(dict.fromkeys(line for run in comparison.runs for line in question_lines(run.metrics)))
     for name, run in runs:
         lines += [f"{name}: {note}" for note in run.run.get("notes", ())]
         figures = [figure for figure in run.main_figures if figure != AVERAGE]
@@ -68,6 +62,16 @@ def remarks(comparison: Comparison) -> list[str]:
         names = " and ".join(sorted(served))
         lines.append(f"The judge of these runs was not one model: {names}. Their scores cannot be compared.")
     return lines + _sight_lines(comparison) + _leakage_lines(comparison)
+
+
+def question_lines(metrics: dict) -> list[str]:
+    """In what the questions of a run are not the benchmark's, a sentence each."""
+    lines, limit = [], metrics["run"]["limit"]
+    if limit is not None:
+        lines.append(f"Only the first {limit} questions were asked (`limit`): these are not the benchmark's figures.")
+    if metrics["differences"]:
+        lines.append(f"The questions differ from the known split: {'; '.join(metrics['differences'])}.")
+    return lines
 
 
 def _sight_lines(comparison: Comparison) -> list[str]:
@@ -109,9 +113,8 @@ def _missing_lines(comparison: Comparison, part: str, what: str) -> list[str]:
     return [f"{what} of {', '.join(names)}: {reason}." for reason, names in reasons.items()]
 
 
-def baseline_lines(comparison: Comparison) -> list[str]:
+def baseline_lines(metrics: dict) -> list[str]:
     """What one answer to all closed questions, or choosing at random, would score, in sentences."""
-    metrics = comparison.runs[0].metrics  # the questions are the same
     lines = []
     if "chance" in metrics["overall"]:
         lines.append(f"Choosing at random is right in {metrics['overall']['chance']:.1f} percent.")

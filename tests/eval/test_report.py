@@ -51,7 +51,7 @@ def test_table_prints_each_figure_with_its_number_of_questions():
     table = format_table(describe())
     assert cells(table, "all ") == ["all", "50.0 (0.0 to 100.0) of 2", "50.0 (0.0 to 100.0) of 2"]
     assert cells(table, "organ: HEAD") == ["organ: HEAD", "0.0 (0.0 to 0.0) of 1", "-"]
-    assert "constant answer 'yes'" in table
+    assert "constant answer “yes”" in table
     assert "closed accuracy of 50.0" in table
     assert "No figures without sight: turned off." in table
     assert "Leakage was not looked for: no training files." in table
