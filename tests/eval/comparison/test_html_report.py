@@ -1,6 +1,7 @@
 """Tests of the page: valid, self-contained, escaped, and honest about what it shows."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -57,23 +58,27 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def make_page(folders, images=True):
-    comparison = compare_runs([read_run_folder(folder) for folder in folders])
-    return render_html(comparison, images=images)
+def make_page(folders):
+    return render_html(compare_runs([read_run_folder(folder) for folder in folders]))
 
 
-@pytest.fixture
-def folders(tmp_path):
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of three systems; no test changes them."""
+    folder = tmp_path_factory.mktemp("runs")
     return [
-        write_run_folder(tmp_path / name, num_questions=60, ability=ability, seed=seed, images=tmp_path / "images")
+        write_run_folder(folder / name, num_questions=60, ability=ability, seed=seed, images=folder / "images")
         for seed, (name, ability) in enumerate((("good", 0.95), ("fair", 0.6), ("poor", 0.4)))
     ]
 
 
-@pytest.mark.parametrize("kind", ["three", "one"])
-def test_page_is_balanced_and_loads_nothing(kind, folders):
-    folders = {"three": folders, "one": folders[:1]}[kind]
-    text = make_page(folders)
+@pytest.fixture(scope="module")
+def comparison(folders):
+    return compare_runs([read_run_folder(folder) for folder in folders])
+
+
+def test_page_is_balanced_and_loads_nothing(comparison):
+    text = render_html(comparison)
     page = Page(text)
     assert page.open_tags == []
     assert text.startswith("<!doctype html>")
@@ -119,32 +124,30 @@ def test_answers_names_and_groups_cannot_become_part_of_the_page(tmp_path):
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_worst_questions_come_with_their_images_and_a_warning(folders):
-    page = Page(make_page(folders))
+def test_worst_questions_come_with_their_images_and_a_warning(comparison):
+    page = Page(render_html(comparison))
     assert any(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert "embeds images of the data set" in page.text
     assert "No system gets these right" in page.text
     assert "These divide the systems" in page.text
 
 
-def test_images_are_left_out_on_request_or_said_to_be_gone(folders, tmp_path):
-    page = Page(make_page(folders, images=False))
+def test_images_are_left_out_on_request_or_said_to_be_gone(comparison, tmp_path):
+    page = Page(render_html(comparison, images=False))
     assert "img" not in page.tags
     assert "embeds images" not in page.text
     assert "cannot be read on this machine" not in page.text
-    for path in (tmp_path / "images").iterdir():
-        path.unlink()
-    page = Page(make_page(folders))
+    gone = [replace(run, images={}) for run in comparison.runs]
+    page = Page(render_html(replace(comparison, runs=gone)))
     assert "img" not in page.tags
     assert "embeds images" not in page.text
     assert "cannot be read on this machine" in page.text
 
 
-def test_no_folder_of_this_machine_is_told(folders, tmp_path):
-    text = make_page(folders)
-    assert str(tmp_path) not in text
-    assert "/models/" not in text
-    assert str(tmp_path) not in write_run_report(folders[0]).read_text(encoding="utf-8")
+def test_no_folder_of_this_machine_is_told(comparison, folders):
+    for text in (render_html(comparison), render_markdown(comparison)):
+        assert str(folders[0].parent) not in text
+        assert "/models/" not in text
 
 
 def test_summary_says_who_is_ahead_and_whether_that_is_more_than_chance(tmp_path):
@@ -161,17 +164,15 @@ def test_summary_says_who_is_ahead_and_whether_that_is_more_than_chance(tmp_path
     assert "0.0 ahead of same2 (+0.0 to +0.0, p 1.00 after Holm, within chance)" in Page(make_page(same)).text
 
 
-def test_published_figures_are_marked_and_stand_beside_the_release_protocol_only(folders, tmp_path):
-    page = Page(make_page(folders))
-    assert "Published figures were not run here" in page.text
-    assert "81.62" in page.text
-    limited = write_run_folder(tmp_path / "limited", run={"limit": 40})
-    text = Page(make_page([limited])).text
+def test_published_figures_stand_beside_those_of_the_same_questions_only(comparison, tmp_path):
+    text = Page(render_html(comparison)).text
+    assert "Published figures were not run here" in text
+    assert "81.62" in text
+    folder = write_run_folder(tmp_path / "limited", run={"limit": 40})
+    change_metrics(folder, lambda metrics: metrics.update(differences=["12 CLOSED questions instead of 272"]))
+    text = Page(make_page([folder])).text
     assert "81.62" not in text
     assert "Only the first 40 questions were asked" in text
-    change_metrics(folders[0], lambda metrics: metrics.update(differences=["12 CLOSED questions instead of 272"]))
-    text = Page(make_page(folders[:1])).text
-    assert "81.62" not in text
     assert "differ from the known split: 12 CLOSED questions instead of 272." in text
 
 
@@ -202,8 +203,8 @@ def test_plot_draws_every_run_and_figure_and_keeps_its_text(tmp_path):
         assert f">{text}</text>" in svg
 
 
-def test_markdown_tables_are_whole_and_escaped(folders):
-    text = render_markdown(compare_runs([read_run_folder(folder) for folder in folders]))
+def test_markdown_tables_are_whole_and_escaped(comparison):
+    text = render_markdown(comparison)
     for block in text.split("\n\n"):
         if block.startswith("|"):
             assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
