@@ -36,6 +36,7 @@ from logramed.eval.files import write_whole
 
 
 MAP_PICTURE = "grounding.png"
+MAP_TEXT = "maps of some questions over their images, with the boxes of what they name"
 TEMPLATES = Path(__file__).with_name("templates")
 BENCHMARK_TITLES = {
     "vqa_rad": "VQA-RAD",
@@ -50,12 +51,13 @@ BENCHMARK_TITLES = {
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: its `key` (unique), title, sentences and tables."""
+    """A part of a report: its `key` (unique), title, sentences, tables, and pairs of picture and text in its place."""
 
     key: str
     title: str
     lines: list[str]
     tables: list[Table]
+    pictures: list[tuple[str, str]]
 
 
 def write_run_report(folder: str | Path, images: bool = True) -> Path:
@@ -91,8 +93,9 @@ def report_facts(comparison: Comparison) -> str:
     return f"{len(comparison.runs[0].rows)} questions, strict protocol: {', '.join(comparison.names)}"
 
 
-def report_sections(comparison: Comparison) -> list[Section]:
-    """The parts of a report in their order, without those that would be empty."""
+def report_sections(comparison: Comparison, images: bool) -> list[Section]:
+    """The parts of a report in their order, without those that would be empty; with pictures of images or without."""
+    pictures = {"grounding": _pictures(comparison, "grounding", MAP_PICTURE, MAP_TEXT)} if images else {}
     to_mind = [*remarks(comparison), *baseline_lines(comparison.runs[0].metrics)]
     tests, sight = (bootstrap_table, mcnemar_table), (sight_table, leakage_table)
     parts = [
@@ -108,8 +111,22 @@ def report_sections(comparison: Comparison) -> list[Section]:
         ("others", "All other figures", [], [all_figures_table(comparison)]),
         ("made", "How the figures were made", protocol_lines(comparison), [settings_table(comparison)]),
     ]
-    sections = [Section(*part, [table for table in tables if table]) for *part, tables in parts]
-    return [section for section in sections if section.lines or section.tables]
+    sections = [
+        Section(key, title, lines, [table for table in tables if table], pictures.get(key, []))
+        for key, title, lines, tables in parts
+    ]
+    return [section for section in sections if section.lines or section.tables or section.pictures]
+
+
+def _pictures(comparison: Comparison, figure: str, name: str, text: str) -> list[tuple[str, str]]:
+    """The pictures `name` in the folders of runs that have a `figure`, as data addresses, each with its text."""
+    runs = zip(comparison.names, comparison.runs, strict=True)
+    paths = [(run_name, run.path / name) for run_name, run in runs if figure in run.metrics]
+    return [
+        ("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), f"{run_name}: {text}")
+        for run_name, path in paths
+        if path.is_file()
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,26 +154,17 @@ def render_html(comparison: Comparison, images: bool = True) -> str:
 def _page(comparison: Comparison, images: bool) -> dict:
     """What the template fills in."""
     questions = question_sections(comparison.runs, images)
-    map_pictures = _map_pictures(comparison) if images else []
+    sections = report_sections(comparison, images)
     shown = [image["address"] for kind in questions for card in kind["cards"] for image in card["images"]]
     return {
         "title": report_title(comparison),
         "facts": report_facts(comparison),
         "names": comparison.names,
-        "sections": report_sections(comparison),
+        "sections": sections,
         "plot": Markup(draw_figures(comparison)),
         "questions": questions,
-        "map_pictures": map_pictures,
-        "embeds_images": any([*map_pictures, *shown]),
+        "embeds_images": any([*shown, *(section.pictures for section in sections)]),
     }
-
-
-def _map_pictures(comparison: Comparison) -> list[str]:
-    """The pictures of maps in the folders of runs that measured grounding, as data addresses."""
-    paths = [run.path / MAP_PICTURE for run in comparison.runs if "grounding" in run.metrics]
-    return [
-        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in paths if path.is_file()
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,7 +175,7 @@ def _map_pictures(comparison: Comparison) -> list[str]:
 def render_markdown(comparison: Comparison) -> str:
     """The same in Markdown, without the questions and pictures."""
     parts = [f"# {escape(report_title(comparison))}", escape(report_facts(comparison))]
-    for section in report_sections(comparison):
+    for section in report_sections(comparison, images=False):
         parts += [f"## {section.title}", "\n".join(f"- {escape(line)}" for line in section.lines)]
         parts += [format_table(table) for table in section.tables]
     return "\n\n".join(part for part in parts if part) + "\n"
