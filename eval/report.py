@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from logramed.eval.comparison.grounding_tables import format_grounding_figure
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, drawn_units
 from logramed.eval.comparison.summary import baseline_lines, question_lines
 from logramed.eval.comparison.tables import figure_title, format_figure
@@ -97,11 +98,8 @@ def format_grounding(grounding: dict) -> str:
     overall = grounding["overall"]
     rows = [["", *GROUNDING_TITLES.values()]]
     for name, figures in overall["maps"].items():
-        cells = [name.replace("_", " ")]
-        for metric in GROUNDING_TITLES:
-            value, (low, high) = figures[metric]["value"], figures[metric]["interval"]
-            cells.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
-        rows.append(cells)
+        cells = (format_grounding_figure(figures.get(metric), ".2f") for metric in GROUNDING_TITLES)
+        rows.append([name.replace("_", " "), *cells])
     counts = f"{overall['num_questions']} questions that name a boxed thing, about {overall['num_images']} images"
     return "\n".join(["", f"Where the model looks: {counts}", "", *_align(rows), ""])
 

@@ -41,13 +41,13 @@ def grounding_tables(comparison: Comparison) -> list[Table]:
 
 def _rows(maps: dict) -> list[list[str]]:
     rows = [
-        [capitalize(_label(name)), *(_format(figures.get(metric), FORMS[metric]) for metric in TITLES)]
+        [capitalize(_label(name)), *(format_grounding_figure(figures.get(metric), FORMS[metric]) for metric in TITLES)]
         for name, figures in maps.items()
     ]
     for name, figures in maps.items():
         for other in next(iter(figures.values())).get("differences", {}):
             of_metrics = ((figures.get(metric, {}).get("differences", {}).get(other), metric) for metric in TITLES)
-            cells = [_format(difference, f"+{FORMS[metric]}") for difference, metric in of_metrics]
+            cells = [format_grounding_figure(difference, f"+{FORMS[metric]}") for difference, metric in of_metrics]
             rows.append([f"{capitalize(_label(name))} minus {_label(other)}", *cells])
     return rows
 
@@ -56,7 +56,8 @@ def _label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
-def _format(figure: dict | None, form: str) -> str:
+def format_grounding_figure(figure: dict | None, form: str) -> str:
+    """A figure of grounding with its interval and, of a difference, its p-value; a dash where it is not there."""
     if figure is None:
         return NOT_THERE
     low, high = figure["interval"]
