@@ -139,23 +139,30 @@ def read_run_folder(path: str | Path) -> RunFolder:
         ValueError: If a file is missing or broken, or the files are not about the same questions.
     """
     path = Path(path)
-    metrics = _parse(_read_text(path / "metrics.json"), path / "metrics.json")
+    metrics = _read_json(path / "metrics.json")
+    if "interval_unit" not in metrics:
+        raise ValueError(
+            f"{path / 'metrics.json'} lacks `interval_unit`: an older eval/run.py wrote it. Run it again."
+        )
     rows = _read_lines(path / "predictions.jsonl")
     scored = _read_scored(path / "scores.jsonl", rows)
     blank, images = path / "scores.blank_images.jsonl", path / "local_paths.json"
+    blank_scored = _read_scored(blank, rows) if blank.is_file() else None
     by_image = interval_unit(metrics) == "image"
-    paths = _parse(_read_text(images), images)["images"] if images.is_file() else {}
+    paths = _read_json(images)["images"] if images.is_file() else {}
     return RunFolder(
         path=path,
         metrics=metrics,
         rows=rows,
         scores={key: row["scores"] for key, row in scored.items()},
-        blank_scores={key: row["scores"] for key, row in _read_scored(blank, rows).items()}
-        if blank.is_file()
-        else None,
+        blank_scores=blank_scored and {key: row["scores"] for key, row in blank_scored.items()},
         images={key: names if isinstance(names, list) else [names] for key, names in paths.items()},
         image_ids={key: row["image_id"] for key, row in scored.items()} if by_image else {},
     )
+
+
+def _read_json(path: Path) -> dict:
+    return _parse(_read_text(path), path)
 
 
 def _read_text(path: Path) -> str:

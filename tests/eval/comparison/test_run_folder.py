@@ -58,6 +58,9 @@ def test_broken_files_are_refused_by_file_and_line(tmp_path):
     (folder / "scores.jsonl").write_text("\n".join([lines[0], "{", *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match=r"scores.jsonl, line 2 is not JSON"):
         read_run_folder(folder)
+    change_metrics(folder, lambda metrics: metrics.pop("interval_unit"))
+    with pytest.raises(ValueError, match=r"metrics.json lacks `interval_unit`: an older eval/run.py wrote it"):
+        read_run_folder(folder)
     (folder / "metrics.json").write_text("")
     with pytest.raises(ValueError, match=r"metrics.json is not JSON"):
         read_run_folder(folder)
