@@ -1,10 +1,10 @@
 """
-Compare runs of `eval/run.py` over the same questions: a table, tests, plots and the questions worth looking at.
+Compare runs of `eval/run.py` over the same questions: tables, tests and the questions worth looking at.
 
     python eval/compare.py RUN1 RUN2 ... --output FOLDER
 
 `logramed-compare` does the same. FOLDER gets `comparison.html` (one file, opens without a network), `comparison.md`
-with its pictures in `plots/`, and `comparison.json`.
+and `comparison.json`.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from logramed.eval.command_line import ArgumentParser, run_command
-from logramed.eval.comparison.html_report import render_html
-from logramed.eval.comparison.markdown_report import render_markdown
-from logramed.eval.comparison.plots import save_png
-from logramed.eval.comparison.report_plots import draw_plots
+from logramed.eval.comparison.html_report import render_html, render_markdown
 from logramed.eval.comparison.run_folder import read_run_folder
-from logramed.eval.comparison.runs import Comparison, compare_runs
-from logramed.eval.comparison.summary import headlines, remarks, summary_sentences
+from logramed.eval.comparison.runs import Comparison, PairTest, compare_runs
+from logramed.eval.comparison.summary import remarks, summary_sentences
 from logramed.eval.files import write_json, write_whole
 
 
@@ -30,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no_images", action="store_true", help="Embed no images of the data set in the HTML.")
     arguments = parser.parse_args(argv)
     comparison = write_comparison(arguments.runs, arguments.output, images=not arguments.no_images)
-    for line in (*summary_sentences(comparison, headlines(comparison)), *remarks(comparison)):
+    for line in (*summary_sentences(comparison), *remarks(comparison)):
         print(line)
     print(f"Written: {arguments.output / 'comparison.html'}")
     return 0
@@ -38,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_comparison(folders: Sequence[str | Path], output: str | Path, images: bool = True) -> Comparison:
     """
-    Compare the runs of `folders` and write `comparison.html`, `.md`, `.json` and `plots/` to `output`.
+    Compare the runs of `folders` and write `comparison.html`, `.md` and `.json` to `output`.
 
     Args:
         folders (`Sequence[str | Path]`): Run folders over the same questions.
@@ -46,48 +43,32 @@ def write_comparison(folders: Sequence[str | Path], output: str | Path, images: 
         images (`bool`, *optional*, defaults to `True`): Embed small images of the worst questions in the HTML.
 
     Raises:
-        ValueError: If a folder is no finished run, or the runs are not over the same questions.
+        ValueError: If a folder is not a finished run, or the runs are not over the same questions.
     """
     comparison = compare_runs([read_run_folder(folder) for folder in folders])
-    plots = draw_plots(comparison)
     output = Path(output)
-    (output / "plots").mkdir(parents=True, exist_ok=True)
-    for plot in plots:
-        save_png(plot.figure, output / "plots" / f"{plot.key}.png")
-    write_whole(output / "comparison.html", render_html(comparison, plots, images=images))
-    write_whole(output / "comparison.md", render_markdown(comparison, plots))
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "comparison.html", render_html(comparison, images=images))
+    write_whole(output / "comparison.md", render_markdown(comparison))
     write_json(output / "comparison.json", describe_comparison(comparison))
     return comparison
 
 
 def describe_comparison(comparison: Comparison) -> dict:
     """The figures and tests of a comparison, for `comparison.json`; without questions, answers and local folders."""
-    systems = {}
-    for place, (name, run) in enumerate(zip(comparison.names, comparison.runs, strict=True)):
-        values = {figure: comparison.value(place, figure) for figure in comparison.figures}
-        systems[name] = {
-            "system": run.system,
-            "training_data_share": run.training_data_share,
-            "figures": {figure: asdict(value) for figure, value in values.items() if value is not None},
-        }
-    run = comparison.runs[0]
-    names = ("benchmark", "split", "subset", "limit", "data_fingerprint")
+
+    def describe(pair: PairTest) -> dict:
+        names = {"figure": pair.figure, "first": comparison.names[pair.first], "second": comparison.names[pair.second]}
+        return names | asdict(pair.test) | {"corrected_p_value": pair.corrected_p_value}
+
     return {
-        "task": run.task,
-        "protocol": run.metrics.get("protocol"),
         "test_unit": comparison.unit,
-        "questions": {name: run.run.get(name) for name in names} | {"num_questions": len(run.rows)},
-        "systems": systems,
-        "paired_bootstrap": [_describe_test(comparison, pair) for pair in comparison.bootstrap_tests],
-        "mcnemar": [_describe_test(comparison, pair) for pair in comparison.mcnemar_tests],
-        "with_and_without_sight": [_describe_test(comparison, pair) for pair in comparison.sight_tests],
+        "systems": {name: run.overall for name, run in zip(comparison.names, comparison.runs, strict=True)},
+        "paired_bootstrap": [describe(pair) for pair in comparison.bootstrap_tests],
+        "mcnemar": [describe(pair) for pair in comparison.mcnemar_tests],
+        "with_and_without_sight": [describe(pair) for pair in comparison.sight_tests],
         "remarks": remarks(comparison),
     }
-
-
-def _describe_test(comparison: Comparison, pair) -> dict:
-    names = {"figure": pair.figure, "first": comparison.names[pair.first], "second": comparison.names[pair.second]}
-    return names | asdict(pair.test) | {"corrected_p_value": pair.corrected_p_value}
 
 
 def command() -> int:

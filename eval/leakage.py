@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from logramed.eval.benchmarks.rows import describe_skipped
-from logramed.eval.foreign.keys import OPTION_HINTS
+from logramed.eval.foreign.predictions import comparable_question
 from logramed.eval.question_images import all_sources, list_sources
 from logramed.eval.volumes import hash_image, image_status
 
@@ -26,8 +26,7 @@ def training_rows(
     """
     The rows of the training split of a benchmark, or why there are none.
 
-    A folder with the test files alone is common, and the training files of SLAKE hold a bad row: nothing about them
-    stops a run.
+    Nothing about the training files stops a run.
 
     Args:
         benchmark (module): One of `logramed.eval.benchmarks`.
@@ -46,7 +45,6 @@ def training_rows(
     if reason:
         return reason
     with warnings.catch_warnings():
-        # The size of the training split is told in the report, and is none of the test figures.
         warnings.simplefilter("ignore", UserWarning)
         bad_rows: list[str] = []
         try:
@@ -74,9 +72,9 @@ def find_leakage(
     Count the test images and the (images, question, answer) triplets that also stand in training rows.
 
     Images are the same if their files hold the same bytes, whichever slices of a volume are shown: a copy under
-    another name is found, a copy saved anew is not. Texts are the same if they differ in capitals and blanks only, or
-    in the options that conversions of the files write behind a question: the test and the training file may be of two
-    forms. Of the training images only those are read whose size a test image has.
+    another name is found, a copy saved anew is not. Questions are compared as `comparable_question` reads them: the
+    test and the training file may be of two forms. Of the training images only those are read whose size a test
+    image has.
 
     Args:
         questions, training (sequences of `dict`): Question rows; `image` or `images`, `question` and `answer` are
@@ -126,24 +124,13 @@ def without_leaked_triplets(questions: Sequence[dict], leakage: dict) -> list[di
 
 def _hash_where_sizes_meet(questions: Sequence[dict], training: Sequence[dict]) -> tuple[dict, dict]:
     """Hashes by path of the test and of the training images, leaving out those whose size the others lack."""
-    test_sizes = {image: image_status(image)[0] for image in all_sources(questions)}
-    training_sizes = {image: image_status(image)[0] for image in all_sources(training)}
-    shared = set(test_sizes.values()) & set(training_sizes.values())
-    digests: dict[str, bytes] = {}
-    for sizes in (test_sizes, training_sizes):
-        for image, size in sizes.items():
-            if size in shared and image not in digests:
-                digests[image] = hash_image(image)
-    return (
-        {image: digests[image] for image in test_sizes if image in digests},
-        {image: digests[image] for image in training_sizes if image in digests},
-    )
+    sizes = [{image: image_status(image)[0] for image in all_sources(rows)} for rows in (questions, training)]
+    shared = set(sizes[0].values()) & set(sizes[1].values())
+    digests = {image: hash_image(image) for image, size in (sizes[0] | sizes[1]).items() if size in shared}
+    test, training = ({image: digests[image] for image in of_split if image in digests} for of_split in sizes)
+    return test, training
 
 
 def _triplet(row: dict, hashes: Mapping[str, bytes]) -> tuple[tuple[bytes, ...], str, str]:
     digests = tuple(hashes[image] for image in list_sources(row))
-    return digests, _normalize(OPTION_HINTS.sub("", row["question"])), _normalize(row["answer"])
-
-
-def _normalize(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return digests, comparable_question(row["question"]), " ".join(row["answer"].casefold().split())

@@ -3,26 +3,16 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of, drawn_units
+from logramed.eval.comparison.grounding_tables import format_grounding_figure
+from logramed.eval.comparison.run_folder import MAIN_FIGURES, drawn_units
+from logramed.eval.comparison.summary import baseline_lines, question_lines
+from logramed.eval.comparison.tables import figure_title, format_figure
 from logramed.eval.leakage import without_leaked_triplets
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.scoring import has_release_protocol, have_sections, score_rows, score_sections
 
 
 GROUNDING_TITLES = {"pointing_accuracy": "pointing", "energy_over_area": "energy over area", "auc": "AUC"}
-TITLES = {
-    "open_recall": "open recall",
-    "closed_accuracy": "closed accuracy",
-    "accuracy": "accuracy",
-    "relative_score": "relative score",
-    "rouge_l": "ROUGE-L",
-}
-KIND_OF_FIGURES = {
-    "vqa": "Percent ({interval}) of so many questions; strict protocol where not said otherwise.",
-    "multiple_choice": "Percent ({interval}) of so many questions.",
-    "chat": "Percent of the reference answer's score ({interval}) over so many questions.",
-    "report": "Percent ({interval}) over so many reports.",
-}
 
 
 def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> dict:
@@ -86,23 +76,16 @@ def best_constant_answer(rows: Sequence[dict]) -> dict:
 
 def format_table(metrics: dict) -> str:
     """
-    A text table of the main figures, each with its 95% interval and number of questions, those without sight beside.
+    A text table of the main figures, each with its 95% interval and number of questions.
 
     Args:
         metrics (`dict`): As `eval/run.py` writes them.
     """
-    names = [name for name in MAIN_FIGURES[metrics["task"]] if name in metrics["overall"]]
-    blank = metrics["blank_images"]
-    columns = ["", *(TITLES[name] for name in names)]
-    if "overall" in blank:
-        columns += [f"{TITLES[name]}, blank" for name in names]
-    lines = []
-    for label, figures, beside in _table_rows(metrics):
-        cells = [_format_figure(figures, name) for name in names]
-        if "overall" in blank:
-            cells += [f"{beside[name]:.1f}" if name in beside else "-" for name in names]
-        lines.append([label, *cells])
-    return "\n".join([*_headline(metrics), "", *_align([columns, *lines]), "", *_footnotes(metrics)])
+    figures = MAIN_FIGURES[metrics["task"]]
+    rows = [["", *map(figure_title, figures)]]
+    for label, values in _labelled_figures(metrics):
+        rows.append([label, *(format_figure(values, name) for name in figures)])
+    return "\n".join([*_headline(metrics), "", *_align(rows), "", *_footnotes(metrics)])
 
 
 def format_grounding(grounding: dict) -> str:
@@ -115,68 +98,40 @@ def format_grounding(grounding: dict) -> str:
     overall = grounding["overall"]
     rows = [["", *GROUNDING_TITLES.values()]]
     for name, figures in overall["maps"].items():
-        cells = (figures.get(metric) for metric in GROUNDING_TITLES)
-        rows.append([name.replace("_", " "), *("-" if cell is None else _format_value(cell) for cell in cells)])
+        cells = (format_grounding_figure(figures.get(metric), ".2f") for metric in GROUNDING_TITLES)
+        rows.append([name.replace("_", " "), *cells])
     counts = f"{overall['num_questions']} questions that name a boxed thing, about {overall['num_images']} images"
     return "\n".join(["", f"Where the model looks: {counts}", "", *_align(rows), ""])
 
 
-def _format_value(figure: dict) -> str:
-    low, high = figure["interval"]
-    return f"{figure['value']:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _table_rows(metrics: dict) -> Iterator[tuple[str, dict, dict]]:
-    blank = metrics["blank_images"]
-    yield "all", metrics["overall"], blank.get("overall", {})
+def _labelled_figures(metrics: dict) -> Iterator[tuple[str, dict | None]]:
+    yield "all", metrics["overall"]
+    if "overall" in metrics["blank_images"]:
+        yield "all, blank images", metrics["blank_images"]["overall"]
     for name, values in metrics["groups"].items():
         for value, figures in values.items():
-            beside = blank.get("groups", {}).get(name, {}).get(value, {})
-            yield f"{name.replace('_', ' ')}: {value}", figures, beside
-    clean = metrics["leakage"].get("overall_without_triplets")
-    if clean:
-        yield "all, not in training", clean, {}
+            yield f"{name.replace('_', ' ')}: {value}", figures
+    if "overall_without_triplets" in metrics["leakage"]:
+        yield "all, not in training", metrics["leakage"]["overall_without_triplets"]
     if "release_protocol" in metrics:
-        yield "all, release protocol", metrics["release_protocol"], {}
-
-
-def _format_figure(figures: dict, name: str) -> str:
-    if name not in figures:
-        return "-"
-    low, high = figures["intervals"][name]
-    return f"{figures[name]:5.1f} ({low:.1f} to {high:.1f}) of {count_of(figures, name)}"
+        yield "all, release protocol", metrics["release_protocol"]
 
 
 def _headline(metrics: dict) -> list[str]:
     run = metrics["run"]
     subset = f" ({run['subset']})" if run["subset"] else ""
     asked = f"model {run['model']}" if run["model"] else f"answers of {run['predictions']}"
-    lines = [f"{run['benchmark']}{subset}, {run['split']} split, {run['num_questions']} questions, {asked}"]
-    if run["limit"] is not None:
-        lines.append(
-            f"Only the first {run['limit']} questions were asked (`limit`): these are not the benchmark's figures."
-        )
-    if metrics["differences"]:
-        lines.append(f"The questions differ from the known split: {', '.join(metrics['differences'])}.")
-    return lines
+    title = f"{run['benchmark']}{subset}, {run['split']} split, {run['num_questions']} questions, {asked}"
+    return [title, *question_lines(metrics)]
 
 
 def _footnotes(metrics: dict) -> list[str]:
-    interval = f"95% interval, bootstrap over {drawn_units(metrics)}"
-    lines = [KIND_OF_FIGURES[metrics["task"]].format(interval=interval)]
+    unit = "Percent of the reference answer's score" if metrics["task"] == "chat" else "Percent"
+    lines = [f"{unit} (95% interval, bootstrap over {drawn_units(metrics)}) of so many questions, strict protocol."]
     blank, leakage = metrics["blank_images"], metrics["leakage"]
-    if "overall" in blank:
-        lines.append('"blank": the same model shown an evenly grey image in place of each.')
-    else:
+    if "missing" in blank:
         lines.append(f"No figures without sight: {blank['missing']}.")
-    if "chance" in metrics["overall"]:
-        lines.append(f"Choosing at random is right in {metrics['overall']['chance']:.1f} percent.")
-    if "constant_answer" in metrics:
-        constant = metrics["constant_answer"]
-        lines.append(
-            f"The constant answer {constant['answer']!r} to every question has a closed accuracy of "
-            f"{constant['closed_accuracy']:.1f}."
-        )
+    lines += baseline_lines(metrics)
     if "missing" in leakage:
         lines.append(f"Leakage was not looked for: {leakage['missing']}.")
     else:
@@ -185,9 +140,6 @@ def _footnotes(metrics: dict) -> list[str]:
             f"{leakage['num_triplets_in_training']} of {metrics['run']['num_questions']} triplets of image, question "
             f"and answer also stand in training ({leakage['compared_with']})."
         )
-    if "position_bias" in metrics:
-        advantage = metrics["position_bias"]["first_place_advantage"]
-        lines.append(f"The judge gives the answer that stands first {advantage:+.1f} points; each stands first once.")
     for problem in metrics.get("not_judged", []):
         lines.append(f"Not judged: question {problem['question_id']}, {problem['order']}: {problem['reason']}")
     return lines + list(metrics["run"].get("notes", []))

@@ -1,40 +1,42 @@
 """
-A comparison, or a single run, as one HTML file that opens without a network: no script, nothing loaded.
+A comparison, or a single run, as one HTML file that opens without a network, and as Markdown.
 
 Everything that was asked or answered is escaped: an answer cannot become part of the page.
 """
 
 import base64
-import re
-from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from logramed.eval.comparison.plots import MARKERS, make_looks, to_svg
-from logramed.eval.comparison.report_plots import Plot, draw_plots
-from logramed.eval.comparison.report_tables import report_tables, why_no_published
+from logramed.eval.comparison.grounding_tables import grounding_tables
+from logramed.eval.comparison.plots import draw_figures
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.runs import Comparison, compare_runs
-from logramed.eval.comparison.summary import headlines, remarks
+from logramed.eval.comparison.summary import baseline_lines, protocol_lines, remarks, summary_sentences
 from logramed.eval.comparison.tables import (
-    capitalize,
-    constant_lines,
-    format_p,
+    Table,
+    all_figures_table,
+    bootstrap_table,
+    figures_table,
+    group_tables,
+    judge_table,
     leakage_table,
-    missing_leakage,
-    missing_sight,
-    protocol_lines,
+    mcnemar_table,
+    not_judged_table,
+    release_table,
+    settings_table,
     sight_table,
 )
 from logramed.eval.comparison.worst_questions import question_sections
 from logramed.eval.files import write_whole
 
 
-SECTIONS_WITH_PLOTS = ("figures", "sight", "groups", "curves", "published")
 MAP_PICTURE = "grounding.png"
+MAP_TEXT = "maps of some questions over their images, with the boxes of what they name"
 TEMPLATES = Path(__file__).with_name("templates")
 BENCHMARK_TITLES = {
     "vqa_rad": "VQA-RAD",
@@ -45,36 +47,17 @@ BENCHMARK_TITLES = {
     "chat": "Visual chat",
     "report": "Report writing",
 }
-# The markers of the plots, in a square of 12.
-MARKER_PATHS = dict(
-    zip(
-        MARKERS,
-        (
-            "M6 1.5a4.5 4.5 0 1 1 0 9a4.5 4.5 0 1 1 0-9z",
-            "M2 2h8v8h-8z",
-            "M6 .5l5.5 5.5l-5.5 5.5l-5.5-5.5z",
-            "M6 1l5.5 9.5h-11z",
-            "M6 11l-5.5-9.5h11z",
-            "M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
-            "M3.2 .8l2.8 2.8l2.8-2.8l2.4 2.4l-2.8 2.8l2.8 2.8l-2.4 2.4l-2.8-2.8l-2.8 2.8l-2.4-2.4l2.8-2.8l-2.8-2.8z",
-        ),
-        strict=True,
-    )
-)
 
 
-@cache
-def _environment() -> Environment:
-    loader = FileSystemLoader(TEMPLATES)
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=loader, **options)
-    environment.filters["code"] = _mark_code
-    return environment
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: its `key` (unique), title, sentences, tables, and pairs of picture and text in its place."""
 
-
-def _mark_code(text: str) -> Markup:
-    """Escaped text, with what stands between backticks as code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    key: str
+    title: str
+    lines: list[str]
+    tables: list[Table]
+    pictures: list[tuple[str, str]]
 
 
 def write_run_report(folder: str | Path, images: bool = True) -> Path:
@@ -93,7 +76,7 @@ def write_run_report(folder: str | Path, images: bool = True) -> Path:
         ValueError: If the folder is not that of a finished run (see `read_run_folder`).
     """
     comparison = compare_runs([read_run_folder(folder)])
-    return write_whole(Path(folder) / "report.html", render_html(comparison, draw_plots(comparison), images=images))
+    return write_whole(Path(folder) / "report.html", render_html(comparison, images=images))
 
 
 def report_title(comparison: Comparison) -> str:
@@ -101,71 +84,130 @@ def report_title(comparison: Comparison) -> str:
     The benchmark, its subset and split in words, such as "SLAKE (en), test split".
     """
     run = comparison.runs[0].run
-    subset = f" ({run['subset']})" if run.get("subset") else ""
+    subset = f" ({run['subset']})" if run["subset"] else ""
     return f"{BENCHMARK_TITLES.get(run['benchmark'], run['benchmark'])}{subset}, {run['split']} split"
 
 
-def render_html(comparison: Comparison, plots: Sequence[Plot], images: bool = True) -> str:
+def report_facts(comparison: Comparison) -> str:
+    """How many questions were asked, and whom."""
+    return f"{len(comparison.runs[0].rows)} questions, strict protocol: {', '.join(comparison.names)}"
+
+
+def report_sections(comparison: Comparison, images: bool) -> list[Section]:
+    """The parts of a report in their order, without those that would be empty; with pictures of images or without."""
+    pictures = {"grounding": _pictures(comparison, "grounding", MAP_PICTURE, MAP_TEXT)} if images else {}
+    to_mind = [*remarks(comparison), *baseline_lines(comparison.runs[0].metrics)]
+    tests, sight = (bootstrap_table, mcnemar_table), (sight_table, leakage_table)
+    parts = [
+        ("summary", "Summary", summary_sentences(comparison), []),
+        ("remarks", "Before you quote a figure", to_mind, []),
+        ("figures", "Figures", [], [figures_table(comparison)]),
+        ("judge", "The judge, and what it did not judge", [], [judge_table(comparison), not_judged_table(comparison)]),
+        ("tests", "Are the differences more than chance?", [], [table(comparison) for table in tests]),
+        ("sight", "With and without sight, and leakage", [], [table(comparison) for table in sight]),
+        ("groups", "Groups", [], group_tables(comparison)),
+        ("grounding", "Where the model looks", [], grounding_tables(comparison)),
+        ("release", "Release protocol and published figures", [], [release_table(comparison)]),
+        ("others", "All other figures", [], [all_figures_table(comparison)]),
+        ("made", "How the figures were made", protocol_lines(comparison), [settings_table(comparison)]),
+    ]
+    sections = [
+        Section(key, title, lines, [table for table in tables if table], pictures.get(key, []))
+        for key, title, lines, tables in parts
+    ]
+    return [section for section in sections if section.lines or section.tables or section.pictures]
+
+
+def _pictures(comparison: Comparison, figure: str, name: str, text: str) -> list[tuple[str, str]]:
+    """The pictures `name` in the folders of runs that have a `figure`, as data addresses, each with its text."""
+    runs = zip(comparison.names, comparison.runs, strict=True)
+    paths = [(run_name, run.path / name) for run_name, run in runs if figure in run.metrics]
+    return [
+        ("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), f"{run_name}: {text}")
+        for run_name, path in paths
+        if path.is_file()
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# HTML
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _environment() -> Environment:
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=FileSystemLoader(TEMPLATES), **options)
+
+
+def render_html(comparison: Comparison, images: bool = True) -> str:
     """
     The page of a comparison.
 
     Args:
         comparison ([`Comparison`]): From `compare_runs`.
-        plots (`Sequence[Plot]`): From `draw_plots`.
         images (`bool`, *optional*, defaults to `True`): Whether to embed the images of the worst questions.
     """
-    return _environment().get_template("report.html.jinja").render(_page(comparison, plots, images))
+    return _environment().get_template("report.html.jinja").render(_page(comparison, images))
 
 
-def _page(comparison: Comparison, plots: Sequence[Plot], images: bool) -> dict:
+def _page(comparison: Comparison, images: bool) -> dict:
     """What the template fills in."""
-    looks = make_looks(comparison.names, [run.system for run in comparison.runs])
     questions = question_sections(comparison.runs, images)
-    map_pictures = _map_pictures(comparison) if images else []
+    sections = report_sections(comparison, images)
+    shown = [image["address"] for kind in questions for card in kind["cards"] for image in card["images"]]
     return {
         "title": report_title(comparison),
-        "comparison": comparison,
-        "num_questions": len(comparison.runs[0].rows),
-        "marks": [_mark_svg(look) for look in looks],
-        "headlines": headlines(comparison),
-        "remarks": remarks(comparison),
-        "tables": report_tables(comparison),
-        "plots": {section: _svgs(plots, section) for section in SECTIONS_WITH_PLOTS},
-        "sight_lines": _sight_lines(comparison),
-        "why_no_published": why_no_published(comparison),
+        "facts": report_facts(comparison),
+        "names": comparison.names,
+        "sections": sections,
+        "plot": Markup(draw_figures(comparison)),
         "questions": questions,
-        "map_pictures": map_pictures,
-        "embeds_images": bool(map_pictures)
-        or any(image["address"] for section in questions for card in section["cards"] for image in card["images"]),
-        "protocol_lines": protocol_lines(comparison),
-        "capitalize": capitalize,
-        "format_p": format_p,
+        "embeds_images": any([*shown, *(section.pictures for section in sections)]),
     }
 
 
-def _sight_lines(comparison: Comparison) -> list[str]:
-    """What one answer to all would score, and why tables that are not there are missing."""
-    lines = constant_lines(comparison)
-    if sight_table(comparison) is None:
-        lines += missing_sight(comparison)
-    if leakage_table(comparison) is None:
-        lines += missing_leakage(comparison)
-    return lines
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def _map_pictures(comparison: Comparison) -> list[str]:
-    """The pictures of maps in the folders of runs that measured grounding, as data addresses."""
-    paths = [run.path / MAP_PICTURE for run in comparison.runs if "grounding" in run.metrics]
-    return [
-        "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in paths if path.is_file()
-    ]
+def render_markdown(comparison: Comparison) -> str:
+    """The same in Markdown, without the questions and pictures."""
+    parts = [f"# {escape(report_title(comparison))}", escape(report_facts(comparison))]
+    for section in report_sections(comparison, images=False):
+        parts += [f"## {section.title}", "\n".join(f"- {escape(line)}" for line in section.lines)]
+        parts += [format_table(table) for table in section.tables]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _svgs(plots: Sequence[Plot], section: str) -> list[Markup]:
-    return [Markup(to_svg(plot.figure, plot.key, plot.label)) for plot in plots if plot.section == section]
+def format_table(table: Table) -> str:
+    """
+    A table with its caption as heading and its notes below.
+
+    Example:
+        >>> print(format_table(Table("Figures", ["system", "recall"], [["A|B", "5.0 of 2"]])))
+        ### Figures
+        <BLANKLINE>
+        | system | recall |
+        | --- | --- |
+        | A\\|B | 5.0 of 2 |
+    """
+    lines = [table.columns, *table.rows]
+    text = ["| " + " | ".join(map(escape, line)) + " |" for line in lines]
+    text.insert(1, "| " + " | ".join(["---"] * len(table.columns)) + " |")
+    return "\n\n".join([f"### {escape(table.caption)}", "\n".join(text), *map(escape, table.notes)])
 
 
-def _mark_svg(look) -> Markup:
-    return Markup('<svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><path d="{}" fill="{}"/></svg>').format(
-        MARKER_PATHS[look.marker], look.color
-    )
+def escape(text: str) -> str:
+    """
+    Text that Markdown shows as it is, on one line.
+
+    Example:
+        >>> escape("<b>a_b|c*\\nd")
+        '&lt;b>a\\\\_b\\\\|c\\\\* d'
+    """
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    for character in "\\`*_[]|":
+        text = text.replace(character, "\\" + character)
+    return text

@@ -1,162 +1,82 @@
 """What a comparison says, in sentences: who is ahead, by how much, whether by more than chance, and what to mind."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-from logramed.eval.comparison.judge_tables import served_by_several
-from logramed.eval.comparison.run_folder import AVERAGE, interval_unit
-from logramed.eval.comparison.runs import Comparison, Value
-from logramed.eval.comparison.tables import capitalize, figure_title, format_p, missing_leakage, missing_sight
+from logramed.eval.comparison.paired_tests import NUM_RESAMPLES
+from logramed.eval.comparison.run_folder import AVERAGE
+from logramed.eval.comparison.runs import Comparison
+from logramed.eval.comparison.tables import capitalize, figure_title, format_figure, format_p
 
 
-@dataclass(frozen=True)
-class Lead:
-    """
-    How the best run stands to another.
-
-    Attributes:
-        place (`int`): Of the other run.
-        difference (`float`): Points the best run is ahead.
-        interval (`tuple[float, float]`, *optional*): Of the difference.
-        p_value (`float`, *optional*): Holm-corrected; `None`, like `interval`, if the two were not tested.
-        is_significant (`bool`): Whether the lead is.
-        is_same_system (`bool`): Whether the other run is one of the same system.
-    """
-
-    place: int
-    difference: float
-    interval: tuple[float, float] | None = None
-    p_value: float | None = None
-    is_significant: bool = False
-    is_same_system: bool = False
+PROTOCOLS = {
+    "vqa": " Role words are stripped, yes and no count as whole words, an answer that says both or neither is wrong, "
+    "and no question is dropped."
+}
+BY_IMAGE = (
+    " Questions about one image are not independent: a drawn image brings all its questions, and a figure is the sum "
+    "of their scores divided by their number."
+)
 
 
-@dataclass(frozen=True)
-class Headline:
-    """
-    The outcome of one figure.
-
-    Attributes:
-        figure (`str`): Its title.
-        place (`int`): Of the best run, or of the only one.
-        value ([`Value`]): Its figure.
-        leads (`list[Lead]`): Over the other runs, those of other systems first; empty for a single run.
-        lines (`list[str]`): What else to know of the figure of a single run.
-    """
-
-    figure: str
-    place: int
-    value: Value
-    leads: list[Lead]
-    lines: list[str]
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the best run is significantly ahead of every other system, or else run, it was tested against."""
-        tested = [lead for lead in self.leads if lead.p_value is not None]
-        others = [lead for lead in tested if not lead.is_same_system]
-        return bool(tested) and all(lead.is_significant for lead in others or tested)
-
-
-def headlines(comparison: Comparison) -> list[Headline]:
-    """The outcome of each main figure, in order."""
-    outcomes = []
+def summary_sentences(comparison: Comparison) -> list[str]:
+    """Of each main figure which run is highest, and how far it is ahead of the others."""
+    sentences = []
     for figure in comparison.figures:
-        best, *others = comparison.ranking(figure)
-        leads = [_lead(comparison, figure, best, other) for other in others]
-        leads.sort(key=lambda lead: lead.is_same_system)
-        lines = [] if others else _beside_lines(comparison, best, figure)
-        outcomes.append(Headline(figure_title(figure), best, comparison.value(best, figure), leads, lines))
-    return outcomes
+        places = [place for place, run in enumerate(comparison.runs) if figure in run.overall]
+        best, *others = sorted(places, key=lambda place: -comparison.runs[place].overall[figure])
+        is_highest = " is highest" if others else ""
+        value = format_figure(comparison.runs[best].overall, figure)
+        parts = [f"{capitalize(figure_title(figure))}: {comparison.names[best]}{is_highest} with {value} questions"]
+        parts += [_lead(comparison, figure, best, other) for other in others]
+        blank = comparison.runs[best].blank
+        if not others and blank and figure in blank:
+            parts.append(f"{blank[figure]:.1f} without sight")
+        sentences.append("; ".join(parts) + ".")
+    return sentences
 
 
-def _lead(comparison: Comparison, figure: str, best: int, other: int) -> Lead:
-    is_same = comparison.runs[best].system == comparison.runs[other].system
-    found = comparison.find_test(figure, best, other)
-    if found is None:
-        gap = comparison.value(best, figure).value - comparison.value(other, figure).value
-        return Lead(other, gap, is_same_system=is_same)
-    pair, sign = found
-    difference = sign * pair.test.difference
-    interval = tuple(sorted((sign * pair.test.low, sign * pair.test.high)))
-    return Lead(other, difference, interval, pair.corrected_p_value, pair.is_significant and difference > 0, is_same)
-
-
-def lead_sentence(comparison: Comparison, lead: Lead) -> str:
-    """A lead in words."""
-    name = comparison.names[lead.place]
-    if lead.p_value is None:
-        return f"{lead.difference:.1f} ahead of {name}, not tested"
-    low, high = lead.interval
-    verdict = "significant" if lead.is_significant else "within chance"
+def _lead(comparison: Comparison, figure: str, best: int, other: int) -> str:
+    tests = {(pair.figure, pair.first, pair.second): pair for pair in comparison.bootstrap_tests}
+    pair = tests[figure, min(best, other), max(best, other)]
+    sign = 1 if pair.first == best else -1
+    low, high = sorted((sign * pair.test.low, sign * pair.test.high))
+    verdict = "significant" if pair.is_significant else "within chance"
     return (
-        f"{lead.difference:.1f} ahead of {name} ({low:+.1f} to {high:+.1f}, p {format_p(lead.p_value)} after Holm, "
-        f"{verdict})"
+        f"{sign * pair.test.difference:.1f} ahead of {comparison.names[other]} ({low:+.1f} to {high:+.1f}, "
+        f"p {format_p(pair.corrected_p_value)} after Holm, {verdict})"
     )
-
-
-def _beside_lines(comparison: Comparison, place: int, figure: str) -> list[str]:
-    lines = []
-    blank = comparison.blank_value(place, figure)
-    if blank is not None:
-        lines.append(f"{blank.value:.1f} without sight: the images add {_gain(comparison, place, figure):.1f}")
-    constant = comparison.runs[place].metrics.get("constant_answer")
-    if constant and figure == "closed_accuracy":
-        lines.append(f"{constant['closed_accuracy']:.1f} by always answering “{constant['answer']}”")
-    return lines
-
-
-def _gain(comparison: Comparison, place: int, figure: str) -> float:
-    return comparison.value(place, figure).value - comparison.blank_value(place, figure).value
 
 
 def remarks(comparison: Comparison) -> list[str]:
     """What a reader must know before quoting a figure, a sentence each."""
-    run = comparison.runs[0].run
-    lines = []
-    if run.get("limit") is not None:
-        lines.append(
-            f"Only the first {run['limit']} questions were asked (`limit`): these are not the benchmark's figures."
-        )
-    differences = dict.fromkeys(line for other in comparison.runs for line in other.metrics.get("differences", ()))
-    if differences:
-        lines.append(f"The questions differ from the known split: {'; '.join(differences)}.")
-    for name, other in zip(comparison.names, comparison.runs, strict=True):
-        lines += [f"{name}: {note}" for note in other.run.get("notes", ())]
-    lines += _interval_lines(comparison)
-    lines += served_by_several(comparison)
-    lines += _unscored_lines(comparison)
-    lines += _sight_lines(comparison)
-    lines += _leakage_lines(comparison)
-    return lines
-
-
-def _interval_lines(comparison: Comparison) -> list[str]:
-    pairs = zip(comparison.names, comparison.runs, strict=True)
-    names = [name for name, run in pairs if interval_unit(run.metrics) == "question"]
-    if not names:
-        return []
-    return [
-        f"Intervals of {', '.join(names)} are by question, as if questions about one image were independent: they are "
-        "too narrow. An earlier version wrote the run: start it again for intervals by image."
-    ]
-
-
-def _unscored_lines(comparison: Comparison) -> list[str]:
-    lines = []
-    for name, run in zip(comparison.names, comparison.runs, strict=True):
+    runs = list(zip(comparison.names, comparison.runs, strict=True))
+    lines = list(dict.fromkeys(line for run in comparison.runs for line in question_lines(run.metrics)))
+    for name, run in runs:
+        lines += [f"{name}: {note}" for note in run.run.get("notes", ())]
         figures = [figure for figure in run.main_figures if figure != AVERAGE]
         num_missing = sum(not any(figure in scores for figure in figures) for scores in run.scores.values())
         if num_missing:
             lines.append(
                 f"{name} has no score for {num_missing} of {len(run.rows)} questions; its figures are over the others."
             )
+    served = {", ".join(run.metrics["judge"]["served_models"]) for _, run in runs if "judge" in run.metrics}
+    if len(served) > 1:
+        names = " and ".join(sorted(served))
+        lines.append(f"The judge of these runs was not one model: {names}. Their scores cannot be compared.")
+    return lines + _sight_lines(comparison) + _leakage_lines(comparison)
+
+
+def question_lines(metrics: dict) -> list[str]:
+    """In what the questions of a run are not the benchmark's, a sentence each."""
+    lines, limit = [], metrics["run"]["limit"]
+    if limit is not None:
+        lines.append(f"Only the first {limit} questions were asked (`limit`): these are not the benchmark's figures.")
+    if metrics["differences"]:
+        lines.append(f"The questions differ from the known split: {'; '.join(metrics['differences'])}.")
     return lines
 
 
 def _sight_lines(comparison: Comparison) -> list[str]:
-    """Runs that are not significantly better with the images than without, and in which figures."""
-    lines = missing_sight(comparison)
+    """Runs without figures without sight, and those that are not significantly better with the images."""
+    lines = _missing_lines(comparison, "blank_images", "No figures without sight")
     for place, name in enumerate(comparison.names):
         blind = [
             f"{figure_title(pair.figure)} ({pair.test.difference:+.1f})"
@@ -172,33 +92,51 @@ def _sight_lines(comparison: Comparison) -> list[str]:
 
 
 def _leakage_lines(comparison: Comparison) -> list[str]:
-    counts = {}
-    for run in comparison.runs:
-        leakage = run.metrics.get("leakage", {})
-        if "num_test_images" in leakage:
-            names = ("num_test_images_in_training", "num_test_images", "num_triplets_in_training")
-            counts[tuple(leakage[name] for name in names)] = None
+    names = ("num_test_images_in_training", "num_test_images", "num_triplets_in_training")
+    leakages = [run.metrics["leakage"] for run in comparison.runs]
+    counts = {tuple(leakage[name] for name in names) for leakage in leakages if "missing" not in leakage}
     lines = [
         f"{images} of {all_images} test images also stand in the training data, {triplets} of the questions with the "
         "same answer."
-        for images, all_images, triplets in counts
+        for images, all_images, triplets in sorted(counts)
         if images
     ]
-    return lines + missing_leakage(comparison)
+    return lines + _missing_lines(comparison, "leakage", "No leakage report")
 
 
-def summary_sentences(comparison: Comparison, outcomes: Sequence[Headline]) -> list[str]:
-    """The outcome of each figure as one line of text."""
-    sentences = []
-    for outcome in outcomes:
-        value = outcome.value
-        interval = f" ({value.interval[0]:.1f} to {value.interval[1]:.1f})" if value.interval else ""
-        is_highest = " is highest" if outcome.leads else ""
-        parts = [
-            f"{capitalize(outcome.figure)}: {comparison.names[outcome.place]}{is_highest} with {value.value:.1f}"
-            f"{interval} of {value.num_items} questions",
-            *(lead_sentence(comparison, lead) for lead in outcome.leads),
-            *outcome.lines,
-        ]
-        sentences.append("; ".join(parts) + ".")
-    return sentences
+def _missing_lines(comparison: Comparison, part: str, what: str) -> list[str]:
+    """Why runs lack a part of their metrics, a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        if "missing" in run.metrics.get(part, {}):
+            reasons.setdefault(run.metrics[part]["missing"].rstrip("."), []).append(name)
+    return [f"{what} of {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+
+
+def baseline_lines(metrics: dict) -> list[str]:
+    """What one answer to all closed questions, or choosing at random, would score, in sentences."""
+    lines = []
+    if "chance" in metrics["overall"]:
+        lines.append(f"Choosing at random is right in {metrics['overall']['chance']:.1f} percent.")
+    if "constant_answer" in metrics:
+        constant = metrics["constant_answer"]
+        lines.append(
+            f"The constant answer “{constant['answer']}” to every closed question has a closed accuracy of "
+            f"{constant['closed_accuracy']:.1f}."
+        )
+    return lines
+
+
+def protocol_lines(comparison: Comparison) -> list[str]:
+    """How the figures were made, in sentences."""
+    return [
+        "All figures and tests are of the strict protocol where they do not say otherwise."
+        + PROTOCOLS.get(comparison.runs[0].task, ""),
+        f"Figures are means over questions; intervals are 95% percentile bootstrap intervals over {comparison.unit}s."
+        + (BY_IMAGE if comparison.unit == "image" else ""),
+        f"Systems are compared over the questions that both have a score for; the paired bootstrap draws the "
+        f"{comparison.unit}s {NUM_RESAMPLES:,} times with replacement.",
+        "Figures of the release protocol repeat the scripts behind published figures, faults included; only they "
+        "stand beside published ones.",
+        *_missing_lines(comparison, "release_protocol", "No figures of the release protocol"),
+    ]

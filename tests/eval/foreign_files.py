@@ -69,14 +69,6 @@ def biomedgpt_rows(questions, answers):
     ]
 
 
-def biomedgpt_captions(questions, captions):
-    """Of BiomedGPT's `eval_caption`: by image, without punctuation."""
-    return [
-        {"image_id": Path(question["image"]).stem, "caption": caption.replace(".", "").replace(",", "")}
-        for question, caption in zip(questions, captions, strict=True)
-    ]
-
-
 def radfm_rows(questions, answers, dataset="vqarad_dataset", seed=0):
     """
     Of RadFM's `test.py`: batches of one as Python lists, shuffled; the image before the first or the last character of

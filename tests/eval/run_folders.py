@@ -102,7 +102,6 @@ def write_run_folder(
     blank: float | None = 0.5,
     leaked: int | None = 1,
     images: Path | None = None,
-    by_image: bool = True,
 ) -> Path:
     """
     Write a finished run.
@@ -116,7 +115,6 @@ def write_run_folder(
         blank: The ability without sight; `None` leaves that run out.
         leaked: How many questions stand in training; `None` leaves the leakage report out.
         images: Folder for the images that `local_paths.json` names; `None` names none.
-        by_image: Whether intervals are by image, as they were not in earlier versions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = make_questions(num_questions, task) if rows is None else list(rows)
@@ -124,9 +122,9 @@ def write_run_folder(
     answer = answer or (lambda row, figures: row["answer"] if sum(figures.values()) else "unsure")
     predictions = [row | {"prediction": answer(row, figures)} for row, figures in zip(rows, scores, strict=True)]
     metrics = _metrics(folder, rows, scores, task, run or {}, blank, leaked)
-    if by_image and task != "report":
+    metrics["interval_unit"] = "report" if task == "report" else "image"
+    if task != "report":
         rows = [row | {"image_id": f"id of {row['image']}"} for row in rows]
-        metrics["interval_unit"] = "image"
         metrics["overall"]["num_clusters"] = len({row["image"] for row in rows})
     if blank is not None:
         blank_scores = make_scores(rows, blank, seed + 1000, task)

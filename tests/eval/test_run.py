@@ -257,7 +257,7 @@ def test_each_run_also_asks_without_sight_and_says_so(finished, tiny_model, tiny
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["blank_images"]["overall"]["num_closed"] == metrics["overall"]["num_closed"]
     run.main(build_command(tiny_model, tiny_vqa_rad, output))
-    assert "closed accuracy, blank" in capsys.readouterr().out
+    assert "all, blank images" in capsys.readouterr().out
 
 
 def test_without_blank_images_the_table_says_what_is_missing(tiny_model, tiny_vqa_rad, tmp_path, capsys):
@@ -265,7 +265,7 @@ def test_without_blank_images_the_table_says_what_is_missing(tiny_model, tiny_vq
     assert "No figures without sight: they were turned off" in capsys.readouterr().out
     assert not (tmp_path / "predictions.blank_images.jsonl").exists()
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path))  # and may be asked for later
-    assert "closed accuracy, blank" in capsys.readouterr().out
+    assert "all, blank images" in capsys.readouterr().out
     assert read_run_folder(tmp_path).blank_scores is not None
     answers = (tmp_path / "predictions.blank_images.jsonl").read_bytes()
     run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--no_blank_images"))

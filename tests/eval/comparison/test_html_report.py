@@ -1,13 +1,16 @@
 """Tests of the page: valid, self-contained, escaped, and honest about what it shows."""
 
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from logramed.eval.comparison.html_report import render_html, write_run_report
-from logramed.eval.comparison.report_plots import draw_plots
+from logramed.eval.comparison.html_report import format_table, render_html, render_markdown, write_run_report
+from logramed.eval.comparison.plots import draw_figures
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.runs import compare_runs
+from logramed.eval.comparison.tables import Table
 from tests.eval.run_folders import change_metrics, make_questions, make_scores, write_run_folder
 
 
@@ -55,40 +58,34 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-def make_page(folders, images=True):
-    comparison = compare_runs([read_run_folder(folder) for folder in folders])
-    return render_html(comparison, draw_plots(comparison), images=images)
+def make_page(folders):
+    return render_html(compare_runs([read_run_folder(folder) for folder in folders]))
 
 
-@pytest.fixture
-def folders(tmp_path):
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Of three systems; no test changes them."""
+    folder = tmp_path_factory.mktemp("runs")
     return [
-        write_run_folder(tmp_path / name, num_questions=60, ability=ability, seed=seed, images=tmp_path / "images")
+        write_run_folder(folder / name, num_questions=60, ability=ability, seed=seed, images=folder / "images")
         for seed, (name, ability) in enumerate((("good", 0.95), ("fair", 0.6), ("poor", 0.4)))
     ]
 
 
-def curve_folders(tmp_path):
-    return [
-        write_run_folder(
-            tmp_path / f"{system}{share}", seed=share, run={"system": system, "training_data_share": share}
-        )
-        for system in ("A", "B")
-        for share in (10, 40, 100)
-    ]
+@pytest.fixture(scope="module")
+def comparison(folders):
+    return compare_runs([read_run_folder(folder) for folder in folders])
 
 
-@pytest.mark.parametrize("kind", ["three", "one", "curves"])
-def test_page_is_balanced_and_loads_nothing(kind, folders, tmp_path):
-    folders = {"three": folders, "one": folders[:1], "curves": curve_folders(tmp_path)}[kind]
-    text = make_page(folders)
+def test_page_is_balanced_and_loads_nothing(comparison):
+    text = render_html(comparison)
     page = Page(text)
     assert page.open_tags == []
     assert text.startswith("<!doctype html>")
     assert "script" not in page.tags
     assert not page.event_handlers
     assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
-    assert "http://" not in text
+    assert "http://" not in text.replace("http://www.w3.org/", "")  # names of SVG
     assert "https://" not in text
     assert "@import" not in text
     assert "url(" not in text.replace("url(#", "")
@@ -127,32 +124,30 @@ def test_answers_names_and_groups_cannot_become_part_of_the_page(tmp_path):
     assert "<script>alert(1)</script>" in page.text
 
 
-def test_worst_questions_come_with_their_images_and_a_warning(folders):
-    page = Page(make_page(folders))
+def test_worst_questions_come_with_their_images_and_a_warning(comparison):
+    page = Page(render_html(comparison))
     assert any(link.startswith("data:image/jpeg;base64,") for link in page.links)
     assert "embeds images of the data set" in page.text
     assert "No system gets these right" in page.text
     assert "These divide the systems" in page.text
 
 
-def test_images_are_left_out_on_request_or_said_to_be_gone(folders, tmp_path):
-    page = Page(make_page(folders, images=False))
+def test_images_are_left_out_on_request_or_said_to_be_gone(comparison, tmp_path):
+    page = Page(render_html(comparison, images=False))
     assert "img" not in page.tags
     assert "embeds images" not in page.text
-    assert "no longer where it was" not in page.text
-    for path in (tmp_path / "images").iterdir():
-        path.unlink()
-    page = Page(make_page(folders))
+    assert "cannot be read on this machine" not in page.text
+    gone = [replace(run, images={}) for run in comparison.runs]
+    page = Page(render_html(replace(comparison, runs=gone)))
     assert "img" not in page.tags
     assert "embeds images" not in page.text
-    assert "no longer where it was" in page.text
+    assert "cannot be read on this machine" in page.text
 
 
-def test_no_folder_of_this_machine_is_told(folders, tmp_path):
-    text = make_page(folders)
-    assert str(tmp_path) not in text
-    assert "/models/" not in text
-    assert str(tmp_path) not in write_run_report(folders[0]).read_text(encoding="utf-8")
+def test_no_folder_of_this_machine_is_told(comparison, folders):
+    for text in (render_html(comparison), render_markdown(comparison)):
+        assert str(folders[0].parent) not in text
+        assert "/models/" not in text
 
 
 def test_summary_says_who_is_ahead_and_whether_that_is_more_than_chance(tmp_path):
@@ -161,35 +156,24 @@ def test_summary_says_who_is_ahead_and_whether_that_is_more_than_chance(tmp_path
         write_run_folder(tmp_path / name, rows=rows, ability=ability, seed=1)
         for name, ability in (("good", 1.5), ("poor", 0.2))
     ]
-    page = Page(make_page(folders))
-    assert "clearly ahead" in page.text
+    text = Page(make_page(folders)).text
+    assert re.search(
+        r"Closed accuracy: good is highest with 100.0 .*?; [\d.]+ ahead of poor \(.*?, significant\)", text
+    )
     same = [write_run_folder(tmp_path / name, rows=rows, seed=1) for name in ("same1", "same2")]
-    text = Page(make_page(same)).text
-    assert "no clear lead" in text
-    assert "p 1.00, within chance" in text
+    assert "0.0 ahead of same2 (+0.0 to +0.0, p 1.00 after Holm, within chance)" in Page(make_page(same)).text
 
 
-def test_published_figures_are_marked_and_stand_beside_the_release_protocol_only(folders, tmp_path):
-    page = Page(make_page(folders))
-    assert "Published, not run here" in page.text
-    assert "81.62" in page.text
-    assert "reading note" in page.text
-    assert "no test compares with them" in page.text
-    limited = write_run_folder(tmp_path / "limited", run={"limit": 40})
-    page = Page(make_page([limited]))
-    assert "81.62" not in page.text
-    assert "Only the first 40 questions were asked" in page.text
-    change_metrics(folders[0], lambda metrics: metrics.update(differences=["12 CLOSED questions instead of 272"]))
-    page = Page(make_page(folders[:1]))
-    assert "81.62" not in page.text
-    assert "over the known split; here it has 12 CLOSED questions instead of 272." in page.text
-
-
-def test_published_curve_stands_in_the_plot_of_the_release_protocol(tmp_path):
-    text = make_page(curve_folders(tmp_path))
-    svgs = {svg.split('id="')[1].split("-figure")[0]: svg for svg in text.split("<svg")[1:] if 'id="' in svg}
-    assert "ExGra-Med (published)" in svgs["curve-release-average"]
-    assert "(published)" not in svgs["curve-average"].split("</svg>")[0]
+def test_published_figures_stand_beside_those_of_the_same_questions_only(comparison, tmp_path):
+    text = Page(render_html(comparison)).text
+    assert "Published figures were not run here" in text
+    assert "81.62" in text
+    folder = write_run_folder(tmp_path / "limited", run={"limit": 40})
+    change_metrics(folder, lambda metrics: metrics.update(differences=["12 CLOSED questions instead of 272"]))
+    text = Page(make_page([folder])).text
+    assert "81.62" not in text
+    assert "Only the first 40 questions were asked" in text
+    assert "differ from the known split: 12 CLOSED questions instead of 272." in text
 
 
 def test_remarks_tell_what_to_mind(tmp_path):
@@ -201,10 +185,35 @@ def test_remarks_tell_what_to_mind(tmp_path):
     text = Page(make_page([folder])).text
     assert "not significantly better with the images than without" in text
     assert "10 of 20 test images also stand in the training data, 3 of the questions with the same answer" in text
-    assert "a: Read x ." in text
+    assert "a: Read `x`." in text
     bare = write_run_folder(tmp_path / "b", blank=None, leaked=None)
     text = Page(make_page([bare])).text
-    assert "No figures without sight of b: `" not in text
-    assert "No figures without sight of b:" in text
-    assert "blank images" not in text.split("With and without sight, and leakage")[1].split("Groups")[0]
+    assert "No figures without sight of b: `--no_blank_images` was given." in text
+    assert "With blank images" not in text
     assert "No leakage report of b: there is no training split." in text
+
+
+def test_plot_draws_every_run_and_figure_and_keeps_its_text(tmp_path):
+    folders = [
+        write_run_folder(tmp_path / name, num_questions=20, seed=seed, run={"system": f"$a_b$ {name}"})
+        for seed, name in enumerate(("first", "second"))
+    ]
+    svg = draw_figures(compare_runs([read_run_folder(folder) for folder in folders]))
+    for text in ("$a_b$ first", "$a_b$ second", "Open recall (%)", "Closed accuracy (%)", "Average (%)"):
+        assert f">{text}</text>" in svg
+
+
+def test_markdown_tables_are_whole_and_escaped(comparison):
+    text = render_markdown(comparison)
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
+    for words in (
+        "strict protocol",
+        "### Paired bootstrap",
+        "### McNemar's test",
+        "| LLaVA-Med, 100% of pre-training",
+    ):
+        assert words in text
+    table = Table("a_b", ["x|y"], [["<b>|\n*"]])
+    assert format_table(table).splitlines()[2:] == [r"| x\|y |", "| --- |", r"| &lt;b>\| \* |"]

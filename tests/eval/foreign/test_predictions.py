@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks.vqa_rad import load_questions
-from logramed.eval.foreign.keys import comparable_question
-from logramed.eval.foreign.predictions import read_predictions
+from logramed.eval.foreign.predictions import comparable_question, read_predictions
 from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
 from tests.eval.foreign_files import (
-    biomedgpt_captions,
     biomedgpt_rows,
     omnimedvqa_rows,
     own_rows,
@@ -57,14 +55,7 @@ FORMS = {
     "v1.5": ("LLaVA-Med", lambda path: write_lines(path, v15_rows(QUESTIONS, ANSWERS))),
     "radfm": ("RadFM", lambda path: write_radfm(path, radfm_rows(QUESTIONS, ANSWERS))),
     "biomedgpt": ("BiomedGPT", lambda path: write_list(path, biomedgpt_rows(QUESTIONS, ANSWERS))),
-    "biomedgpt classes": (
-        "BiomedGPT",
-        lambda path: write_list(
-            path,
-            [{"uniq_id": row["question_id"], "answer": row["answer"]} for row in biomedgpt_rows(QUESTIONS, ANSWERS)],
-        ),
-    ),
-    "own": ("LoGra-Med", lambda path: write_lines(path, own_rows(QUESTIONS, ANSWERS))),
+    "own": ("table with questions", lambda path: write_lines(path, own_rows(QUESTIONS, ANSWERS))),
     "json lines": ("table", lambda path: write_lines(path, table_rows(QUESTIONS, ANSWERS))),
     "json list": ("table", lambda path: write_list(path, table_rows(QUESTIONS, ANSWERS))),
 }
@@ -109,34 +100,21 @@ def test_json_lines_with_byte_order_mark_blank_lines_and_odd_separators_are_read
     assert set(read(tmp_path / "answers.jsonl")[0].values()) == {"a\u2028b"}
 
 
-def test_what_pandas_writes_is_read(tmp_path):
-    # Row numbers under no name, and ids that became floating point.
-    (tmp_path / "a.csv").write_text(",question_id,pred\n0,30.0,yes\n1,10.0,2.0\n2,20.0,no\n3,40.0,left\n")
-    assert list(read(tmp_path / "a.csv")[0].values()) == ["yes", "2.0", "no", "left"]
-    (tmp_path / "a.json").write_text(json.dumps(table_rows(QUESTIONS, [2.0, 3, 2.5, "x"])))
-    assert list(read(tmp_path / "a.json")[0].values()) == ["2", "3", "2.5", "x"]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"question_id,pred\n30,\xff\n", r"is not UTF-8 text.*Save it as UTF-8"),
-        (b'question_id,pred\n30,yes\n10,"left\n20,x\n', r"a.csv is broken after row 2"),
-        (b"question_id,pred\n30,yes,left\n", r"a.csv, row 2 has 3 cells, but the header has 2"),
-        (b"question_id,pred,pred\n30,yes,left\n", r"names a column twice in its header: question_id, pred, pred"),
-        (b"question_id,pred\n,yes\n", r"a.csv, row 2 has no value in `question_id`"),
-        (b'{"question_id": 1, "pred": "x"}\n{"question_id"', r"a.csv, line 2 is not JSON.*begins '\{\"question_id\"'"),
-        (b'{"question_id": 1, "pred": "x"}\n{"question_id": 2}', r"a.csv, line 2 has no `pred`, unlike the rows"),
-        (b'{"question_id": 1, "pred": ["x"]}', r"line 1, `pred`: expected a text, got \['x'\]"),
-        (
-            b'{"question_id": 1, "pred": "half \\ud83d"}',
-            r"line 1, `pred`: expected a text, got half of a surrogate pair",
-        ),
-        (b'{"question_id": 1, "pred": [2]}', r"line 1, `pred`: expected a text, got \[2\]"),
-        (b'{"question_id": 1, "pred": true}', r"line 1, `pred`: expected a text, got True"),
+        (b"question_id,prediction\n30,\xff\n", r"is not UTF-8 text.*Save it as UTF-8"),
+        (b'question_id,prediction\n30,yes\n10,"left\n20,x\n', r"a.csv is broken after row 2"),
+        (b"question_id,prediction\n30,yes,left\n", r"a.csv, row 2 has more cells than the header"),
+        (b"question_id,prediction\n,yes\n", r"a.csv, row 2 has no value in `question_id`"),
+        (b'{"question_id": 1, "prediction": "x"}\n{"question_id"', r"a.csv, line 2 is not JSON.*begins '\{\"quest"),
+        (b'{"question_id": 1, "prediction": "x"}\n{"question_id": 2}', r"line 2 has no `prediction`, unlike the rows"),
+        (b'{"question_id": 1, "prediction": ["x"]}', r"line 1, `prediction`: expected a text, got \['x'\]"),
+        (b'{"question_id": 1, "prediction": true}', r"line 1, `prediction`: expected a text, got True"),
         (b'["yes", "no"]', r"a.csv, row 1: expected an object with fields, got str"),
+        (b'[{"question_id": 1', r"a.csv is not JSON"),
         (b"\n", r"a.csv holds no answers"),
-        (b"question_id,pred\n", r"a.csv holds no answers"),
+        (b"question_id,prediction\n", r"a.csv holds no answers"),
     ],
 )
 def test_broken_files_are_refused_by_row(content, message, tmp_path):
@@ -153,18 +131,6 @@ def test_a_missing_file_is_refused(tmp_path):
 # Which column holds the answers
 
 
-@pytest.mark.parametrize("column", ["prediction", "pred", "response"])
-def test_tables_may_name_the_answers(column, tmp_path):
-    rows = [{"question_id": question["question_id"], column: "yes"} for question in QUESTIONS]
-    assert set(read(write_lines(tmp_path / "a", rows))[0].values()) == {"yes"}
-
-
-def test_two_columns_of_answers_are_refused(tmp_path):
-    rows = [row | {"response": "x"} for row in release_rows(QUESTIONS, ANSWERS)]
-    with pytest.raises(ValueError, match=r"line 1: the answers may stand in `response` or `text`. Leave one"):
-        read(write_lines(tmp_path / "a", rows))
-
-
 @pytest.mark.parametrize(
     "row",
     [
@@ -178,13 +144,8 @@ def test_two_columns_of_answers_are_refused(tmp_path):
 )
 def test_files_that_are_no_answers_are_refused_with_their_columns(row, tmp_path):
     columns = ", ".join(row)
-    with pytest.raises(ValueError, match=rf"is of no known form: it has the columns {columns}. Known are LLaVA-Med"):
+    with pytest.raises(ValueError, match=rf"is of no known form: it has the columns {columns}. Known: LLaVA-Med"):
         read(write_lines(tmp_path / "a", [row]))
-
-
-def test_a_file_of_right_answers_is_noted(tmp_path):
-    rows = biomedgpt_rows(QUESTIONS, [question["answer"] for question in QUESTIONS])
-    assert "Every answer is the right one" in " ".join(read(write_list(tmp_path / "a", rows))[1]["notes"])
 
 
 # Exactly one answer for each question
@@ -228,7 +189,7 @@ def test_rows_of_another_split_are_refused(tmp_path):
     others = [make_question(number, "Is there a mass?", "yes") for number in range(100, 103)]
     path = write_lines(tmp_path / "a.jsonl", release_rows([*QUESTIONS, *others], [*ANSWERS, "x", "y", "z"]))
     with pytest.raises(
-        ValueError, match=r"3 of 7 rows answer what .*line 5 \(question '100'\);.*another split or subset"
+        ValueError, match=r"3 of 7 rows answer what .*line 5 \(question '100'\);.*another split, subset"
     ):
         read(path)
 
@@ -272,15 +233,6 @@ def test_a_shuffled_file_is_refused_with_both_texts(tmp_path):
         read(write_lines(tmp_path / "a", rows))
 
 
-def test_another_right_answer_is_refused(tmp_path):
-    rows = own_rows(QUESTIONS, ANSWERS)
-    rows[1]["answer"] = "right lung"
-    with pytest.raises(
-        ValueError, match=r"line 2 has another right answer .*'right lung' instead of 'left lung'. So have 1"
-    ):
-        read(write_lines(tmp_path / "a", rows))
-
-
 def test_files_without_questions_say_so(tmp_path):
     notes = read(write_list(tmp_path / "a", biomedgpt_rows(QUESTIONS, ANSWERS)))[1]["notes"]
     assert notes == ["The file does not say what was asked: nothing but the ids says that they are the benchmark's."]
@@ -303,7 +255,6 @@ PATH_VQA = [
 
 
 OFFICIAL = [question | {"question_id": str(number)} for number, question in enumerate(PATH_VQA)]
-UNNAMED = [question | {"image": f"/cache/{number}.png"} for number, question in enumerate(OFFICIAL)]
 
 
 def write_path_vqa(path, order=(0, 1, 2), texts=("a", "b", "c"), ids=("test_0001", "test_0001", "test_0002")):
@@ -318,50 +269,11 @@ def test_ids_of_images_are_joined_by_image_and_question(tmp_path):
     assert description["notes"] == []
 
 
-def test_the_same_question_twice_about_an_image_is_joined_by_order_and_noted(tmp_path):
-    questions = [*OFFICIAL, OFFICIAL[0] | {"question_id": "3", "answer": "blood"}]
-    path = write_lines(tmp_path / "a", release_rows(questions, "abcd", [*["test_0001"] * 2, "test_0002", "test_0001"]))
-    answers, description = read(path, questions)
-    assert answers == {"0": "a", "1": "b", "2": "c", "3": "d"}
-    (note,) = description["notes"]
-    assert note.startswith("2 rows in 1 groups are not told apart by image and question and were paired in the order")
-    assert "In 1 of these the right answers, their types or options differ" in note
-
-
-def test_unknown_ids_are_joined_by_order_if_every_question_agrees(tmp_path):
-    answers, description = read(write_path_vqa(tmp_path / "a"), UNNAMED)
-    assert answers == {"0": "a", "1": "b", "2": "c"}
-    assert description["joined_by"] == "order, checked by question"
-    assert "2 questions are asked more than once" in description["notes"][0]
-
-
-def test_ids_that_are_row_numbers_of_another_copy_are_joined_by_order(tmp_path):
-    # Two of the three ids are the benchmark's by accident.
-    path = write_path_vqa(tmp_path / "a", ids=("1", "2", "3"))
-    assert list(read(path, UNNAMED)[0].values()) == ["a", "b", "c"]
-    with pytest.raises(ValueError, match=r"1 of 3 rows answer what .* joined by question_id: .*\(question '3'\)"):
-        read(write_path_vqa(tmp_path / "a", order=(1, 0, 2), ids=("1", "2", "3")), UNNAMED)
-
-
 def test_ids_that_the_benchmark_numbers_are_joined_by_id_and_question(tmp_path):
     numbered = [question | {"image": f"/cache/{number}.png"} for number, question in enumerate(PATH_VQA)]
     answers, description = read(write_path_vqa(tmp_path / "a", order=(2, 1, 0)), numbered)
     assert answers == {"test_0001-1": "a", "test_0001-2": "b", "test_0002": "c"}
     assert description["joined_by"] == "question_id and question"
-
-
-def test_unknown_ids_in_another_order_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"line 1 has another question .*'is a mass present\?\\n<image>' instead of 'what"
-    ):
-        read(write_path_vqa(tmp_path / "a", order=(1, 0, 2)), UNNAMED)
-
-
-def test_unknown_ids_of_too_few_rows_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"ids that are not the benchmark's \('test_0001' and '0', say\), and 2 rows for 3"
-    ):
-        read(write_path_vqa(tmp_path / "a", order=(0, 1)), UNNAMED)
 
 
 def test_ids_of_images_with_another_question_are_refused(tmp_path):
@@ -373,40 +285,7 @@ def test_ids_of_images_with_another_question_are_refused(tmp_path):
         read(write_lines(tmp_path / "a", rows), OFFICIAL)
 
 
-# Chunks of the release's batch script
-
-
-def write_chunks(folder, numbers):
-    questions = [make_question(number, "Side?", "left") for number in range(12)]
-    rows = release_rows(questions, [f"answer {number}" for number in range(12)])
-    for number in numbers:
-        write_lines(folder / f"pred.v1-chunk{number}.jsonl", [rows[number]])
-    return questions
-
-
-def test_chunks_are_read_in_the_order_of_their_numbers(tmp_path):
-    questions = write_chunks(tmp_path, range(12))
-    unknown = [question | {"question_id": f"q{question['question_id']}"} for question in questions]
-    answers, description = read(tmp_path / "pred.v1.jsonl", unknown)  # joined by order: 2 before 10
-    assert list(answers.values()) == [f"answer {number}" for number in range(12)]
-    assert description["num_rows"] == 12
-
-
-def test_a_missing_chunk_is_refused(tmp_path):
-    questions = write_chunks(tmp_path, (0, 1, 3))
-    with pytest.raises(ValueError, match=r"in chunks only, and pred.v1-chunk2.jsonl is missing"):
-        read(tmp_path / "pred.v1.jsonl", questions)
-
-
-def test_one_chunk_of_several_is_refused_with_a_hint(tmp_path):
-    questions = write_chunks(tmp_path, (0, 1))
-    with pytest.raises(
-        ValueError, match=r"answers 1 of 12 questions.*one chunk of several: name pred.v1.jsonl, without"
-    ):
-        read(tmp_path / "pred.v1-chunk0.jsonl", questions)
-
-
-# RadFM: no ids, Python lists in cells, shuffled, several data sets in a file
+# RadFM: no ids, Python lists in cells, shuffled
 
 
 def test_radfm_right_answers_that_pandas_took_for_missing_are_joined(tmp_path):
@@ -419,31 +298,13 @@ def test_radfm_right_answers_that_pandas_took_for_missing_are_joined(tmp_path):
     assert description["notes"] == []
 
 
-def test_radfm_rows_of_other_data_sets_are_left_out_and_counted(tmp_path):
-    others = [*[make_question(number, f"Is it {number}?", "no") for number in range(20)], QUESTIONS[0]]
-    rows = radfm_rows(QUESTIONS, ANSWERS) + radfm_rows(others, ["x"] * 21, dataset="slake_dataset")
-    answers, description = read(write_radfm(tmp_path / "a.csv", shuffled(rows)))
-    assert answers == EXPECTED
-    assert description["num_rows"] == 25
-    assert description["notes"] == [
-        "Of several data sets in the file, vqarad_dataset was read; 21 rows of others were not."
-    ]
-
-
-def test_radfm_data_sets_that_cannot_be_told_apart_are_refused(tmp_path):
-    rows = radfm_rows(QUESTIONS, ANSWERS) + radfm_rows(QUESTIONS, ANSWERS, dataset="other")
-    with pytest.raises(ValueError, match=r"cannot be told from `belong_to`.*other \(4\), vqarad_dataset \(4\)"):
-        read(write_radfm(tmp_path / "a.csv", rows))
-
-
 def test_radfm_repeated_questions_are_paired_in_order_and_noted(tmp_path):
     twins = [make_question(number, "Is there a mass?", "yes", answer_type="CLOSED") for number in (1, 2, 3)]
     rows = [*radfm_rows(QUESTIONS[1:], ANSWERS[1:]), *[radfm_rows([twins[0]], [text])[0] for text in ("a", "b", "b")]]
     answers, description = read(write_radfm(tmp_path / "a.csv", rows), [*QUESTIONS[1:], *twins])
     assert [answers[number] for number in "123"] == ["a", "b", "b"]
     (note,) = description["notes"]
-    assert note.startswith("3 rows in 1 groups are not told apart by question and right answer")
-    assert "overall" not in note
+    assert note.startswith("3 rows are not told apart by question and right answer and were paired in the order")
 
 
 def test_radfm_rows_with_another_right_answer_are_refused(tmp_path):
@@ -455,14 +316,8 @@ def test_radfm_rows_with_another_right_answer_are_refused(tmp_path):
 def test_radfm_cells_that_are_no_list_of_one_are_refused(tmp_path):
     rows = radfm_rows(QUESTIONS, ANSWERS)
     rows[1][2] = ["a", "b"]
-    with pytest.raises(ValueError, match=r"row 3, `Pred`: expected a list of one text.*got \"\['a', 'b'\]\""):
+    with pytest.raises(ValueError, match=r"row 3, `Pred`: expected a list of one text, got \"\['a', 'b'\]\""):
         read(write_radfm(tmp_path / "a.csv", rows))
-
-
-def test_radfm_cells_without_lists_are_read_too(tmp_path):
-    answers = ["yes", "left", "['quoted']", "[2]"]
-    rows = [[cell[0] for cell in row] for row in radfm_rows(QUESTIONS, answers)]
-    assert list(read(write_radfm(tmp_path / "a.csv", rows))[0].values()) == answers
 
 
 def test_radfm_answers_that_its_script_dropped_are_missing(tmp_path):
@@ -480,16 +335,9 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_exgra_med_answers_to_omnimedvqa_are_read_from_both_of_its_files(whole, tmp_path):
+def test_exgra_med_answers_to_omnimedvqa_are_read(tmp_path):
     rows = omnimedvqa_rows(CHOICES, ["B", "Assistant: liver"])
-    if whole:
-        summary = {"model_name": "m", "dataset_name": "X.json", "correct_precentage": 0.5, "pred_dict": rows}
-        (tmp_path / "a").write_text(json.dumps(summary, indent=4))
-    else:
-        del rows[0]["is_correct"]  # as where nothing matched
-        write_lines(tmp_path / "a", rows)
-    answers, description = read(tmp_path / "a", CHOICES, "multiple_choice")
+    answers, description = read(write_lines(tmp_path / "a", rows), CHOICES, "multiple_choice")
     assert answers == {"X_0000": "B", "X_0001": "Assistant: liver"}
     assert description["form"] == "ExGra-Med answers to OmniMedVQA"
 
@@ -509,29 +357,6 @@ REPORTS = [
     make_question("r1", "Describe the image.", "No effusion. Heart normal.", image="CXR1/0"),
     make_question("r2", "Describe the image.", "Left effusion.", image="CXR2/0"),
 ]
-
-
-def test_biomedgpt_captions_are_joined_by_image(tmp_path):
-    questions = [question | {"image": question["image"].replace("/0.", ".")} for question in REPORTS]
-    answers, description = read(
-        write_list(tmp_path / "a", biomedgpt_captions(questions, ["Normal.", "Left, effusion."])[::-1]),
-        questions,
-        "report",
-    )
-    assert answers == {"r1": "Normal", "r2": "Left effusion"}
-    assert description["joined_by"] == "image"
-    assert "without punctuation" in description["notes"][0]
-
-
-def test_captions_may_name_images_with_their_folder(tmp_path):
-    rows = [{"image_id": "CXR2/0", "caption": "two"}, {"image_id": "CXR1/0.png", "caption": "one"}]
-    assert read(write_list(tmp_path / "a", rows), REPORTS, "report")[0] == {"r1": "one", "r2": "two"}
-
-
-def test_captions_of_images_with_several_questions_are_refused(tmp_path):
-    rows = [{"image_id": "test_0001", "caption": "x"}]
-    with pytest.raises(ValueError, match=r"more than one question about test_0001: which of them a row answers"):
-        read(write_list(tmp_path / "a", rows), PATH_VQA)
 
 
 def test_prompts_of_reports_are_not_compared(tmp_path):
@@ -609,15 +434,13 @@ def test_vqa_rad_overall_figures_do_not_depend_on_how_radfm_repeats_are_paired(v
     assert {name: found[name] for name in figures} == pytest.approx(
         {name: expected[name] for name in figures}, abs=1e-9
     )
-    # 26 of the 451 questions share text and right answer with another; the note counts those with differing answers.
     assert "are not told apart by question and right answer" in description["notes"][0]
-    assert "overall" not in description["notes"][0]
 
 
 def test_vqa_rad_training_answers_are_refused_for_the_test_split(vqa_rad, tmp_path):
     train = load_questions(VQA_RAD, "train")
     path = write_lines(tmp_path / "a", release_rows(train, ["no"] * len(train)))
     with pytest.raises(
-        ValueError, match=r"3064 rows for 451 questions cannot be joined by order. Is the file of another split"
+        ValueError, match=r"of 3064 rows answer what the benchmark does not ask, joined by question_id"
     ):
         read(path, vqa_rad)
