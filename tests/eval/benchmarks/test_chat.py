@@ -118,7 +118,7 @@ def test_other_counts_are_named(folder):
     words = (
         "This chat test split has 4 questions instead of 193 and 2 images instead of 50 and 3 questions of type "
         "conversation instead of 143 and 1 questions of type detailed_description instead of 50: its figures do not "
-        f"compare with published ones. Use LLaVA-Med's {FILE}."
+        "compare with published ones."
     )
     with pytest.warns(UserWarning, match=re.escape(words)):
         load_questions(folder)
@@ -141,10 +141,12 @@ def test_the_official_counts_give_no_difference_and_an_unknown_type_does():
         ({"gpt4_answer": None}, r"qa50_qa\.jsonl, line 2 has no `gpt4_answer`"),
         ({"text": "<image>\n"}, r"line 2, `text` holds no question"),
         ({"fig_caption": None}, r"line 2 has no `fig_caption`"),
-        ({"in_text_mention": "a text"}, r"line 2, `in_text_mention`: expected a list or null, got 'a text'"),
+        (
+            {"in_text_mention": "a text"},
+            r"line 2, `in_text_mention`: expected a list of objects or null, got",
+        ),
         ({"in_text_mention": [{"entities": []}]}, r"line 2, `in_text_mention\[0\]` has no `tokens`"),
-        ({"domain": {"xray": True}}, r"line 2, `domain`: expected chest_xray, mri, .*, got xray"),
-        ({"domain": {"mri": "yes"}}, r"line 2, `domain`: expected names with true or false, got {'mri': 'yes'}"),
+        ({"domain": {"xray": True}}, r"line 2, `domain`: expected chest_xray, mri, .*, got {'xray': True}"),
         ({"type": None}, r"line 2 has no `type`"),
         ({"image": "gone.jpg"}, r"line 2, `image`: .*gone\.jpg is missing"),
         ({"image": "../a.jpg"}, r"line 2, `image`: expected a path that stays in"),
