@@ -39,11 +39,6 @@ class Slice:
         return read_frame(self.path, self.header, self.frame)
 
 
-def is_dicom(head: bytes) -> bool:
-    """Whether the first bytes of a file say that it is DICOM."""
-    return head[PREAMBLE : PREAMBLE + len(MARK)] == MARK
-
-
 def open_file(path: str) -> Volume:
     """
     The frames of a DICOM file: sorted in space where they have places, else as they come.
@@ -87,8 +82,9 @@ def open_folder(path: str) -> Volume:
 
 
 def has_mark(path: str) -> bool:
+    """Whether the first bytes of a file say that it is DICOM."""
     with open(path, "rb") as file:
-        return is_dicom(file.read(PREAMBLE + len(MARK)))
+        return file.read(PREAMBLE + len(MARK))[PREAMBLE:] == MARK
 
 
 def read_slices(path: str, several: bool = False) -> list[Slice]:
@@ -129,17 +125,16 @@ def arrange(path: str, slices: Sequence[Slice]) -> Volume:
     """
     The volume of slices, sorted along their normal, and laid out as `PLANES` has it.
 
-    A slice that stands twice, pixel for pixel, counts once. Distances may differ, as their positions tell, up to
-    `GAP` times the usual one.
+    Distances may differ, as their positions tell, up to `GAP` times the usual one.
 
     Raises:
-        VolumeError: If slices lack a place, differ in size, orientation, spacing or kind, lie at one place and differ,
-            or if one seems to be missing between two.
+        VolumeError: If slices lack a place, differ in size, orientation, spacing or kind, lie at one place, or if one
+            seems to be missing between two.
     """
     check_alike(path, slices)
     columns_go, rows_go = slices[0].directions
     normal = np.cross(columns_go, rows_go)
-    slices = drop_repeated(path, sorted(slices, key=lambda one: (float(one.corner @ normal), one.path)), normal)
+    slices = sorted(slices, key=lambda one: (float(one.corner @ normal), one.path))
     places = [float(one.corner @ normal) for one in slices]
     step = check_gaps(path, places)
     spacing = (step, *slices[0].pixel_spacing)
@@ -184,25 +179,16 @@ def check_alike(path: str, slices: Sequence[Slice]) -> None:
             raise VolumeError(f"{path}: its slices differ in PixelSpacing")
 
 
-def drop_repeated(path: str, slices: Sequence[Slice], normal: np.ndarray) -> list[Slice]:
-    """Sorted slices without those that repeat the one before."""
-    kept = [slices[0]]
-    for one in slices[1:]:
-        if (one.corner - kept[-1].corner) @ normal > SAME_PLACE:
-            kept.append(one)
-        elif not np.array_equal(one.read(), kept[-1].read()):
-            raise VolumeError(
-                f"{path}: several of its slices lie at one ImagePositionPatient and differ, as of several times or "
-                "echoes; give each its own folder"
-            )
-    return kept
-
-
 def check_gaps(path: str, places: Sequence[float]) -> float:
     """The usual distance of slices in millimetres; 1 where there is one slice alone."""
     distances = np.diff(places)
     if not len(distances):
         return 1.0
+    if distances.min() < SAME_PLACE:
+        raise VolumeError(
+            f"{path}: several of its slices lie at one ImagePositionPatient, as copies, or those of several times or "
+            "echoes, do; keep one of each place"
+        )
     usual = float(np.median(distances))
     if distances.max() > GAP * usual:
         number = int(distances.argmax()) + 1
