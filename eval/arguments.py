@@ -85,13 +85,6 @@ class EvaluationArguments:
             "names, by the boxes of the benchmark (slake)."
         },
     )
-    candidates: str = field(
-        default="training",
-        metadata={
-            "help": "Answers to choose from, for open accuracy: the open answers of the training split, if it is "
-            'there, or a JSON file with a list or {"0": [...]}.'
-        },
-    )
     images: bool = field(default=True, metadata={"help": "Show small images of the worst questions in the report."})
     judge_url: str | None = field(
         default=None, metadata={"help": "OpenAI-compatible address of the judge of chat answers."}

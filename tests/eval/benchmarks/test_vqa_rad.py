@@ -9,6 +9,7 @@ import pytest
 from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
 from logramed.eval.benchmarks.vqa_rad import (
     RELEASE_FILE,
+    count_differences,
     load_questions,
     normalize_question_type,
 )
