@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from logramed.eval.benchmarks import BENCHMARKS
+from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
 from logramed.eval.volumes import VolumeOptions
 from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 
@@ -95,8 +95,7 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         VolumeOptions(self.slices, self.window, self.volume_tokens)  # refuses what is impossible
-        if self.benchmark not in BENCHMARKS:
-            raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
+        get_benchmark(self.benchmark)
         if (self.model is None) == (self.predictions is None):
             raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
         if self.grounding and self.model is None:

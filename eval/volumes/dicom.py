@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import SAMPLES, find_rescale, find_voi, get_floats, get_number, header_of_frame, read_header
+from .dicom_header import SAMPLES, check_rescale, find_voi, get_floats, get_number, header_of_frame, read_header
 from .dicom_pixels import read_frame
 from .errors import VolumeError, import_optional, reading
 from .volume import Volume, find_orientation, reorder
@@ -51,7 +51,7 @@ def open_file(path: str) -> Volume:
         return arrange(path, slices)
     first = slices[0]
     mapping = _common([one.mapping for one in slices])
-    if mapping is None and first.header.BitsAllocated == 8 and _is_plain(first):
+    if mapping is None and first.header.get("BitsAllocated") == 8 and _is_plain(first):
         mapping = Range(0, 2**first.header.BitsStored - 1)  # such pixels are grey levels
     size = (len(slices), first.header.Rows, first.header.Columns)
     return Volume(path, size, lambda number: slices[number].read(), mapping=mapping, **_nature(first))
@@ -101,7 +101,7 @@ def read_slice(path: str, header: Any, frame: int) -> Slice:
     own = header_of_frame(header, frame)
     is_color = SAMPLES[header.PhotometricInterpretation] == 3 or header.PhotometricInterpretation == "PALETTE COLOR"
     if not is_color:
-        find_rescale(path, own)  # refused now
+        check_rescale(path, own)
     return Slice(path, frame, header, None if is_color else find_voi(path, own), *read_place(path, own))
 
 
@@ -206,7 +206,9 @@ def _common(mappings: Sequence[Mapping | None]) -> Mapping | None:
 
 def _is_plain(one: Slice) -> bool:
     own = header_of_frame(one.header, one.frame)
-    return one.header.PixelRepresentation == 0 and "RescaleSlope" not in own and "ModalityLUTSequence" not in own
+    return (
+        one.header.get("PixelRepresentation") == 0 and "RescaleSlope" not in own and "ModalityLUTSequence" not in own
+    )
 
 
 def _nature(one: Slice) -> dict[str, bool]:

@@ -125,22 +125,14 @@ def get_floats(path: str, header: Any, keyword: str, count: int | None = None) -
 
 
 def check_pixels(path: str, header: Any) -> None:
-    """Raise for pixels that the tags cannot be right about, that are too many, or of an unknown transfer syntax."""
-    rows, columns = (get_number(path, header, keyword, least=1) for keyword in ("Rows", "Columns"))
+    """Raise for pixels that are too many, or stored in a way that pydicom does not notice to be unknown or wrong."""
+    rows, columns, samples = (
+        get_number(path, header, keyword, least=1) for keyword in ("Rows", "Columns", "SamplesPerPixel")
+    )
     frames = get_number(path, header, "NumberOfFrames", least=1, default=1)
-    samples = get_number(path, header, "SamplesPerPixel", least=1)
-    allocated, stored = (get_number(path, header, keyword, least=1) for keyword in ("BitsAllocated", "BitsStored"))
-    interpretation = header.get("PhotometricInterpretation")
-    if interpretation not in SAMPLES:
+    stored = get_number(path, header, "BitsStored", least=1)
+    if header.get("PhotometricInterpretation") not in SAMPLES:
         raise VolumeError(f"{path}: its PhotometricInterpretation is none of {', '.join(SAMPLES)}")
-    if samples != SAMPLES[interpretation]:
-        raise VolumeError(f"{path}: its SamplesPerPixel and PhotometricInterpretation contradict each other")
-    if allocated not in (8, 16, 32):
-        raise VolumeError(f"{path}: its BitsAllocated is not 8, 16 or 32")
-    if stored > allocated:
-        raise VolumeError(f"{path}: its BitsStored is more than its BitsAllocated")
-    if get_number(path, header, "PixelRepresentation") > 1:
-        raise VolumeError(f"{path}: its PixelRepresentation is not 0 or 1")
     if rows * columns * samples > MOST_FRAME_VALUES or frames > MOST_SLICES:
         raise VolumeError(
             f"{path}: its Rows, Columns and NumberOfFrames ask for too much; frames have at most {MOST_FRAME_VALUES} "
@@ -149,8 +141,7 @@ def check_pixels(path: str, header: Any) -> None:
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_transfer_syntax:
         raise VolumeError(f"{path}: its TransferSyntaxUID is missing or unknown")
-    is_raw = not (syntax.is_encapsulated or syntax.is_deflated)
-    if is_raw and get_number(path, header, "HighBit", default=stored - 1) != stored - 1:
+    if not syntax.is_compressed and get_number(path, header, "HighBit", default=stored - 1) != stored - 1:
         raise VolumeError(f"{path}: its HighBit and BitsStored contradict each other")
 
 
@@ -196,23 +187,15 @@ def find_voi(path: str, header: Any) -> Mapping | None:
     return Window(centers[0], widths[0], function)
 
 
-def find_rescale(path: str, header: Any) -> LookupTable | None:
-    """
-    The table from stored values to those of the modality; `None` where slope and intercept, or nothing, stand for it.
-
-    Raises:
-        VolumeError: If one of slope and intercept is missing, the slope is 0, or a table stands beside them.
-    """
+def check_rescale(path: str, header: Any) -> None:
+    """Raise for what pydicom would pass over: one of slope and intercept alone, a slope of 0, or a table beside it."""
     slope, intercept = (get_floats(path, header, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if len(slope) != len(intercept):
         raise VolumeError(f"{path}: its {'RescaleIntercept' if slope else 'RescaleSlope'} is missing")
-    if header.get("ModalityLUTSequence"):
-        if slope:
-            raise VolumeError(f"{path}: its ModalityLUTSequence and RescaleSlope contradict each other")
-        return read_table(path, header, "ModalityLUTSequence")
+    if slope and header.get("ModalityLUTSequence"):
+        raise VolumeError(f"{path}: its ModalityLUTSequence and RescaleSlope contradict each other")
     if slope == [0.0]:
         raise VolumeError(f"{path}: its RescaleSlope is 0")
-    return None
 
 
 def read_table(path: str, header: Any, keyword: str) -> LookupTable:

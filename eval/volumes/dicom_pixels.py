@@ -4,9 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import SAMPLES, find_rescale, header_of_frame
+from .dicom_header import KEYWORDS, SAMPLES, header_of_frame
 from .errors import VolumeError, import_optional, reading
-from .windows import LookupTable, Range, by_parts
+from .windows import Range, by_parts
+
+
+PIXEL_KEYWORDS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
 
 
 def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
@@ -30,16 +33,9 @@ def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
             return Range(0, np.iinfo(colors.dtype).max)(colors[..., :3])
     if SAMPLES[header.PhotometricInterpretation] == 3:
         return stored if header.BitsStored == 8 else Range(0, 2**header.BitsStored - 1)(stored)
-    return rescale(path, stored, header_of_frame(header, frame))
-
-
-def rescale(path: str, stored: np.ndarray, header: Any) -> np.ndarray:
-    """Values of the modality, float32, of stored ones."""
-    transform = find_rescale(path, header)
-    if isinstance(transform, LookupTable):
-        return transform.look_up(stored)
-    processing = import_optional("pydicom.pixels.processing")
-    return by_parts(lambda part: processing.apply_modality_lut(part, header), stored, np.float32)
+    processing, own = import_optional("pydicom.pixels.processing"), header_of_frame(header, frame)
+    with reading(path, "its ModalityLUTSequence"):
+        return by_parts(lambda part: processing.apply_modality_lut(part, own), stored, np.float32)
 
 
 def decode(path: str, header: Any, frame: int) -> np.ndarray:
@@ -47,5 +43,7 @@ def decode(path: str, header: Any, frame: int) -> np.ndarray:
     pixels, syntax = import_optional("pydicom.pixels"), header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not pixels.get_decoder(syntax).is_available:
         raise VolumeError(f"{path}: its transfer syntax needs a decoder that is not installed")
-    source = import_optional("pydicom").dcmread(path) if syntax.is_deflated else path
-    return next(pixels.iter_pixels(source, indices=[frame]))
+    if not syntax.is_encapsulated and not syntax.is_deflated:
+        return next(pixels.iter_pixels(path, indices=[frame]))
+    dataset = import_optional("pydicom").dcmread(path, specific_tags=[*KEYWORDS, *PIXEL_KEYWORDS])
+    return next(pixels.iter_pixels(dataset, indices=[frame]))

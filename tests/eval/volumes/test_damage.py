@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from logramed.eval.volumes import VolumeError, expand_volume, open_image_reference
-from tests.benchmarks.dicom_table import list_files
 
-from .dicom_files import phantom, write_series, write_slice
+from .dicom_files import FILES, phantom, write_series, write_slice
 
 
 LONGEST_SECONDS, MOST_MEMORY = 30, 1 << 30
@@ -50,7 +49,9 @@ def sources(folder):
     values = np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16)
     for name in ("a.nii", "a.nii.gz"):
         nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 3, 1])), folder / name)
-    dicom = [path for path in list_files() if path.stat().st_size > 132 and "TINY_ALPHA" not in path.parts]
+    dicom = [
+        path for path in sorted(FILES.rglob("*.dcm")) if path.stat().st_size > 132 and "TINY_ALPHA" not in path.parts
+    ]
     return [folder / "a.nii", folder / "a.nii.gz", *dicom]
 
 
