@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -51,3 +52,19 @@ def describe_mistake(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error).strip() or type(error).__name__
+
+
+def refuse_unknown(parser: ArgumentParser, args: Sequence[str]) -> None:
+    """
+    Raise `ValueError` for arguments that do not exist, before a parser of transformers or TRL makes dataclasses of the
+    others, which may miss the one that was misspelt.
+
+    Example:
+        >>> refuse_unknown(ArgumentParser(), ["--modle", "x"])
+        Traceback (most recent call last):
+        ValueError: Unknown arguments: --modle.
+    """
+    _, unknown = parser.parse_known_args(args)
+    names = [word for word in unknown if word.startswith("--") and word != "--config"]
+    if names:
+        raise ValueError(f"Unknown arguments: {', '.join(names)}.")

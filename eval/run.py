@@ -12,6 +12,7 @@ import logramed  # before torch, for how its threads wait
 # isort: split
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -28,7 +29,7 @@ from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.candidates import training_candidates
-from logramed.eval.command_line import run_command
+from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
@@ -84,7 +85,9 @@ UNJUDGED = "The answers are written. To have them judged, start again with `--ju
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: of this process), print the table and return 0."""
     parser = HfArgumentParser(EvaluationArguments)
-    (arguments,) = parser.parse_args_into_dataclasses(None if argv is None else list(argv))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    refuse_unknown(parser, argv)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
     metrics = evaluate_benchmark(arguments)
     if metrics is None:
         print(UNJUDGED)

@@ -37,7 +37,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser, get_peft_config, get_quantization_config
 
 from logramed import LoGraMedConfig
-from logramed.eval.command_line import run_command
+from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.eval.model_names import naming_base_model, naming_model, processor_source, resolve_adapter
 from logramed.eval.volumes import count_image_tokens
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
@@ -199,6 +199,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
     parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
+    refuse_unknown(parser, argv)
     try:
         return parser.parse_args_and_config(argv)
     except yaml.YAMLError as error:

@@ -145,12 +145,12 @@ def read_parquet_rows(paths: Sequence[Path]) -> Iterator[Located]:
     for path in paths:
         try:
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE)
-            records = (record for batch in batches for record in batch.to_pylist())
-            for number, record in enumerate(records):
-                where = f"{path}, row {number}"
-                yield where, record | _save_images(record, where)
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise ValueError(f"{path} is no readable parquet file: {error}.") from error
+        records = (record for batch in batches for record in batch.to_pylist())
+        for number, record in enumerate(records):
+            where = f"{path}, row {number}"
+            yield where, record | _save_images(record, where)
 
 
 def _save_images(record: dict[str, Any], where: str) -> dict[str, Any]:

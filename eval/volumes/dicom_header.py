@@ -133,6 +133,8 @@ def check_pixels(path: str, header: Any) -> None:
     stored = get_number(path, header, "BitsStored", least=1)
     if header.get("PhotometricInterpretation") not in SAMPLES:
         raise VolumeError(f"{path}: its PhotometricInterpretation is none of {', '.join(SAMPLES)}")
+    if samples != SAMPLES[header.PhotometricInterpretation]:
+        raise VolumeError(f"{path}: its SamplesPerPixel and PhotometricInterpretation contradict each other")
     if rows * columns * samples > MOST_FRAME_VALUES or frames > MOST_SLICES:
         raise VolumeError(
             f"{path}: its Rows, Columns and NumberOfFrames ask for too much; frames have at most {MOST_FRAME_VALUES} "

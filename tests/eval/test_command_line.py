@@ -26,7 +26,7 @@ MISTAKES = [
     (
         "logramed-train",
         ["recipe.yaml", "--learnig_rate", "1"],
-        "not used by the HfArgumentParser: ['--learnig_rate'",
+        "Unknown arguments: --learnig_rate",
     ),
     ("logramed-train", ["misspelt.yaml"], "alignment_wieght"),
     ("logramed-train", ["broken.yaml"], "broken.yaml, line 3 is not YAML"),
@@ -41,7 +41,7 @@ MISTAKES = [
     (
         "logramed-eval",
         ["--benchmark", "slake", "--data", "x", "--output", "x", "--modle", "y"],
-        "not used by the HfArgumentParser: ['--modle'",
+        "Unknown arguments: --modle",
     ),
     (
         "logramed-eval",
@@ -161,6 +161,6 @@ def test_commands_begin_without_a_line_of_other_packages(script):
         [sys.executable, script, "--no_such_argument"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "error: " in done.stderr.splitlines()[-1] or "no_such_argument" in done.stderr.splitlines()[-1]
+    assert "error: " in done.stderr.splitlines()[-1] or "--no_such_argument" in done.stderr.splitlines()[-1]
     assert "gemm" not in done.stderr
     assert "Traceback" not in done.stderr
