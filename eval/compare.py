@@ -7,12 +7,11 @@ Compare runs of `eval/run.py` over the same questions: a table, tests, plots and
 with its pictures in `plots/`, and `comparison.json`.
 """
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from logramed.eval.command_line import run_command
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.comparison.html_report import render_html
 from logramed.eval.comparison.markdown_report import render_markdown
 from logramed.eval.comparison.plots import save_png

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from logramed.eval.command_line import UserError, run_command
+from logramed.eval.command_line import ArgumentParser, UserError, run_command
 from logramed.eval.model_names import refuse_missing_path
 from logramed.hub_cards.screening import PICKLE_ENDINGS
 
@@ -137,7 +137,7 @@ def _model_signing():
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="logramed-verify", description="Check a published model, data set or Space against its sums."
     )
     parser.add_argument("source", help="folder, or id on the Hub, which is downloaded")

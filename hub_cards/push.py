@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
 
-from logramed.eval.command_line import UserError, run_command
+from logramed.eval.command_line import ArgumentParser, UserError, run_command
 from logramed.hub_cards.contents import Contents
 from logramed.hub_cards.integrity import SIGNATURE_NAME, SUMS_NAME, read_sums, sign, write_sums
 from logramed.hub_cards.preview import write_preview
@@ -256,7 +256,7 @@ def describe_failure(repo_id: str, error: BaseException, status: int | None) -> 
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
+    parser = ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
     parser.add_argument("folder", type=Path, help="folder of a model, adapter, evaluation, data set or Space")
     parser.add_argument("--repo", required=True, help="owner/name on the Hub")
     parser.add_argument("--kind", choices=list(KINDS), help="what it is; by default seen from its files")

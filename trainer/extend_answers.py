@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from logramed.eval.command_line import run_command
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.eval.files import only_one_writer, write_json, write_json_lines
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeRefusedError, JudgeSettings, Reply
 from logramed.eval.model_names import naming_model
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="logramed-extend", description=__doc__.split("\n\n")[0].strip())
+    parser = ArgumentParser(prog="logramed-extend", description=__doc__.split("\n\n")[0].strip())
     parser.add_argument("data", help="training data in any form that `train.py` takes but a stream")
     parser.add_argument("--image_folder", help="folder of the images, as for `train.py`")
     model = parser.add_mutually_exclusive_group(required=True)

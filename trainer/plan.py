@@ -7,7 +7,6 @@ Memory that a training run will need a device. Computed, not measured.
 10^9 bytes throughout.
 """
 
-from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
-from logramed.eval.command_line import run_command
+from logramed.eval.command_line import ArgumentParser, run_command
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.parts import complete_adapters, freeze_parts
 
