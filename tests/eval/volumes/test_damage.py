@@ -83,7 +83,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_damaged_copies_are_refused_or_shown(tmp_path):
-    run_apart(tmp_path, copies=4)
+    run_apart(tmp_path, copies=2)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_many_damaged_copies_are_refused_or_shown(tmp_path, part):
 
 @pytest.mark.parametrize("folder_of", ["series", "mixed"])
 def test_damaged_series_are_refused_or_shown(tmp_path, folder_of):
-    for seed in range(40):
+    for seed in range(15):
         folder = tmp_path / f"{folder_of}{seed}"
         write_series(folder, phantom())
         for file in sorted(folder.iterdir())[: 1 if folder_of == "series" else 6]:
