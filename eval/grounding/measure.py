@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from logramed.eval.comparison.html_report import MAP_PICTURE
 from logramed.eval.files import write_json
@@ -105,9 +106,14 @@ def place_questions(
     for question in questions:
         path = question.row["image"]
         if path not in windows:
-            windows[path] = find_window(load_image(path).size, image_processor)  # upright, as the model sees it
+            windows[path] = find_window(_upright_size(path), image_processor)
         placed.append((question, windows[path], lay_on_grid(question.boxes, grid, windows[path])))
     return placed
+
+
+def _upright_size(path: str) -> tuple[int, int]:
+    image: Image.Image = load_image(path)  # turned as its metadata say, as the model sees it
+    return image.size
 
 
 def score_question(

@@ -24,9 +24,19 @@ class BoxedQuestion:
     boxes: list[Box] = field(default_factory=list)
 
 
+def has_boxes(benchmark: ModuleType) -> bool:
+    """Whether a benchmark comes with boxes."""
+    return hasattr(benchmark, "load_boxes")
+
+
 def check_boxes(benchmark: ModuleType) -> None:
-    """Raise `ValueError` for a benchmark without boxes."""
-    if not hasattr(benchmark, "load_boxes"):
+    """
+    Refuse a benchmark without boxes.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    if not has_boxes(benchmark):
         name = benchmark.__name__.rpartition(".")[2]
         raise ValueError(f"`grounding` needs boxes of what the images show, which {name} has not: use slake.")
 
