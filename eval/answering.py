@@ -1,13 +1,11 @@
 """Ask a model questions about images, in batches."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from logramed.eval.greedy import EndOfAnswer, GreedyRows, StopEachRow, StopStrings, own_stop_strings, stop_at
 from logramed.eval.prompts import (
     build_prompt,
     encode_prompts,
@@ -16,8 +14,7 @@ from logramed.eval.prompts import (
     load_question_images,
     padding_on_the_left,
 )
-from logramed.eval.question_images import list_images
-from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes
+from logramed.eval.stop_strings import StopEachRow, StopStrings, own_stop_strings, stop_at
 
 
 def answer_questions(
@@ -32,14 +29,11 @@ def answer_questions(
     progress: bool = True,
 ) -> Iterator[tuple[dict, str]]:
     """
-    Answer each question about its images by greedy decoding.
+    Answer each question about its images by greedy decoding with the model's own `generate`.
 
-    A batch holds prompts of like length, padded on the left, and the questions about the same images one after the
-    other. LLaVA models, ours included, read each image and the beginning that prompts share once, and the next
-    question takes the place of one whose answer has ended (see `SharedPrefixAnswerer`); other models go through
-    `generate`. Either way the answers equal those of asking one by one with `generate`, up to the rounding of the
-    model's dtype. Between batches the model is in the state (training or evaluation, module by module) it was given
-    in, and so is the tokenizer's padding side.
+    A batch holds questions of like length, padded on the left: its answers equal those of asking one by one, up to the
+    rounding of the model's dtype. Between batches the model is in the state (training or evaluation, module by module)
+    it was given in, and so is the tokenizer's padding side.
 
     Args:
         model: Any image-text-to-text model of transformers, on the device to run on. Runs without gradients.
@@ -64,125 +58,30 @@ def answer_questions(
             f"`batch_size` and `max_new_tokens` must be at least 1, got {batch_size} and {max_new_tokens}."
         )
     stop = stop_at(processor, own_stop_strings(processor) if stop_strings is None else stop_strings)
-    if can_share_prefixes(model):
-        answerer = SharedPrefixAnswerer(model, processor, questions, batch_size, max_new_tokens, stop, blank_images)
-    else:
-        answerer = GenerateAnswerer(model, processor, questions, batch_size, max_new_tokens, stop, blank_images)
-    with tqdm(total=len(questions), desc="Answering", unit="question", disable=not progress) as bar:
-        while answerer.is_busy():
-            with torch.no_grad(), evaluation_mode(model):
-                answered = answerer.advance()
-            for question, answer in answered:
-                yield question, answer
-                bar.update()
+    for batch in in_batches(questions, batch_size, "Answering", progress):
+        with torch.no_grad(), evaluation_mode(model):
+            answers = generate_answers(model, processor, batch, max_new_tokens, stop, blank_images)
+        yield from zip(batch, answers, strict=True)
 
 
-def order_questions(questions: Sequence[dict], by_image: bool) -> list[dict]:
+def in_batches(questions: Sequence[dict], batch_size: int, name: str, progress: bool = True) -> Iterator[list[dict]]:
     """
-    The questions longest first; with `by_image` those about the same images together, those with long ones first.
+    The questions longest first, so that those of a batch are of like length and memory runs out at once if ever.
 
     Example:
-        >>> rows = [{"image": image, "question": "?" * n} for image, n in (("a", 1), ("b", 2), ("a", 3))]
-        >>> [(row["image"], len(row["question"])) for row in order_questions(rows, by_image=True)]
-        [('a', 3), ('a', 1), ('b', 2)]
+        >>> rows = [{"question": "?" * length} for length in (1, 3, 2)]
+        >>> [[len(row["question"]) for row in batch] for batch in in_batches(rows, 2, "Asking", progress=False)]
+        [[3, 2], [1]]
     """
-    longest_first = sorted(questions, key=lambda question: -len(question["question"]))
-    if not by_image:
-        return longest_first
-    groups: dict[tuple[str, ...], list[dict]] = {}
-    for question in longest_first:
-        groups.setdefault(tuple(list_images(question)), []).append(question)
-    return [question for group in groups.values() for question in group]
+    ordered = sorted(questions, key=lambda question: -len(question["question"]))
+    with tqdm(total=len(ordered), desc=name, unit="question", disable=not progress) as bar:
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            yield batch
+            bar.update(len(batch))
 
 
-class GenerateAnswerer:
-    """Answers questions by the model's own `generate`, batch by batch (see `answer_questions`)."""
-
-    def __init__(self, model, processor, questions, batch_size, max_new_tokens, stop, blank_images):
-        self.waiting = deque(order_questions(questions, by_image=False))
-        self.batch_size = batch_size
-        self.options = (max_new_tokens, stop, blank_images)
-        self.model, self.processor = model, processor
-
-    def is_busy(self) -> bool:
-        return bool(self.waiting)
-
-    def advance(self) -> list[tuple[dict, str]]:
-        """The next questions and their answers."""
-        batch = [self.waiting.popleft() for _ in range(min(self.batch_size, len(self.waiting)))]
-        answers = answer_with_generate(self.model, self.processor, batch, *self.options)
-        return list(zip(batch, answers, strict=True))
-
-
-class SharedPrefixAnswerer:
-    """
-    Answers questions for a LLaVA model (see `answer_questions`).
-
-    A place in the batch that an ended answer leaves is taken by the next question, so that short answers do not wait
-    for long ones. Prompts that are the same in text and pixels are answered once.
-    """
-
-    def __init__(self, model, processor, questions, batch_size, max_new_tokens, stop, blank_images):
-        self.waiting = deque(order_questions(questions, by_image=True))
-        self.batch_size = batch_size
-        self.options = (max_new_tokens, stop, blank_images)
-        self.model, self.processor = model, processor
-        self.reader = PrefixReader(model, processor, blank_images)
-        self.end = EndOfAnswer(max_new_tokens, end_token_ids(model), stop)
-        self.rows: GreedyRows | None = None
-        self.asked: dict[bytes, list[dict]] = {}  # the questions that each row answers
-        self.answers: dict[bytes, str] = {}  # of all rows so far
-
-    def is_busy(self) -> bool:
-        return bool(self.waiting or self.rows)
-
-    def advance(self) -> list[tuple[dict, str]]:
-        """Take in questions while there is room, and go on until some are answered: these, with their answers."""
-        answered = self._take_in()
-        if not self.rows:
-            return answered
-        sequences = self.rows.decode(self.end)
-        answers = clean_answers(self.reader.tokenizer, list(sequences.values()), self.end.stop)
-        for key, answer in zip(sequences, answers, strict=True):
-            self.answers[key] = answer
-            answered += [(question, answer) for question in self.asked.pop(key)]
-        return answered
-
-    def _take_in(self) -> list[tuple[dict, str]]:
-        """Begin to answer questions; those that need no row of their own are returned with their answers."""
-        answered, without_suffix, new = [], [], {}
-        num_rows = len(self.rows) if self.rows else 0
-        while self.waiting and num_rows + len(new) + len(without_suffix) < self.batch_size:
-            question = self.waiting.popleft()
-            row = self.reader.encode(list_images(question), build_prompt(self.processor, question))
-            key = row.key
-            if not row.suffix:
-                without_suffix.append(question)
-            elif key in self.answers:
-                answered.append((question, self.answers[key]))
-            else:
-                if key not in self.asked:
-                    new[key] = row
-                self.asked.setdefault(key, []).append(question)
-        if new:
-            rows = GreedyRows(self.reader.model, list(new), self.reader.read(list(new.values())))
-            if self.rows:
-                self.rows.join(rows)
-            else:
-                self.rows = rows
-        if without_suffix:  # prompts that end with their image leave nothing to go on from
-            answers = answer_with_generate(self.model, self.processor, without_suffix, *self.options)
-            answered += zip(without_suffix, answers, strict=True)
-        return answered
-
-
-def end_token_ids(model: torch.nn.Module) -> frozenset[int]:
-    """The tokens that end an answer, by the model's generation config."""
-    ids = model.generation_config.eos_token_id
-    return frozenset() if ids is None else frozenset(ids if isinstance(ids, list) else [ids])
-
-
-def answer_with_generate(
+def generate_answers(
     model: torch.nn.Module,
     processor: Any,
     batch: Sequence[dict],

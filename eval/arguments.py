@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from logramed.eval.benchmarks import BENCHMARKS
+from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
 from logramed.eval.volumes import VolumeOptions
 from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 
@@ -85,13 +85,6 @@ class EvaluationArguments:
             "names, by the boxes of the benchmark (slake)."
         },
     )
-    candidates: str = field(
-        default="training",
-        metadata={
-            "help": "Answers to choose from, for open accuracy: the open answers of the training split, if it is "
-            'there, or a JSON file with a list or {"0": [...]}.'
-        },
-    )
     images: bool = field(default=True, metadata={"help": "Show small images of the worst questions in the report."})
     judge_url: str | None = field(
         default=None, metadata={"help": "OpenAI-compatible address of the judge of chat answers."}
@@ -102,8 +95,7 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         VolumeOptions(self.slices, self.window, self.volume_tokens)  # refuses what is impossible
-        if self.benchmark not in BENCHMARKS:
-            raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {self.benchmark!r}.")
+        get_benchmark(self.benchmark)
         if (self.model is None) == (self.predictions is None):
             raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
         if self.grounding and self.model is None:

@@ -1,8 +1,6 @@
 """The answers from which `open_accuracy` tells an open answer apart."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 
 # VQA-RAD's questions made from a pattern are left out, as the recipe of LLaVA-Med's conversion does.
@@ -26,19 +24,3 @@ def training_candidates(training: Sequence[dict]) -> list[str] | None:
         if row.get("answer_type") == "OPEN" and row.get("phrase_type", "freeform") in PHRASE_TYPES
     ]
     return list(dict.fromkeys(answers)) or None
-
-
-def read_candidates(path: str | Path) -> list | dict:
-    """
-    The answers of a JSON file: a list, or the release's `{"0": [...]}`.
-
-    Raises:
-        ValueError: If there is no such file, or it is not JSON; with its path.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f'`candidates` must be "training" or a JSON file, and {path} is no file.')
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"`candidates` {path} is not JSON: {error}.") from error

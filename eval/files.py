@@ -8,11 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from filelock import FileLock, Timeout
 
 
 def write_whole(path: Path, text: str) -> Path:
@@ -24,22 +20,18 @@ def write_whole(path: Path, text: str) -> Path:
         >>> write_whole(Path(tempfile.mkdtemp()) / "a.txt", "text").read_text()
         'text'
     """
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    return unfinished.replace(path)
+    return write_bytes_whole(path, text.encode())
 
 
-def write_bytes_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, and leaves nothing else behind; several processes may do so."""
+def write_bytes_whole(path: Path, content: bytes) -> Path:
+    """As `write_whole`, into a folder that need not exist; several processes may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.replace(file.name, path)
-        except OSError:
-            Path(file.name).unlink()
-            raise
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_bytes(content)
+        return unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -98,27 +90,17 @@ def to_json_line(row: dict) -> str:
 @contextmanager
 def only_one_writer(folder: Path) -> Iterator[None]:
     """
-    Refuse to go on while another process is in here with the same folder; one that was killed is in no one's way.
-
-    On Windows and on file systems without locks (some network drives) nobody is refused.
-
-    Raises:
-        ValueError: If another process has the folder.
+    Raise `ValueError` while another process is in here with the same folder; one that was killed is in no one's way.
     """
-    if fcntl is None:
+    lock = FileLock(folder / "run.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(
+            f"Another run is writing to {folder}. Wait until it has ended, or choose another `--output`."
+        ) from error
+    try:
         yield
-        return
-    path = folder / "run.lock"
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"Another run is writing to {folder}. Wait until it has ended, or choose another `--output`."
-            ) from error
-        except OSError:  # no locks here
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

@@ -1,9 +1,7 @@
 """The check that images can be decoded: one parallel pass over those that no earlier run has checked."""
 
-import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,7 +45,8 @@ def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
     if len(unknown) <= CHUNK_SIZE:
         return {key: problem for key, image in unknown.items() if (problem := find_decoding_problem(image))}
     problems = {}
-    with _lock(path) as path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_suffix(".lock")):
         unknown = _leave_out_known(by_key, path)
         with path.open("a", encoding="ascii") as memory:
             for keys, found in _decode_in_chunks(unknown):
@@ -88,10 +87,11 @@ def _find_problems(images: list[EncodedImage]) -> list[str | None]:
 def _decode_in_chunks(images: dict[str, EncodedImage]) -> Iterator[tuple[list[str], list[str | None]]]:
     """Keys and problems of `CHUNK_SIZE` images after another, decoded by data workers."""
     keys = list(images)
+    num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
         list(images.values()),
         CHUNK_SIZE,
-        num_workers=min(_count_processors(), len(keys) // CHUNK_SIZE),
+        num_workers=min(num_processors, len(keys) // CHUNK_SIZE),
         collate_fn=_find_problems,
         generator=torch.Generator(),  # a seed drawn from the global one would change the run that follows
     )
@@ -101,25 +101,6 @@ def _decode_in_chunks(images: dict[str, EncodedImage]) -> Iterator[tuple[list[st
             bar.update(len(problems))
 
 
-def _count_processors() -> int:
-    """Those that this process may use, where the system says so."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _leave_out_known(by_key: dict[str, EncodedImage], path: Path) -> dict[str, EncodedImage]:
     known = set(path.read_text(encoding="ascii", errors="replace").split()) if path.is_file() else set()
     return {key: image for key, image in by_key.items() if key not in known}
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[Path]:
-    """Hold the memory at `path` alone; where the cache cannot be written to, one for this time only."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / path.name
-        return
-    with WeakFileLock(path.with_suffix(".lock")):
-        yield path

@@ -4,20 +4,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
-from logramed.eval.answering import order_questions
+from logramed.eval.answering import in_batches
 from logramed.eval.prompts import (
     ask,
     build_prompt,
+    encode_prompts,
     evaluation_mode,
     get_tokenizer,
     load_question_images,
     padding_on_the_left,
     template_begins,
 )
-from logramed.eval.question_images import list_images
-from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes, pad_on_the_left, positions
 
 
 # Stands for an answer where a chat template is asked how it writes one: no template holds or changes these words.
@@ -54,19 +52,10 @@ def score_options(
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    reader = PrefixReader(model, processor, blank_images) if can_share_prefixes(model) else None
-    ordered = order_questions(questions, by_image=reader is not None)
-    with tqdm(total=len(questions), desc="Scoring options", unit="question", disable=not progress) as bar:
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
-            with torch.no_grad(), evaluation_mode(model):
-                if reader is not None:
-                    scores = score_with_shared_prefixes(reader, batch)
-                else:
-                    scores = score_whole_prompts(model, processor, batch, blank_images)
-            for question, option_scores in zip(batch, scores, strict=True):
-                yield question, option_scores
-                bar.update()
+    for batch in in_batches(questions, batch_size, "Scoring options", progress):
+        with torch.no_grad(), evaluation_mode(model):
+            scores = score_batch(model, processor, batch, blank_images)
+        yield from zip(batch, scores, strict=True)
 
 
 def build_answer_context(processor: Any, question: Mapping[str, Any]) -> tuple[str, str]:
@@ -86,37 +75,10 @@ def build_answer_context(processor: Any, question: Mapping[str, Any]) -> tuple[s
     return written[:end], written[end:start]
 
 
-def score_with_shared_prefixes(reader: PrefixReader, batch: Sequence[dict]) -> list[list[float]]:
-    """The scores of the options of each question of `batch`, in its order."""
-    rows, num_option_tokens = [], []
-    for question in batch:
-        context, blank = build_answer_context(reader.processor, question)
-        context_ids = reader.encode(list_images(question), context).input_ids
-        for option in question["options"]:
-            row = reader.encode(list_images(question), context + blank + option)
-            rows.append(row)
-            num_option_tokens.append(count_option_tokens(row.input_ids, context_ids, question, option))
-    if any(count >= len(row.suffix) for row, count in zip(rows, num_option_tokens, strict=True)):
-        # Options that come right after the image: the image's last token tells how likely they begin so.
-        return score_whole_prompts(reader.model, reader.processor, batch, reader.blank_images)
-    prefixes = reader.read(rows)
-    input_ids, suffix_mask = pad_on_the_left(prefixes.suffixes, reader.model.device)
-    attention_mask = torch.cat([prefixes.attention_mask, suffix_mask], dim=1)
-    logits = reader.model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=positions(attention_mask)[:, -input_ids.shape[1] :],
-        past_key_values=prefixes.cache,
-        use_cache=True,
-        logits_to_keep=max(num_option_tokens) + 1,
-    ).logits
-    return split_by_question(mean_log_probabilities(logits, input_ids, num_option_tokens), batch)
-
-
-def score_whole_prompts(
+def score_batch(
     model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
 ) -> list[list[float]]:
-    """As `score_with_shared_prefixes`, for any model: each option with the whole prompt before it."""
+    """The scores of the options of each question of `batch`, in its order, each with the whole prompt before it."""
     tokenizer = get_tokenizer(processor)
     pairs = [(question, option) for question in batch for option in question["options"]]
     images = load_question_images([question for question, _ in pairs], processor, blank_images)
@@ -124,13 +86,7 @@ def score_whole_prompts(
     texts = [context + blank + option for (context, blank), (_, option) in zip(contexts, pairs, strict=True)]
     options = {"add_special_tokens": not template_begins(processor, texts[0])}
     with padding_on_the_left(tokenizer):
-        inputs = processor(
-            text=texts,
-            images=images,
-            return_tensors="pt",
-            padding=True,
-            **options,
-        ).to(model.device, model.dtype)
+        inputs = encode_prompts(processor, texts, images).to(model.device, model.dtype)
     # Placeholders of images are one token here and as many as in the inputs there, in both texts alike.
     num_option_tokens = [
         count_option_tokens(tokenizer(text, **options)["input_ids"], tokenizer(context, **options)["input_ids"], *pair)

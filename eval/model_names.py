@@ -1,15 +1,12 @@
 """Names of models as people type them: a folder or an id on the Hub. A mistyped folder is not looked up on the Hub."""
 
-import difflib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from transformers import PretrainedConfig
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -32,31 +29,13 @@ def looks_like_path(name: str) -> bool:
     return marked or len(further) > 1 or (len(further) == 1 and Path(first).is_dir())
 
 
-def nearest_folder(name: str) -> str | None:
-    """The existing folder whose path is most like `name`: one part of it is spelt otherwise, or it lies below."""
-    path = Path(name)
-    for missing in (path, *path.parents):
-        if missing.parent.is_dir() and not missing.is_dir():
-            names = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()]
-            for match in difflib.get_close_matches(missing.name, names, n=3, cutoff=0.6):
-                found = missing.parent / match
-                below = found / path.relative_to(missing)
-                return str(below if below.is_dir() else found)
-    return None
-
-
 def refuse_missing_path(name: str, argument: str) -> None:
     """
     Raises:
-        ValueError: If `name` looks like a path and there is no such folder; the nearest is named.
+        ValueError: If `name` looks like a path and there is no such folder.
     """
     if not Path(name).is_dir() and looks_like_path(name):
-        raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.{describe_nearest(name)}")
-
-
-def describe_nearest(name: str) -> str:
-    nearest = nearest_folder(name)
-    return f" The nearest is {nearest}." if nearest else ""
+        raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.")
 
 
 @contextmanager
@@ -74,11 +53,9 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
             must be converted first, or if neither a folder nor the Hub has it.
     """
     name = str(name)
-    if Path(name).is_file():
-        raise ValueError(f"{argument} {name} is a file, and must be the folder of a model.")
-    if Path(name).is_dir():
-        require_configuration(Path(name), argument)
     refuse_missing_path(name, argument)
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in CONFIGURATIONS):
+        raise ValueError(f"{argument} {name} is a folder without {' or '.join(CONFIGURATIONS)}: no model.")
     if not foreign:
         refuse_foreign(name, argument)
     try:
@@ -88,7 +65,7 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
             raise
         raise ValueError(
             f"{argument} {name}: there is no such folder here, and no such model on the Hub, or it cannot be reached "
-            f"or read from here.{describe_nearest(name)}"
+            "or read from here."
         ) from error
 
 
@@ -96,19 +73,13 @@ def refuse_foreign(name: str, argument: str) -> None:
     """
     Raises:
         ValueError: If a folder, or a repository of the Hub, holds a checkpoint of LLaVA's own code, which transformers
-            does not know or, worse, takes for its own; says which command converts it.
+            does not know or, worse, takes for its own; names the command that converts it.
     """
-    path = Path(name) / CONFIGURATIONS[0]
-    if not Path(name).is_dir():
-        try:
-            path = Path(hf_hub_download(name, CONFIGURATIONS[0]))
-        except (OSError, ValueError, HfHubHTTPError):  # told when the model is loaded
-            return
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config, _ = PretrainedConfig.get_config_dict(name)
     except (OSError, ValueError):  # told when the model is loaded
         return
-    kind = find_foreign_kind(config) if isinstance(config, dict) else None
+    kind = find_foreign_kind(config)
     if kind is not None:
         raise ValueError(
             f"{argument} {name} is a checkpoint of another code. Convert it first: logramed-convert --from {kind} "
@@ -138,18 +109,6 @@ def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
         "max_sequence_length" in config and "max_position_embeddings" not in config
     )
     return "llava-med-v1" if is_v0 else "llava"
-
-
-def require_configuration(folder: Path, argument: str) -> None:
-    """
-    Raises:
-        ValueError: If `folder` holds no model; names those one level below it.
-    """
-    if any((folder / name).is_file() for name in CONFIGURATIONS):
-        return
-    below = sorted({path.parent for name in CONFIGURATIONS for path in folder.glob(f"*/{name}")})
-    hint = f" There are models in {', '.join(map(str, below[:5]))}." if below else ""
-    raise ValueError(f"{argument} {folder} is a folder without {' or '.join(CONFIGURATIONS)}: no model.{hint}")
 
 
 def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | None]:

@@ -1,7 +1,6 @@
 """The model to evaluate: loading it, adapters included, and telling it apart from others."""
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,6 @@ from logramed.eval.model_names import (
 )
 
 
-# Files up to this size are read whole, and of larger ones 16 KiB out of each MiB, so as not to read a whole 7B. Not
-# the start and the end alone: training of the projector, in the middle, leaves both as they are.
-WHOLE_FILE_BYTES = 1 << 30
-SAMPLE_BYTES, SAMPLE_STEP = 1 << 14, 1 << 20
 MODEL_FILES = (
     "*config.json",
     "tokenizer*",
@@ -80,7 +75,7 @@ def read_stop_string(model: str, adapter: str | None = None) -> str | None:
 
 def fingerprint_model(model: str, adapter: str | None = None) -> str:
     """
-    A hash of a model's configuration, tokenizer and weight files (of large ones a sample), or its Hub id.
+    A hash of a model's configuration, tokenizer and weight files, or its Hub id.
 
     Two trainings of one configuration differ in it; a copy of a folder does not. With an adapter, both count.
     """
@@ -96,11 +91,8 @@ def _fingerprint_folder(model: str) -> str:
         return model
     digest = hashlib.sha256()
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.name} {size}".encode())
-            num_bytes = SAMPLE_STEP if size <= WHOLE_FILE_BYTES else SAMPLE_BYTES
-            for start in range(0, size, SAMPLE_STEP):
-                file.seek(start)
-                digest.update(file.read(num_bytes))
+            while part := file.read(1 << 20):
+                digest.update(part)
     return digest.hexdigest()

@@ -28,8 +28,8 @@ from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
-from logramed.eval.candidates import read_candidates, training_candidates
-from logramed.eval.command_line import parse_into_dataclasses, run_command
+from logramed.eval.candidates import training_candidates
+from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
@@ -52,31 +52,25 @@ from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image,
 
 # Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
 MAX_NEW_TOKENS = {"vqa": 32, "multiple_choice": 64, "chat": 512, "report": 512}
-# Arguments on which no answer depends: where files lie, how much is asked at once, how answers are scored and shown.
-# Which slices of volumes are shown, and in which window, is part of the names and hashes of images.
-NOT_OF_AN_ANSWER = (
-    "output",
-    "data",
-    "batch_size",
-    "on_bad_row",
-    "trust_remote_code",
-    "blank_images",
-    "blank_predictions",
-    "candidates",
-    "grounding",
-    "images",
-    "system",
-    "training_data_share",
-    "judge_url",
-    "judge_model",
-    "judge_concurrency",
-    "window",
-    "slices",
-    "volume_tokens",
+# Arguments on which answers depend. Which slices of volumes are shown, and in which window, is part of the names and
+# hashes of images.
+OF_AN_ANSWER = (
+    "benchmark",
+    "model",
+    "adapter",
+    "predictions",
+    "missing_as_empty",
+    "split",
+    "subset",
+    "limit",
+    "max_new_tokens",
+    "stop_string",
+    "yes_no_hint",
+    "multiple_choice",
 )
 # Settings with a fingerprint beside them: the same files may lie elsewhere by now.
 FINGERPRINTED = {"model", "adapter", "predictions"}
-# What is made of the answers, so that nothing of other answers is left beside new ones.
+# Nothing that was made of other answers is left beside new ones.
 RESULTS = (
     "metrics.json",
     "report.html",
@@ -91,7 +85,9 @@ UNJUDGED = "The answers are written. To have them judged, start again with `--ju
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: of this process), print the table and return 0."""
     parser = HfArgumentParser(EvaluationArguments)
-    (arguments,) = parse_into_dataclasses(parser, sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    refuse_unknown(parser, argv)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
     metrics = evaluate_benchmark(arguments)
     if metrics is None:
         print(UNJUDGED)
@@ -200,23 +196,22 @@ class Run:
         """Leave out and list the questions with an image that cannot be decoded, now and not in mid-run."""
         images = all_images(self.questions)
         by_key = find_unreadable(image for image in images if image not in self.bad_volumes)
-        problems = {image: self.bad_volumes.get(image) or by_key.get(image_key(image)) for image in images}
-        if not any(problems.values()):
-            return
-        unreadable = {}
+        unreadable = {image: self.bad_volumes.get(image) or by_key.get(image_key(image)) for image in images}
+        problems: dict[str, str] = {}
         for question in self.questions:
-            found = ((image, problems[image]) for image in list_images(question))
-            image, problem = next((pair for pair in found if pair[1] is not None), (None, None))
-            if problem is not None:
-                words = f"question {question['question_id']}: the image {image} cannot be read, {problem}."
-                unreadable[question["question_id"]] = words
-        self.bad_rows += hide_folder(list(unreadable.values()), self.arguments.data)
-        warnings.warn(describe_skipped(list(unreadable.values())), stacklevel=2)
-        kept = [question for question in self.questions if question["question_id"] not in unreadable]
-        if not kept:
+            question_id = question["question_id"]
+            for image in filter(unreadable.get, reversed(list_images(question))):  # the first is the one named
+                problems[question_id] = (
+                    f"question {question_id}: the image {image} cannot be read, {unreadable[image]}."
+                )
+        if not problems:
+            return
+        self.bad_rows += hide_folder(list(problems.values()), self.arguments.data)
+        warnings.warn(describe_skipped(list(problems.values())), stacklevel=2)
+        self.questions = [row for row in self.questions if row["question_id"] not in problems]
+        self.all_questions = [row for row in self.all_questions if row["question_id"] not in problems]
+        if not self.questions:
             raise ValueError(f"None of the images can be read: {describe_skipped(self.bad_rows)}.")
-        self.questions = kept
-        self.all_questions = [row for row in self.all_questions if row["question_id"] not in unreadable]
 
     def path(self, stem: str, blank: bool) -> Path:
         """A file of lines in the output folder; runs without sight have their own."""
@@ -300,13 +295,11 @@ class Run:
     def measure_grounding(self) -> dict:
         """Where the model looks, without the figures of single questions; as in `grounding.json`, if it is of now."""
         names = ("model_fingerprint", "data_fingerprint", "yes_no_hint")
+        boxes = [[list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)]
         settings = {name: self.settings[name] for name in names} | {
-            "boxes": [
-                [list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)
-            ],
+            "boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest(),
             "blank_images": self.arguments.blank_images,
         }
-        settings["boxes"] = hashlib.sha256(json.dumps(settings["boxes"]).encode()).hexdigest()
         result = grounding.read_grounding(self.output, settings)
         if result is None:
             shown = [show_question(row, self.settings["yes_no_hint"]) for row in self.questions]
@@ -334,13 +327,11 @@ class Run:
         return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
 
     @cached_property
-    def candidates(self) -> list | dict | None:
+    def candidates(self) -> list[str] | None:
         """The answers to choose from, if there are any."""
-        if self.task != "vqa":
+        if self.task != "vqa" or isinstance(self.training, str):
             return None
-        if self.arguments.candidates != "training":
-            return read_candidates(self.arguments.candidates)
-        return None if isinstance(self.training, str) else training_candidates(self.training)
+        return training_candidates(self.training)
 
     def find_leakage(self, rows: Sequence[dict]) -> dict:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""
@@ -410,7 +401,7 @@ def describe_run(
     arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict], hashes: Mapping[str, bytes]
 ) -> dict:
     """Everything that answers depend on, and what made them."""
-    settings = {name: value for name, value in asdict(arguments).items() if name not in NOT_OF_AN_ANSWER}
+    settings = {name: getattr(arguments, name) for name in OF_AN_ANSWER}
     settings["split"] = split
     settings["max_new_tokens"] = arguments.max_new_tokens or MAX_NEW_TOKENS[task]
     if arguments.model is not None:
@@ -429,15 +420,12 @@ def describe_run(
 
 def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]) -> None:
     """
-    Write `settings` to `path`, or refuse if answers of other settings lie beside it. Versions may differ.
-
-    Where there are no answers any more, what a former run made of its own is deleted.
+    Write `settings` to `path`; raise `ValueError` if answers of other settings, versions aside, lie beside it.
     """
     written = [answers for answers in predictions_paths if answers.is_file() and answers.stat().st_size]
     if not written:
-        if path.is_file():
-            for name in RESULTS:
-                path.with_name(name).unlink(missing_ok=True)
+        for name in RESULTS:
+            path.with_name(name).unlink(missing_ok=True)
         write_json(path, settings)
         return
     if not path.is_file():

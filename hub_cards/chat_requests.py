@@ -11,8 +11,8 @@ from fastapi import HTTPException
 from transformers import StoppingCriteriaList
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 
-from logramed.eval.greedy import StopEachRow, StopStrings, own_stop_strings, stop_at
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
+from logramed.eval.stop_strings import StopEachRow, StopStrings, own_stop_strings, stop_at
 
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

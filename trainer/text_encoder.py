@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from logramed.eval.files import write_bytes_whole
-from logramed.eval.model_names import describe_nearest, looks_like_path
+from logramed.eval.model_names import looks_like_path
 
 
 logger = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def find_folder(name: str) -> Path:
     """The folder of an encoder, downloaded first if it is a Hub id: the `.bin` files only if it has no safetensors."""
     folder = Path(name)
     if not folder.is_dir() and looks_like_path(name):
-        raise ValueError(f"there is no such folder.{describe_nearest(name)}")
+        raise ValueError("there is no such folder")
     for weights in () if folder.is_dir() else WEIGHTS:
         try:
             snapshot = huggingface_hub.snapshot_download(

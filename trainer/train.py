@@ -37,7 +37,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import TrlParser, get_peft_config, get_quantization_config
 
 from logramed import LoGraMedConfig
-from logramed.eval.command_line import describe_nearest, parse_into_dataclasses, run_command
+from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.eval.model_names import naming_base_model, naming_model, processor_source, resolve_adapter
 from logramed.eval.volumes import count_image_tokens
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
@@ -199,8 +199,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
     parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
+    refuse_unknown(parser, argv)
     try:
-        return parse_into_dataclasses(parser, argv)
+        return parser.parse_args_and_config(argv)
     except yaml.YAMLError as error:
         recipe, mark = argv[argv.index("--config") + 1], getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}"
@@ -213,10 +214,7 @@ def find_recipe(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.name for path in RECIPE_FOLDER.glob("*.yaml"))
-    nearest = describe_nearest(name, known)
-    raise FileNotFoundError(
-        f"There is no recipe {name}.{nearest} Give the path of a YAML file, or one of {', '.join(known)}."
-    )
+    raise FileNotFoundError(f"There is no recipe {name}. Give the path of a YAML file, or one of {', '.join(known)}.")
 
 
 def look_before_start(model: ModelArguments, data: DataArguments, training: LoGraMedTrainingArguments) -> int:

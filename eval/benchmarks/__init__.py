@@ -4,8 +4,10 @@ The benchmarks of `eval/run.py`: one module each.
 A module has `TASK` ("vqa", "multiple_choice", "chat" or "report"), `SPLITS` (first the one that is tested by default),
 `HUB_ID` (the data set of the Hugging Face Hub that it also loads from, or `None`) and two functions:
 
-- `load_questions(data, split="test", subset=None, skipped=None) -> list[dict]`, where `data` is a folder in the
-  official layout or a Hub id; bad rows are refused or, given a list `skipped`, left out and named there;
+- `load_questions(data, split="test", subset=None, skipped=None) -> list[dict]`: one row a question, in the order of
+  the file. `data` is a folder in the official layout or a Hub id. An unknown `split` or `subset`, a missing file or a
+  bad row (with file, row and field) raises `ValueError`; given a list `skipped`, bad rows are left out and described
+  there. Warns of row counts that differ from the known ones;
 - `count_differences(questions, split, subset=None) -> list[str]`: what differs from the known size of the split.
 
 A question row has `question_id` (str, unique), `image` (absolute path), `question` (without image placeholder),

@@ -6,22 +6,18 @@ brought along. The Hub has no copy that the field uses. The reference answers ar
 the sentences that mention the figure, not the image.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logramed.eval.benchmarks.hub import find_file, image_folder, refuse_folder
+from logramed.eval.benchmarks.hub import read_questions, require_file
 from logramed.eval.benchmarks.rows import (
     check_ids,
     check_split,
     check_subset,
-    collect_image_names,
     describe_count_differences,
     find_images,
     read_question,
-    read_records,
-    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -30,11 +26,8 @@ from logramed.eval.benchmarks.rows import (
 TASK = "chat"
 SPLITS = ("test",)
 HUB_ID = None
-FILES = (
-    "llava_med_eval_qa50_qa.jsonl",
-    "eval/llava_med_eval_qa50_qa.jsonl",
-    "data/eval/llava_med_eval_qa50_qa.jsonl",
-)
+NAME = "llava_med_eval_qa50_qa.jsonl"
+FILES = (NAME, f"eval/{NAME}", f"data/eval/{NAME}")
 # Seen from the file's folder: beside it, and where LLaVA-Med's commands look (`data/images` for `data/eval/...`).
 IMAGE_FOLDERS = ("images", "qa50_images", "../images", "../qa50_images", ".")
 IMAGE_ARCHIVES = ("images.zip", "qa50_images.zip", "../qa50_images.zip")
@@ -44,74 +37,49 @@ NO_DOMAIN = "none"
 # Source: the official file, whose questions are numbered 0 to 192 and are conversation up to 142; the same 143 + 50 =
 # 193 head the paper's table of the chat evaluation.
 EXPECTED_COUNTS = {"questions": 193, "images": 50}
-EXPECTED_TYPES = {"conversation": 143, "detailed_description": 50}
 
 
 def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    Read the questions.
+    The questions, with GPT-4's `answer`, `context` (what a judge may read of the figure) and `domains`.
 
-    Row counts that differ from the official file's give a warning that says what differs.
+    A question of several domains counts in the first, in the order of `DOMAINS`, as LLaVA-Med counts, so that groups
+    add up to the whole.
 
     Args:
         data (`str` or `Path`): The file, or the folder with it: the one it lies in, or `data/` of LLaVA-Med's
             repository, or the repository. Images lie in `images/` or `qa50_images/` (or `qa50_images.zip`) beside the
             file or one folder up.
-        split (`str`): "test".
-        subset (`None`): There are none.
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
-
-    Returns:
-        `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (absolute path),
-        `question`, `answer` (GPT-4's), `context` (caption, and the sentences that mention the figure), `domains` (all
-        that are true) and `groups`: `question_type` ("conversation", "detailed_description") and `domain`, of several
-        the first in the order of `DOMAINS`, as LLaVA-Med counts, and "none" where none is true: so every question
-        counts once and groups add up to the whole.
-
-    Raises:
-        ValueError: If `split` or `subset` is unknown, the file or an image is missing, an id is repeated, or a row is
-            not of the form above; with file, line and field.
+        split, subset, skipped: See `logramed.eval.benchmarks`.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "chat")
-    path = _find(data)
-    records = read_records(path)
-    names = collect_image_names((record for _, record in records), "image", "images")
-    images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
-    questions = read_rows(records, lambda record, where: _question_row(record, images, where), skipped, "question_id")
+    path = Path(data).expanduser().resolve()
+    if not path.exists():
+        raise ValueError(f"`data` must be LLaVA-Med's {NAME} or the folder with it; there is no {str(data)!r}.")
+    path = path if path.is_file() else require_file(path, FILES, "chat")
+    questions = read_questions(
+        path,
+        _question_row,
+        skipped,
+        image_fields=("image", "images"),
+        image_folders=IMAGE_FOLDERS,
+        archives=IMAGE_ARCHIVES,
+        id_field="question_id",
+    )
     check_ids(questions, path)
-    warn_of_differences("chat", split, count_differences(questions, split), f"Use LLaVA-Med's {FILES[0]}.")
+    warn_of_differences("chat", split, count_differences(questions, split))
     return questions
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from the official file, in words: questions, images, and questions of each type."""
-    types = Counter(question["groups"]["question_type"] for question in questions)
-    return [
-        *describe_count_differences(questions, EXPECTED_COUNTS),
-        *(
-            f"{types[name]:,} questions of type {name} instead of {EXPECTED_TYPES.get(name, 0):,}"
-            for name in {**EXPECTED_TYPES, **types}
-            if types[name] != EXPECTED_TYPES.get(name, 0)
-        ),
-    ]
+    """What differs from the official file, in words."""
+    return describe_count_differences(questions, EXPECTED_COUNTS)
 
 
-def _find(data: str | Path) -> Path:
-    path = Path(data).expanduser().resolve()
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ValueError(f"`data` must be LLaVA-Med's {FILES[0]} or the folder with it; there is no {str(data)!r}.")
-    found = find_file(path, FILES)
-    if found is None:
-        raise refuse_folder(path, FILES, "chat")
-    return found
-
-
-def _question_row(record: Mapping[str, Any], images: Path, where: str) -> dict:
+def _question_row(record: Mapping[str, Any], where: str, images: Path) -> dict:
     domains = read_domains(record, where)
     found = find_images(images, record, where)
     return {
@@ -137,19 +105,14 @@ def read_domains(record: Mapping[str, Any], where: str) -> list[str]:
         ['histology', 'gross']
     """
     domain = record.get("domain") or {}
-    if not isinstance(domain, dict) or not all(isinstance(value, bool) for value in domain.values()):
-        raise ValueError(f"{where}, `domain`: expected names with true or false, got {domain!r}.")
-    unknown = sorted(domain.keys() - set(DOMAINS))
-    if unknown:
-        raise ValueError(f"{where}, `domain`: expected {', '.join(DOMAINS)}, got {', '.join(unknown)}.")
+    if not isinstance(domain, dict) or not set(domain) <= set(DOMAINS):
+        raise ValueError(f"{where}, `domain`: expected {', '.join(DOMAINS)} with true or false, got {domain!r}.")
     return [name for name in DOMAINS if domain.get(name)]
 
 
 def read_context(record: Mapping[str, Any], where: str) -> str:
     """
     What a judge may read of a figure: its caption, then each sentence that mentions it, a line each.
-
-    `in_text_mention` is a list of objects with `tokens`, or null; a list of plain texts is taken too.
 
     Example:
         >>> figure = {"fig_label": "Fig. 3", "fig_caption": "A mass."}
@@ -158,14 +121,11 @@ def read_context(record: Mapping[str, Any], where: str) -> str:
         Caption of Fig. 3: A mass.
         Mentioned in the text: There was a mass ( Fig. 3 ) .
     """
-    label = record.get("fig_label")
-    is_named = isinstance(label, str) and label.strip()
-    name = f"Caption of {read_text(record, 'fig_label', where).rstrip('.')}" if is_named else "Caption"
-    lines = [f"{name}: {read_text(record, 'fig_caption', where)}"]
+    label = str(record.get("fig_label") or "").strip().rstrip(".")
+    lines = [f"Caption{f' of {label}' if label else ''}: {read_text(record, 'fig_caption', where)}"]
     mentions = record.get("in_text_mention") or []
-    if not isinstance(mentions, list):
-        raise ValueError(f"{where}, `in_text_mention`: expected a list or null, got {mentions!r}.")
+    if not isinstance(mentions, list) or not all(isinstance(mention, dict) for mention in mentions):
+        raise ValueError(f"{where}, `in_text_mention`: expected a list of objects or null, got {mentions!r}.")
     for number, mention in enumerate(mentions):
-        fields = mention if isinstance(mention, dict) else {"tokens": mention}
-        lines.append(f"Mentioned in the text: {read_text(fields, 'tokens', f'{where}, `in_text_mention[{number}]`')}")
+        lines.append(f"Mentioned in the text: {read_text(mention, 'tokens', f'{where}, `in_text_mention[{number}]`')}")
     return "\n".join(lines)

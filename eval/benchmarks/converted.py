@@ -11,21 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logramed.eval.benchmarks.hub import image_folder, read_parquet_rows
+from logramed.eval.benchmarks.hub import read_parquet_rows, read_questions
 from logramed.eval.benchmarks.rows import (
-    collect_image_names,
     find_images,
     infer_answer_type,
     read_answer_type,
     read_question,
     read_records,
-    read_rows,
     read_text,
 )
 
 
 CONVERSATION_FIELDS = ("conversations", "conversatons")
-TABLE_COLUMNS = ("image", "question", "answer")
 
 
 def is_converted(path: Path) -> bool:
@@ -49,17 +46,43 @@ def read_converted_rows(
         image_folders (sequence of `str`): Where the images may lie, seen from the file's folder.
         groups (sequence of `str`): Fields to break figures down by, which every row must have.
         read_type (callable): Reads the answer type of a row, given it and its place in words.
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
+        skipped (`list[str]`, *optional*): Bad rows are left out and described here (see `read_rows`).
 
     Raises:
         ValueError: If a row is not of this form or its image is missing; with file, id and field.
     """
-    records = read_records(path)
-    names = collect_image_names((record for _, record in records), "image", "images")
-    images = image_folder(path.parent, image_folders, names, archives=("images.zip", "imgs.zip"))
-    return read_rows(
-        records, lambda record, where: _question_row(record, where, path, images, groups, read_type), skipped, "id"
+
+    def read_row(record: dict, where: str, images: Path) -> dict:
+        question_id = read_text(record, "id", where)
+        where = f"{path}, row with `id` {question_id}"
+        found = find_images(images, record, where)
+        asked, answered, where_turns = _find_turns(record, where)
+        return {
+            "question_id": question_id,
+            **found,
+            "question": read_question(asked, "value", f"{where_turns}, turn 0", found.get("images")),
+            "answer": read_text(answered, "value", f"{where_turns}, turn 1"),
+            "answer_type": read_type(record, where),
+            "groups": {name: read_text(record, name, where) for name in groups},
+        }
+
+    return read_questions(
+        path,
+        read_row,
+        skipped,
+        image_fields=("image", "images"),
+        image_folders=image_folders,
+        archives=("images.zip", "imgs.zip"),
+        id_field="id",
     )
+
+
+def _find_turns(record: dict, where: str) -> tuple[dict, dict, str]:
+    field = next((field for field in CONVERSATION_FIELDS if field in record), CONVERSATION_FIELDS[0])
+    turns = record.get(field)
+    if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"{where}, `{field}`: expected two turns, a question and its answer, got {turns!r}.")
+    return *turns, f"{where}, `{field}`"
 
 
 def read_table_rows(paths: Sequence[Path]) -> list[dict]:
@@ -67,59 +90,19 @@ def read_table_rows(paths: Sequence[Path]) -> list[dict]:
     Question rows of the parquet files of one split. Their ids are the row numbers, counted through all files.
 
     The tables hold no answer types: a question whose answer is yes or no is "CLOSED", any other "OPEN".
-
-    Raises:
-        ValueError: If a file, column, image or text is missing; with file and row.
     """
     questions = []
-    for number, (where, record) in enumerate(read_parquet_rows(paths, TABLE_COLUMNS)):
+    for number, (where, record) in enumerate(read_parquet_rows(paths)):
+        images = {name: record[name] for name in ("image", "images") if record.get(name)}
         answer = read_text(record, "answer", where)
         questions.append(
             {
                 "question_id": str(number),
-                **_of_table(record, where),
+                **images,
+                "question": read_question(record, "question", where, images.get("images")),
                 "answer": answer,
                 "answer_type": infer_answer_type(answer),
                 "groups": {},
             }
         )
     return questions
-
-
-def _of_table(record: dict, where: str) -> dict:
-    """The images and the question of a row of a table; the text beside one image is taken as it is."""
-    if "images" not in record:
-        return {"image": record["image"], "question": read_text(record, "question", where)}
-    return {"images": record["images"], "question": read_question(record, "question", where, record["images"])}
-
-
-def _question_row(
-    record: dict,
-    where: str,
-    path: Path,
-    images: Path,
-    groups: Sequence[str],
-    read_type: Callable[[Mapping[str, Any], str], str],
-) -> dict:
-    question_id = read_text(record, "id", where)
-    where = f"{path}, row with `id` {question_id}"
-    found = find_images(images, record, where)
-    question, answer = _read_turns(record, where, found.get("images"))
-    return {
-        "question_id": question_id,
-        **found,
-        "question": question,
-        "answer": answer,
-        "answer_type": read_type(record, where),
-        "groups": {name: read_text(record, name, where) for name in groups},
-    }
-
-
-def _read_turns(record: dict, where: str, images: list[str] | None) -> tuple[str, str]:
-    field = next((field for field in CONVERSATION_FIELDS if field in record), CONVERSATION_FIELDS[0])
-    turns = record.get(field)
-    if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError(f"{where}, `{field}`: expected two turns, a question and its answer, got {turns!r}.")
-    where = f"{where}, `{field}`"
-    question = read_question(turns[0], "value", f"{where}, turn 0", images)
-    return question, read_text(turns[1], "value", f"{where}, turn 1")

@@ -4,20 +4,18 @@ PMC-VQA: multiple-choice questions about figures of open-access papers, generate
 Source: Zhang et al. 2023, arXiv:2305.10415; files of the Hub data sets RadGenome/PMC-VQA and xmcmic/PMC-VQA.
 """
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
+from logramed.eval.benchmarks.hub import locate, read_questions, require_file
 from logramed.eval.benchmarks.options import collect_options, match_option
 from logramed.eval.benchmarks.rows import (
     check_split,
     check_subset,
-    collect_image_names,
     describe_count_differences,
     find_image,
-    read_rows,
+    read_records,
     read_text,
     warn_of_differences,
 )
@@ -45,10 +43,10 @@ SECOND_VERSION_IMAGES = (("images_2", "images_2/figures", "figures", "images2"),
 # 2,000 checked by hand. Train of v2: a public script that reads the file. The other test files (50,000 and 33,430 rows
 # are reported for v1 and v2) could not be checked and are not compared.
 EXPECTED_COUNTS = {
-    ("test", "clean"): {"questions": 2000},
-    ("train", "clean"): {"questions": 176948},
-    ("train", "v1"): {"questions": 176948},
-    ("train", "v2"): {"questions": 152603},
+    ("test", "clean"): 2000,
+    ("train", "clean"): 176948,
+    ("train", "v1"): 176948,
+    ("train", "v2"): 152603,
 }
 
 
@@ -56,26 +54,17 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    Read the questions of one file.
+    The questions of one file. Their ids are the row numbers.
 
     Choices lose their letter ("A:Focal uptake" becomes "Focal uptake"), empty and repeated ones are left out. The
     right one is that of `Answer_label` or, where that is missing or no letter, of `Answer`: a letter or the choice
-    itself, blanks and capitals aside. A row count that differs from the known one gives a warning.
+    itself, blanks and capitals aside.
 
     Args:
         data (`str` or `Path`): Folder with the csv files and `images/` or `images.zip` (version 2: `images_2/`,
             `figures/` or `images_2.zip`); or the Hub id "RadGenome/PMC-VQA" or "xmcmic/PMC-VQA" (tens of GB).
-        split (`str`): "test" or "train".
         subset (`str`, *optional*): "clean" (the default; its training file is that of v1), "v1" or "v2".
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
-
-    Returns:
-        `list[dict]`: one row a question, in the order of the file, with `question_id` (its row number), `image`
-        (absolute path), `question`, `options` (2 to 4 texts), `answer` (one of them) and `groups` (none).
-
-    Raises:
-        ValueError: If `split` or `subset` is unknown, the file, a column or an image is missing, a row has fewer than
-            two choices, or no choice is the answer.
+        split, skipped: See `logramed.eval.benchmarks`.
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "pmc_vqa")
@@ -83,25 +72,28 @@ def load_questions(
     names = FILES[split, subset]
     folders, archives = SECOND_VERSION_IMAGES if subset == "v2" else FIRST_VERSION_IMAGES
     folder = locate(data, "PMC-VQA", HUB_ID, (*names, *archives))
-    path = find_file(folder, names)
-    if path is None:
-        raise refuse_folder(folder, names, "PMC-VQA")
-    records = _read_csv(path)
-    images = image_folder(folder, folders, collect_image_names(records, "Figure_path"), archives)
-    located = ((f"{path}, row {number}", (number, record)) for number, record in enumerate(records))
-    questions = read_rows(located, lambda row, where: _question_row(*row, images, where), skipped)
-    warn_of_differences(
-        f"PMC-VQA ({subset})",
-        split,
-        count_differences(questions, split, subset),
-        f"Use {names[0]} of {HUB_ID}.",
+    path = require_file(folder, names, "PMC-VQA")
+    records = read_records(path)
+    missing = [column for column in COLUMNS if records and column not in records[0][1]]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(records[0][1])}.")
+    questions = read_questions(
+        [(where, record | {"number": str(number)}) for number, (where, record) in enumerate(records)],
+        _question_row,
+        skipped,
+        image_fields=("Figure_path",),
+        image_folders=folders,
+        archives=archives,
+        folder=folder,
     )
+    warn_of_differences(f"PMC-VQA ({subset})", split, count_differences(questions, split, subset))
     return questions
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
     """What differs from `EXPECTED_COUNTS`, in words; `[]` for the files whose size is not known."""
-    return describe_count_differences(questions, EXPECTED_COUNTS.get((split, subset or SUBSETS[0]), {}))
+    known = EXPECTED_COUNTS.get((split, subset or SUBSETS[0]))
+    return describe_count_differences(questions, {} if known is None else {"questions": known})
 
 
 def why_no_training_rows(data: str | Path, subset: str | None = None) -> str | None:
@@ -113,26 +105,11 @@ def why_no_training_rows(data: str | Path, subset: str | None = None) -> str | N
     return f"the training images are still packed (about 20 GB unpacked): unpack {archives[0]} to compare with them"
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    # pandas would read the choices "None" and "NA" as missing.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        try:
-            records = list(reader)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}, after line {reader.line_num}: no table with commas ({error}).") from error
-    columns = reader.fieldnames or ()
-    missing = [column for column in COLUMNS if column not in columns]
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(columns)}.")
-    return records
-
-
-def _question_row(number: int, record: dict[str, str], images: Path, where: str) -> dict:
-    choices = {letter: _read_choice(record, letter) for letter in LETTERS}
+def _question_row(record: dict[str, str], where: str, images: Path) -> dict:
+    choices = {letter: _without_letter(record[f"Choice {letter}"], letter) for letter in LETTERS}
     options = collect_options(choices.values(), where, "Choice A to D")
     return {
-        "question_id": str(number),
+        "question_id": record["number"],
         "image": find_image(images, record["Figure_path"], where, "Figure_path"),
         "question": read_text(record, "Question", where),
         "options": options,
@@ -141,8 +118,8 @@ def _question_row(number: int, record: dict[str, str], images: Path, where: str)
     }
 
 
-def _read_choice(record: dict[str, str], letter: str) -> str:
-    return re.sub(rf"^{letter}\s*:\s*", "", (record[f"Choice {letter}"] or "").strip())
+def _without_letter(text: str | None, letters: str) -> str:
+    return re.sub(rf"^[{letters}]\s*:\s*", "", (text or "").strip())
 
 
 def _find_answer(record: dict[str, str], choices: dict[str, str], options: list[str], where: str) -> str:
@@ -150,5 +127,4 @@ def _find_answer(record: dict[str, str], choices: dict[str, str], options: list[
         letter = (record.get(field) or "").strip().rstrip(".:").strip().upper()
         if letter in choices:
             return match_option(choices[letter], options, where, field)
-    answer = read_text(record, "Answer", where)
-    return match_option(re.sub(r"^[ABCD]\s*:\s*", "", answer), options, where, "Answer")
+    return match_option(_without_letter(read_text(record, "Answer", where), "ABCD"), options, where, "Answer")

@@ -7,7 +7,6 @@ Read from
   "test": [...]}` of rows with `id`, `image_path` (a list) and `report`, images in `images/`;
 - a copy of its IU X-Ray on the Hub: `test.jsonl` with `images` (a list) and `response`, images in `image.zip`;
 - IU X-Ray's tables on Kaggle: `indiana_reports.csv` with `indiana_projections.csv` (see `indiana`);
-- LLaVA-Med's conversations: `test.json` with `id`, `image` and `conversations`;
 - a table of one's own: `test.json`, `test.jsonl` or `test.csv` with `image` and `report` and, if you like, `id`; or
   `reports.json`, `.jsonl` or `.csv` with a column `split` as well.
 
@@ -19,26 +18,26 @@ A model is shown all images of a report, in the order of the file; published fig
 R2Gen's MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
 """
 
-import csv
-import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logramed.eval.benchmarks.converted import CONVERSATION_FIELDS
-from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
+from logramed.eval.benchmarks.hub import find_file, locate, read_questions, require_file
 from logramed.eval.benchmarks.indiana import REPORTS as INDIANA_FILE
 from logramed.eval.benchmarks.indiana import read_indiana
 from logramed.eval.benchmarks.rows import (
+    Located,
     check_split,
     check_subset,
-    collect_image_names,
     describe_count_differences,
     find_image,
     find_image_list,
+    list_rows,
     number_repeated_ids,
+    parse_json,
+    read_file,
     read_records,
     read_rows,
     read_text,
@@ -61,7 +60,6 @@ ANNOTATION_FILES = ("annotation.json", "mimic_annotation.json", "iu_annotation.j
 IMAGE_FOLDERS = ("images", "image", ".", "images/images_normalized", "images_normalized")
 IMAGE_ARCHIVES = ("image.zip", "images.zip")
 IMAGE_FIELDS = ("image_path", "images", "image")
-REPORT_FIELDS = ("report", "response")
 # Rows of R2Gen's files, which leave out studies without images or findings; the table of its paper counts more.
 # Source: issue 1 of github.com/zhjohnchan/R2Gen and issues 1 and 16 of github.com/cuhksz-nlp/R2Gen, with the author's
 # answers.
@@ -78,42 +76,52 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    Read the reports of one split.
-
-    For IU X-Ray and MIMIC-CXR, row counts that differ from R2Gen's files give a warning that says so.
+    The reports of one split; `question` is an instruction, `num_images` those of the report, with a subset `section`.
 
     Args:
         data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
         split (`str`): "test", "train" or "validation". A file that knows no splits is taken whole.
         subset (`str`, *optional*): "findings", "impression" or "both". Reports that lack what is asked for are left
             out, with a warning that counts them.
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
-
-    Returns:
-        `list[dict]`: one row a report, in the order of the file, with `question_id` (its id, or the number of the row;
-        an id that occurs more than once is numbered), `image` (absolute path) or, of several, `images`, `question`
-        (an instruction of the section, the same for all reports on one image, and for all on several), `answer` (the
-        report, or the section), `num_images` (of the report), with a subset `section`, and `groups`, which are none.
-
-    Raises:
-        ValueError: If `split` or `subset` is unknown, the file, the split or an image is missing, or a row has no
-            image or report; with file, row and field.
+        skipped: See `logramed.eval.benchmarks`.
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "report")
     path = _find(data, split)
-    records = read_reports(path, split, subset, skipped)
-    names = collect_image_names((fields for _, (_, _, fields) in records), "images")
-    images = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES).resolve()
-    questions = read_rows(records, lambda row, where: _question_row(*row, images, where, subset), skipped)
-    questions = number_repeated_ids(questions)
-    warn_of_differences("report", split, count_differences(questions, split), "Compare runs over the same rows only.")
-    return questions
+    records = [(where, {**fields, "row": row}) for where, (*row, fields) in read_reports(path, split, subset, skipped)]
+
+    def question_row(fields: dict[str, Any], where: str, images: Path) -> dict[str, Any]:
+        (number, record), names, field = fields["row"], fields["images"], fields["image_field"]
+        if len(names) == 1:
+            shown = {"image": find_image(images, names[0], where, field)}
+        else:
+            shown = {"images": find_image_list(images, names, where, field)}
+        return {
+            "question_id": read_id(record, number, where),
+            **shown,
+            "question": write_question(subset, len(names)),
+            "answer": fields["report"],
+            "num_images": len(names),
+            **({} if subset is None else {"section": subset}),
+            "groups": {},
+        }
+
+    questions = read_questions(
+        records,
+        question_row,
+        skipped,
+        image_fields=("images",),
+        image_folders=IMAGE_FOLDERS,
+        archives=IMAGE_ARCHIVES,
+        folder=path.parent,
+    )
+    warn_of_differences("report", split, count_differences(questions, split))
+    return number_repeated_ids(questions)
 
 
 def read_reports(
     path: Path, split: str, section: str | None = None, skipped: list[str] | None = None
-) -> list[tuple[str, tuple[int, dict[str, Any], dict[str, Any]]]]:
+) -> list[Located]:
     """
     The reports of one split of a file, whose images may be missing.
 
@@ -172,11 +180,6 @@ def count_differences(questions: Sequence[dict], split: str, subset: str | None 
     return differences
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _find(data: str | Path, split: str) -> Path:
     path = Path(data).expanduser()
     if path.is_file():
@@ -184,93 +187,29 @@ def _find(data: str | Path, split: str) -> Path:
     of_split = [f"{name}.{ending}" for name in SPLIT_NAMES[split] for ending in ENDINGS]
     files = [*ANNOTATION_FILES, INDIANA_FILE, *of_split, *(f"reports.{ending}" for ending in ENDINGS)]
     folder = locate(data, "report", HUB_ID, [*of_split, IMAGE_ARCHIVES[0]])
-    found = find_file(folder, files)
-    if found is None:
-        raise refuse_folder(folder, files, "report")
-    return found
+    return require_file(folder, files, "report")
 
 
-def _read_split(path: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a split, each with its place in words."""
-    if path.name == INDIANA_FILE:
-        records = _select_split(read_indiana(path), split, path)
-    elif path.suffix == ".csv":
-        records = _select_split(_read_csv(path), split, path)
-    elif path.suffix == ".json" and isinstance(content := _parse_json(path), dict):
-        records = _read_annotation(path, content, split)
+def _read_split(path: Path, split: str) -> list[Located]:
+    """The rows of a split, each behind its place; of a file that knows no splits, all."""
+    names = SPLIT_NAMES[split]
+    content = parse_json(path, read_file(path)) if path.suffix == ".json" else None
+    if isinstance(content, dict):  # R2Gen's
+        name = next((name for name in names if name in content), None)
+        if name is None:
+            raise ValueError(f"{path} has no {' or '.join(names)}; it has {', '.join(content) or 'nothing'}.")
+        records = list_rows(f"{path}, {name}", content[name])
     else:
-        records = _select_split(read_records(path), split, path)
+        records = read_indiana(path) if path.name == INDIANA_FILE else read_records(path)
+        of_rows = [str(record.get("split") or "").strip().lower() for _, record in records]
+        if any(of_rows):
+            records = [record for record, name in zip(records, of_rows, strict=True) if name in names]
+            if not records:
+                known = ", ".join(sorted(set(of_rows)))
+                raise ValueError(f"{path} holds no row with `split` {split!r}; it has {known}.")
     if not records:
         raise ValueError(f"{path} holds no report of the {split} split.")
     return records
-
-
-def _select_split(
-    records: list[tuple[str, dict[str, Any]]], split: str, path: Path
-) -> list[tuple[str, dict[str, Any]]]:
-    """The rows whose `split` is the asked one; all of them if no row has one."""
-    names = [str(record.get("split") or "").strip().lower() for _, record in records]
-    if not any(names):
-        return records
-    chosen = [record for record, name in zip(records, names, strict=True) if name in SPLIT_NAMES[split]]
-    if not chosen:
-        raise ValueError(f"{path} holds no row with `split` {split!r}; it has {', '.join(sorted(set(names)))}.")
-    return chosen
-
-
-def _read_annotation(path: Path, content: dict[str, Any], split: str) -> list[tuple[str, dict[str, Any]]]:
-    name = next((name for name in SPLIT_NAMES[split] if name in content), None)
-    if name is None:
-        raise ValueError(f"{path} has no {' or '.join(SPLIT_NAMES[split])}; it has {', '.join(content) or 'nothing'}.")
-    if not isinstance(content[name], list) or not all(isinstance(record, dict) for record in content[name]):
-        raise ValueError(f"{path}, {name}: expected a list of rows.")
-    return [(f"{path}, {name}, row {number}", record) for number, record in enumerate(content[name])]
-
-
-def _parse_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-
-
-def _read_csv(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            # The header is line 1; a report may run over several lines, and the number is that of its last.
-            return [(f"{path}, line {reader.line_num}", record) for record in reader]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _question_row(
-    number: int,
-    record: Mapping[str, Any],
-    fields: Mapping[str, Any],
-    images: Path,
-    where: str,
-    section: str | None,
-) -> dict[str, Any]:
-    names, field = fields["images"], fields["image_field"]
-    if len(names) == 1:
-        shown = {"image": find_image(images, names[0], where, field)}
-    else:
-        shown = {"images": find_image_list(images, names, where, field)}
-    return {
-        "question_id": read_id(record, number, where),
-        **shown,
-        "question": write_question(section, len(names)),
-        "answer": fields["report"],
-        "num_images": len(names),
-        **({} if section is None else {"section": section}),
-        "groups": {},
-    }
 
 
 def _read_fields(record: Mapping[str, Any], where: str, section: str | None) -> dict[str, Any]:
@@ -294,26 +233,13 @@ def _read_section(record: Mapping[str, Any], where: str, section: str | None) ->
         sections = {name: str(record.get(name) or "").strip() for name in SECTIONS}
         section = section or "findings"
     else:
-        report = _read_report(record, where)
+        report = read_text(record, "response" if "response" in record else "report", where)
         if section is None:
             return report
         sections = split_sections(report)
     if section != BOTH:
         return sections.get(section) or None
     return join_sections(sections) if all(sections.get(name) for name in SECTIONS) else None
-
-
-def _read_report(record: Mapping[str, Any], where: str) -> str:
-    for field in CONVERSATION_FIELDS:
-        if field in record:
-            turns = record[field]
-            if not isinstance(turns, list) or len(turns) != 2 or not all(isinstance(turn, dict) for turn in turns):
-                raise ValueError(
-                    f"{where}, `{field}`: expected two turns, an instruction and a report, got {turns!r}."
-                )
-            return read_text(turns[1], "value", f"{where}, `{field}`, turn 1")
-    field = next((field for field in REPORT_FIELDS if field in record), REPORT_FIELDS[0])
-    return read_text(record, field, where)
 
 
 def read_id(record: Mapping[str, Any], number: int, where: str) -> str:

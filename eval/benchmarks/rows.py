@@ -1,9 +1,11 @@
-"""What the loaders of all benchmarks share: reading fields, checking rows, and saying how many there should be."""
+"""What the loaders of all benchmarks share: reading files and fields, checking rows, and counting them."""
 
+import csv
+import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,26 +16,17 @@ from logramed.eval.volumes import image_exists
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
 NUM_NAMED = 3  # bad rows named in a sentence
+Located = tuple[str, Any]  # a record, behind its file and place in words
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
-    """Refuse a `split` that the benchmark has not."""
+    """Raise `ValueError` for an unknown `split`."""
     if split not in splits:
         raise ValueError(f"`split` must be one of {', '.join(splits)}, got {split!r}.")
 
 
 def check_subset(subset: str | None, subsets: Sequence[str], benchmark: str) -> None:
-    """
-    Refuse a `subset` that is none of `subsets`; `None` (the default one) passes always.
-
-    Example:
-        >>> check_subset("fr", ("en", "zh"), "slake")
-        Traceback (most recent call last):
-        ValueError: `subset` of slake must be one of en, zh, got 'fr'.
-        >>> check_subset("en", (), "vqa_rad")
-        Traceback (most recent call last):
-        ValueError: vqa_rad has no subsets: leave `subset` out, got 'en'.
-    """
+    """Raise `ValueError` for a `subset` that is none of `subsets`; `None`, the default one, always passes."""
     if subset is None or subset in subsets:
         return
     if not subsets:
@@ -41,47 +34,54 @@ def check_subset(subset: str | None, subsets: Sequence[str], benchmark: str) -> 
     raise ValueError(f"`subset` of {benchmark} must be one of {', '.join(subsets)}, got {subset!r}.")
 
 
-def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def read_records(path: Path) -> list[Located]:
     """
-    The rows of a JSON list (or of JSON lines, if `path` ends in .jsonl), each with its place in words for errors.
+    The rows of a JSON list, of JSON lines or of a CSV file, each behind its place in words.
 
     Raises:
-        ValueError: If the file is not JSON, not a list, or a row is not an object; with file and row or line.
+        ValueError: If the file is of another form; with file and row or line.
     """
+    text = read_file(path)
+    if path.suffix == ".csv":
+        try:  # pandas would read the texts "None" and "NA" as missing
+            return list_rows(path, list(csv.DictReader(io.StringIO(text))))
+        except csv.Error as error:
+            raise ValueError(f"{path} is no table with commas: {error}.") from error
+    if path.suffix != ".jsonl":
+        return list_rows(path, parse_json(path, text))
+    lines = [(f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return [(where, check_record(where, parse_json(where, line))) for where, line in lines]
+
+
+def read_file(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
-    records = []
-    for where, value in _parse_lines(path, text) if path.suffix == ".jsonl" else _parse_list(path, text):
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected an object with fields, got {type(value).__name__}.")
-        records.append((where, value))
-    return records
 
 
-def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def parse_json(where: str | Path, text: str) -> Any:
     try:
-        values = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(values, list):
-        raise ValueError(f"{path}: expected a list of rows, got {type(values).__name__}.")
-    return ((f"{path}, row {number}", value) for number, value in enumerate(values))
+        raise ValueError(f"{where} is not JSON: {error}.") from error
 
 
-def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+def list_rows(where: str | Path, rows: Any) -> list[Located]:
+    """The rows of a list, each behind its place."""
+    if not isinstance(rows, list):
+        raise ValueError(f"{where}: expected a list of rows, got {type(rows).__name__}.")
+    return [(f"{where}, row {number}", check_record(f"{where}, row {number}", row)) for number, row in enumerate(rows)]
+
+
+def check_record(where: str, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object with fields, got {type(row).__name__}.")
+    return row
 
 
 def read_rows(
-    records: Iterable[tuple[str, Any]],
+    records: Iterable[Located],
     read_row: Callable[[Any, str], Any],
     skipped: list[str] | None = None,
     id_field: str | None = None,
@@ -90,10 +90,10 @@ def read_rows(
     What `read_row` makes of each record and its place.
 
     Args:
-        records (iterable of `tuple`): Places in words, and records, as from `read_records`.
+        records: From `read_records`.
         read_row (callable): Raises `ValueError` for a bad row.
-        skipped (`list[str]`, *optional*): Bad rows are left out, and added here in words. Without it they are refused.
-        id_field (`str`, *optional*): Field of the id that these words name.
+        skipped (`list[str]`, *optional*): Bad rows are left out, and described here. Without it they raise.
+        id_field (`str`, *optional*): Field of the id that these descriptions name.
 
     Example:
         >>> skipped = []
@@ -130,7 +130,7 @@ def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
     The text in a field, without blanks around it. Numbers count as text: the field's files hold both.
 
     Raises:
-        ValueError: If the field is missing, empty, or holds what `to_text` refuses; with `where` and `field`.
+        ValueError: If the field is missing, empty, or not text (see `to_text`); with `where` and `field`.
 
     Example:
         >>> read_text({"answer": 2}, "answer", "test.json, row 0")
@@ -175,11 +175,10 @@ def infer_answer_type(answer: str) -> str:
 
 def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     """
-    The absolute path of an image in `folder`, which may lie in folders below it, or of a folder with DICOM files.
+    The absolute path of an image in `folder` or below it, or of a folder with DICOM files.
 
     Raises:
-        ValueError: If `name` is not a relative path, leads out of `folder`, or no such file is there; with `where`,
-            `field` and the path.
+        ValueError: If `name` is no relative path, leads out of `folder`, or is not there; with `where` and `field`.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}, `{field}`: expected the path of an image below {folder}, got {name!r}.")
@@ -190,6 +189,30 @@ def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     if not image_exists(str(image)):
         raise ValueError(f"{where}, `{field}`: {image} is missing.")
     return str(image)
+
+
+def find_images(folder: Path, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """
+    The images of a record in `folder`, as a question row has them: `image` (a path), or `images` of a list in `images`
+    or `image`.
+
+    Raises:
+        ValueError: If both fields are filled, or as `find_image`; with `where` and field.
+    """
+    field = "images" if record.get("images") is not None else "image"
+    if field == "images" and record.get("image") is not None:
+        raise ValueError(f"{where} has both `image` and `images`: keep one of them.")
+    names = record.get(field)
+    if not isinstance(names, list):
+        return {"image": find_image(folder, names, where, field)}
+    return {"images": find_image_list(folder, names, where, field)}
+
+
+def find_image_list(folder: Path, names: Sequence[Any], where: str, field: str) -> list[str]:
+    """The absolute paths of the images of a list (see `find_image`), which must not be empty."""
+    if not names:
+        raise ValueError(f"{where}, `{field}` is an empty list: expected the path of at least one image.")
+    return [find_image(folder, name, where, f"{field}[{place}]") for place, name in enumerate(names)]
 
 
 def collect_image_names(records: Iterable[Mapping[str, Any]], *fields: str) -> list[str]:
@@ -205,38 +228,14 @@ def collect_image_names(records: Iterable[Mapping[str, Any]], *fields: str) -> l
     return list(dict.fromkeys(_normalize_path(name) for name in names if isinstance(name, str)))
 
 
-def find_images(folder: Path, record: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """
-    The images of a record in `folder`, as a question row has them: `image` (a path), or `images` of a list in `images`
-    or `image`.
-
-    Raises:
-        ValueError: If both fields are filled, the list is empty, or as `find_image`; with `where` and field.
-    """
-    field = "images" if record.get("images") is not None else "image"
-    names = record.get(field)
-    if field == "images" and record.get("image") is not None:
-        raise ValueError(f"{where} has both `image` and `images`: keep one of them.")
-    if not isinstance(names, list):
-        return {"image": find_image(folder, names, where, field)}
-    return {"images": find_image_list(folder, names, where, field)}
-
-
-def find_image_list(folder: Path, names: Sequence[Any], where: str, field: str) -> list[str]:
-    """The absolute paths of the images of a list (see `find_image`), which must hold one."""
-    if not names:
-        raise ValueError(f"{where}, `{field}` is an empty list: expected the path of at least one image.")
-    return [find_image(folder, name, where, f"{field}[{place}]") for place, name in enumerate(names)]
-
-
 def _normalize_path(name: str) -> str:
     return str(PurePosixPath(name.strip().replace("\\", "/")))
 
 
 def read_question(record: Mapping[str, Any], field: str, where: str, images: Sequence[str] | None = None) -> str:
     """
-    The text in a field (see `read_text`) without the image placeholder; with the placeholders, which are their places,
-    of a row that has a list of `images`.
+    The text in a field (see `read_text`) without the image placeholder; of a row with a list of `images` it keeps the
+    placeholders, which are their places.
 
     Raises:
         ValueError: If nothing else is there, or not one placeholder for each of `images`; with `where` and `field`.
@@ -260,40 +259,16 @@ def read_question(record: Mapping[str, Any], field: str, where: str, images: Seq
 
 
 def check_ids(questions: Sequence[dict], source: str | Path, field: str = "question_id") -> None:
-    """Refuse question ids that stand in `source`, in its field `field`, more than once: answers are joined by them."""
+    """Raise `ValueError` for ids that occur more than once: answers are joined by them."""
     repeated = [qid for qid, count in Counter(question["question_id"] for question in questions).items() if count > 1]
     if repeated:
         raise ValueError(f"{source} holds the same `{field}` more than once: {', '.join(repeated[:5])}.")
 
 
 def number_repeated_ids(questions: Sequence[dict]) -> list[dict]:
-    """
-    Questions whose ids are unique: an id that several share (of an image, say) gets "-1", "-2", ... in file order.
-
-    An id that only one question has stays as it is.
-
-    Example:
-        >>> rows = number_repeated_ids([{"question_id": "7"}, {"question_id": "7"}, {"question_id": "8"}])
-        >>> [row["question_id"] for row in rows]
-        ['7-1', '7-2', '8']
-    """
+    """Questions whose ids are unique: one that several share (of an image, say) gets "-1", "-2", ... in file order."""
     numbered = number_repeated([question["question_id"] for question in questions])
     return [question | {"question_id": question_id} for question, question_id in zip(questions, numbered, strict=True)]
-
-
-def count_rows(questions: Sequence[dict]) -> Counter:
-    """
-    How many "questions" and different "images" there are, and "OPEN questions" and "CLOSED questions" where typed.
-
-    Example:
-        >>> rows = [{"image": "/a.png", "answer_type": "OPEN"}, {"image": "/a.png", "answer_type": "CLOSED"}]
-        >>> sorted(count_rows(rows).items())
-        [('CLOSED questions', 1), ('OPEN questions', 1), ('images', 1), ('questions', 2)]
-    """
-    counts = Counter(f"{question['answer_type']} questions" for question in questions if "answer_type" in question)
-    counts["questions"] = len(questions)
-    counts["images"] = len(all_sources(questions))
-    return counts
 
 
 def describe_count_differences(questions: Sequence[dict], expected: Mapping[str, int]) -> list[str]:
@@ -301,23 +276,24 @@ def describe_count_differences(questions: Sequence[dict], expected: Mapping[str,
     What differs from the known numbers, in words; `[]` if nothing does.
 
     Args:
-        expected (`Mapping[str, int]`): Known numbers by the names of `count_rows`; what it leaves out is not compared.
+        expected (`Mapping[str, int]`): Known numbers of "questions", "images", "OPEN questions", "CLOSED questions".
 
     Example:
         >>> describe_count_differences([{"image": "/a.png"}], {"questions": 2000, "images": 1})
         ['1 questions instead of 2,000']
     """
-    counts = count_rows(questions)
+    counts = Counter(f"{question['answer_type']} questions" for question in questions if "answer_type" in question)
+    counts |= {"questions": len(questions), "images": len(all_sources(questions))}
     return [
-        f"{counts[kind]:,} {kind} instead of {number:,}" for kind, number in expected.items() if counts[kind] != number
+        f"{counts[kind]:,} {kind} instead of {known:,}" for kind, known in expected.items() if counts[kind] != known
     ]
 
 
-def warn_of_differences(benchmark: str, split: str, differences: Sequence[str], remedy: str) -> None:
-    """Warn if `differences` names any: figures over other questions are not the benchmark's. End with `remedy`."""
+def warn_of_differences(benchmark: str, split: str, differences: Sequence[str]) -> None:
+    """Warn if `differences` names any: figures over other questions are not the benchmark's."""
     if differences:
         warnings.warn(
             f"This {benchmark} {split} split has {' and '.join(differences)}: its figures do not compare with "
-            f"published ones. {remedy}",
+            "published ones.",
             stacklevel=3,
         )

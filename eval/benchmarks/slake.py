@@ -11,17 +11,15 @@ from pathlib import Path
 
 from logramed.eval.benchmarks.converted import is_converted, read_converted_rows
 from logramed.eval.benchmarks.folds import FOLD_SPLITS, FOLD_TRAINING_SPLITS, is_in_fold_split
-from logramed.eval.benchmarks.hub import find_file, image_folder, locate, refuse_folder
+from logramed.eval.benchmarks.hub import locate, read_questions, require_file
 from logramed.eval.benchmarks.rows import (
     check_ids,
     check_split,
     check_subset,
-    collect_image_names,
     describe_count_differences,
     find_image,
     read_answer_type,
     read_records,
-    read_rows,
     read_text,
     warn_of_differences,
 )
@@ -60,9 +58,8 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    Read the questions of one split in one language or both.
-
-    Row counts that differ from the known ones give a warning that says what differs.
+    The questions of one split in one language or both; `groups`: `content_type` ("Organ", "Position"), `modality`,
+    `location` and, with "all", `language`. Converted files have no groups.
 
     Args:
         data (`str` or `Path`): Folder with `test.json` and `imgs/` or `imgs.zip`, or with LLaVA-Med's converted file
@@ -71,40 +68,70 @@ def load_questions(
             "without_fold_4", the questions of the training and validation files about the images of a fold, and about
             the others (see `folds`).
         subset (`str`, *optional*): "en" (the default, which the published figures are for), "zh" or "all".
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
-
-    Returns:
-        `list[dict]`: one row a question, in the order of the file, with `question_id`, `image` (absolute path),
-        `question`, `answer`, `answer_type` ("OPEN" or "CLOSED") and `groups`: `content_type` ("Organ", "Position"),
-        `modality`, `location` and, with "all", `language`. Converted files have no groups.
-
-    Raises:
-        ValueError: If `split` or `subset` is unknown, a converted file is asked for Chinese, the file or an image is
-            missing, or a row is not of its form.
+        skipped: See `logramed.eval.benchmarks`.
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "slake")
     subset = subset or SUBSETS[0]
-    if split in FOLD_SPLITS:
-        return _read_fold(data, split, subset, skipped)
-    folder = locate(data, "SLAKE", HUB_ID, (*FILES[split], "imgs.zip"))
-    path = find_file(folder, FILES[split])
-    if path is None:
-        raise refuse_folder(folder, FILES[split], "SLAKE")
-    questions = (_read_converted if is_converted(path) else _read_official)(path, subset, skipped)
-    warn_of_differences(
-        f"SLAKE ({subset})",
-        split,
-        count_differences(questions, split, subset),
-        "Use the files of the official release, or those of BoKelvin/SLAKE.",
-    )
-    return questions
+    if split not in FOLD_SPLITS:
+        questions = _read_file(data, split, subset, skipped)
+        warn_of_differences(f"SLAKE ({subset})", split, count_differences(questions, split, subset))
+        return questions
+    questions = [row for name in ("train", "validation") for row in _read_file(data, name, subset, skipped)]
+    check_ids(questions, Path(data), "qid")
+    return [row for row in questions if is_in_fold_split("/".join(Path(list_images(row)[0]).parts[-2:]), split)]
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
     """What differs from `EXPECTED_COUNTS`, in words; nothing for folds, over which nobody has published figures."""
     expected = {} if split in FOLD_SPLITS else EXPECTED_COUNTS[subset or SUBSETS[0]][split]
     return describe_count_differences(questions, expected)
+
+
+def _read_file(data: str | Path, split: str, subset: str, skipped: list[str] | None) -> list[dict]:
+    """The questions of one of `FILES`."""
+    folder = locate(data, "SLAKE", HUB_ID, (*FILES[split], "imgs.zip"))
+    path = require_file(folder, FILES[split], "SLAKE")
+    if not is_converted(path):
+        questions = read_questions(
+            [(where, row) for where, row in read_records(path) if subset in (_read_language(row, where), "all")],
+            lambda record, where, images: _question_row(record, where, images, subset),
+            skipped,
+            image_fields=("img_name",),
+            image_folders=IMAGE_FOLDERS,
+            archives=("imgs.zip",),
+            folder=folder,
+            id_field="qid",
+        )
+        check_ids(questions, path, "qid")
+        return questions
+    if subset != "en":
+        raise ValueError(
+            f"{path} is a converted file, which holds the English questions only, got `subset` {subset!r}. Use the "
+            "official files for Chinese."
+        )
+    questions = read_converted_rows(path, IMAGE_FOLDERS, skipped=skipped)
+    check_ids(questions, path, "id")
+    return questions
+
+
+def _read_language(record: dict, where: str) -> str:
+    language = read_text(record, "q_lang", where).lower()
+    if language not in ("en", "zh"):
+        raise ValueError(f"{where}, `q_lang`: expected en or zh, got {record['q_lang']!r}.")
+    return language
+
+
+def _question_row(record: dict, where: str, images: Path, subset: str) -> dict:
+    language = {"language": _read_language(record, where)} if subset == "all" else {}
+    return {
+        "question_id": read_text(record, "qid", where),
+        "image": find_image(images, record.get("img_name"), where, "img_name"),
+        "question": read_text(record, "question", where),
+        "answer": read_text(record, "answer", where),
+        "answer_type": read_answer_type(record, where),
+        "groups": {name: read_text(record, name, where) for name in GROUPS} | language,
+    }
 
 
 def load_boxes(data: str | Path, questions: Sequence[dict]) -> dict[str, list[Box]]:
@@ -122,58 +149,3 @@ def load_boxes(data: str | Path, questions: Sequence[dict]) -> dict[str, list[Bo
     """
     boxes = read_box_file(Path(data).expanduser().resolve() / BOXES_FILE)
     return {path: boxes.get(Path(path).parent.name, []) for path in all_images(questions)}
-
-
-def _read_fold(data: str | Path, split: str, subset: str, skipped: list[str] | None) -> list[dict]:
-    """The questions of the training and validation files that are in a split of `FOLD_SPLITS`."""
-    questions = []
-    for name in ("train", "validation"):
-        folder = locate(data, "SLAKE", HUB_ID, (*FILES[name], "imgs.zip"))
-        path = find_file(folder, FILES[name])
-        if path is None:
-            raise refuse_folder(folder, FILES[name], "SLAKE")
-        read = _read_converted if is_converted(path) else _read_official
-        questions += read(path, subset, skipped)
-    check_ids(questions, Path(data), "qid")
-    return [row for row in questions if is_in_fold_split("/".join(Path(list_images(row)[0]).parts[-2:]), split)]
-
-
-def _read_converted(path: Path, subset: str, skipped: list[str] | None) -> list[dict]:
-    if subset != "en":
-        raise ValueError(
-            f"{path} is a converted file, which holds the English questions only, got `subset` {subset!r}. Use the "
-            "official files for Chinese."
-        )
-    questions = read_converted_rows(path, IMAGE_FOLDERS, skipped=skipped)
-    check_ids(questions, path, "id")
-    return questions
-
-
-def _read_official(path: Path, subset: str, skipped: list[str] | None) -> list[dict]:
-    records = [(where, record, _read_language(record, where)) for where, record in read_records(path)]
-    asked = [(where, record, language) for where, record, language in records if subset in (language, "all")]
-    names = collect_image_names((record for _, record, _ in asked), "img_name")
-    images = image_folder(path.parent, IMAGE_FOLDERS, names, archives=("imgs.zip",))
-    rows = ((where, record) for where, record, _ in asked)
-    questions = read_rows(rows, lambda record, where: _question_row(record, images, where, subset), skipped, "qid")
-    check_ids(questions, path, "qid")
-    return questions
-
-
-def _read_language(record: dict, where: str) -> str:
-    language = read_text(record, "q_lang", where).lower()
-    if language not in ("en", "zh"):
-        raise ValueError(f"{where}, `q_lang`: expected en or zh, got {record['q_lang']!r}.")
-    return language
-
-
-def _question_row(record: dict, images: Path, where: str, subset: str) -> dict:
-    language = {"language": _read_language(record, where)} if subset == "all" else {}
-    return {
-        "question_id": read_text(record, "qid", where),
-        "image": find_image(images, record.get("img_name"), where, "img_name"),
-        "question": read_text(record, "question", where),
-        "answer": read_text(record, "answer", where),
-        "answer_type": read_answer_type(record, where),
-        "groups": {name: read_text(record, name, where) for name in GROUPS} | language,
-    }

@@ -11,49 +11,47 @@ have no ids and no answer types.
 from collections.abc import Sequence
 from pathlib import Path
 
-from logramed.eval.benchmarks.by_image import SHARES, read_image_splits
+from logramed.eval.benchmarks.by_image import IMAGE_SPLITS, read_image_splits
 from logramed.eval.benchmarks.converted import read_converted_rows, read_table_rows
-from logramed.eval.benchmarks.hub import find_file, image_folder, locate, parquet_files, refuse_folder
+from logramed.eval.benchmarks.hub import (
+    find_file,
+    locate,
+    parquet_files,
+    read_questions,
+    refuse_folder,
+    require_file,
+)
 from logramed.eval.benchmarks.rows import (
+    Located,
     check_ids,
     check_split,
     check_subset,
-    collect_image_names,
-    count_rows,
     describe_count_differences,
     find_image,
     read_answer_type,
     read_records,
-    read_rows,
     read_text,
     warn_of_differences,
 )
 
 
 TASK = "vqa"
-SPLITS = ("test", "train", *SHARES)
-TRAINING_SPLITS = dict.fromkeys(SHARES, "by_image_train")  # what leakage is looked for in; else "train"
+SPLITS = ("test", "train", *IMAGE_SPLITS)
+TRAINING_SPLITS = dict.fromkeys(IMAGE_SPLITS, "by_image_train")  # what leakage is looked for in; else "train"
 HUB_ID = "flaviagiammarino/vqa-rad"
 # Rows by answer type. Source: the files of the field's split; 272 and 179 are the denominators behind the published
 # figures of LLaVA-Med and ExGra-Med.
 EXPECTED_COUNTS = {
-    "test": {"CLOSED": 272, "OPEN": 179},
-    "train": {"CLOSED": 1823, "OPEN": 1241},
-    "by_image_test": {"CLOSED": 430, "OPEN": 296},
-    "by_image_validation": {"CLOSED": 219, "OPEN": 151},
-    "by_image_train": {"CLOSED": 1446, "OPEN": 973},
+    "test": {"CLOSED questions": 272, "OPEN questions": 179},
+    "train": {"CLOSED questions": 1823, "OPEN questions": 1241},
+    "by_image_test": {"CLOSED questions": 430, "OPEN questions": 296},
+    "by_image_validation": {"CLOSED questions": 219, "OPEN questions": 151},
+    "by_image_train": {"CLOSED questions": 1446, "OPEN questions": 973},
 }
 # The release holds both splits in one file, in the order of the field's files.
 RELEASE_FILE = "VQA_RAD Dataset Public.json"
 RELEASE_PHRASE_TYPES = {"test": ("test_freeform", "test_para"), "train": ("freeform", "para")}
 IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder", ".")
-# Training rows of other copies, none of which has the 1,267 `frame` rows. Source: the release; for the Hub its card
-# (read in a stored copy of July 2023), which leaves four repeated triplets out as well.
-OTHER_TRAINING_SPLITS = {
-    1797: "the 1,797 rows of the authors' release, without `frame` questions",
-    1793: "the 1,793 rows of the Hub's copy, without repeated and `frame` questions",
-}
-YES_NO_TEST_ROWS = 251
 QUESTION_TYPE_SPELLINGS = {"PRSE": "PRES", "ATRIB": "ATTRIB"}
 
 
@@ -61,9 +59,10 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    Read the questions of one split.
+    The questions of one split; `groups`: `organ` (HEAD, CHEST, ABD) and `question_type`.
 
-    Row counts that differ from the field's split give a warning that says what differs.
+    The converted files and the Hub's copy have no groups; of the latter, whose ids are row numbers, only yes/no
+    questions count as closed.
 
     Args:
         data (`str` or `Path`): Folder with `images/` and `testset.json` (`trainset.json`), with the release's
@@ -71,31 +70,26 @@ def load_questions(
             or `test.json`; or the Hub id "flaviagiammarino/vqa-rad", or a folder with its files.
         split (`str`): "test" or "train"; or "by_image_test", "by_image_validation" or "by_image_train", which share no
             image (see `by_image`): the questions of `trainset.json` and `testset.json` about theirs.
-        subset (`None`): There are none.
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
-
-    Returns:
-        `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (str, absolute
-        path), `question` (str), `answer` (str; the files hold whole numbers too), `answer_type` ("OPEN" or "CLOSED")
-        and `groups`: `organ` (HEAD, CHEST, ABD) and `question_type` (see `normalize_question_type`). The converted
-        files and the Hub's copy have no groups; the latter has its row numbers for ids and only yes/no questions count
-        as closed.
-
-    Raises:
-        ValueError: If `split` is unknown, the file or an image is missing, or a row is not of the form above.
+        subset, skipped: See `logramed.eval.benchmarks`.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "vqa_rad")
     folder = locate(data, "VQA-RAD", HUB_ID, (f"data/{split}-*.parquet",))
-    if split in SHARES:
-        return _read_by_image(folder, split, skipped)
     official = (f"{split}set.json", RELEASE_FILE)
     names = (*official, f"{split}_w_options_new.json", f"{split}.json")
-    path = find_file(folder, names)
-    tables = parquet_files(folder, split)
-    if path is not None and path.name in official:
-        questions = _read_official(path, split, skipped)
-        check_ids(questions, path, "qid")
+    path, tables = find_file(folder, names), parquet_files(folder, split)
+    if split in IMAGE_SPLITS:
+        paths = [require_file(folder, (name,), "VQA-RAD") for name in ("trainset.json", "testset.json")]
+        images = read_image_splits()[split]
+        records = [located for path in paths for located in read_records(path)]
+        records = [(where, row) for where, row in records if Path(str(row.get("image_name"))).stem in images]
+        questions = _read_official(records, folder, skipped)
+    elif path is not None and path.name in official:
+        records = read_records(path)
+        if path.name == RELEASE_FILE:
+            kinds = RELEASE_PHRASE_TYPES[split]
+            records = [(where, row) for where, row in records if read_text(row, "phrase_type", where) in kinds]
+        questions = _read_official(records, path, skipped)
     elif path is not None:
         questions = read_converted_rows(path, IMAGE_FOLDERS, skipped=skipped)
         check_ids(questions, path, "id")
@@ -103,7 +97,7 @@ def load_questions(
         questions = read_table_rows(tables)
     else:
         raise refuse_folder(folder, (*names, f"data/{split}-*.parquet"), "VQA-RAD")
-    _warn_of_differences(questions, split)
+    warn_of_differences("VQA-RAD", split, count_differences(questions, split))
     return questions
 
 
@@ -111,23 +105,10 @@ def count_differences(questions: Sequence[dict], split: str, subset: str | None 
     """
     What differs from `EXPECTED_COUNTS`, in words.
 
-    The copy on the Hub differs always: it has 451 test rows but no answer types, and with only yes/no questions closed
-    251 are, not 272.
+    The copy on the Hub always differs: it has 451 test rows but no answer types, and with only yes/no questions closed
+    251 are, not 272; its 1,793 training rows lack repeated and `frame` questions.
     """
-    expected = {f"{kind} questions": number for kind, number in EXPECTED_COUNTS[split].items()}
-    differences = describe_count_differences(questions, expected)
-    counts = count_rows(questions)
-    complete = counts["questions"] == sum(EXPECTED_COUNTS[split].values())
-    if split == "test" and complete and counts["CLOSED questions"] == YES_NO_TEST_ROWS:
-        differences.append("no answer types of its own (only yes/no answers count as CLOSED)")
-    if split == "train" and counts["questions"] in OTHER_TRAINING_SPLITS:
-        differences.append(OTHER_TRAINING_SPLITS[counts["questions"]])
-    return differences
-
-
-def _warn_of_differences(questions: Sequence[dict], split: str) -> None:
-    remedy = "Use the files of the field's split (3,064 training and 451 test rows)."
-    warn_of_differences("VQA-RAD", split, count_differences(questions, split), remedy)
+    return describe_count_differences(questions, EXPECTED_COUNTS[split])
 
 
 def normalize_question_type(question_type: str) -> str:
@@ -145,35 +126,21 @@ def normalize_question_type(question_type: str) -> str:
     return QUESTION_TYPE_SPELLINGS.get(first, first)
 
 
-def _read_official(path: Path, split: str, skipped: list[str] | None) -> list[dict]:
-    records = read_records(path)
-    if path.name == RELEASE_FILE:
-        kinds = RELEASE_PHRASE_TYPES[split]
-        records = [(where, record) for where, record in records if read_text(record, "phrase_type", where) in kinds]
-    return _question_rows(records, path.parent, skipped)
-
-
-def _read_by_image(folder: Path, split: str, skipped: list[str] | None) -> list[dict]:
-    paths = [folder / "trainset.json", folder / "testset.json"]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise refuse_folder(folder, missing, "VQA-RAD")
-    images = read_image_splits()[split]
-    records = [located for path in paths for located in read_records(path)]
-    asked = [(where, record) for where, record in records if Path(str(record.get("image_name"))).stem in images]
-    questions = _question_rows(asked, folder, skipped)
-    check_ids(questions, folder, "qid")
-    _warn_of_differences(questions, split)
+def _read_official(records: list[Located], source: Path, skipped: list[str] | None) -> list[dict]:
+    questions = read_questions(
+        records,
+        _question_row,
+        skipped,
+        image_fields=("image_name",),
+        image_folders=IMAGE_FOLDERS,
+        folder=source if source.is_dir() else source.parent,
+        id_field="qid",
+    )
+    check_ids(questions, source, "qid")
     return questions
 
 
-def _question_rows(records: Sequence[tuple[str, dict]], folder: Path, skipped: list[str] | None) -> list[dict]:
-    names = collect_image_names((record for _, record in records), "image_name")
-    images = image_folder(folder, IMAGE_FOLDERS, names)
-    return read_rows(records, lambda record, where: _question_row(record, images, where), skipped, "qid")
-
-
-def _question_row(record: dict, images: Path, where: str) -> dict:
+def _question_row(record: dict, where: str, images: Path) -> dict:
     image_name = read_text(record, "image_name", where)
     if Path(image_name).name != image_name:
         raise ValueError(f"{where}, `image_name`: expected a file name without folders, got {image_name!r}.")

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from logramed.eval.answering import order_questions
+from logramed.eval.answering import in_batches
 from logramed.eval.grounding.region_weights import weigh_by_cosine
 from logramed.eval.likelihood import build_answer_context
 from logramed.eval.prompts import (
@@ -18,7 +17,6 @@ from logramed.eval.prompts import (
     load_question_images,
     padding_on_the_left,
 )
-from logramed.eval.shared_prefix import positions
 
 
 # The kinds of maps, and what they say in words.
@@ -64,15 +62,11 @@ def read_maps(
     """
     base = unwrap(model)
     side, first = find_grid(base.config)
-    ordered = order_questions(questions, by_image=True)
-    with tqdm(total=len(questions), desc="Reading maps", unit="question", disable=not progress) as bar:
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
-            with torch.no_grad(), evaluation_mode(model), eager_attention(base):
-                weights = weigh_regions(base, processor, batch, blank_images)
-            for place, question in enumerate(batch):
-                yield question, {kind: cut_grid(values[place], side, first) for kind, values in weights.items()}
-            bar.update(len(batch))
+    for batch in in_batches(questions, batch_size, "Reading maps", progress):
+        with torch.no_grad(), evaluation_mode(model), eager_attention(base):
+            weights = weigh_regions(base, processor, batch, blank_images)
+        for place, question in enumerate(batch):
+            yield question, {kind: cut_grid(values[place], side, first) for kind, values in weights.items()}
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -146,6 +140,17 @@ def weigh_regions(
         "question": weigh_by_cosine(questions.unsqueeze(1), regions, is_region)[:, 0],
         "attention": read_attention(outputs.attentions, inputs["input_ids"] == model.config.image_token_id),
     }
+
+
+def positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """
+    The place of each token among those that its row attends to, from 0, as `generate` counts them.
+
+    Example:
+        >>> positions(torch.tensor([[0, 1, 1, 0, 1]]))
+        tensor([[0, 0, 1, 1, 2]])
+    """
+    return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def read_attention(attentions: Sequence[torch.Tensor], is_image: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,14 @@ the mean of their scores.
 
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.comparison.paired_tests import holm_correction, paired_bootstrap
 from logramed.eval.comparison.tables import format_p
 from logramed.eval.files import write_json

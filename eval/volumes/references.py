@@ -9,7 +9,6 @@ that is there as a whole is that file, whatever it is called, and only the last 
 import hashlib
 import os
 import re
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +17,13 @@ from PIL import Image
 from logramed.eval.files import hash_file
 
 from . import nifti
-from .dicom import is_dicom, open_file, open_folder
+from .dicom import has_mark, open_file, open_folder
 from .errors import VolumeError
 from .volume import POSITION_TEXT, UNIFORM, Selection, Volume, select
 from .windows import AUTO, check_named, parse_window
 
 
 REFERENCE = re.compile(r"(.+)#slices=(\d{1,6})(?:-(\d{1,6}))?&window=([a-z_]+|-?[\d.]+,[\d.]+)", re.DOTALL | re.ASCII)
-HEAD_SIZE = 4096  # bytes
 DICOM, FOLDER, NIFTI = "DICOM file", "folder of DICOM files", "NIfTI file"
 
 
@@ -59,27 +57,15 @@ def parse_reference(text: str) -> Reference:
 
 
 def find_kind(path: str) -> str | None:
-    """What a path leads to by its content: a DICOM or NIfTI file, a folder with a DICOM file, or none of these."""
+    """What a path leads to: a DICOM file (by its content), a NIfTI file (by its name), a folder with a DICOM file."""
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            return (
-                FOLDER
-                if any(entry.is_file() and is_dicom(read_head(entry.path)) for entry in os.scandir(path))
-                else None
-            )
-        head = read_head(path) if stat.S_ISREG(mode) else b""
-    except (OSError, ValueError):  # none there, or a name that no file can have
-        return None
-    if is_dicom(head):
-        return DICOM
-    return NIFTI if nifti.is_nifti(head) else None
-
-
-def read_head(path: str) -> bytes:
-    """The first bytes of a file, enough to tell what it is."""
-    with open(path, "rb") as file:
-        return file.read(HEAD_SIZE)
+        if os.path.isdir(path):
+            return FOLDER if any(entry.is_file() and has_mark(entry.path) for entry in os.scandir(path)) else None
+        if os.path.isfile(path):
+            return DICOM if has_mark(path) else NIFTI if nifti.is_nifti(path) else None
+    except OSError:  # not to be read
+        pass
+    return None
 
 
 def is_volume(image: str | Path) -> bool:
@@ -251,7 +237,9 @@ _last_opened: dict[tuple, Volume] = {}
 
 def _open_cached(path: str) -> Volume:
     """The volume opened last, or another one; the last is let go before another takes memory."""
-    key = (path, _status(path))
+    if find_kind(path) is None:
+        return open_volume(path)  # raises
+    key = (path, image_status(path))
     if key not in _last_opened:
         _last_opened.clear()
         _last_opened[key] = open_volume(path)
@@ -263,15 +251,6 @@ def _files_of(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
     return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
-
-
-def _status(path: str) -> tuple:
-    """What changes with what a path leads to: sizes and times of change."""
-    try:
-        statuses = [os.stat(file) for file in _files_of(path)]
-    except (OSError, ValueError):
-        return ()
-    return tuple((status.st_size, status.st_mtime_ns) for status in statuses)
 
 
 def image_status(image: str) -> tuple[int, int]:

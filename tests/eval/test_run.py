@@ -338,17 +338,6 @@ def test_a_hint_is_added_to_yes_no_questions_only(tiny_model, tiny_vqa_rad, tmp_
     assert sum(text.endswith(" yes or no") for text in shown.values()) == NUM_QUESTIONS / 2
 
 
-def test_candidates_give_open_accuracy(tiny_model, tiny_vqa_rad, tmp_path):
-    (tmp_path / "candidate.json").write_text(json.dumps({"0": ["left lung", 2, "liver"]}))
-    options = ("--candidates", tmp_path / "candidate.json", "--no_blank_images")
-    run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, *options))
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert "open_accuracy" in metrics["overall"]
-    assert "open_accuracy" in metrics["release_protocol"]
-    with pytest.raises(ValueError, match=r'must be "training" or a JSON file, and gone\.json is no file'):
-        run.main(build_command(tiny_model, tiny_vqa_rad, tmp_path, "--candidates", "gone.json"))
-
-
 def test_the_open_answers_of_the_training_split_are_the_candidates_if_it_is_there(
     output, finished, tiny_model, tiny_vqa_rad, tmp_path
 ):

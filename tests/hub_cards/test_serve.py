@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from logramed.eval.greedy import StopStrings
+from logramed.eval.stop_strings import StopStrings
 from logramed.hub_cards import serve
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model

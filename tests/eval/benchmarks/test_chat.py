@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks import get_benchmark
-from logramed.eval.benchmarks.chat import count_differences, load_questions
+from logramed.eval.benchmarks.chat import load_questions
 from tests.eval.benchmarks.conftest import write_image, write_zip
 
 
@@ -116,23 +116,11 @@ def test_images_are_read_from_an_archive(folder, cache):
 
 def test_other_counts_are_named(folder):
     words = (
-        "This chat test split has 4 questions instead of 193 and 2 images instead of 50 and 3 questions of type "
-        "conversation instead of 143 and 1 questions of type detailed_description instead of 50: its figures do not "
-        f"compare with published ones. Use LLaVA-Med's {FILE}."
+        "This chat test split has 4 questions instead of 193 and 2 images instead of 50: its figures do not compare "
+        "with published ones."
     )
     with pytest.warns(UserWarning, match=re.escape(words)):
         load_questions(folder)
-
-
-def test_the_official_counts_give_no_difference_and_an_unknown_type_does():
-    rows = [{"image": f"/{n % 50}.jpg", "groups": {"question_type": "conversation"}} for n in range(143)]
-    rows += [{"image": f"/{n}.jpg", "groups": {"question_type": "detailed_description"}} for n in range(50)]
-    assert count_differences(rows, "test") == []
-    rows[0] = rows[0] | {"groups": {"question_type": "complex"}}
-    assert count_differences(rows, "test") == [
-        "142 questions of type conversation instead of 143",
-        "1 questions of type complex instead of 0",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -141,10 +129,12 @@ def test_the_official_counts_give_no_difference_and_an_unknown_type_does():
         ({"gpt4_answer": None}, r"qa50_qa\.jsonl, line 2 has no `gpt4_answer`"),
         ({"text": "<image>\n"}, r"line 2, `text` holds no question"),
         ({"fig_caption": None}, r"line 2 has no `fig_caption`"),
-        ({"in_text_mention": "a text"}, r"line 2, `in_text_mention`: expected a list or null, got 'a text'"),
+        (
+            {"in_text_mention": "a text"},
+            r"line 2, `in_text_mention`: expected a list of objects or null, got",
+        ),
         ({"in_text_mention": [{"entities": []}]}, r"line 2, `in_text_mention\[0\]` has no `tokens`"),
-        ({"domain": {"xray": True}}, r"line 2, `domain`: expected chest_xray, mri, .*, got xray"),
-        ({"domain": {"mri": "yes"}}, r"line 2, `domain`: expected names with true or false, got {'mri': 'yes'}"),
+        ({"domain": {"xray": True}}, r"line 2, `domain`: expected chest_xray, mri, .*, got {'xray': True}"),
         ({"type": None}, r"line 2 has no `type`"),
         ({"image": "gone.jpg"}, r"line 2, `image`: .*gone\.jpg is missing"),
         ({"image": "../a.jpg"}, r"line 2, `image`: expected a path that stays in"),

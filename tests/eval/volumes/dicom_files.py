@@ -1,12 +1,17 @@
 """DICOM and NIfTI files of phantoms, and the names that are planted in their tags."""
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pydicom
+import pydicom.data
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 
+# pydicom's own test files.
+FILES = Path(pydicom.data.__file__).parent / "test_files"
 PLANTED = "Zzyzx^Quibble"
 # One tag of each kind of text, with a value that would identify somebody.
 TEXT_TAGS = {
