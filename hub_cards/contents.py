@@ -1,12 +1,12 @@
 """Which files of a folder are published."""
 
 import fnmatch
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from logramed.chat_templates_logramed import CHAT_TEMPLATES
-from logramed.hub_cards.results import read_results
 
 
 # What of a model's folder is published as it is; cards add result files.
@@ -93,7 +93,13 @@ def check_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no weights as safetensors: save the model with `save_pretrained`.")
     for path in folder.glob("*.safetensors.index.json"):
-        missing = sorted({name for name in read_results(path)["weight_map"].values() if not (folder / name).is_file()})
+        missing = sorted(
+            {
+                name
+                for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+                if not (folder / name).is_file()
+            }
+        )
         if missing:
             raise ValueError(f"{folder} lacks {', '.join(missing)}, which {path.name} names.")
 

@@ -1,5 +1,6 @@
 """What can be published, and how the files and the card of each kind come together."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import yaml
 from logramed.hub_cards.contents import Contents, choose_all_files, choose_model_files
 from logramed.hub_cards.data_card import EXTENDED_NAME, PREDICTIONS_NAME, write_extended_card, write_predictions_card
 from logramed.hub_cards.model_card import CURVES, choose_license, write_model_card
-from logramed.hub_cards.results import as_json, hub_ids, read_evaluations, read_results
+from logramed.hub_cards.results import as_json, hub_ids, read_evaluations
 from logramed.hub_cards.space_card import choose_demo_files, write_demo_card, write_metric_card
 
 
@@ -158,7 +159,8 @@ def name_base_model(folder: Path, card: str) -> bytes:
             f"The adapter in {folder} names no base model on the Hub, without which nobody can load it. Publish the "
             "base model, and name it with `--base_model`."
         )
-    return as_json(read_results(folder / "adapter_config.json") | {"base_model_name_or_path": bases[0]})
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return as_json(settings | {"base_model_name_or_path": bases[0]})
 
 
 def read_front_matter(card: str) -> dict:

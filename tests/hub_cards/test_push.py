@@ -196,13 +196,15 @@ def test_only_known_files_are_published(tmp_path):
 
 
 def test_an_adapter_names_its_base_on_the_hub_and_no_folder_of_this_machine(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/data/base", "r": 8}))
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "/data/base", "target_modules": r".*\.(q|v)_proj"})
+    )
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
     with pytest.raises(ValueError, match="names no base model on the Hub"):
         prepare(tmp_path, REPO, license="mit")
     publication = prepare(tmp_path, REPO, license="mit", base_models=["someone/base"])
     settings = json.loads(publication.contents.files["adapter_config.json"])
-    assert settings == {"base_model_name_or_path": "someone/base", "r": 8}
+    assert settings == {"base_model_name_or_path": "someone/base", "target_modules": r".*\.(q|v)_proj"}
     assert publication.kind == "adapter"
     assert "library_name: peft" in publication.card
     assert 'base, adapter = "someone/base", "tester/logramed-mini"' in publication.card
