@@ -49,8 +49,8 @@ class Contents:
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in self.files.items()
         }
-        lines = [f"{sizes[name] / 2**20:10,.2f} MiB  {name}" for name in sorted(sizes)]
-        lines.append(f"{sum(sizes.values()) / 2**20:10,.2f} MiB  in {len(sizes)} files")
+        lines = [f"{sizes[name] / 2**10:12,.1f} KiB  {name}" for name in sorted(sizes)]
+        lines.append(f"{sum(sizes.values()) / 2**10:12,.1f} KiB  in {len(sizes)} files")
         if self.left_out:
             lines.append(f"Not published: {', '.join(sorted(self.left_out))}")
         return "\n".join(lines)

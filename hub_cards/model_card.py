@@ -62,7 +62,7 @@ class Card:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template; a name that it does not get is an error."""
+    """Fill a template of `templates/`; a name that it does not get is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -104,7 +104,7 @@ def write_model_card(
         base_models = parts.get("base_models") or [base]
     if training:
         training["log_history"] = training["log_history"][-1:]  # the curves show the rest
-    hub_models = hub_ids(base_models)
+    hub_models, name = hub_ids(base_models), repo_id.rpartition("/")[2]
     files = {evaluation.file: as_json(evaluation.metrics) for evaluation in evaluations}
     files |= {
         name: as_json(content) for name, content in ((RUN_RECORD, record), (TRAINING_RESULTS, training)) if content
@@ -119,7 +119,7 @@ def write_model_card(
         tags=["logramed", "medical", "visual-question-answering", *(["lora"] if is_adapter else [])],
         base_model=hub_models or None,
         datasets=hub_ids(datasets) or None,
-        model_name=repo_id.rpartition("/")[2],
+        model_name=name,
         eval_results=[result for evaluation in evaluations for result in list_results(evaluation)] or None,
     )
     text = render(
@@ -128,7 +128,7 @@ def write_model_card(
         is_adapter=is_adapter,
         is_ours=config.get("model_type", "logramed") == "logramed",
         has_code=any(folder.glob("*_logramed.py")),
-        name=repo_id.rpartition("/")[2],
+        name=name,
         repo_id=repo_id,
         config=config,
         parts=parts,
