@@ -15,6 +15,7 @@ from logramed.hub_cards.results import Evaluation, as_json, hub_ids, read_result
 
 TEMPLATES = Path(__file__).parent / "templates"
 RUN_RECORD, TRAINING_RESULTS, CURVES = "run.json", "train_metrics.json", "curves.png"
+BASE = "base_model_name_or_path"
 PARTS_FILE = "parts.json"  # what a model was joined or converted from
 TITLES = {
     "vqa_rad": "VQA-RAD",
@@ -96,7 +97,8 @@ def write_model_card(
     record, training = read_results(folder / RUN_RECORD), read_results(folder / TRAINING_RESULTS)
     config, parts = read_results(folder / "config.json"), read_results(folder / PARTS_FILE)
     is_adapter = (folder / "adapter_config.json").is_file()
-    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] if is_adapter else None
+    # Not `read_results`: the card of a run on this machine names the local folder.
+    base = json.loads((folder / "adapter_config.json").read_text()).get(BASE) if is_adapter else None
     start = record["starts"][-1] if record else None
     if start:
         base_models, datasets = [*base_models, *start.get("base_models", [])], [*datasets, *start["data"]]

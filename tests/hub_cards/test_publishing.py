@@ -82,13 +82,20 @@ def answer_here(folder, image):
         return model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
 
 
-def test_the_code_of_the_card_answers(published, phantoms, tmp_path):
+def test_the_code_of_the_card_and_of_the_documentation_loads_and_answers(published, phantoms, tmp_path):
     card = published["hub"].hub.files("models", REPO)["README.md"].decode()
     [code] = re.findall(r"^```python\n(.*?)^```", card, flags=re.MULTILINE | re.DOTALL)
     image = phantoms / "images" / "test_00001.png"
     code = code.replace("image.png", str(image)).replace("max_new_tokens=64", "max_new_tokens=4")
-    environment = published["environment"] | {"HF_HOME": str(tmp_path / "home")}
-    assert run(code, environment=environment).stdout.endswith("\n")
+    readme = Path(__file__).parents[2] / "hub_cards" / "README.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
+    [loading] = [block for block in blocks if "from_pretrained" in block]
+    assert loading.count("someone/logramed-mini") == 2
+    code += loading.replace("someone/logramed-mini", REPO) + "\nprint(type(model).__name__, type(processor).__name__)"
+    done = run(code, environment=published["environment"] | {"HF_HOME": str(tmp_path / "home")})
+    answer, classes = done.stdout.splitlines()[-2:]
+    assert answer.strip()
+    assert classes.split() == ["LoGraMedForConditionalGeneration", "LoGraMedProcessor"]
 
 
 def test_an_adapter_trained_on_a_model_of_the_hub_names_it_and_loads_by_the_code_of_its_card(
@@ -139,16 +146,6 @@ def test_a_run_that_would_go_public_unasked_is_refused_before_it_begins(tmp_path
         assert f"--repo {REPO} --license mit" in error.value.__notes__[0]
         hub.hub.faults = []
         assert trainer.push_to_hub() == hub.hub.read("models", REPO)["refs"]["main"]
-
-
-def test_the_code_of_the_documentation_loads_from_the_hub(published, tmp_path):
-    readme = Path(__file__).parents[2] / "hub_cards" / "README.md"
-    blocks = re.findall(r"^```python\n(.*?)^```", readme.read_text(), flags=re.MULTILINE | re.DOTALL)
-    [code] = [block for block in blocks if "from_pretrained" in block]
-    assert code.count("someone/logramed-mini") == 2
-    code = code.replace("someone/logramed-mini", REPO) + "\nprint(type(model).__name__, type(processor).__name__)"
-    done = run(code, environment=published["environment"] | {"HF_HOME": str(tmp_path / "home")})
-    assert done.stdout.split() == ["LoGraMedForConditionalGeneration", "LoGraMedProcessor"]
 
 
 def test_a_run_publishes_once_privately_and_nothing_of_its_state_or_this_machine(published):

@@ -28,8 +28,10 @@ QUESTION, SECOND = "what organ is shown ?", "is there a mass ?"
 
 
 @pytest.fixture(scope="module")
-def space():
-    with space_modules() as modules:
+def space(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, space_modules() as modules:
+        # gradio deletes its files when it ends, and by default all its processes share one folder.
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         yield modules
 
 
