@@ -8,10 +8,8 @@ from statistics import median
 from huggingface_hub import DatasetCardData
 
 from logramed.eval.comparison.run_folder import read_run_folder
-from logramed.hub_cards.evaluation_section import describe_evaluation
-from logramed.hub_cards.example_answers import escape_cell
-from logramed.hub_cards.model_card import FIGURES_FILE, Card, render
-from logramed.hub_cards.results import Evaluation, Figures, ResultFile, hub_ids, read_results, without_local_paths
+from logramed.hub_cards.model_card import Card, describe_evaluation, render
+from logramed.hub_cards.results import Evaluation, as_json, hub_ids, read_results
 
 
 EXTENDED_NAME, PREDICTIONS_NAME = "extended_answers.jsonl", "predictions.jsonl"
@@ -30,68 +28,46 @@ def write_extended_card(
     folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
 ) -> Card:
     """
-    The card of `extended_answers.jsonl` as `logramed-extend` writes it, and what travels with it.
+    The card of `extended_answers.jsonl` as `logramed-extend` writes it, and what is published with it.
 
     Raises:
-        ValueError: If a line is none of such a file.
+        ValueError: If a line of it is not valid JSON.
     """
-    rows = _read_lines(folder / EXTENDED_NAME)
-    failures = folder / "extended_answers.failures.jsonl"
-    settings = folder / "extended_answers.parts" / "settings.json"
-    statistics = count_answers(rows)
-    statistics["num_failed_rows"] = len(_read_lines(failures)) if failures.is_file() else 0
-    if settings.is_file():
-        statistics["settings"] = without_local_paths(json.loads(settings.read_text(encoding="utf-8")))
-    results, figures = ResultFile(STATISTICS_NAME, statistics), Figures()
-    shown = [
-        ("conversations", ["num_rows"]),
-        ("extended answers", ["num_answers"]),
-        ("words of an answer, median", ["median_words"]),
-        ("conversations that failed the checks to the end", ["num_failed_rows"]),
-    ]
-    model = statistics.get("settings", {}).get("model")
-    text = render(
-        "extended_answers_card.md.jinja",
-        front_matter=_metadata(license, language, ["logramed", "medical", "extended-answers"], len(rows), datasets),
-        name=repo_id.rpartition("/")[2],
-        data_said=" and ".join(f"[{name}](https://huggingface.co/datasets/{name})" for name in hub_ids(datasets))
-        or "data that are not named here",
-        rows=[{"label": label, "value": figures.show(results, keys)} for label, keys in shown],
-        file_name=EXTENDED_NAME,
-        examples=[escape_cell(answer) for row in rows[:NUM_EXAMPLES] for answer in _answers(row)[:1]],
-        made_by=f"`{model}`" if model else "a model that its record does not name",
-        figures_file=FIGURES_FILE,
-    )
-    files = {EXTENDED_NAME: (folder / EXTENDED_NAME).read_bytes()}
-    files[STATISTICS_NAME] = json.dumps(statistics, indent=1).encode() + b"\n"
-    files[FIGURES_FILE] = json.dumps(figures.noted, indent=1).encode() + b"\n"
-    return Card(text, files)
-
-
-def count_answers(rows: Sequence[dict]) -> dict:
-    """How many rows and answers there are, and how long these are."""
-    answers = [answer for row in rows for answer in _answers(row)]
-    return {
+    rows = read_lines(folder / EXTENDED_NAME)
+    answers = [answer for row in rows for answer in list_answers(row)]
+    statistics = {
         "num_rows": len(rows),
         "num_answers": len(answers),
         "median_words": median(len(answer.split()) for answer in answers),
+        "num_failed_rows": len(read_lines(folder / "extended_answers.failures.jsonl")),
+        "settings": read_results(folder / "extended_answers.parts" / "settings.json"),
     }
+    text = render(
+        "extended_answers_card.md.jinja",
+        front_matter=write_metadata(license, language, ["extended-answers"], datasets),
+        name=repo_id.rpartition("/")[2],
+        datasets=hub_ids(datasets),
+        statistics=statistics,
+        statistics_file=STATISTICS_NAME,
+        file_name=EXTENDED_NAME,
+        examples=[" ".join(answer.split()) for row in rows[:NUM_EXAMPLES] for answer in list_answers(row)[:1]],
+    )
+    files = {EXTENDED_NAME: (folder / EXTENDED_NAME).read_bytes(), STATISTICS_NAME: as_json(statistics)}
+    return Card(text, files)
 
 
-def _answers(row: dict) -> list[str]:
+def list_answers(row: dict) -> list[str]:
     return [turn["value"] for turn in row["conversations_long"] if turn["from"] == "gpt"]
 
 
-def _read_lines(path: Path) -> list[dict]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
-        if not line and number == 1:
-            break
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSON Lines file; none if there is no such file."""
+    rows: list[dict] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is no JSON: {line[:80]!r}.") from error
-        rows.append(row)
+            raise ValueError(f"{path}, line {number}, is not valid JSON: {line[:80]!r}.") from error
     return rows
 
 
@@ -99,44 +75,32 @@ def write_predictions_card(
     folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
 ) -> Card:
     """
-    The card of the answers in a folder of `logramed-eval`, and what travels with it: no image and no local path.
+    The card of the answers in a folder of `logramed-eval`, and what is published with it: no image and no local path.
 
     Raises:
         ValueError: If the folder is not that of a finished evaluation.
     """
-    run, figures = read_run_folder(folder), Figures()
-    results = read_results(folder / "metrics.json", "metrics.json")
-    evaluation = describe_evaluation(Evaluation(run, results), figures)
-    there = {name: said for name, said in PREDICTION_FILES.items() if (folder / name).is_file()}
+    run, metrics = read_run_folder(folder), read_results(folder / "metrics.json")
+    there = {name: text for name, text in PREDICTION_FILES.items() if (folder / name).is_file()}
     text = render(
         "predictions_card.md.jinja",
-        front_matter=_metadata(
-            license, language, ["logramed", "medical", "predictions", run.run["benchmark"]], len(run.rows), datasets
-        ),
+        front_matter=write_metadata(license, language, ["predictions", run.run["benchmark"]], datasets),
         name=repo_id.rpartition("/")[2],
-        system=f"`{run.system}`",
-        evaluation=evaluation,
-        files=[{"label": name, "value": said} for name, said in there.items()],
-        figures_file=FIGURES_FILE,
+        system=run.system,
+        evaluation=describe_evaluation(Evaluation(run, metrics, "metrics.json")),
+        files=there,
     )
     files = {name: (folder / name).read_bytes() for name in there}
-    files["metrics.json"] = json.dumps(results.content, indent=2, ensure_ascii=False).encode() + b"\n"
-    files[FIGURES_FILE] = json.dumps(figures.noted, indent=1).encode() + b"\n"
-    return Card(text, files)
+    return Card(text, files | {"metrics.json": as_json(metrics)})
 
 
-def _metadata(license: str | None, language: str, tags: list[str], num_rows: int, sources: Sequence[str]) -> str:
-    size = next(
-        name
-        for limit, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e12, "n>1M"))
-        if num_rows < limit
-    )
+def write_metadata(license: str | None, language: str, tags: list[str], sources: Sequence[str]) -> str:
+    """The front matter of a data set."""
     data = DatasetCardData(
         language=language,
         license=license,
-        tags=tags,
+        tags=["logramed", "medical", *tags],
         task_categories=["visual-question-answering"],
-        size_categories=size,
         source_datasets=hub_ids(sources) or None,
     )
     return f"---\n{data.to_yaml(line_break=chr(10))}\n---"

@@ -1,8 +1,8 @@
-"""Result files of training and evaluation, read so that every figure on a card can be traced to its file."""
+"""Result files of training and evaluation as cards show them: without paths of this machine."""
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,96 +10,35 @@ from logramed.eval.comparison.run_folder import RunFolder, last_part, read_run_f
 from logramed.eval.models import fingerprint_model
 
 
-RUN_RECORD, TRAINING_RESULTS, PLOT = "run.json", "train_metrics.json", "curves.png"
-# Endings of names that no id on the Hub has.
+# Endings of file names, which no id on the Hub has.
 DATA_ENDINGS = (".json", ".jsonl", ".yaml", ".yml", ".png", ".jpg", ".parquet", ".tar", ".csv", ".txt")
 
 
-@dataclass
-class Figures:
+def read_results(path: Path) -> dict[str, Any]:
     """
-    The figures that a card shows, each noted with the file and the place in it that it comes from.
-
-    Attributes:
-        noted (`list[dict]`): `text` as the card has it, `file` beside the card, `keys` to follow in it, and what its
-            value is `multiplied_by` for the text.
-    """
-
-    noted: list[dict] = field(default_factory=list)
-
-    def show(self, results: "ResultFile", keys: Iterable[str | int], form: str = "{:,}", factor: float = 1) -> str:
-        """
-        The value at `keys`, written by `form` and noted.
-
-        Example:
-            >>> figures = Figures()
-            >>> results = ResultFile("metrics.json", {"overall": {"share": 0.1234}})
-            >>> figures.show(results, ["overall", "share"], "{:.1f}", 100)
-            '12.3'
-            >>> figures.noted[0]["keys"]
-            ['overall', 'share']
-        """
-        keys = list(keys)
-        value = results.get(*keys)
-        text = form.format(value * factor if factor != 1 else value)
-        self.noted.append({"text": text, "file": results.name, "keys": keys, "multiplied_by": factor})
-        return text
-
-
-@dataclass(frozen=True)
-class ResultFile:
-    """
-    A JSON file of results.
-
-    Args:
-        name (`str`): Its path in the repository.
-        content (`dict`): What it holds there: without paths of this machine.
-    """
-
-    name: str
-    content: dict
-
-    def get(self, *keys: str | int) -> Any:
-        """
-        The value that `keys` lead to.
-
-        Raises:
-            KeyError: Naming the file and the place, if there is none.
-        """
-        value = self.content
-        for number, key in enumerate(keys):
-            try:
-                value = value[key]
-            except (KeyError, IndexError, TypeError) as error:
-                raise KeyError(f"{self.name} has no {'.'.join(map(str, keys[: number + 1]))}.") from error
-        return value
-
-    def has(self, *keys: str | int) -> bool:
-        try:
-            return self.get(*keys) is not None
-        except KeyError:
-            return False
-
-
-def read_results(path: Path, name: str) -> ResultFile:
-    """
-    A result file as it may travel.
+    A JSON file of results as it may be published, without local paths; empty if there is no such file.
 
     Raises:
-        ValueError: If it is no JSON object.
+        ValueError: If it holds no JSON object.
     """
+    if not path.is_file():
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    return ResultFile(name, without_local_paths(content))
+    return without_local_paths(content)
+
+
+def as_json(content: Any) -> bytes:
+    return json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def without_local_paths(content: Any) -> Any:
     """
-    JSON content in which paths of a machine, in values and names, are cut to their last part; ids on the Hub stay.
+    JSON content in which local paths, in values and names, are cut to their last part; ids on the Hub stay.
 
     Example:
         >>> without_local_paths({"output_dir": "/home/someone/runs/a", "data": {"../data/train.json": "ab12"}})
@@ -139,68 +78,63 @@ def is_local_path(text: str) -> bool:
     return not is_hub_id or slashes.lower().endswith(DATA_ENDINGS) or Path(text).exists()
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """
-    One evaluation of the model whose card is made.
-
-    Attributes:
-        run (`RunFolder`): As `eval/run.py` wrote it.
-        results (`ResultFile`): Its `metrics.json`, in the place where it travels.
-    """
-
-    run: RunFolder
-    results: ResultFile
-
-    @property
-    def benchmark(self) -> str:
-        return self.run.run["benchmark"]
-
-
-def read_evaluations(folders: Iterable[Path], model: Path) -> list[Evaluation]:
-    """
-    The evaluations in `folders`, which must be of the model as it lies in `model`.
-
-    Raises:
-        ValueError: If one is of other weights, is unfinished, or two are of the same questions.
-    """
-    evaluations: list[Evaluation] = []
-    folders = list(folders)
-    known = fingerprint_model(str(model)) if folders else ""
-    for folder in folders:
-        run = read_run_folder(folder)
-        fingerprint = run.run.get("model_fingerprint")
-        if fingerprint is None or not _is_of_model(fingerprint, known):
-            raise ValueError(
-                f"{folder} is not an evaluation of the model in {model} as it is now: its `model_fingerprint` is "
-                f"{str(fingerprint)[:12]}. Evaluate the model again, or leave this folder out."
-            )
-        parts = [run.run["benchmark"], run.run.get("subset"), run.run["split"]]
-        name = f"evaluation/{'_'.join(part for part in parts if part)}/metrics.json"
-        if any(other.results.name == name for other in evaluations):
-            raise ValueError(f"{folder} is a second evaluation of {name.split('/')[1]}: name one of them.")
-        evaluations.append(Evaluation(run, read_results(Path(folder) / "metrics.json", name)))
-    return evaluations
-
-
-def _is_of_model(fingerprint: str, known: str) -> bool:
-    """Whether two fingerprints are of one model, or of one adapter on whatever copy of its base."""
-    return fingerprint == known or fingerprint.rpartition("+")[2] == known.rpartition("+")[2]
-
-
-def find_evaluations(model: Path) -> list[Path]:
-    """Folders of finished evaluations in a model's folder or beside it, of that model as it is now."""
-    finished = [
-        path for parent in (model, model.parent) for path in sorted(parent.glob("evaluation*/**/metrics.json"))
-    ]
-    if not finished:
-        return []
-    known = fingerprint_model(str(model))
-    runs = {path.parent: json.loads(path.read_text(encoding="utf-8")).get("run", {}) for path in finished}
-    return [folder for folder, run in runs.items() if _is_of_model(str(run.get("model_fingerprint")), known)]
-
-
-def hub_ids(names: Iterable[str]) -> list[str]:
+def hub_ids(names: Iterable[str | None]) -> list[str]:
     """Those of `names` that are ids on the Hub, without repetition."""
     ids = [name for name in names if name and PurePath(name).parts[1:] and not is_local_path(name)]
     return list(dict.fromkeys(ids))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    One evaluation of the model whose card is written.
+
+    Attributes:
+        run (`RunFolder`): As `logramed-eval` wrote it.
+        metrics (`dict`): Its `metrics.json`, without local paths.
+        file (`str`): Where that file will be in the repository.
+    """
+
+    run: RunFolder
+    metrics: dict[str, Any]
+    file: str
+
+
+def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list[Evaluation]:
+    """
+    The evaluations of the model in the folder `model`, told by the fingerprint of its weights.
+
+    Args:
+        model (`Path`): The model.
+        folders (*optional*): Folders of `logramed-eval`; by default those in and beside `model` that fit it.
+
+    Raises:
+        ValueError: If one of `folders` is unfinished or of other weights, or two are of the same questions.
+    """
+    found = [
+        path.parent for place in (model, model.parent) for path in sorted(place.glob("evaluation*/**/metrics.json"))
+    ]
+    paths = found if folders is None else list(folders)
+    known = fingerprint_model(str(model)) if paths else ""
+    evaluations: dict[str, Evaluation] = {}
+    for path in paths:
+        settings = read_results(path / "metrics.json").get("run", {})
+        if not _is_same_model(str(settings.get("model_fingerprint")), known):
+            if folders is None:
+                continue
+            raise ValueError(
+                f"{path} is not an evaluation of the model in {model} as it is now. Evaluate the model again, or "
+                "leave this folder out."
+            )
+        parts = [settings["benchmark"], settings.get("subset"), settings["split"]]
+        name = "_".join(part for part in parts if part)
+        if name in evaluations:
+            raise ValueError(f"{path} is a second evaluation of {name}: name one of them with `--evaluation`.")
+        metrics = read_results(path / "metrics.json")
+        evaluations[name] = Evaluation(read_run_folder(path), metrics, f"evaluation/{name}/metrics.json")
+    return list(evaluations.values())
+
+
+def _is_same_model(fingerprint: str, known: str) -> bool:
+    """Whether two fingerprints are of one model, or of one adapter on whatever copy of its base."""
+    return fingerprint.rpartition("+")[2] == known.rpartition("+")[2]

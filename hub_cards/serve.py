@@ -1,9 +1,8 @@
 """
 Serve a LoGra-Med under OpenAI's `/v1/chat/completions`: `python hub_cards/serve.py --model DIR`, or `logramed-serve`.
 
-The server is that of transformers (`transformers serve`), which is told of our class here; all its options can be
-given. It has no accounts: whoever reaches the port can ask, and have the server open image addresses and files. By
-default it listens to this machine alone.
+The server is `transformers serve`, which does not find classes outside transformers: this launcher tells it of ours.
+It has no accounts: whoever reaches the port can ask, and have the server open image addresses and files.
 """
 
 import argparse
@@ -17,10 +16,7 @@ from logramed.eval.model_names import naming_model
 
 
 def register_for_serving() -> None:
-    """
-    Let `transformers serve` find the class and know that it sees: it looks for classes by name among its own, and for
-    what they take in the lists of names that the Auto classes begin with, where `AutoClass.register` enters nothing.
-    """
+    """Enter our class where `transformers serve` looks: among the names of transformers and its models that see."""
     import transformers  # here: the module of this name may be replaced while others are imported
 
     name = LoGraMedForConditionalGeneration.__name__

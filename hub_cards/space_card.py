@@ -24,9 +24,7 @@ def choose_demo_files(folder: Path) -> Contents:
     contents = choose_all_files(folder)
     contents.files.pop("README.md", None)
     if folder.resolve() == DEMO_FOLDER.resolve():
-        contents.shareable_images = {
-            name for name in contents.files if name.startswith("examples/") and name.endswith(".png")
-        }
+        contents.generated_images = {name for name in contents.files if name.endswith(".png")}
     return contents
 
 

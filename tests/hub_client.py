@@ -14,7 +14,6 @@ import huggingface_hub.constants
 import huggingface_hub.utils._http
 from huggingface_hub import HfApi, HfFileSystem, close_session
 
-from logramed.hub_cards import push
 from tests.hub_server import TOKEN, RunningHub
 
 
@@ -26,7 +25,6 @@ def client_of(hub: RunningHub, token: str = TOKEN, waits: bool = False) -> Itera
         clients_at(hub.address, token),
         mock.patch.object(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True),
         nullcontext() if waits else mock.patch.object(huggingface_hub.utils._http, "time", clock),
-        nullcontext() if waits else mock.patch.object(push, "time", clock),
     ):
         yield
 

@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 TOKEN, READ_TOKEN, USER = "hf_" + "localtesttoken" * 3, "hf_" + "onlyreadingtoken" * 3, "tester"
 KINDS = {"models": "", "datasets": "datasets/", "spaces": "spaces/"}
-TEXT_ENDINGS = (".md", ".json", ".jsonl", ".txt", ".py", ".yaml", ".jinja", ".css", "SHA256SUMS", ".sig", ".model")
+TEXT_ENDINGS = (".md", ".json", ".jsonl", ".txt", ".py", ".yaml", ".jinja", ".css", ".model")
 START_SECONDS = 20
 
 

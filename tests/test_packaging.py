@@ -72,7 +72,6 @@ print(evaluate.load(folder).compute(predictions=["yes"], references=["Yes"], ans
         ("logramed-eval", "--output"),
         ("logramed-compare", "--output"),
         ("logramed-push", "--repo"),
-        ("logramed-verify", "--public_key"),
         ("logramed-serve", "--model"),
     ],
 )

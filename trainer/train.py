@@ -579,28 +579,25 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
 
 def write_local_card(output: Path) -> None:
     """The card of a run that has just ended, for this machine; publishing writes it anew."""
-    from logramed.hub_cards.model_card import FIGURES_FILE, write_model_card
+    from logramed.hub_cards.model_card import write_model_card
     from logramed.hub_cards.publications import CARD_NAME
 
-    kind = "adapter" if (output / "adapter_config.json").is_file() else "model"
-    card = write_model_card(output, str(output), kind=kind, is_local=True)
-    (output / CARD_NAME).write_text(card.text, encoding="utf-8")
-    (output / FIGURES_FILE).write_bytes(card.files[FIGURES_FILE])
+    (output / CARD_NAME).write_text(write_model_card(output, str(output)).text, encoding="utf-8")
 
 
 def publish(trainer: LoGraMedTrainer, commit_message: str, token: str | None = None) -> str | None:
     """
-    Publish what is in `output_dir` with its card, in one commit (see `logramed.hub_cards.push`). Nobody is asked:
-    `push_to_hub`, or this call, is the consent. Private unless `hub_private_repo` is false.
+    Publish what is in `output_dir` with its card, in one commit (see `logramed.hub_cards.push`). Private unless
+    `hub_private_repo` is false.
 
     Returns:
-        `str`: the name of the commit, on the main process; None on others.
+        `str`: the hash of the commit, on the main process; None on others.
 
     Raises:
         PushError: If it could not be published, or holds what must not be.
     """
     from logramed.hub_cards.publications import prepare
-    from logramed.hub_cards.push import Push, PushError
+    from logramed.hub_cards.push import PushError, push
 
     arguments = trainer.args
     if trainer.hub_model_id is None:
@@ -609,16 +606,16 @@ def publish(trainer: LoGraMedTrainer, commit_message: str, token: str | None = N
     if not trainer.is_world_process_zero():
         return None
     folder, repo_id = arguments.output_dir, trainer.hub_model_id
-    push = Push(
-        prepare(folder, repo_id, license=arguments.hub_license),
-        repo_id,
-        private=arguments.hub_private_repo is not False,
-        revision=arguments.hub_revision,
-        message=commit_message,
-        token=token or arguments.hub_token,
-    )
+    publication = prepare(folder, repo_id, license=arguments.hub_license)
     try:
-        return push.run(lambda question: True)
+        return push(
+            publication,
+            repo_id,
+            private=arguments.hub_private_repo is not False,
+            revision=arguments.hub_revision,
+            message=commit_message,
+            token=token or arguments.hub_token,
+        )
     except PushError as error:
         error.add_note(
             f"The run is complete in {folder}. Publish it with `logramed-push {folder} --repo {repo_id} "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio
-from conversation import NOTICE, Assistant, Settings, Turn, export_json, export_markdown
+from conversation import NOTICE, Assistant, Settings, Turn
 from images import UploadError, read_upload
 from PIL import Image
 from relevance import draw_relevance, image_relevance
@@ -29,7 +29,7 @@ EXAMPLES = json.loads((FOLDER / "examples" / "examples.json").read_text(encoding
 MAX_IMAGES = 8
 MAX_FILE_SIZE = "100mb"
 CONCURRENT_ANSWERS = 2
-# Uploads and exports are deleted when they are this old, looked for this often; in seconds.
+# Uploads are deleted when they are this old, looked for this often; in seconds.
 CACHE_AGES = (3600, 6 * 3600)
 NO_IMAGE_YET = "Add an image first: with the button in the message field, by dropping it there, or with an example."
 PLACEHOLDER = "### Ask about an image\nAdd a PNG or JPEG to your message, or start with one of the examples."
@@ -78,7 +78,7 @@ class Page:
                     self._build_examples()
                     self._build_relevance()
                     self._build_settings()
-                    self._build_export()
+                    self.clear = gradio.Button("New conversation", size="sm", elem_id="clear")
             self._connect()
         page.queue(default_concurrency_limit=CONCURRENT_ANSWERS)
         return page
@@ -92,7 +92,7 @@ class Page:
             min_height=320,
             layout="bubble",
             placeholder=PLACEHOLDER,
-            buttons=["copy"],
+            buttons=["copy", "copy_all"],
         )
         self.status = gradio.HTML("", elem_id="status", padding=False)
         self.message = gradio.MultimodalTextbox(
@@ -153,16 +153,9 @@ class Page:
                 gradio.Number(defaults.seed, precision=0, minimum=0, label="Seed"),
             ]
 
-    def _build_export(self) -> None:
-        gradio.HTML("<h2>Conversation</h2>", padding=False)
-        with gradio.Row(elem_id="export"):
-            self.as_markdown = gradio.DownloadButton("Save as text", size="sm", interactive=False)
-            self.as_json = gradio.DownloadButton("Save as JSON", size="sm", interactive=False)
-        self.clear = gradio.Button("New conversation", size="sm", elem_id="clear")
-
     def _connect(self) -> None:
         shown = [self.chat, self.turns, self.message, self.status, self.stop]
-        shown += [self.show_relevance, self.relevance, self.relevance_said, self.as_markdown, self.as_json]
+        shown += [self.show_relevance, self.relevance, self.relevance_said]
         private = {"api_visibility": "private", "show_progress": "hidden"}
         asked = [self.message.submit(self.ask, [self.message, self.turns, *self.settings], shown, **private)]
         for button, example in zip(self.examples, EXAMPLES, strict=True):
@@ -224,7 +217,6 @@ class Page:
             self.status: problem,
             self.stop: gradio.Button(visible=False),
             self.show_relevance: gradio.Button(interactive=bool(turns)),
-            **self._exports(turns),
         }
 
     def read_message(self, message: dict[str, Any], turns: Sequence[Turn]) -> Turn:
@@ -277,8 +269,6 @@ class Page:
             self.message: gradio.MultimodalTextbox(value=None, interactive=True),
             self.status: "",
             self.stop: gradio.Button(visible=False),
-            self.as_markdown: gradio.DownloadButton(interactive=False),
-            self.as_json: gradio.DownloadButton(interactive=False),
         }
 
     def _no_relevance(self) -> Updates:
@@ -286,18 +276,6 @@ class Page:
             self.show_relevance: gradio.Button(interactive=False),
             self.relevance: gradio.Gallery(value=None, visible=False),
             self.relevance_said: gradio.HTML(visible=False),
-        }
-
-    def _exports(self, turns: Sequence[Turn]) -> Updates:
-        if not turns:
-            return {}
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        text, data = folder / "conversation.md", folder / "conversation.json"
-        text.write_text(export_markdown(turns, self.assistant), encoding="utf-8")
-        data.write_text(export_json(turns, self.assistant), encoding="utf-8")
-        return {
-            self.as_markdown: gradio.DownloadButton(value=str(text), interactive=True),
-            self.as_json: gradio.DownloadButton(value=str(data), interactive=True),
         }
 
 

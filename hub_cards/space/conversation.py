@@ -1,11 +1,9 @@
 """A conversation about images, answered by a model word by word, with the probability of each answer."""
 
-import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,8 +18,6 @@ from transformers import (
 
 
 NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
-
-TYPED_PLACEHOLDER = "<image>"  # in a question, whatever the model's own is
 
 
 @dataclass
@@ -61,14 +57,12 @@ class Turn:
         answer (`str`): Empty before the first word.
         confidence (`float`, *optional*): Geometric mean of the probabilities of the answer's tokens, 0 to 1; None
             until the answer is complete.
-        settings (`dict`): Those of the answer.
     """
 
     question: str
     images: list[str] = field(default_factory=list)
     answer: str = ""
     confidence: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def refuse_foreign(model_id: str, revision: str | None) -> None:
@@ -135,7 +129,6 @@ class Assistant:
             Exception: Whatever the generation raised.
         """
         turn = turns[-1]
-        turn.settings = asdict(settings)
         inputs = self.encode(turns)
         tokenizer, stop_string = self.processor.tokenizer, getattr(self.processor, "stop_string", None)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -157,21 +150,9 @@ class Assistant:
 
 
 def write_content(turn: Turn, placeholder: str) -> list[dict[str, Any]]:
-    """
-    The parts of a question: its images where it says `<image>`, if it does so once for each, or else before its text.
-
-    What would be read as the `placeholder` of an image that is not there is left out.
-    """
+    """The parts of a question: its images, and its text without what would be read as a `placeholder` of an image."""
     images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
-    pieces = turn.question.split(TYPED_PLACEHOLDER)
-    if not images or len(pieces) - 1 != len(images):
-        text = turn.question.replace(placeholder, "")
-        return [*images, {"type": "text", "text": text}]
-    content = []
-    for piece, image in zip(pieces, [*images, None], strict=True):
-        text = piece.replace(placeholder, "").strip()
-        content += [{"type": "text", "text": text}] * bool(text) + [image] * (image is not None)
-    return content
+    return [*images, {"type": "text", "text": turn.question.replace(placeholder, "")}]
 
 
 class Generation(threading.Thread):
@@ -254,32 +235,3 @@ def mean_probability(logits: torch.Tensor, tokens: torch.Tensor) -> float:
     """
     chosen = logits.float().log_softmax(-1).gather(-1, tokens[:, None])
     return math.exp(chosen.mean().item())
-
-
-def export_markdown(turns: Sequence[Turn], assistant: Assistant) -> str:
-    """A conversation to be read."""
-    lines = [f"# Conversation with {assistant.name}", "", f"> {NOTICE}", "", f"Exported {now()}."]
-    for number, turn in enumerate(turns, start=1):
-        lines += ["", f"## {number}. {turn.question}", ""]
-        if turn.images:
-            lines += [f"Images: {len(turn.images)}.", ""]
-        lines.append(turn.answer)
-        if turn.confidence is not None:
-            lines += ["", f"Mean token probability {100 * turn.confidence:.1f}% (not calibrated)."]
-    return "\n".join(lines) + "\n"
-
-
-def export_json(turns: Sequence[Turn], assistant: Assistant) -> str:
-    """A conversation with all that it depended on but the images."""
-    content = {
-        "notice": NOTICE,
-        "model": assistant.name,
-        "revision": assistant.revision,
-        "exported": now(),
-        "turns": [{**asdict(turn), "images": len(turn.images)} for turn in turns],
-    }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

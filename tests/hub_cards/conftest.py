@@ -67,22 +67,12 @@ def client_environment(hub, home):
 
 def run(program, *arguments, environment, python=sys.executable):
     """Run a program of this repository, or Python code, in a process of its own."""
-    done = start(program, *arguments, environment=environment, python=python)
-    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
-    return done
-
-
-def try_run(program, *arguments, environment, python=sys.executable):
-    """What it prints, or None if it fails."""
-    done = start(program, *arguments, environment=environment, python=python)
-    return done.stdout if done.returncode == 0 else None
-
-
-def start(program, *arguments, environment, python):
     command = [python, str(ROOT / program)] if program.endswith(".py") else [python, "-c", program]
-    return subprocess.run(
+    done = subprocess.run(
         [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, check=False, timeout=300
     )
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    return done
 
 
 @pytest.fixture(scope="session")

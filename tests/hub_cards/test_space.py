@@ -28,8 +28,10 @@ QUESTION, SECOND = "what organ is shown ?", "is there a mass ?"
 
 
 @pytest.fixture(scope="module")
-def space():
-    with space_modules() as modules:
+def space(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, space_modules() as modules:
+        # gradio deletes its files when it ends, and by default all its processes share one folder.
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         yield modules
 
 
@@ -226,20 +228,6 @@ def test_an_image_placeholder_in_a_question_is_no_image(space, assistant, pictur
     assert inputs["pixel_values"].shape[0] == 1
 
 
-def test_images_stand_where_the_question_has_a_placeholder_for_each(space, assistant, picture):
-    asked = "what <image> is shown <image> ?"
-    inputs = assistant.encode(turns_of(space, asked, "and which organ ?", images=[picture, picture]))
-    parts = space["conversation"].write_content(turns_of(space, asked, images=[picture, picture])[0], "<image>")
-    assert [part.get("text", "image") for part in parts] == ["what", "image", "is shown", "image", "?"]
-    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": ""}]}]
-    messages.append({"role": "user", "content": [{"type": "text", "text": "and which organ ?"}]})
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    expected = assistant.processor.apply_chat_template(messages, **options)
-    assert torch.equal(inputs["input_ids"], expected["input_ids"])
-    first = assistant.encode(turns_of(space, "what is shown ?", images=[picture, picture]))["input_ids"][0].tolist()
-    assert first != inputs["input_ids"][0, : len(first)].tolist()
-
-
 # Relevance
 
 
@@ -311,20 +299,7 @@ def test_a_model_without_a_square_of_image_tokens_is_refused(space):
         space["relevance"].lay_on_grid(np.zeros(7))
 
 
-# Export and the command line
-
-
-def test_exports_hold_questions_answers_settings_and_the_notice(space, assistant, picture):
-    turns = turns_of(space, QUESTION, images=[picture])
-    *_, _ = assistant.answer(turns, space["conversation"].Settings(max_new_tokens=3))
-    data = json.loads(space["conversation"].export_json(turns, assistant))
-    assert data["turns"][0]["settings"]["max_new_tokens"] == 3
-    assert data["turns"][0]["images"] == 1
-    assert "Not for clinical use" in data["notice"]
-    text = space["conversation"].export_markdown(turns, assistant)
-    assert f"## 1. {QUESTION}" in text
-    assert turns[0].answer in text
-    assert str(picture.parent) not in text + json.dumps(data)
+# Uploads and the command line
 
 
 def test_uploads_are_forgotten_when_they_are_old(space, assistant, picture):
@@ -417,7 +392,7 @@ def said(page):
 
 
 @needs_chromium
-def test_a_user_uploads_asks_reads_asks_again_looks_and_saves(open_page, picture, tmp_path):
+def test_a_user_uploads_asks_reads_asks_again_and_looks(open_page, picture):
     page = open_page()
     assert "Not for clinical use." in page.inner_text("#header")
     upload(page, picture)
@@ -431,11 +406,6 @@ def test_a_user_uploads_asks_reads_asks_again_looks_and_saves(open_page, picture
     page.click("#show")
     page.wait_for_selector("#relevance img")
     assert "It is no explanation" in page.inner_text("#side")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save as text").click()
-    download.value.save_as(tmp_path / "conversation.md")
-    text = (tmp_path / "conversation.md").read_text()
-    assert f"## 2. {SECOND}" in text
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#chat .confidence')")
     assert page.is_disabled("#show")
