@@ -29,7 +29,7 @@ QUESTION = "Is there a lesion?"
 MOST_ATTEMPTS = 4
 ANSWER = """
 import json, sys
-for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets", "numba"):
+for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets"):
     sys.modules[name] = None  # looks as if it were not installed
 import transformers
 from transformers import AutoProcessor
