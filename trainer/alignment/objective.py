@@ -92,7 +92,7 @@ class AlignmentObjective:
     default_margin = 0.4
     takes_estimator = False
 
-    def __new__(cls, config: AlignmentConfig | None = None):
+    def __new__(cls, config: AlignmentConfig | None = None, *args, **options):
         if cls is AlignmentObjective:
             cls = OBJECTIVES[(config or AlignmentConfig()).alignment_loss]
         return super().__new__(cls)
