@@ -34,6 +34,7 @@ def test_training_on_infonce_raises_the_toys_held_out_recall():
 
 def test_the_causes_are_shown_one_by_one(capsys, monkeypatch):
     monkeypatch.setattr(benchmark, "FAULTS", ("shared edges", "own share"))
+    monkeypatch.setattr(benchmark, "NUM_UNRELATED", 10)
     benchmark.main(["--part", "causes", *SMALL])
     _, *rows = capsys.readouterr().out.splitlines()
     leaks = {row[:28].strip(): float(row[28:].split()[0]) for row in rows}
