@@ -20,7 +20,7 @@ def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> N
     if args.accumulate_graph and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
             "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "
-            "or FSDP2, or `alignment_memory` in its place."
+            "or FSDP2."
         )
     for name in ("gradient_norm_steps", "matching_picture_steps"):
         if getattr(args, name) and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):

@@ -140,7 +140,7 @@ def check_lengths_and_step(report: Report, training, trainer: LoGraMedTrainer, r
 
 def check_graph(report: Report, training, trainer: LoGraMedTrainer) -> None:
     neighbours = training.num_neighbors
-    num_nodes = training.per_device_train_batch_size + training.alignment_memory
+    num_nodes = training.per_device_train_batch_size
     if training.gather_graph:
         num_nodes *= training.world_size
     if training.accumulate_graph:
@@ -148,7 +148,7 @@ def check_graph(report: Report, training, trainer: LoGraMedTrainer) -> None:
     if training.alignment_weight > 0 and training.alignment_granularity == "sample" and num_nodes <= neighbours:
         report.warnings.append(
             f"The alignment graph has {num_nodes} nodes, too few for `num_neighbors` {neighbours}. A larger "
-            "`per_device_train_batch_size`, `alignment_memory`, `gather_graph` or `accumulate_graph` gives more."
+            "`per_device_train_batch_size`, `gather_graph` or `accumulate_graph` gives more."
         )
 
 

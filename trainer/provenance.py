@@ -35,7 +35,6 @@ PACKAGES = (
     "safetensors",
     "bitsandbytes",
     "deepspeed",
-    "numba",
     "numpy",
     "pillow",
 )
@@ -44,7 +43,7 @@ SHAPING = (
     *("vision_config", "text_config", "logramed_config", "vocab_size", "use_peft", "lora_r", "lora_target_modules"),
     *("lora_modules_to_save", "use_dora", "train", "load_in_4bit", "load_in_8bit"),
 )
-SHAPING_ALIGNMENT = ("alignment_head", "graph_hidden_size", "graph_num_layers")
+SHAPING_ALIGNMENT = ("alignment_head",)
 # Arguments that say where and how a run is shown and kept, not what comes out of it.
 WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report_to", "run_name", "push_to_hub")
 

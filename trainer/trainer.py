@@ -31,7 +31,7 @@ from logramed.trainer.data.records import EXTENDED_KEYS
 from logramed.trainer.devices import check_engine, gather_own_weights, name_units
 from logramed.trainer.gradient_caching import StepGraph, cached_loss
 from logramed.trainer.gradient_ratio import GradientRatio, GradientRatioCallback
-from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, Nodes, same_randomness
+from logramed.trainer.graph_nodes import Nodes, gather_nodes, same_randomness
 from logramed.trainer.image_cache import CachedTower
 from logramed.trainer.interruption import (
     EvaluationTerminatedError,
@@ -126,8 +126,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if self.args.alignment_weight == 0:
             return {"train": None, "eval": None}
         refuse_unalignable(self.model)
-        # The last batch of an evaluation may well be small, which is no reason to end a run.
-        return {"train": AlignmentObjective(self.args), "eval": AlignmentObjective(self.args, small_batch="shrink")}
+        objective = AlignmentObjective(self.args)
+        return {"train": objective, "eval": objective}
 
     def _build_text_encoder(self, data_collator) -> TextEncoder | None:
         if data_collator is not None:
@@ -185,8 +185,6 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         check_engine(self.args, self.accelerator)
 
     def _watch(self) -> None:
-        if self.args.alignment_memory > 0 and self.args.alignment_weight > 0:
-            self.stateful["alignment_memory"] = AlignmentMemory(self.args.alignment_memory)
         if self.gradient_ratio is not None:
             self.stateful["gradient_ratio"] = self.gradient_ratio
         self.means = self.stateful["logged_means"] = LoggedMeans()
@@ -261,9 +259,10 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             return output.loss, output
         if graph is not None and graph.position > 0:
             return cached_loss(features, graph.cached_gradients(), self.model.graph_network), None
-        memory = self.stateful.get("alignment_memory")
-        beyond = BeyondBatch(self.args.gather_graph, memory, graph.join if graph else None)
-        features, groups = beyond(features, groups)
+        if graph is not None:
+            features, groups = graph.join(features, groups)
+        if self.args.gather_graph:
+            features, groups = gather_nodes(features, groups)
         generator = self._noise(groups.device)
         with same_randomness(generator, self.args.gather_graph):
             output = objective(features, self.model.graph_network, generator=generator, groups=groups)
@@ -569,13 +568,7 @@ def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module, node_
     embeddings = model.get_input_embeddings().weight
     randomness = torch.get_rng_state()
     torch.default_generator.manual_seed(args.seed)
-    network = GraphNetwork(
-        node_size,
-        num_layers=args.graph_num_layers,
-        aggregation=args.graph_aggregation,
-        dropout=args.graph_dropout,
-        graph_hidden_size=args.graph_hidden_size,
-    )
+    network = GraphNetwork(node_size, args.graph_dropout)
     torch.set_rng_state(randomness)  # a run without alignment is to draw what one with it does
     return network.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
 

@@ -3,7 +3,7 @@ Training that is ended again and again, against the same training left alone: ar
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.kill_resume [--num_runs 24] [--num_kills 3] [--seed 0]
 
-Each run trains a tiny model in two stages, with dropout, noise in the matching, remembered nodes, accumulation, turns
+Each run trains a tiny model in two stages, with dropout, noise in the matching, accumulation, turns
 in another order each epoch, evaluations, and logging that is not in step with saving. SIGKILL or SIGTERM ends it at a
 random moment, every second time while a checkpoint is being written; then `--resume_from_checkpoint true` goes on,
 until the next. In the end every logged figure but times, and every weight, is compared with those of the undisturbed
@@ -52,7 +52,6 @@ RECIPE = {
     "shuffle_turns": True,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "alignment_memory": 3,
     "gradient_estimator": "imle",
     "max_steps": 20,
     "learning_rate": 1.0e-2,

@@ -9,16 +9,14 @@ paired by seed; the last training batches' loss and matching accuracy; and milli
 
     python tests/benchmarks/objective.py --objectives infonce multi_graph paper --seeds 3
     python tests/benchmarks/objective.py --part causes    # one fault of the paper's form at a time
-    python tests/benchmarks/objective.py --part decoding  # matching as a decoder, with and without edges
 """
 
 import argparse
-import json
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,7 +29,6 @@ from logramed.trainer.alignment import (
     AlignmentConfig,
     AlignmentObjective,
     GraphNetwork,
-    decode_matching,
     nearest_neighbor_edges,
     recall_at_k,
     unit_vectors,
@@ -44,44 +41,19 @@ from logramed.trainer.alignment.objectives import MultiGraph
 LATENT_SIZE = 16
 VIEW_SIZE = 64
 MODALITIES = ("image", "answer", "extended")
-PERTURBED = {"gradient_estimator": "fenchel_young"}
-COUPLED = {"edge_matching": "coupled", "edge_weight": 0.3, **PERTURBED}
-# Rows of the table: values of `AlignmentConfig`. Form A and form B are perturbed Fenchel-Young matching of nodes,
-# and of nodes and edges.
+COUPLED = {"edge_matching": "coupled", "gradient_estimator": "imle", "edge_weight": 0.3}
+# Rows of the table: values of `AlignmentConfig`.
 OBJECTIVES = {
     "infonce": {"alignment_loss": "infonce"},
-    "infonce_margin": {"alignment_loss": "infonce", "alignment_margin": 0.4},
-    "infonce_edges": {"alignment_loss": "infonce", "edge_weight": 1.0},
     "infonce_edges_margin": {"alignment_loss": "infonce", "edge_weight": 1.0, "alignment_margin": 0.4},
     "siglip": {"alignment_loss": "siglip"},
-    "optimal_transport": {"alignment_loss": "optimal_transport"},
-    "first_order_perturbed": {"alignment_loss": "first_order", "num_noise_samples": 16, **PERTURBED},
-    "form_a": {
-        "alignment_loss": "first_order",
-        "num_noise_samples": 16,
-        "alignment_margin": 0.0,
-        "noise_scale": 0.3,
-        **PERTURBED,
-    },
-    "first_order_imle": {"alignment_loss": "first_order", "gradient_estimator": "imle"},
+    "first_order": {"alignment_loss": "first_order"},
     "multi_graph": {"alignment_loss": "multi_graph"},
-    "multi_graph_perturbed": {"alignment_loss": "multi_graph", **PERTURBED},
-    "form_b": {
-        "alignment_loss": "multi_graph_pairwise",
-        "message_weight": 0.0,
-        "alignment_margin": 0.0,
-        "noise_scale": 0.3,
-        **PERTURBED,
-    },
     "multi_graph_no_margin": {"alignment_loss": "multi_graph", "alignment_margin": 0.0},
     "multi_graph_no_edges": {"alignment_loss": "multi_graph", "edge_weight": 0.0},
-    "multi_graph_pairwise": {"alignment_loss": "multi_graph_pairwise"},
-    "multi_graph_others": {"alignment_loss": "multi_graph", "alignment_targets": "others"},
     "multi_graph_no_messages": {"alignment_loss": "multi_graph", "message_weight": 0.0},
-    "multi_graph_centered": {"alignment_loss": "multi_graph", "center_features": True},
+    "multi_graph_imle": {"alignment_loss": "multi_graph", "gradient_estimator": "imle"},
     "multi_graph_coupled": {"alignment_loss": "multi_graph", **COUPLED},
-    "multi_graph_coupled_imle": {"alignment_loss": "multi_graph", **COUPLED, "gradient_estimator": "imle"},
-    "multi_graph_coupled_heavy": {"alignment_loss": "multi_graph", **COUPLED, "edge_weight": 1.0},
     "paper": {"alignment_loss": "paper"},
 }
 
@@ -118,17 +90,15 @@ def encoder(feature_size: int) -> nn.Module:
     return nn.Sequential(nn.Linear(VIEW_SIZE, 128), nn.ReLU(), nn.Linear(128, feature_size))
 
 
-def held_out_features(encoders, held_out, center: bool = False) -> dict[str, torch.Tensor]:
-    with torch.no_grad():
-        features = {name: encoders[name](view) for name, view in held_out.items()}
-    return {name: values - values.mean(0) for name, values in features.items()} if center else features
-
-
 def held_out_recall(encoders, held_out, center: bool = False) -> float:
     """Mean recall@1 over the ordered pairs of modalities."""
-    features = held_out_features(encoders, held_out, center)
-    pairs = [(first, second) for first in features for second in features if first != second]
-    return sum(recall_at_k(features[first], features[second]) for first, second in pairs) / len(pairs)
+    with torch.no_grad():
+        features = {name: encoders[name](view) for name, view in held_out.items()}
+    if center:
+        features = {name: values - values.mean(0) for name, values in features.items()}
+    pairs = itertools.permutations(features, 2)
+    recalls = [recall_at_k(features[first], features[second]) for first, second in pairs]
+    return sum(recalls) / len(recalls)
 
 
 def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace) -> dict:
@@ -144,9 +114,7 @@ def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace)
 
     held_out = draw(options.num_held_out)
     encoders = nn.ModuleDict({name: encoder(options.feature_size) for name in MODALITIES})
-    network = None
-    if objective.uses_graph_network:
-        network = GraphNetwork(options.feature_size, graph_hidden_size=options.graph_hidden_size)
+    network = GraphNetwork(options.feature_size) if objective.uses_graph_network else None
     parameters = [*encoders.parameters(), *(network.parameters() if network is not None else [])]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate)
     recalls, last, seconds = [held_out_recall(encoders, held_out, options.shift > 0)], [], 0.0
@@ -162,25 +130,7 @@ def train(objective: AlignmentObjective, seed: int, options: argparse.Namespace)
         if step % options.report_every == 0:
             recalls.append(held_out_recall(encoders, held_out, options.shift > 0))
     loss, accuracy = (sum(values) / len(last) for values in zip(*last, strict=True))
-    features = held_out_features(encoders, held_out, options.shift > 0)
-    return {
-        "recalls": recalls,
-        "loss": loss,
-        "accuracy": accuracy,
-        "ms": 1000 * seconds / options.num_steps,
-        "decoded": {weight: decoding_accuracy(features, weight) for weight in options.decode_weights},
-    }
-
-
-def decoding_accuracy(features: dict[str, torch.Tensor], edge_weight: float) -> float:
-    """Share of items matched to themselves by `decode_matching`, mean over the pairs of modalities."""
-    order = torch.randperm(len(features["image"]), generator=torch.Generator().manual_seed(0))
-    hits = [
-        (decode_matching(features[first], features[second][order], edge_weight=edge_weight) == order.argsort())
-        for place, first in enumerate(MODALITIES)
-        for second in MODALITIES[place + 1 :]
-    ]
-    return torch.stack(hits).float().mean().item()
+    return {"recalls": recalls, "loss": loss, "accuracy": accuracy, "ms": 1000 * seconds / options.num_steps}
 
 
 class FaultyObjective(MultiGraph):
@@ -188,7 +138,6 @@ class FaultyObjective(MultiGraph):
 
     def __init__(self, *faults: str):
         config = AlignmentConfig(
-            alignment_targets="others",
             edge_matching="coupled",
             edge_weight=0.5 if "costs not centered" in faults else 0.1,
             gradient_estimator="imle",
@@ -230,6 +179,7 @@ class FaultyObjective(MultiGraph):
         return super()._costs(source, target)
 
 
+NUM_UNRELATED = 50  # batches of unrelated features
 FAULTS = (
     "shared edges",
     "own share",
@@ -242,52 +192,28 @@ FAULTS = (
 )
 
 
-def given_away(objective: AlignmentObjective, num_seeds: int, num_nodes: int = 12, size: int = 16) -> float:
+def given_away(objective: AlignmentObjective, num_nodes: int = 12, size: int = 16) -> float:
     """Matching accuracy on features that have nothing to do with each other: chance is 1 / `num_nodes`."""
     accuracies = []
-    for seed in range(num_seeds):
+    for seed in range(NUM_UNRELATED):
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         features = {name: torch.randn(num_nodes, size, generator=generator) for name in MODALITIES}
         accuracies.append(objective(features, GraphNetwork(size), generator).matching_accuracy.item())
-    return sum(accuracies) / num_seeds
-
-
-def ambiguous_graphs(seed: int, num_nodes: int, num_types: int, position_noise: float, feature_size: int = 64):
-    """
-    Two graphs of items that look like others of their type and are told apart by their neighbours alone: features,
-    edges to the 5 nearest by noisy positions, and the true labels.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    look = torch.randn(num_types, feature_size, generator=generator)[torch.arange(num_nodes) % num_types]
-    position = torch.randn(num_nodes, 3, generator=generator)
-    order = torch.randperm(num_nodes, generator=generator)
-    graphs = []
-    for _ in range(2):
-        features = look + 0.3 * torch.randn(num_nodes, feature_size, generator=generator)
-        moved = position + position_noise * torch.randn(num_nodes, 3, generator=generator)
-        graphs.append((features, nearest_neighbor_edges(moved, 5)))
-    (source, source_edges), (target, target_edges) = graphs
-    labels = order.argsort()
-    return source, target[order], source_edges, labels[target_edges], labels
-
-
-def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of the 95% interval (Student's t); no width for one value."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if len(values) == 1:
-        return tensor.item(), 0.0
-    return tensor.mean().item(), student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
+    return sum(accuracies) / len(accuracies)
 
 
 def interval(values: Sequence[float], sign: bool = False) -> str:
-    """`mean_and_half_width` in words; of one value that alone."""
-    mean, half = mean_and_half_width(values)
-    text = f"{mean:{'+' if sign else ''}.3f}"
-    return text if len(values) == 1 else f"{text}±{half:.3f}"
+    """Mean and half width of the 95% interval (Student's t); of one value that alone."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    text = f"{tensor.mean().item():{'+' if sign else ''}.3f}"
+    if len(values) == 1:
+        return text
+    half = student_t.ppf(0.975, len(values) - 1) * tensor.std().item() / math.sqrt(len(values))
+    return f"{text}±{half:.3f}"
 
 
-def compare(options: argparse.Namespace, extra: dict) -> None:
+def compare(options: argparse.Namespace) -> None:
     """One row an objective, differences paired by seed against the first."""
     print(
         f"{'objective':<26} recall@1 every {options.report_every} steps from 0 | difference | loss, matched (train) | "
@@ -297,7 +223,7 @@ def compare(options: argparse.Namespace, extra: dict) -> None:
     for name in options.objectives:
         if name not in OBJECTIVES:
             raise SystemExit(f"--objectives must be of {', '.join(OBJECTIVES)}, got {name!r}.")
-        objective = AlignmentObjective(AlignmentConfig(**{**OBJECTIVES[name], **extra}))
+        objective = AlignmentObjective(AlignmentConfig(**OBJECTIVES[name]))
         runs = [train(objective, seed, options) for seed in seeds(options)]
         recalls = " / ".join(interval(list(values)) for values in zip(*(run["recalls"] for run in runs), strict=True))
         first = first or runs
@@ -308,12 +234,6 @@ def compare(options: argparse.Namespace, extra: dict) -> None:
             f"{name:<26} {recalls} | {interval(differences, sign=True)} | {loss:.2f} {accuracy:.2f} | {fastest:.1f}",
             flush=True,
         )
-        for weight in options.decode_weights:
-            print(f"  decoded, edge weight {weight}: {interval([run['decoded'][weight] for run in runs])}", flush=True)
-        if options.output is not None:
-            record = {"objective": name, "options": vars(options) | {"output": None}, "runs": runs}
-            with options.output.open("a") as file:
-                file.write(json.dumps(record) + "\n")
 
 
 def compare_causes(options: argparse.Namespace) -> None:
@@ -330,33 +250,8 @@ def compare_causes(options: argparse.Namespace) -> None:
         first = first or recalls
         difference = interval([mine - base for mine, base in zip(recalls, first, strict=True)], sign=True)
         accuracy = sum(run["accuracy"] for run in runs) / len(runs)
-        leak = given_away(objective, 50)
+        leak = given_away(objective)
         print(f"{name:<28} {leak:.3f} | {interval(recalls)} | {difference} | {accuracy:.2f}", flush=True)
-
-
-def compare_decoding(options: argparse.Namespace) -> None:
-    """Matching accuracy on ambiguous items, four of each look, by node costs alone and with edges."""
-    weights = [0.0, 0.1, 0.3, 1.0]
-    print(f"{'nodes':>5} {'position noise':>14} | " + " | ".join(f"edge weight {weight}" for weight in weights))
-    for num_nodes in options.sizes:
-        for position_noise in (0.05, 0.1, 0.2):
-            cells = []
-            for weight in weights:
-                accuracies = []
-                for seed in seeds(options):
-                    source, target, source_edges, target_edges, truth = ambiguous_graphs(
-                        seed, num_nodes, num_nodes // 4, position_noise
-                    )
-                    labels = decode_matching(
-                        source,
-                        target,
-                        edge_weight=weight,
-                        source_edge_index=source_edges,
-                        target_edge_index=target_edges,
-                    )
-                    accuracies.append((labels == truth).float().mean().item())
-                cells.append(interval(accuracies))
-            print(f"{num_nodes:>5} {position_noise:>14} | " + " | ".join(cells), flush=True)
 
 
 def seeds(options: argparse.Namespace) -> range:
@@ -365,53 +260,27 @@ def seeds(options: argparse.Namespace) -> range:
 
 def parse_arguments(arguments=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--part", choices=["compare", "causes", "decoding"], default="compare")
-    parser.add_argument("--objectives", nargs="+", default=["infonce", "multi_graph", "optimal_transport", "paper"])
+    parser.add_argument("--part", choices=["compare", "causes"], default="compare")
+    parser.add_argument("--objectives", nargs="+", default=["infonce", "multi_graph", "paper"])
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--view_noise", type=float, default=0.5, help="standard deviation of the noise on the views")
     parser.add_argument("--shift", type=float, default=0.0, help="shift of each batch and view in latent space")
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--feature_size", type=int, default=64)
-    parser.add_argument("--graph_hidden_size", type=int, help="inner size of the graph network")
     parser.add_argument("--num_held_out", type=int, default=200)
     parser.add_argument("--num_steps", type=int, default=300)
     parser.add_argument("--report_every", type=int, default=100)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument(
-        "--decode_weights", nargs="*", type=float, default=[], help="also decode the held-out items, at edge weights"
-    )
-    parser.add_argument("--sizes", nargs="+", type=int, default=[24, 64, 128], help="of --part decoding")
-    parser.add_argument("--output", type=Path, help="append the runs to this file of JSON lines")
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of AlignmentConfig, for all objectives"
-    )
     return parser.parse_args(arguments)
-
-
-def objective_options(settings: list[str]) -> dict:
-    """`["noise_scale=0.2", "gradient_estimator=imle"]` as keyword arguments."""
-    result = {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if value in ("True", "False"):
-            result[name] = value == "True"
-        else:
-            try:
-                result[name] = int(value) if value.isdigit() else float(value)
-            except ValueError:
-                result[name] = value
-    return result
 
 
 def main(arguments=None) -> None:
     options = parse_arguments(arguments)
     if options.part == "causes":
         compare_causes(options)
-    elif options.part == "decoding":
-        compare_decoding(options)
     else:
-        compare(options, objective_options(options.set))
+        compare(options)
 
 
 if __name__ == "__main__":

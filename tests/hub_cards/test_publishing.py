@@ -25,7 +25,7 @@ from tests.trainer.test_never_lost import trainer_for
 QUESTION = "Is there a lesion?"
 ANSWER = """
 import json, sys
-for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets", "numba"):
+for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets"):
     sys.modules[name] = None  # looks as if it were not installed
 import transformers
 from transformers import AutoProcessor

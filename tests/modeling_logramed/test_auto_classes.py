@@ -33,7 +33,7 @@ COMBINATIONS = [
 ]
 HIDE_LOGRAMED = """
 import sys
-for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets", "numba"):
+for name in ("logramed", "torchvision", "trl", "peft", "evaluate", "datasets"):
     sys.modules[name] = None  # looks as if it were not installed
 """
 ANSWER = (

@@ -34,7 +34,7 @@ JOINT = {"gather_graph": True}
 ACCUMULATED = {**JOINT, "accumulate_graph": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 NOISY = {"gradient_estimator": "imle", "message_weight": 0.3}
 TURNS, SPANS = ({"alignment_granularity": granularity} for granularity in ("turn", "span"))
-TWO_STEPS = {"max_steps": 2, "alignment_memory": 5}
+TWO_STEPS = {"max_steps": 2}
 SAVED = {"learning_rate": 0.1, "optim": "adamw_torch", "save_strategy": "steps", "save_steps": 1}
 
 # What two processes do, to be compared with one process that has eight samples a batch.
@@ -44,7 +44,7 @@ JOINT_STEPS = {
     "ddp_noise_and_dropout": {"values": {**JOINT, **NOISY}, "graph_dropout": 0.3},
     "ddp_accumulated": {"values": {**ACCUMULATED, **SPANS}, "uneven": True},
     "ddp_accumulated_unused": {"values": {**ACCUMULATED, "ddp_find_unused_parameters": False}},
-    "ddp_remembered": {"values": {**ACCUMULATED, **TWO_STEPS}},
+    "ddp_two_steps": {"values": {**ACCUMULATED, **TWO_STEPS}},
     "ddp_adapters": {"values": JOINT, "adapters": True},
     "fsdp_without_alignment": {"values": {"alignment_weight": 0.0}, "fsdp": UNITS},
     "fsdp": {"values": JOINT, "fsdp": UNITS},

@@ -2,40 +2,33 @@
 
 from . import objectives  # registers them
 from .config import (
-    EDGE_MATCHINGS,
-    GRADIENT_ESTIMATORS,
     GRANULARITIES,
     LOSSES,
-    TARGETS,
     AlignmentConfig,
     register_objective,
 )
-from .contrast import infonce_loss, siglip_loss
 from .decoding import decode_matching
-from .gradients import GradientEstimator, differentiable_matching, hamming_loss
+from .gradients import differentiable_matching, hamming_loss, imle_loss
 from .graph_network import GraphNetwork
 from .graphs import nearest_neighbor_edges, unit_vectors
+from .losses import entropic_loss, infonce_loss, siglip_loss, sinkhorn_matching
 from .matching import match_graphs, matching_cost
 from .objective import AlignmentObjective, AlignmentOutput
 from .retrieval import matching_accuracy, recall_at_k
-from .transport import entropic_loss, sinkhorn_matching
 
 
 __all__ = [
-    "EDGE_MATCHINGS",
-    "GRADIENT_ESTIMATORS",
     "GRANULARITIES",
     "LOSSES",
-    "TARGETS",
     "AlignmentConfig",
     "AlignmentObjective",
     "AlignmentOutput",
-    "GradientEstimator",
     "GraphNetwork",
     "decode_matching",
     "differentiable_matching",
     "entropic_loss",
     "hamming_loss",
+    "imle_loss",
     "infonce_loss",
     "match_graphs",
     "matching_accuracy",

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
-from .gradients import ESTIMATORS
-from .graph_network import AGGREGATIONS
-from .transport import MIN_TEMPERATURE
+from .losses import MIN_TEMPERATURE
 
 
 GRANULARITIES = ("sample", "turn", "span")
@@ -22,9 +20,6 @@ ROWS_WITHOUT_IMAGE = ("refuse", "language_only")
 # Filled by `register_objective`. The names are a view, so that an objective registered later is a choice as well.
 OBJECTIVES: dict[str, type] = {}
 LOSSES = OBJECTIVES.keys()
-GRADIENT_ESTIMATORS = ("entropic", *ESTIMATORS)
-EDGE_MATCHINGS = ("separate", "coupled")
-TARGETS = ("each", "others")
 LEAST = {
     "alignment_weight": 0,
     "num_neighbors": 1,
@@ -35,10 +30,7 @@ LEAST = {
     "edge_temperature": MIN_TEMPERATURE,
     "noise_scale": 0,
     "num_noise_samples": 1,
-    "alignment_memory": 0,
     "alignment_image_layer": 0,
-    "graph_num_layers": 1,
-    "graph_hidden_size": 1,
 }
 
 
@@ -143,17 +135,7 @@ class AlignmentConfig:
         "forward pass of each but the first.",
     )
     gather_graph: bool = _setting(False, "One graph over the micro-batches of all processes, with gradients.")
-    alignment_memory: int = _setting(0, "Nodes of earlier micro-batches that join the graph as constants; 0: none.")
-    alignment_targets: str = _setting(
-        "each", "What a modality is matched with: `each` other one, or the mean of the `others`.", TARGETS
-    )
     num_neighbors: int = _setting(5, "Edges of a node, to its nearest others.")
-    small_batch: str = _setting(
-        "shrink",
-        "A batch with too few nodes for `num_neighbors`, such as the last of an epoch: `shrink` the number of "
-        "neighbours with one warning, or `refuse` it.",
-        ("refuse", "shrink"),
-    )
     edge_weight: float | None = _setting(
         None, "Weight of edges beside nodes; by default 1, and 0 for `infonce` and `siglip`."
     )
@@ -161,14 +143,13 @@ class AlignmentConfig:
         "separate",
         "Whether edges find their partners by themselves (`separate`), or go where their nodes go (`coupled`, "
         "quadratic assignment).",
-        EDGE_MATCHINGS,
+        ("separate", "coupled"),
     )
     message_weight: float | None = _setting(
         None,
-        "Weight of the graph network's messages beside a node's own features; by default 0.1 for `multi_graph` and "
-        "`multi_graph_pairwise`, else 0: no message passing.",
+        "Weight of the graph network's messages beside a node's own features; by default 0.1 for `multi_graph`, "
+        "else 0: no message passing.",
     )
-    center_features: bool = _setting(False, "Subtract each modality's mean over the nodes.")
     alignment_margin: float | None = _setting(
         None,
         "What right pairs must be better by in training, in units of cosine; by default 0.4, and 0 for `infonce` and "
@@ -180,21 +161,14 @@ class AlignmentConfig:
     edge_temperature: float = _setting(0.15, "Temperature of edges, likewise.")
     gradient_estimator: str = _setting(
         "entropic",
-        "How the gradient of the matching is estimated: smoothed by entropy, or by noise.",
-        GRADIENT_ESTIMATORS,
+        "What the gradient is of: the matching smoothed by entropy, or (`imle`) matchings at noisy costs.",
+        ("entropic", "imle"),
     )
     noise_scale: float = _setting(
         0.1,
-        "Scale of the noise on the costs of matching, in units of cosine. Not for the entropic estimator; `paper` has "
-        "its own.",
+        "Standard deviation of the noise on the costs for `imle`, in units of cosine; `paper` has its own.",
     )
-    num_noise_samples: int = _setting(4, "Noise samples of which the estimators (but `blackbox`) take the mean.")
-    solver_effort: float = _setting(1.0, "Length of the search for each coupled matching, relative to the default.")
-    graph_num_layers: int = _setting(2, "Layers of the graph network.")
-    graph_hidden_size: int | None = _setting(
-        None, "Size of its features between layers, by default that of the language model; narrower is faster."
-    )
-    graph_aggregation: str = _setting("max", "How it joins the messages to a node.", tuple(AGGREGATIONS))
+    num_noise_samples: int = _setting(4, "Noise samples of which `imle` takes the mean.")
     graph_dropout: float = _setting(0.1, "Share of features that it drops after each layer in training.")
 
     def __post_init__(self):
@@ -208,8 +182,6 @@ class AlignmentConfig:
             if least is not None and value is not None and not value >= least:
                 bound = f"be at least {least}" if least else "not be negative"
                 raise ValueError(f"`{setting.name}` must {bound}; got {value}.")
-        if not self.solver_effort > 0:
-            raise ValueError(f"`solver_effort` must be above 0; got {self.solver_effort}.")
         if self.alignment_granularity == "span" and not self.uses_extended_answers:
             raise ValueError(
                 "`alignment_granularity='span'` needs `alignment_texts` with `extended`: the spans are those of these "
@@ -294,13 +266,11 @@ class AlignmentConfig:
             )
 
     def _check_coupled_edges(self):
-        able = [name for name, objective in OBJECTIVES.items() if objective.can_couple_edges]
-        if self.alignment_loss not in able:
-            raise ValueError(
-                f'`edge_matching="coupled"` is for {" and ".join(able)}, not for {self.alignment_loss!r}.'
-            )
+        objective = OBJECTIVES[self.alignment_loss]
+        if not objective.takes_estimator or objective.default_edge_weight is None:
+            raise ValueError(f"`edge_matching='coupled'` is for `multi_graph`, not for {self.alignment_loss!r}.")
         if self.gradient_estimator == "entropic" and self.edge_weight != 0:
             raise ValueError(
-                '`gradient_estimator="entropic"` smooths linear assignments alone. With `edge_matching="coupled"` '
-                f"choose one of {', '.join(ESTIMATORS)}."
+                "`gradient_estimator='entropic'` smooths linear assignments alone: with `edge_matching='coupled'` "
+                "choose `imle`."
             )

@@ -2,8 +2,7 @@
 
 import torch
 
-from .costs import centered_costs
-from .graphs import edge_differences, nearest_neighbor_edges, unit_vectors
+from .graphs import centered_costs, edge_differences, nearest_neighbor_edges, unit_vectors
 from .matching import match_graphs
 
 
@@ -17,7 +16,6 @@ def decode_matching(
     target_edge_index: torch.Tensor | None = None,
     allow_unmatched: bool = False,
     generator: torch.Generator | None = None,
-    effort: float = 1.0,
 ) -> torch.Tensor:
     """
     Match the items of two sets one to one, by what they are and by how they lie to each other.
@@ -33,7 +31,7 @@ def decode_matching(
         num_neighbors (`int`, *optional*, defaults to 5): Edges of a node where none are given; fewer in small sets.
         source_edge_index, target_edge_index (`torch.Tensor` of shape `(*batch, 2, num_edges)`, int64, *optional*):
             Given edges, of both graphs or neither.
-        allow_unmatched, generator, effort: As in `match_graphs`.
+        allow_unmatched, generator: As in `match_graphs`.
 
     Returns:
         `torch.Tensor` of shape `(*batch, num_nodes)`, int64: the target of each source item, -1 where unmatched.
@@ -76,5 +74,4 @@ def decode_matching(
         target_edge_index,
         allow_unmatched=allow_unmatched,
         generator=generator,
-        effort=effort,
     )

@@ -1,4 +1,4 @@
-"""Graphs over the samples of a batch: nearest-neighbour edges, edge features, batches too small for either."""
+"""Graphs over the nodes of a batch: nearest-neighbour edges, edge features, and what they cost to match."""
 
 import math
 import warnings
@@ -21,22 +21,33 @@ def unit_vectors(vectors: torch.Tensor) -> torch.Tensor:
     return torch.where(has_direction, torch.nn.functional.normalize(torch.where(has_direction, vectors, 1), dim=-1), 0)
 
 
-def neighbours_for(num_nodes: int, num_neighbors: int, small_batch: str = "refuse") -> int:
+def inner_products(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Inner products `(*batch, num_source, num_target)` in float32 at least, also under autocast."""
+    dtype = torch.promote_types(torch.promote_types(source.dtype, target.dtype), torch.float32)
+    with torch.autocast(source.device.type, enabled=False):
+        return source.to(dtype) @ target.to(dtype).mT
+
+
+def centered_costs(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """
-    How many neighbours the nodes of a graph get: `num_neighbors`, or for a batch too small for that a refusal
-    (`small_batch="refuse"`) or all other nodes, with a warning the first time (`"shrink"`).
+    Cost `(*batch, num_source, num_target)` of laying unit vectors `source` onto `target`: minus their cosine, plus the
+    mean cosine of all pairs. A random pair then costs 0 on average and a like pair is rewarded, whatever direction all
+    vectors have in common. Carries gradients; float32 at least.
     """
-    if small_batch not in ("refuse", "shrink"):
-        raise ValueError(f"`small_batch` must be 'refuse' or 'shrink', got {small_batch!r}.")
+    similarity = inner_products(source, target)
+    if similarity.numel() == 0:
+        return -similarity
+    return similarity.mean((-2, -1), keepdim=True) - similarity
+
+
+def neighbours_for(num_nodes: int, num_neighbors: int) -> int:
+    """
+    How many neighbours the nodes of a graph get: `num_neighbors`, or in a batch too small for that all other nodes,
+    with a warning the first time.
+    """
     if num_nodes > num_neighbors:
         return num_neighbors
-    advice = (
-        f"A batch of {num_nodes} samples is too small for a graph with `num_neighbors={num_neighbors}`: it needs at "
-        f"least {num_neighbors + 1}. Raise `per_device_train_batch_size` or lower `num_neighbors`."
-    )
-    if small_batch == "refuse":
-        raise ValueError(advice)
-    # One warning for all sizes: Python shows an equal text from an equal place once.
+    # One text for all sizes: Python shows an equal text from an equal place once.
     warnings.warn(
         f"A batch is too small for a graph with `num_neighbors={num_neighbors}` and gets fewer neighbours. Raise "
         f"`per_device_train_batch_size` above {num_neighbors}, drop the last batch, or lower `num_neighbors`.",
@@ -74,36 +85,26 @@ def nearest_neighbor_edges(node_features: torch.Tensor, num_neighbors: int) -> t
 
 def edge_differences(node_features: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
     """Unit-length edge features `(*batch, num_edges, feature_size)`: the node of row 0 minus that of row 1."""
-    return unit_vectors(end_differences(node_features, edge_index))
-
-
-def end_differences(values: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
-    """`(*batch, num_edges, size)`: `values` `(*batch, num_nodes, size)` at each edge's first node minus the second."""
-    *batch, num_nodes, size = values.shape
+    *batch, num_nodes, size = node_features.shape
     num_graphs, num_edges = math.prod(batch), edge_index.shape[-1]
     rows, edges = stack_graphs(
-        values.reshape(num_graphs, num_nodes, size), edge_index.reshape(num_graphs, 2, num_edges)
+        node_features.reshape(num_graphs, num_nodes, size), edge_index.reshape(num_graphs, 2, num_edges)
     )
     difference = rows.index_select(0, edges[0]) - rows.index_select(0, edges[1])
-    return difference.reshape(*batch, num_edges, size)
+    return unit_vectors(difference.reshape(*batch, num_edges, size))
 
 
 def stack_graphs(node_features: torch.Tensor, edge_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Several graphs as one whose parts do not touch: `(num_graphs, num_nodes, size)` and `(num_graphs, 2, num_edges)`
-    become `(num_graphs * num_nodes, size)` and `(2, num_graphs * num_edges)`. Node i of graph g is number
-    `g * num_nodes + i`, also where fewer features than graphs are given.
+    become `(num_graphs * num_nodes, size)` and `(2, num_graphs * num_edges)`.
     """
     first_node = torch.arange(len(edge_index), device=edge_index.device).view(-1, 1, 1) * node_features.shape[1]
     return node_features.flatten(0, 1), (edge_index + first_node).transpose(0, 1).flatten(1)
 
 
 def run_graph_network(
-    graph_network: nn.Module,
-    node_features: torch.Tensor,
-    edge_index: torch.Tensor,
-    share_dropout: bool = False,
-    features_of: torch.Tensor | None = None,
+    graph_network: nn.Module, node_features: torch.Tensor, edge_index: torch.Tensor, share_dropout: bool = False
 ) -> torch.Tensor:
     """
     The network's output for several graphs in one call.
@@ -113,18 +114,11 @@ def run_graph_network(
         node_features (`torch.Tensor` of shape `(num_graphs, num_nodes, size)`): Node features of each graph.
         edge_index (`torch.Tensor` of shape `(num_graphs, 2, num_edges)`, int64): Messages go from row 0 to row 1.
         share_dropout (`bool`, *optional*, defaults to `False`): As in `GraphNetwork`.
-        features_of (`torch.Tensor` of shape `(num_graphs,)`, int64, *optional*): For graphs with equal features: which
-            entry of `node_features` each graph starts from. What depends on features alone is then computed once.
 
     Returns:
         `torch.Tensor` of shape `(num_graphs, num_nodes, size)` in the dtype of `node_features`.
     """
-    num_graphs, num_nodes = len(edge_index), node_features.shape[1]
     nodes, edges = stack_graphs(node_features, edge_index)
-    node_index = None
-    if features_of is not None:
-        own = torch.arange(num_nodes, device=edge_index.device)
-        node_index = (features_of.unsqueeze(-1) * num_nodes + own).flatten()
     weight_dtype = next(graph_network.parameters()).dtype
-    output = graph_network(nodes.to(weight_dtype), edges, share_dropout=share_dropout, node_index=node_index)
-    return output.to(node_features.dtype).reshape(num_graphs, num_nodes, -1)
+    output = graph_network(nodes.to(weight_dtype), edges, share_dropout=share_dropout)
+    return output.to(node_features.dtype).reshape(node_features.shape)

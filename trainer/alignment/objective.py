@@ -1,5 +1,6 @@
 """What all alignment objectives do: from the features of a batch's nodes in two or three modalities to a loss."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -8,12 +9,19 @@ import torch
 from torch import nn
 
 from .config import OBJECTIVES, AlignmentConfig
-from .costs import centered_costs, inner_products
-from .gradients import GradientEstimator
-from .graphs import edge_differences, nearest_neighbor_edges, neighbours_for, run_graph_network, unit_vectors
+from .gradients import imle_loss
+from .graphs import (
+    centered_costs,
+    edge_differences,
+    inner_products,
+    nearest_neighbor_edges,
+    neighbours_for,
+    run_graph_network,
+    unit_vectors,
+)
+from .losses import entropic_loss
 from .matching import match_graphs
 from .retrieval import matching_accuracy
-from .transport import entropic_loss
 
 
 MODALITIES = ("image", "region", "answer", "extended")
@@ -70,25 +78,18 @@ class AlignmentObjective:
 
     Args:
         config ([`AlignmentConfig`], *optional*): The settings, by default those of `AlignmentConfig()`.
-        small_batch (`str`, *optional*): In place of that of `config`: what becomes of a batch with no more than
-            `num_neighbors` nodes: an error (`"refuse"`), or (`"shrink"`) fewer neighbours and one warning.
-        gradient_estimator (`GradientEstimator`, *optional*): In place of the one that `config` names, with settings of
-            its own, noise and margin included.
-        solver (*optional*): Takes the place of `match_graphs`.
 
     Class attributes:
         default_edge_weight, default_message_weight (`float` or None): The weights where `config` gives none; None for
             an objective that has no edges, or no messages, whatever `config` says.
         default_margin (`float`): What right pairs must be better by in training, where `config` does not say.
-        can_couple_edges (`bool`): Whether edges can be matched by quadratic assignment.
-        takes_estimator (`bool`): Whether matchings are found with noise where `config` asks for it; else the loss is
-            `pair_loss` always.
+        takes_estimator (`bool`): Whether matchings are found with noise, and edges coupled, where `config` asks for
+            it; else the loss is `pair_loss` always.
     """
 
     default_edge_weight: float | None = None
     default_message_weight: float | None = None
     default_margin = 0.4
-    can_couple_edges = False
     takes_estimator = False
 
     def __new__(cls, config: AlignmentConfig | None = None, *args, **options):
@@ -96,29 +97,13 @@ class AlignmentObjective:
             cls = OBJECTIVES[(config or AlignmentConfig()).alignment_loss]
         return super().__new__(cls)
 
-    def __init__(
-        self,
-        config: AlignmentConfig | None = None,
-        small_batch: str | None = None,
-        gradient_estimator: GradientEstimator | None = None,
-        solver=None,
-    ):
+    def __init__(self, config: AlignmentConfig | None = None):
         self.config = config = config or AlignmentConfig()
-        self.small_batch = small_batch or config.small_batch
         self.edge_weight = _weight(config.edge_weight, self.default_edge_weight)
         self.message_weight = _weight(config.message_weight, self.default_message_weight)
         self.margin = self.default_margin if config.alignment_margin is None else config.alignment_margin
         self.is_coupled = config.edge_matching == "coupled" and self.edge_weight > 0
-        self.solver = solver or partial(match_graphs, effort=config.solver_effort)
-        self.estimator = None
-        if self.takes_estimator:
-            self.estimator = gradient_estimator or self._estimator_of(config)
-
-    def _estimator_of(self, config):
-        if config.gradient_estimator == "entropic":
-            return None
-        noise = {"noise_scale": config.noise_scale, "num_samples": config.num_noise_samples}
-        return GradientEstimator(config.gradient_estimator, margin=self.margin, **noise)
+        self.has_noise = self.takes_estimator and config.gradient_estimator == "imle"
 
     @property
     def uses_graph_network(self) -> bool:
@@ -178,7 +163,7 @@ class AlignmentObjective:
                 edge_loss, _ = self._compare(*edges, right_edges, self.config.edge_temperature, **options)
                 loss = loss + self.edge_weight * edge_loss
         if labels is None:
-            find_labels = partial(self._best_matching, *(values.detach() for values in nodes), generator)
+            find_labels = partial(_best_matching, *(values.detach() for values in nodes), generator)
         else:
             find_labels = labels.detach
         return AlignmentOutput(loss, pairs.names, groups, find_labels)
@@ -188,12 +173,12 @@ class AlignmentObjective:
         Loss, a scalar, of cosines `(num_pairs, n, n)` between nodes or edges, in training less the margin where
         `right`, bool of that shape or of `(n, n)`, says that they belong together.
         """
-        # In units of cosine, as the other estimators' losses are: one `alignment_weight` serves them all.
+        # In units of cosine, as the loss with noise is: one `alignment_weight` serves both.
         return self.config.alignment_temperature * entropic_loss(similarity, temperature, right)
 
     def _compare(self, source, target, right, temperature, *, generator, training):
         """Loss of unit vectors `(num_pairs, n, size)` that must find their partners; its labels, if it has any."""
-        if self.estimator is not None:
+        if self.has_noise:
             costs = self._costs(source, target)
             return self._estimate(costs, *_no_edges(costs), right, generator=generator, training=training)
         similarity = inner_products(source, target)
@@ -201,39 +186,31 @@ class AlignmentObjective:
             similarity = similarity - self.margin * right
         return self.pair_loss(similarity, temperature, right), None
 
-    def _estimate(self, *problem, **options):
-        return self.estimator(*problem, solver=self.solver, **options)
-
-    def _best_matching(self, source, target, generator):
-        """Labels `(num_pairs, 1, num_nodes)` at node costs, for losses that need none themselves."""
-        costs = -inner_products(source, target)
-        return self.solver(costs, *_no_edges(costs), generator=generator).unsqueeze(1)
+    def _estimate(self, node_costs, *edges_and_right, generator, training):
+        noise = {"noise_scale": 0.0, "num_samples": 1}
+        if training:
+            node_costs = node_costs + self.margin * edges_and_right[-1]
+            noise = {"noise_scale": self.config.noise_scale, "num_samples": self.config.num_noise_samples}
+        return imle_loss(node_costs, *edges_and_right, generator=generator, **noise)
 
     def _costs(self, source, target):
         return centered_costs(source, target)
 
     def graph_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None = None) -> GraphPairs:
         """The graphs that `features`, float32 or float64, make, and which of them are matched: each pair once."""
-        unit = {
-            name: unit_vectors(values - values.mean(0) if self.config.center_features else values)
-            for name, values in features.items()
-        }
+        nodes = unit_vectors(torch.stack(list(features.values())))
         if graph_network is not None and self.message_weight > 0:
-            unit = dict(zip(unit, self._add_messages(torch.stack(list(unit.values())), graph_network), strict=True))
-        names, source, target = [], [], []
-        for name, values in unit.items():
-            # Without the modality itself: its own share of the mean would be enough to find it by.
-            others = {
-                other: nodes for other, nodes in unit.items() if other != name and {name, other} != NEVER_MATCHED
-            }
-            if self.config.alignment_targets == "others" and len(others) > 1:
-                others = {f"others_than_{name}": unit_vectors(torch.stack(list(others.values())).mean(0))}
-            for other, nodes in others.items():
-                if f"{other}>{name}" not in names:
-                    names.append(f"{name}>{other}")
-                    source.append(values)
-                    target.append(nodes)
-        return self._with_edges(names, torch.stack(source), torch.stack(target), list(unit.values()))
+            nodes = self._add_messages(nodes, graph_network)
+        places = dict(zip(features, nodes, strict=True))
+        pairs = [pair for pair in itertools.combinations(places, 2) if set(pair) != NEVER_MATCHED]
+        source, target = (torch.stack([places[pair[side]] for pair in pairs]) for side in range(2))
+        source_index, target_index = self._edges(source, target, nodes)
+        return GraphPairs(
+            [f"{first}>{second}" for first, second in pairs],
+            *(source, target),
+            *(edge_differences(source, source_index), edge_differences(target, target_index)),
+            *(source_index, target_index),
+        )
 
     def _add_messages(self, nodes, graph_network):
         """`(num_modalities, num_nodes, size)` unit vectors, moved by what their own neighbours tell them."""
@@ -242,25 +219,24 @@ class AlignmentObjective:
         messages = run_graph_network(graph_network, nodes, edge_index.flip(-2), share_dropout=True)
         return unit_vectors(nodes + self.message_weight * unit_vectors(messages))
 
-    def _with_edges(self, names, source, target, modalities):
+    def _edges(self, source, target, modalities):
+        """Edges `(num_pairs, 2, num_edges)` of either side: coupled ones of each graph's own, else one set for all."""
         if self.edge_weight == 0:
-            none = torch.zeros(len(names), 2, 0, dtype=torch.int64, device=source.device)
-            source_edges = target_edges = source[:, :0]
-            return GraphPairs(names, source, target, source_edges, target_edges, none, none)
+            none = torch.zeros(len(source), 2, 0, dtype=torch.int64, device=source.device)
+            return none, none
         if self.is_coupled:
-            source_index, target_index = (self._nearest(nodes) for nodes in (source, target))
-        else:
-            source_index = target_index = self.shared_edges(source, target, modalities).expand(len(names), -1, -1)
-        source_edges, target_edges = edge_differences(source, source_index), edge_differences(target, target_index)
-        return GraphPairs(names, source, target, source_edges, target_edges, source_index, target_index)
-
-    def shared_edges(self, source, target, modalities):
-        """Edges `([num_pairs,] 2, num_edges)` of both graphs of each pair: here by all modalities together."""
-        return self._nearest(torch.cat(modalities, -1))
+            return self._nearest(source), self._nearest(target)
+        shared = self._nearest(modalities.transpose(0, 1).flatten(1)).expand(len(source), -1, -1)
+        return shared, shared
 
     def _nearest(self, nodes):
-        num_neighbors = neighbours_for(nodes.shape[-2], self.config.num_neighbors, self.small_batch)
-        return nearest_neighbor_edges(nodes, num_neighbors)
+        return nearest_neighbor_edges(nodes, neighbours_for(nodes.shape[-2], self.config.num_neighbors))
+
+
+def _best_matching(source, target, generator):
+    """Labels `(num_pairs, 1, num_nodes)` at node costs, for losses that need none themselves."""
+    costs = -inner_products(source, target)
+    return match_graphs(costs, *_no_edges(costs), generator=generator).unsqueeze(1)
 
 
 def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

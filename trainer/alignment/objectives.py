@@ -1,10 +1,8 @@
 """The alignment objectives by name: each a class that says what sets it apart, here or in a module of your own."""
 
-import torch
-
 from .config import register_objective
-from .contrast import infonce_loss, siglip_loss
 from .gradients import hamming_loss
+from .losses import infonce_loss, siglip_loss
 from .objective import AlignmentObjective, AlignmentOutput
 from .released import released_matchings
 
@@ -18,16 +16,7 @@ class MultiGraph(AlignmentObjective):
 
     default_edge_weight = 1.0
     default_message_weight = 0.1
-    can_couple_edges = True
     takes_estimator = True
-
-
-@register_objective("multi_graph_pairwise")
-class MultiGraphPairwise(MultiGraph):
-    """The same, but every two modalities have edges of their own, by these two."""
-
-    def shared_edges(self, source, target, modalities):
-        return self._nearest(torch.cat([source, target], -1))
 
 
 @register_objective("first_order")
@@ -35,11 +24,6 @@ class FirstOrder(AlignmentObjective):
     """Nodes alone: no edges, no message passing."""
 
     takes_estimator = True
-
-
-@register_objective("optimal_transport")
-class OptimalTransport(AlignmentObjective):
-    """Nodes alone, by the entropic estimator."""
 
 
 @register_objective("infonce")
@@ -74,10 +58,8 @@ class Released(AlignmentObjective):
             features,
             graph_network,
             num_neighbors=self.config.num_neighbors,
-            small_batch=self.small_batch,
             generator=generator,
             training=training,
-            solver=self.solver,
         )
         loss = hamming_loss(matchings, groups.unsqueeze(0) == groups.unsqueeze(1))
         return AlignmentOutput(loss, names, groups, lambda: labels.unsqueeze(1))

@@ -4,8 +4,7 @@ import itertools
 
 import torch
 
-from .costs import inner_products
-from .graphs import unit_vectors
+from .graphs import inner_products, unit_vectors
 
 
 RETRIEVAL_RANKS = (1, 5)

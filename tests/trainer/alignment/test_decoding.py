@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from logramed.trainer.alignment import decode_matching, match_graphs
-from tests.benchmarks.objective import ambiguous_graphs
+from logramed.trainer.alignment import decode_matching, match_graphs, nearest_neighbor_edges
 
 
 def seeded(seed=0):
@@ -31,10 +30,29 @@ def test_decoding_without_edges_is_the_best_matching_by_cosine():
     )
 
 
+def ambiguous_graphs(seed, num_nodes=24, num_types=6, position_noise=0.1):
+    """
+    Two graphs of items that look like others of their type and are told apart by their neighbours alone: features,
+    edges to the 5 nearest by noisy positions, and the true labels.
+    """
+    generator = seeded(seed)
+    look = torch.randn(num_types, 64, generator=generator)[torch.arange(num_nodes) % num_types]
+    position = torch.randn(num_nodes, 3, generator=generator)
+    order = torch.randperm(num_nodes, generator=generator)
+    graphs = []
+    for _ in range(2):
+        features = look + 0.3 * torch.randn(num_nodes, 64, generator=generator)
+        moved = position + position_noise * torch.randn(num_nodes, 3, generator=generator)
+        graphs.append((features, nearest_neighbor_edges(moved, 5)))
+    (source, source_edges), (target, target_edges) = graphs
+    labels = order.argsort()
+    return source, target[order], source_edges, labels[target_edges], labels
+
+
 def test_given_edges_tell_items_apart_that_look_alike():
     accuracies = {0.0: [], 0.3: []}
     for seed in range(5):
-        source, target, source_edges, target_edges, labels = ambiguous_graphs(seed, 24, 6, position_noise=0.1)
+        source, target, source_edges, target_edges, labels = ambiguous_graphs(seed)
         for weight, values in accuracies.items():
             found = decode_matching(
                 source, target, edge_weight=weight, source_edge_index=source_edges, target_edge_index=target_edges

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from logramed.trainer.alignment import match_graphs, matching_cost
-from logramed.trainer.alignment.matching import add_matched_edges, matched_edges, one_hot_matching
+from logramed.trainer.alignment.matching import matched_edges, one_hot_matching
 
 
 NO_EDGES = torch.zeros(2, 0, dtype=torch.int64)
@@ -66,18 +66,11 @@ def test_match_graphs_is_exact_for_few_nodes(num_nodes, density, allow_unmatched
         assert found == pytest.approx(cheapest_by_brute_force(problem, allow_unmatched), abs=1e-5)
 
 
-@pytest.mark.parametrize("allow_unmatched", [False, True])
-def test_match_graphs_is_exact_for_six_nodes(allow_unmatched):
-    problem = random_problem(6, 18)
-    found = matching_cost(match_graphs(*problem, allow_unmatched=allow_unmatched), *problem).item()
-    assert found == pytest.approx(cheapest_by_brute_force(problem, allow_unmatched), abs=1e-5)
-
-
-@pytest.mark.parametrize("num_nodes", [7, 8])
-def test_the_search_finds_the_best_of_eight_nodes(num_nodes):
+@pytest.mark.parametrize("num_nodes", [6, 7])
+def test_the_search_finds_the_best_of_more_nodes(num_nodes):
     for seed in range(3):
         problem = random_problem(num_nodes, 3 * num_nodes, seed)
-        found = matching_cost(match_graphs(*problem), *problem).item()
+        found = matching_cost(match_graphs(*problem, num_starts=64), *problem).item()
         assert found == pytest.approx(cheapest_by_brute_force(problem), abs=1e-4)
 
 
@@ -131,19 +124,6 @@ def test_match_graphs_is_deterministic_for_a_seed():
     assert torch.equal(match_graphs(*problem), match_graphs(*problem))
 
 
-@pytest.mark.parametrize("allow_unmatched", [False, True])
-def test_renumbering_the_nodes_renumbers_the_answer(allow_unmatched):
-    node_costs, edge_costs, source, target = random_problem(20, 80)
-    labels = match_graphs(node_costs, edge_costs, source, target, allow_unmatched=allow_unmatched)
-    rows = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    columns = torch.randperm(20, generator=torch.Generator().manual_seed(2))
-    moved_costs = torch.empty_like(node_costs)
-    moved_costs[rows.unsqueeze(1), columns] = node_costs
-    moved = match_graphs(moved_costs, edge_costs, rows[source], columns[target], allow_unmatched=allow_unmatched)
-    expected = torch.where(labels < 0, -1, columns[labels.clamp(min=0)])
-    assert torch.equal(moved[rows], expected)
-
-
 @pytest.mark.parametrize("num_edges", [0, 20])
 @pytest.mark.parametrize("num_nodes", [5, 12])
 def test_ties_do_not_fall_to_the_identity(num_nodes, num_edges):
@@ -174,24 +154,6 @@ def test_self_loops_and_repeated_edges_are_priced():
     assert matching_cost(found, *problem).item() == pytest.approx(cost_by_hand(found.tolist(), *problem), abs=1e-5)
 
 
-@pytest.mark.parametrize("allow_unmatched", [False, True])
-def test_a_search_that_starts_from_a_matching_finds_none_dearer(allow_unmatched):
-    for seed in range(5):
-        problem = random_problem(16, 60, seed)
-        best = match_graphs(*problem, allow_unmatched=allow_unmatched, effort=20.0)
-        # An effort as small as this leaves other starts far behind.
-        found = match_graphs(*problem, allow_unmatched=allow_unmatched, effort=1e-4, start=best)
-        assert matching_cost(found, *problem) <= matching_cost(best, *problem)
-
-
-def test_each_problem_of_a_batch_has_its_own_start():
-    problems = [random_problem(12, 40, seed) for seed in range(3)]
-    batch = [torch.stack(values) for values in zip(*problems, strict=True)]
-    start = match_graphs(*batch, effort=20.0)
-    found = match_graphs(*batch, effort=1e-4, start=start)
-    assert (matching_cost(found, *batch) <= matching_cost(start, *batch)).all()
-
-
 @pytest.mark.parametrize("num_nodes", [8, 12])
 def test_self_loops_and_repeated_edges_are_priced_by_the_search(num_nodes):
     node_costs, _, source, target = random_problem(num_nodes, 3 * num_nodes)
@@ -210,44 +172,28 @@ def test_self_loops_and_repeated_edges_are_priced_by_the_search(num_nodes):
     dense[places * (num_nodes + 1)] = 0
     dense[:, places * (num_nodes + 1)] = 0
     plain = (node_costs + loops, dense, pairs, pairs)
-    found, expected = match_graphs(*problem, effort=5.0), match_graphs(*plain, effort=5.0)
+    found, expected = match_graphs(*problem, num_starts=64), match_graphs(*plain, num_starts=64)
     assert matching_cost(found, *problem).item() == pytest.approx(matching_cost(expected, *plain).item(), abs=1e-4)
     assert matching_cost(found, *problem).item() == pytest.approx(cost_by_hand(found.tolist(), *problem), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["easy_fwd_32", "hard_bwd_16", "hard_bwd_32", "hard_fwd_16", "hard_fwd_32",
-                                  "hard_bwd_64", "hard_fwd_64", "hard_fwd_128", "indep_fwd_16", "indep_fwd_32",
-                                  "indep_fwd_64"])  # fmt: skip
-def test_match_graphs_is_no_worse_than_the_release_and_near_the_best_known(name):
-    path = FIXTURES / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip(f"needs the recorded problem {path.name} in ../shared/fixtures/matching")
-    recorded = load_file(path)
-    problem = [recorded[key] for key in ("node_costs", "edge_costs", "edge_index", "edge_index")]
-    partial = matching_cost(match_graphs(*problem, allow_unmatched=True), *problem).item()
-    assert partial <= recorded["release_cost"].item() + 1e-5
-    full = matching_cost(match_graphs(*problem), *problem).item()
-    largest_gap = 0.05 if name.startswith("indep") else 0.01
-    for cost, key in ((partial, "best_known_partial_cost"), (full, "best_known_cost")):
-        best = recorded[key].item()
-        assert (cost - best) / abs(best) <= largest_gap
+RECORDED = sorted(FIXTURES.glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("kind", ["easy", "hard", "indep"])
-@pytest.mark.parametrize(("effort", "largest_gaps"), [(1.0, (0.01, 0.05)), (10.0, (0.002, 0.02))])
-@pytest.mark.parametrize("allow_unmatched", [False, True])
-def test_the_mean_gap_to_the_best_known_cost_is_small(kind, effort, largest_gaps, allow_unmatched):
-    paths = [path for path in sorted(FIXTURES.glob(f"{kind}_*.safetensors")) if effort == 1 or "128" not in path.name]
-    if not paths:
-        pytest.skip("needs the recorded problems in ../shared/fixtures/matching")
-    gaps = []
-    for path in paths:
+@pytest.mark.skipif(not RECORDED, reason="needs the recorded problems in ../shared/fixtures/matching")
+def test_match_graphs_is_no_worse_than_the_release_and_near_the_best_known():
+    gaps = {"easy": [], "hard": [], "indep": []}
+    for path in RECORDED:
         recorded = load_file(path)
         problem = [recorded[key] for key in ("node_costs", "edge_costs", "edge_index", "edge_index")]
-        labels = match_graphs(*problem, allow_unmatched=allow_unmatched, effort=effort)
-        best = recorded["best_known_partial_cost" if allow_unmatched else "best_known_cost"].item()
-        gaps.append((matching_cost(labels, *problem).item() - best) / abs(best))
-    assert sum(gaps) / len(gaps) <= largest_gaps[kind == "indep"]
+        cost = matching_cost(match_graphs(*problem, allow_unmatched=True), *problem).item()
+        assert cost <= recorded["release_cost"].item() + 1e-5, path.stem
+        best = recorded["best_known_partial_cost"].item()
+        gaps[path.stem.split("_")[0]].append((cost - best) / abs(best))
+    means = {kind: sum(values) / len(values) for kind, values in gaps.items()}
+    assert means["easy"] < 1e-6
+    assert means["hard"] < 0.01
+    assert means["indep"] < 0.04
 
 
 def test_one_hot_matching_leaves_unmatched_rows_empty():
@@ -270,39 +216,9 @@ def test_match_graphs_refuses_what_does_not_fit():
         match_graphs(torch.zeros(3, 3), torch.zeros(1, 1), torch.tensor([[0], [3]]), torch.tensor([[0], [1]]))
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 1], [0, 1, 3], [0, 1, -1]])
-def test_match_graphs_refuses_a_start_that_is_no_matching(labels):
-    with pytest.raises(ValueError, match="`start` must name every target node 0 to 2 at most once"):
-        match_graphs(torch.zeros(3, 3), torch.zeros(0, 0), NO_EDGES, NO_EDGES, start=torch.tensor(labels))
-
-
-def test_match_graphs_refuses_a_start_of_another_size():
-    with pytest.raises(ValueError, match=r"end in \(3,\), got torch.int64 \(2,\)"):
-        match_graphs(torch.zeros(3, 3), torch.zeros(0, 0), NO_EDGES, NO_EDGES, start=torch.tensor([0, 1]))
-
-
 def test_finite_costs_are_accepted_even_if_their_sum_is_not():
     node_costs = torch.tensor([[3e38, 0.0], [0.0, 3e38]])
     assert match_graphs(node_costs, torch.zeros(0, 0), NO_EDGES, NO_EDGES).tolist() == [1, 0]
-
-
-@pytest.mark.parametrize("has_parallel_edges", [False, True])
-def test_adding_matched_edges_equals_adding_the_dense_mask(has_parallel_edges):
-    generator = torch.Generator().manual_seed(0)
-    pairs = torch.tensor([(i, j) for i in range(6) for j in range(6) if i != j])
-    source, target = (
-        torch.stack([pairs[torch.randperm(30, generator=generator)[:12]].T for _ in range(3)]) for _ in range(2)
-    )
-    if has_parallel_edges:
-        target[..., 1] = target[..., 0]
-    labels = torch.stack([torch.randperm(6, generator=generator) for _ in range(3)])
-    labels[0, 2] = -1
-    weight = torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1)
-    values = torch.randn(3, 12, 12, generator=generator)
-    expected = values + weight * matched_edges(labels, source, target)
-    assert not torch.equal(expected, values)
-    add_matched_edges(values, labels, source, target, weight)
-    torch.testing.assert_close(values, expected)
 
 
 def test_a_pair_that_costs_nothing_is_matched_where_nodes_may_stay_unmatched():

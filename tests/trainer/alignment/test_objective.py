@@ -8,11 +8,9 @@ from logramed.trainer.alignment import (
     LOSSES,
     AlignmentConfig,
     AlignmentObjective,
-    GradientEstimator,
     GraphNetwork,
     entropic_loss,
     hamming_loss,
-    match_graphs,
     recall_at_k,
     register_objective,
 )
@@ -24,14 +22,10 @@ from tests.host_syncs import count_host_syncs
 CASES = {
     **{loss: {"alignment_loss": loss} for loss in LOSSES if loss != "none"},
     "infonce with edges": {"alignment_loss": "infonce", "edge_weight": 1.0, "message_weight": 0.3},
-    "against the others": {"alignment_targets": "others"},
-    "perturbed": {"gradient_estimator": "fenchel_young"},
-    "centered, blackbox": {"gradient_estimator": "blackbox", "center_features": True},
+    "imle": {"gradient_estimator": "imle"},
     "coupled": {"edge_matching": "coupled", "gradient_estimator": "imle", "edge_weight": 0.1},
-    "coupled, perturbed": {"edge_matching": "coupled", "gradient_estimator": "fenchel_young"},
 }
-GIVEN_ESTIMATORS = {"coupled, perturbed": GradientEstimator("fenchel_young", noise="gumbel")}
-NOISY = ["perturbed", "centered, blackbox", "coupled", "coupled, perturbed", "paper"]
+NOISY = ["imle", "coupled", "paper"]
 MODALITIES = ("image", "answer", "extended")
 SIZE = 16
 
@@ -59,9 +53,8 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make_objective(case, **options):
-    options = {"gradient_estimator": GIVEN_ESTIMATORS.get(case), **options}
-    return AlignmentObjective(AlignmentConfig(**CASES[case]), **options)
+def make_objective(case):
+    return AlignmentObjective(AlignmentConfig(**CASES[case]))
 
 
 def objective_of(alignment_loss="multi_graph", **settings):
@@ -193,7 +186,7 @@ def test_small_batches_shrink(case, num_nodes):
 
 
 def test_losses_without_edges_take_a_batch_of_one_and_of_two():
-    for loss in ("first_order", "optimal_transport", "infonce", "siglip", "none"):
+    for loss in ("first_order", "infonce", "siglip", "none"):
         for num_nodes in (1, 2):
             assert torch.isfinite(objective_of(loss)(make_features(num_nodes)).loss)
 
@@ -217,91 +210,23 @@ def test_multi_graph_loss_is_the_entropic_loss_of_nodes_plus_that_of_edges_by_ha
     margins = [0.3 * torch.eye(len(values)) for values in (nodes, edges)]
     in_evaluation = 0.1 * (entropic_loss(nodes, 0.1) + 2 * entropic_loss(edges, 0.2))
     in_training = 0.1 * (entropic_loss(nodes - margins[0], 0.1) + 2 * entropic_loss(edges - margins[1], 0.2))
-    for loss in ("multi_graph", "multi_graph_pairwise"):  # of two modalities there is one pair
-        options = {
-            "num_neighbors": 3,
-            "edge_weight": 2.0,
-            "edge_temperature": 0.2,
-            "message_weight": 0,
-            "alignment_margin": 0.3,
-        }
-        objective = objective_of(loss, **options)
-        torch.testing.assert_close(objective(features).loss, in_training)
-        torch.testing.assert_close(objective(features, training=False).loss, in_evaluation)
+    settings = {"num_neighbors": 3, "edge_weight": 2.0, "edge_temperature": 0.2, "alignment_margin": 0.3}
+    objective = objective_of("multi_graph", message_weight=0, **settings)
+    torch.testing.assert_close(objective(features).loss, in_training)
+    torch.testing.assert_close(objective(features, training=False).loss, in_evaluation)
 
 
-def test_first_order_is_multi_graph_without_edges_and_optimal_transport_its_entropic_form():
+def test_first_order_is_multi_graph_without_edges():
     features = make_features(8, noise=1.0)
     plain = objective_of("multi_graph", edge_weight=0, message_weight=0)(features).loss
     assert torch.equal(objective_of("first_order")(features).loss, plain)
-    transport = objective_of("optimal_transport", gradient_estimator="imle")
     assert plain > objective_of("first_order", alignment_margin=0)(features).loss
-    assert torch.equal(transport(features, generator=seeded()).loss, plain)
-
-
-def test_pairwise_edges_are_those_of_two_modalities_and_multi_graph_edges_those_of_all():
-    features = {name: values.detach() for name, values in make_features(10, noise=1.0).items()}
-    joint = objective_of("multi_graph").graph_pairs(features)
-    pairwise = objective_of("multi_graph_pairwise").graph_pairs(features)
-    assert joint.names == pairwise.names == ["image>answer", "image>extended", "answer>extended"]
-    assert torch.equal(joint.source_edge_index[0], joint.source_edge_index[2])
-    assert not torch.equal(pairwise.source_edge_index[0], pairwise.source_edge_index[2])
-    moved = {**features, "extended": torch.randn(10, SIZE, generator=seeded())}
-    still = objective_of("multi_graph_pairwise").graph_pairs(moved)
-    assert torch.equal(still.source_edge_index[0], pairwise.source_edge_index[0])
-
-
-def test_the_mean_of_the_others_does_not_contain_the_modality():
-    features = {name: values.detach() for name, values in make_features(8, noise=1.0).items()}
-    objective = objective_of(alignment_targets="others", message_weight=0)
-    pairs = objective.graph_pairs(features)
-    assert pairs.names == [f"{name}>others_than_{name}" for name in MODALITIES]
-    unit = {name: torch.nn.functional.normalize(values, dim=-1) for name, values in features.items()}
-    expected = torch.nn.functional.normalize((unit["answer"] + unit["extended"]) / 2, dim=-1)
-    torch.testing.assert_close(pairs.target_nodes[0], expected)
 
 
 def test_coupled_graphs_have_edges_of_their_own():
     features = {name: values.detach() for name, values in make_features(10, noise=1.0).items()}
     pairs = make_objective("coupled").graph_pairs(features)
     assert not torch.equal(pairs.source_edge_index, pairs.target_edge_index)
-
-
-def test_the_tensor_part_of_the_default_compiles_to_the_same_loss():
-    objective = objective_of(num_neighbors=3)
-    network = make_network().eval()
-
-    def loss_of(image, answer, extended):
-        features = {"image": image, "answer": answer, "extended": extended}
-        pairs = objective.graph_pairs(features, network)
-        nodes = entropic_loss(pairs.source_nodes @ pairs.target_nodes.mT, 0.1)
-        return nodes + entropic_loss(pairs.source_edges @ pairs.target_edges.mT, 0.15)
-
-    features = [values.detach().requires_grad_() for values in make_features(8, noise=1.0).values()]
-    compiled = torch.compile(loss_of, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*features), loss_of(*features))
-    gradients = [torch.autograd.grad(function(*features), features) for function in (loss_of, compiled)]
-    for plain, of_compiled in zip(*gradients, strict=True):
-        torch.testing.assert_close(of_compiled, plain, rtol=1e-4, atol=1e-6)
-
-
-def test_the_solver_given_takes_the_place_of_match_graphs():
-    calls = []
-
-    def solver(*problem, **options):
-        calls.append(problem[0].shape)
-        return match_graphs(*problem, **options)
-
-    output = AlignmentObjective(solver=solver)(make_features(8), None, seeded())
-    assert calls == []  # the loss needs no matching
-    assert output.matching_accuracy == output.matching_accuracy == 1
-    assert calls == [(3, 8, 8)]
-
-
-def test_small_batches_are_refused_on_request():
-    for objective in (objective_of(small_batch="refuse"), AlignmentObjective(small_batch="refuse")):
-        with pytest.raises(ValueError, match="batch of 4 samples"):
-            objective(make_features(4))
 
 
 def test_without_extended_answers_there_is_one_pair():
@@ -314,7 +239,7 @@ def test_without_extended_answers_there_is_one_pair():
 def test_equal_samples_are_one_label():
     features = make_features(8, noise=0.0)
     doubled = {name: torch.cat([values, values]).detach() for name, values in features.items()}
-    for case, bound in (("optimal_transport", 0.005), ("coupled", 1e-6), ("infonce", 0.05)):
+    for case, bound in (("first_order", 0.005), ("coupled", 1e-6), ("infonce", 0.05)):
         objective = make_objective(case)
         groups = torch.arange(8).repeat(2)
         assert objective(doubled, training=False, groups=groups).loss < bound
@@ -343,7 +268,8 @@ def test_on_a_gpu_the_host_waits_once_for_finiteness_and_for_the_matching_only_i
     assert backward.total == 0, backward.places
     with count_host_syncs() as asked:
         accuracy = output.matching_accuracy
-    assert asked.total == 2, asked.places  # the seed for ties, and the costs, which are matched on the CPU
+    waits = [place for place in asked.places.elements() if "search.py" not in place]  # which works on the CPU
+    assert len(waits) == 2, asked.places  # the seed for ties, and the costs
     assert accuracy == 1
 
 
@@ -366,13 +292,11 @@ def test_objective_refuses_what_does_not_fit():
 
 def test_settings_reach_the_objective():
     settings = {"edge_weight": 0.5, "message_weight": 0.2, "alignment_margin": 0.1, "edge_matching": "coupled"}
-    noise = {"gradient_estimator": "imle", "noise_scale": 0.7, "num_noise_samples": 2}
-    objective = objective_of("multi_graph_pairwise", solver_effort=0.5, **settings, **noise)
-    assert (objective.edge_weight, objective.message_weight, objective.is_coupled) == (0.5, 0.2, True)
-    assert objective.estimator == GradientEstimator("imle", noise_scale=0.7, margin=0.1, num_samples=2)
-    assert objective.solver.keywords == {"effort": 0.5}
+    objective = objective_of("multi_graph", gradient_estimator="imle", **settings)
+    assert (objective.edge_weight, objective.message_weight, objective.margin) == (0.5, 0.2, 0.1)
+    assert (objective.is_coupled, objective.has_noise) == (True, True)
     without = objective_of("first_order", edge_weight=0.5, message_weight=0.2)
-    assert (without.edge_weight, without.message_weight, without.estimator) == (0, 0, None)
+    assert (without.edge_weight, without.message_weight, without.has_noise) == (0, 0, False)
 
 
 @pytest.fixture
@@ -405,7 +329,7 @@ def test_an_objective_of_ones_own_is_a_class_and_its_name(squared_error):
     assert "squared_error" in LOSSES
     with pytest.raises(ValueError, match="an objective 'squared_error' already, SquaredError: choose another name"):
         register_objective("squared_error")(squared_error)
-    with pytest.raises(ValueError, match="is for multi_graph and multi_graph_pairwise, not for 'squared_error'"):
+    with pytest.raises(ValueError, match="is for `multi_graph`, not for 'squared_error'"):
         objective_of("squared_error", edge_matching="coupled")
 
 
@@ -416,7 +340,7 @@ def test_an_objective_is_copied_and_pickled_as_what_it_is():
         assert copied.config == objective.config
 
 
-@pytest.mark.parametrize("case", ["multi_graph", "perturbed", "coupled", "infonce with edges"])
+@pytest.mark.parametrize("case", ["multi_graph", "imle", "infonce with edges"])
 def test_training_on_the_objective_aligns_held_out_items(case):
     torch.manual_seed(0)
     generator = seeded()

@@ -1,6 +1,14 @@
-"""Matching smoothed by entropy instead of noise: optimal transport between the nodes of two graphs."""
+"""
+Losses of cosines between two modalities: of the matching smoothed by entropy (optimal transport), and contrastive.
+
+All take cosines `(*batch, n, n)`, the temperature that they are divided by, and which pairs are `right`: bool,
+`(n, n)` or `(*batch, n, n)`, those of one index if not given. An item may have several right partners.
+"""
+
+import math
 
 import torch
+from torch import nn
 
 
 # Of cosines, the smallest ratio of two weights in a row is exp(-2 / temperature), which float32 holds down to here.
@@ -18,7 +26,7 @@ def sinkhorn_matching(
         similarity (`torch.Tensor` of shape `(*batch, n, n)`): Cosines, from -1 to 1.
         temperature (`float`): At least 0.03.
         num_iterations (`int`, *optional*, defaults to 10): Rounds of scaling rows, then columns. Columns are exact
-            after each; 5 rounds train as well as 20 (README.md here).
+            after each; 5 rounds train as well as 20.
 
     Returns:
         The soft matching `(*batch, n, n)`, and the logarithms of the row and the column scales `(*batch, n)` by which
@@ -51,13 +59,8 @@ def entropic_loss(
 
     It is minus the mean logarithm of the right pairs' shares in `sinkhorn_matching` (of a node with several right
     partners, the relative entropy of equal shares). Its gradient by `similarity / temperature` is the soft matching
-    minus the right one, over the number of nodes: that of a perturbed matching, with entropy in place of noise.
-
-    Args:
-        similarity, temperature, num_iterations: As in `sinkhorn_matching`.
-        right (`torch.Tensor` of shape `(n, n)` or `(*batch, n, n)`, bool, *optional*): Which pairs are right; those of
-            one index if not given. An equivalence of nodes that stand in one order on both sides, so that equal shares
-            sum to 1 in rows and columns.
+    minus the right one, over the number of nodes. `right` must be an equivalence of nodes that stand in one order on
+    both sides, so that equal shares sum to 1 in rows and columns.
 
     Source: arXiv:1901.02324 (Fenchel-Young losses), with the entropy of arXiv:1306.0895.
 
@@ -66,8 +69,7 @@ def entropic_loss(
         tensor(True)
     """
     size = similarity.shape[-1]
-    if right is None:
-        right = torch.eye(size, dtype=torch.bool, device=similarity.device)
+    right = _own_pairs(similarity) if right is None else right
     _, rows, columns = sinkhorn_matching(similarity.detach(), temperature, num_iterations)
     logits = similarity / temperature
     shares = right.to(similarity.dtype) / right.sum(-1, keepdim=True)
@@ -76,3 +78,37 @@ def entropic_loss(
     optimum = smoothed - rows.sum(-1) - columns.sum(-1)
     entropy = -torch.xlogy(shares, shares).sum((-2, -1))
     return ((optimum - (shares * logits).sum((-2, -1)) - entropy) / max(size, 1)).mean()
+
+
+def infonce_loss(similarity: torch.Tensor, temperature: float, right: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Symmetric InfoNCE, a scalar, mean over problems and rows: row i and column i belong together. Right pairs off the
+    diagonal are left out of the negatives.
+
+    Source: arXiv:2103.00020, section 2.3.
+    """
+    size = similarity.shape[-1]
+    logits = similarity / temperature
+    if right is not None:
+        logits = logits.masked_fill(right & ~_own_pairs(similarity), -torch.inf)
+    logits = logits.reshape(-1, size, size)
+    labels = torch.arange(size, device=logits.device).expand(len(logits), -1)
+    cross_entropy = nn.functional.cross_entropy
+    return 0.5 * (cross_entropy(logits.mT, labels) + cross_entropy(logits, labels))
+
+
+def siglip_loss(similarity: torch.Tensor, temperature: float, right: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Sigmoid loss, a scalar, mean over problems and rows: every pair is a yes or no of its own, and all right pairs are
+    yes. The bias is not learned: at cosine 0 it gives a pair the share of right ones, `1 / n`.
+
+    Source: arXiv:2303.15343, section 3.2.
+    """
+    bias = -math.log(max(similarity.shape[-1] - 1, 1))
+    right = _own_pairs(similarity) if right is None else right
+    sign = torch.where(right, 1.0, -1.0).to(similarity.dtype)
+    return -nn.functional.logsigmoid(sign * (similarity / temperature + bias)).sum(-1).mean()
+
+
+def _own_pairs(similarity):
+    return torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)

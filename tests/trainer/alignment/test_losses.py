@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 
-from logramed.trainer.alignment import entropic_loss, match_graphs, sinkhorn_matching
+from logramed.trainer.alignment import entropic_loss, infonce_loss, match_graphs, siglip_loss, sinkhorn_matching
 
 
-ot = pytest.importorskip("ot", reason="needs POT, of the extra `dev`")
+TWINS = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]]).bool()  # items 0 and 2 are one
 
 
 def cosines(size=6, seed=0, batch=()):
@@ -15,6 +17,7 @@ def cosines(size=6, seed=0, batch=()):
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
 def test_sinkhorn_matching_equals_that_of_an_optimal_transport_library(temperature):
+    ot = pytest.importorskip("ot", reason="needs POT, of the extra `dev`")
     similarity = cosines()
     ones = torch.ones(6, dtype=torch.float64)
     expected = ot.sinkhorn(ones, ones, -similarity, temperature, method="sinkhorn_log", numItermax=5000, stopThr=1e-12)
@@ -61,7 +64,7 @@ def test_gradient_of_the_entropic_loss_is_that_of_finite_differences(twins):
     right = torch.eye(5, dtype=torch.bool)
     if twins:
         right[0, 4] = right[4, 0] = True
-    assert torch.autograd.gradcheck(lambda s: entropic_loss(s, 0.2, right, 2000), similarity)
+    assert torch.autograd.gradcheck(lambda s: entropic_loss(s, 1.0, right, 100), similarity)
 
 
 def test_gradient_of_the_entropic_loss_is_soft_minus_right_matching():
@@ -104,3 +107,41 @@ def test_a_margin_may_take_similarities_below_the_range_of_cosines():
     loss.backward()
     torch.testing.assert_close(loss.detach(), torch.tensor(8.0).log())
     assert torch.isfinite(similarity.grad).all()
+
+
+def test_infonce_loss_equals_cross_entropy_by_hand():
+    logits = cosines(5) / 0.5
+    by_hand = 0.0
+    for rows in (logits, logits.T):
+        by_hand += sum(torch.logsumexp(row, 0) - row[i] for i, row in enumerate(rows)) / 5 / 2
+    torch.testing.assert_close(infonce_loss(cosines(5), 0.5), by_hand)
+
+
+def test_infonce_leaves_twins_out_of_the_negatives():
+    logits = cosines(3) / 0.5
+    kept = [[0, 1], [0, 1, 2], [1, 2]]
+    by_hand = 0.0
+    for rows in (logits, logits.T):
+        by_hand += sum(torch.logsumexp(row[kept[i]], 0) - row[i] for i, row in enumerate(rows)) / 3 / 2
+    torch.testing.assert_close(infonce_loss(cosines(3), 0.5, TWINS), by_hand)
+
+
+def test_siglip_loss_equals_one_yes_or_no_for_every_pair_by_hand():
+    logits = cosines(3) / 0.1 - math.log(2)
+    shares = torch.sigmoid(logits)
+    for right in (torch.eye(3).bool(), TWINS):
+        by_hand = -sum((shares[i, j] if right[i, j] else 1 - shares[i, j]).log() for i in range(3) for j in range(3))
+        torch.testing.assert_close(siglip_loss(cosines(3), 0.1, right), by_hand / 3)
+    torch.testing.assert_close(siglip_loss(cosines(3), 0.1), siglip_loss(cosines(3), 0.1, torch.eye(3).bool()))
+
+
+def test_contrasts_of_several_problems_are_means_over_them():
+    several = cosines(4, batch=(3,))
+    for loss in (infonce_loss, siglip_loss):
+        torch.testing.assert_close(loss(several, 0.2), torch.stack([loss(one, 0.2) for one in several]).mean())
+
+
+def test_gradients_of_the_contrasts_are_those_of_finite_differences():
+    for loss in (infonce_loss, siglip_loss):
+        similarity = cosines(3).requires_grad_()
+        assert torch.autograd.gradcheck(lambda s, loss=loss: loss(s, 0.5, TWINS), similarity)
