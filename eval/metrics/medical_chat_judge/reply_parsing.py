@@ -16,7 +16,10 @@ NUM_SHOWN = 80  # characters of a reply that an error shows
 _SCORE = r"[\[(]*([0-9]{1,3}(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*10)?(?![\w%]|\.[0-9]|\s*/)[\])]*"
 _PAIR = rf"{_SCORE}(?:\s*[,;|&]\s*(?:and\s+)?|\s+(?:(?:and|vs\.?)\s+)?){_SCORE}"
 # "8 7", "Scores (1-10): 8 and 7"; an explanation may follow, but no third number.
-_FIRST_LINE = re.compile(rf"(?:[A-Za-z' ]+(?:\([^()]*\)\s*)?:\s*)?{_PAIR}(?:\W*|\s*[.:;|(\u2014\u2013-]\s*[A-Za-z].*)")
+_FIRST_LINE = re.compile(
+    rf"(?:(?:scores?|ratings?)\s*(?:\([^()]*\)\s*)?:\s*)?{_PAIR}(?:\W*|\s*[.:;|(\u2014\u2013-]\s*[a-z].*)",
+    re.IGNORECASE,
+)
 _LABELLED = re.compile(
     rf"\b(?:answer|assistant|response|model)\s*(1|2|a|b)\b(?:['\u2019]s)?(?:\s+(?:score|rating))?\s*[:=|]\s*{_SCORE}"
     r"(?=\s*(?:$|[.,;|)!]|[\u2014\u2013-]\s+[a-z]|(?:and|answer|assistant|response|model)\b))",

@@ -171,12 +171,12 @@ def named_options(text: str, options: Sequence[str | None]) -> set[int]:
             indices_of.setdefault(option_words(option), set()).add(identity)
     # "a mass" does not name the blood group A, nor "I think" the grade I: there the clause goes on.
     longest_first = sorted(indices_of, key=len, reverse=True)
-    names = [f"{words}(?= ,| ?$)" if words in ("a", "i") else re.escape(words) for words in longest_first]
+    names = [f"{words}(?= ,|$)" if words in ("a", "i") else words.replace(" ", "(?: ,)? ") for words in longest_first]
     pattern = rf"(?<!\S)(?:({'|'.join(names) or '(?!)'})|({_NEGATION})|{_END_OF_NEGATION}|,)(?!\S)"
     named, ruled_out, negated = set(), set(), False
     for match in re.finditer(pattern, spaced_words(text)):
         if match[1]:
-            (ruled_out if negated else named).update(indices_of[match[1]])
+            (ruled_out if negated else named).update(indices_of[match[1].replace(" ,", "")])
         else:
             negated = match[2] is not None
     return named | {-1} if named & ruled_out else named
