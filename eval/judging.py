@@ -96,7 +96,7 @@ def fingerprint(value: object) -> str:
 
 def judgement_file(path: Path, question_ids: Sequence[str]) -> ResumableFile:
     """
-    The file of a judge's replies: `question_id`, `order`, `reply`, `judge_model` and `attempts` in each line.
+    The file of a judge's replies: `question_id`, `order`, `reply` and `judge_model` in each line.
 
     Its keys are pairs of question and order, "reference_first" before "model_first".
 
