@@ -33,12 +33,6 @@ def read_lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.fixture(autouse=True)
-def _online(monkeypatch):
-    """The judge of these tests is on this machine, but its client asks nobody in offline mode."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-
-
 @pytest.fixture(scope="module")
 def omnimedvqa(tmp_path_factory):
     files = official_files()
