@@ -32,10 +32,6 @@ ANSWER_TYPES = ("OPEN", "CLOSED")
 # Every item is compared with every candidate answer, so the same few thousand texts are normalized again and again.
 _cache = lru_cache(maxsize=100_000)
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Normalization, strict protocol
-# ---------------------------------------------------------------------------------------------------------------------
-
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
 _HAN_NUMBERS = {character: str(value) for value, character in enumerate("零一二三四五六七八九十")} | {"两": "2"}
@@ -73,11 +69,6 @@ def normalize_strict(text: str) -> tuple[str, ...]:
     text = _THOUSANDS_COMMA.sub("", _APOSTROPHES.sub("", clean(text)))
     words = [_DIGITS.get(word, word) for word in _WORD.findall(text)]
     return tuple([word for word in words[:-1] if word not in ARTICLES] + words[-1:])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One open question
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def score_open_strict(prediction: str, reference: str, candidates: Sequence | None = None) -> dict[str, float]:
@@ -124,10 +115,6 @@ def most_similar_candidates_strict(predicted: Sequence[str], candidates: Sequenc
             best.add(words)
     return best
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One closed question
-# ---------------------------------------------------------------------------------------------------------------------
 
 # Options that exclude each other: an answer that names two of a family has not chosen.
 _FAMILIES = """\
@@ -252,11 +239,6 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     rivals = rival_options(reference_options)
     undecided = bool(_OR & named) and not _OR & reference_options
     return float(reference_options <= named and not named & rivals and not undecided)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All questions
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def answer_type(value: str, position: int) -> str:
