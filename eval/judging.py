@@ -96,7 +96,7 @@ def fingerprint(value: object) -> str:
 
 def judgement_file(path: Path, question_ids: Sequence[str]) -> ResumableFile:
     """
-    The file of a judge's replies: `question_id`, `order`, `reply`, `judge_model` and `attempts` in each line.
+    The file of a judge's replies: `question_id`, `order`, `reply` and `judge_model` in each line.
 
     Its keys are pairs of question and order, "reference_first" before "model_first".
 
@@ -137,12 +137,17 @@ def judge_answers(
         a list of `question_id`, `order` and `reason`; `judge`; and `scores`, `{"relative_score": x}` by question id.
 
     Raises:
-        JudgeRefusedError: If the judge cannot be asked: wrong key, URL or model.
+        JudgeRefusedError: If the judge cannot be asked: wrong key, URL or model, or no connection.
         ValueError: If answers and questions do not fit, `path` holds replies about something else, or not one question
             could be judged.
     """
     path = Path(path)
-    check_answers(questions, predictions)
+    if not questions:
+        raise ValueError("There is nothing to judge: `questions` is empty.")
+    asked = {question["question_id"] for question in questions}
+    if asked != set(predictions):
+        others = sorted(asked ^ set(predictions))[:5]
+        raise ValueError(f"`predictions` must answer the questions and nothing else; they differ in {others}.")
     judge = describe_judge(questions, predictions, settings)
     check_judge(path.with_suffix(".settings.json"), judge, path)
     judgements = judgement_file(path, [question["question_id"] for question in questions])
@@ -157,21 +162,6 @@ def judge_answers(
     }
 
 
-def check_answers(questions: Sequence[dict], predictions: Mapping[str, str]) -> None:
-    """Refuse answers that are missing, too many or no text."""
-    asked = [question["question_id"] for question in questions]
-    if not asked:
-        raise ValueError("There is nothing to judge: `questions` is empty.")
-    missing = [question_id for question_id in asked if not isinstance(predictions.get(question_id), str)]
-    if missing:
-        raise ValueError(f"`predictions` lacks answers to {len(missing)} questions, among them {missing[:5]}.")
-    unknown = sorted(set(predictions) - set(asked))
-    if unknown:
-        raise ValueError(
-            f"`predictions` answers {len(unknown)} questions that were not asked, among them {unknown[:5]}."
-        )
-
-
 def describe_judge(questions: Sequence[dict], predictions: Mapping[str, str], settings: JudgeSettings) -> dict:
     """What the replies depend on. Where the judge runs and how often it is asked do not matter."""
     read = ("question_id", "question", "answer", "context")
@@ -184,7 +174,7 @@ def describe_judge(questions: Sequence[dict], predictions: Mapping[str, str], se
 
 
 def check_judge(settings_path: Path, judge: dict, path: Path) -> None:
-    """Write `judge` to `settings_path`, or refuse if `path` holds replies of another judge or about other answers."""
+    """Write `judge` to `settings_path`, or raise if `path` holds replies of another judge or about other answers."""
     if not path.is_file() or path.stat().st_size == 0:  # empty: the judge was never reached, by a wrong name perhaps
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(settings_path, judge)
@@ -192,18 +182,17 @@ def check_judge(settings_path: Path, judge: dict, path: Path) -> None:
     if not settings_path.is_file():
         raise ValueError(f"{path} is there, but not {settings_path.name}, which says what was judged. Delete {path}.")
     former = json.loads(settings_path.read_text(encoding="utf-8"))
-    differences = [
-        f"`{name}` was {former.get(name)!r} and now is {value!r}"
-        for name, value in judge.items()
-        if former.get(name) != value
-    ]
-    if differences:
-        raise ValueError(f"{path} holds other judgements: {'; '.join(differences)}. Delete that file to judge anew.")
+    changed = [name for name, value in judge.items() if former.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"{path} holds other judgements: `{changed[0]}` was {former.get(changed[0])!r} and now is "
+            f"{judge[changed[0]]!r}. Delete that file to judge anew."
+        )
 
 
 def ask_for(
     judgements: ResumableFile, questions: Sequence[dict], predictions: Mapping[str, str], settings: JudgeSettings
-) -> dict[tuple[str, str], Fault]:
+) -> dict[tuple[str, str], str]:
     """
     Ask for what `judgements` lacks and write the replies; why there is none, by question and order, is returned.
 
@@ -211,51 +200,53 @@ def ask_for(
     """
     by_id = {question["question_id"]: question for question in questions}
     missing = judgements.missing()
+    if not missing:
+        return {}
     client = JudgeClient(settings)
     with judgements.open_for_append() as write_line, ThreadPoolExecutor(settings.concurrency) as pool:
 
-        def judge(key: tuple[str, str]) -> Fault | None:
+        def judge(key: tuple[str, str]) -> str | None:
             question_id, order = key
-            messages = build_messages(by_id[question_id], predictions[question_id], order)
-            outcome = client.ask(messages, check=parse_scores, label=f"question {question_id}, {order}")
-            if isinstance(outcome, Fault):
-                logger.warning("Not judged: question %s, %s: %s", question_id, order, outcome.reason)
-                return outcome
-            row = {"question_id": question_id, "order": order, "reply": outcome.text}
-            write_line(row | {"judge_model": outcome.model, "attempts": outcome.attempts})
+            reply = client.ask(build_messages(by_id[question_id], predictions[question_id], order))
+            if isinstance(reply, Fault):
+                return reply.reason
+            try:
+                parse_scores(reply.text)
+            except ValueError as error:
+                return str(error)
+            write_line({"question_id": question_id, "order": order, "reply": reply.text, "judge_model": reply.model})
             return None
 
         futures = {pool.submit(judge, key): key for key in missing}
         try:
-            outcomes = {futures[future]: future.result() for future in as_completed(futures)}
+            reasons = {futures[future]: future.result() for future in as_completed(futures)}
         except BaseException:
-            client.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    faults = {key: outcomes[key] for key in missing if outcomes[key] is not None}
-    if faults:
-        logger.warning("%d of %d judgements could not be had. Start again to ask for them.", len(faults), len(missing))
+    faults = {key: reasons[key] for key in missing if reasons[key] is not None}
+    for (question_id, order), reason in faults.items():
+        logger.warning("Not judged: question %s, %s: %s. Start again to ask for it.", question_id, order, reason)
     return faults
 
 
 def score_judgements(
     questions: Sequence[dict],
     rows: Mapping[tuple[str, str], dict],
-    faults: Mapping[tuple[str, str], Fault],
+    faults: Mapping[tuple[str, str], str],
 ) -> dict:
     """The figures of `judge_answers` from the replies `rows` and the reasons for those that are missing."""
     ids = [question["question_id"] for question in questions]
     if not any(all((question_id, order) in rows for order in ORDERS) for question_id in ids):
-        (question_id, order), fault = next(iter(faults.items()))
+        (question_id, order), reason = next(iter(faults.items()))
         raise ValueError(
             f"None of {len(ids)} questions could be judged in both orders. Question {question_id}, {order}: "
-            f"{fault.reason}. Start again to ask for the rest."
+            f"{reason}. Start again to ask for the rest."
         )
     strict = evaluate_judgements(**_columns(questions, rows, ORDERS), return_items=True)
-    not_judged = []
-    for problem in strict["not_judged"]:
-        fault = faults.get((problem["question_id"], problem["order"]))
-        not_judged.append(problem if fault is None else problem | {"reason": fault.reason})
+    not_judged = [
+        problem | {"reason": faults.get((problem["question_id"], problem["order"]), problem["reason"])}
+        for problem in strict["not_judged"]
+    ]
     try:
         release = evaluate_judgements(**_columns(questions, rows, ORDERS[:1]), protocol="release")
         release = _as_figures(release) | {"groups": _as_groups(release)}
@@ -287,13 +278,10 @@ def _columns(questions: Sequence[dict], rows: Mapping[tuple[str, str], dict], or
 
 
 def _as_figures(summary: dict) -> dict:
-    return {
-        "relative_score": summary["relative_score"],
-        "num_items": summary["num_items"],
-        "num_asked": summary["num_asked"],
-        "intervals": {"relative_score": summary["intervals"]["relative_score"]},
-        "counts": {"relative_score": summary["counts"]["relative_score"]},
-    } | {name: summary[name] for name in ("num_clusters",) if name in summary}
+    figures = {
+        name: summary[name] for name in ("relative_score", "num_items", "num_asked", "num_clusters") if name in summary
+    }
+    return figures | {name: {"relative_score": summary[name]["relative_score"]} for name in ("intervals", "counts")}
 
 
 def _as_groups(results: dict) -> dict:

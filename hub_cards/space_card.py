@@ -1,5 +1,6 @@
 """Cards of Spaces: of the demo, and of the metrics in `eval/metrics/`."""
 
+import re
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,8 @@ from logramed.hub_cards.results import hub_ids
 
 DEMO_FOLDER = Path(__file__).parent / "space"
 IMAGE_READER = Path(image_files_logramed.__file__)
-METRIC_PAGE = Path(metrics.__file__).with_name("page.py")
+METRICS_FOLDER = Path(metrics.__file__).parent
+IMPORTED_MODULE = re.compile(r"(?<=^from )logramed\.eval\.metrics\.(?:\w+\.)?(\w+)(?= import )", re.MULTILINE)
 MODEL_FILE = "model_id.txt"  # which model a published demo asks
 
 
@@ -55,7 +57,7 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
 def write_metric_card(folder: Path) -> Card:
     """
     The card of a metric's Space: the text of its `README.md`, with metadata for the gradio that is installed. With it
-    travels the page, unless the folder has an `app.py` of its own.
+    travel the page and the modules that the metric imports, so that the Space needs nothing else of this project.
 
     Raises:
         ValueError: If the folder's card has no title or description.
@@ -66,8 +68,29 @@ def write_metric_card(folder: Path) -> Card:
     if missing:
         raise ValueError(f"The metadata of {folder / 'README.md'} have no `{missing[0]}`.")
     front_matter = write_metadata(known["title"], ["evaluate", "metric"], description=known["description"])
-    files = {} if (folder / "app.py").is_file() else {"app.py": METRIC_PAGE.read_bytes()}
+    files = gather_modules(folder)
+    if not (folder / "app.py").is_file():
+        files["app.py"] = (METRICS_FOLDER / "page.py").read_bytes()
     return Card(render("metric_card.md.jinja", front_matter=front_matter, body=body.strip()), files)
+
+
+def gather_modules(folder: Path) -> dict[str, bytes]:
+    """
+    A metric's module and those of `eval/metrics/` that it needs, by file name, importing each other as siblings.
+
+    `evaluate` fetches only the siblings that the metric's module imports itself, so all are named at its end.
+    """
+    metric = folder.resolve().name
+    names, texts = [metric], {}
+    while names:
+        name = names.pop()
+        path = folder / f"{name}.py"
+        text = (path if path.is_file() else METRICS_FOLDER / path.name).read_text(encoding="utf-8")
+        names += [found for found in IMPORTED_MODULE.findall(text) if found not in texts]
+        texts[name] = IMPORTED_MODULE.sub(r".\1", text)
+    siblings = [f"from .{name} import __name__ as _{name}\n" for name in sorted(texts) if name != metric]
+    texts[metric] += "\n\n# `evaluate` fetches these modules because they are named here.\n" + "".join(siblings)
+    return {f"{name}.py": text.encode() for name, text in texts.items()}
 
 
 def write_metadata(title: str, tags: list[str], **further) -> str:

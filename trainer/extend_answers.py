@@ -37,7 +37,7 @@ PROMPT_FILE = Path(__file__).parent / "extension_prompt.txt"
 # For the estimate alone: characters of English text to a token, and tokens of one extended answer.
 CHARACTERS_PER_TOKEN, TOKENS_PER_ANSWER = 4, 45
 REPLY_FORMAT = {"type": "json_schema", "json_schema": {"name": "extended_answers", "schema": SCHEMA, "strict": False}}
-Ask = Callable[[list[dict], str], Reply | Fault]
+Ask = Callable[[list[dict]], Reply | Fault]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Totals:
 
     def add(self, reply: Reply) -> None:
         with self._lock:
-            self.num_requests += reply.attempts
+            self.num_requests += 1
             self.num_prompt_tokens += reply.num_prompt_tokens
             self.num_reply_tokens += reply.num_reply_tokens
 
@@ -102,18 +102,6 @@ class RateLimit:
             start = max(self._next, time.monotonic())
             self._next = start + self.distance
         time.sleep(max(0.0, start - time.monotonic()))
-
-
-class LimitedClient(JudgeClient):
-    """Asks an endpoint for JSON, attempts that follow a failed one within the limit too."""
-
-    def __init__(self, settings: JudgeSettings, limit: RateLimit):
-        super().__init__(settings, KEY_VARIABLE, {"response_format": REPLY_FORMAT})
-        self._limit = limit
-
-    def _attempt(self, *arguments) -> Reply | Fault:
-        self._limit.wait()
-        return super()._attempt(*arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,7 +215,7 @@ def extend(conversation: Conversation, ask: Ask, max_revisions: int, totals: Tot
     ]
     messages, reason = first, ""
     for _ in range(max_revisions + 1):
-        reply = ask(messages, conversation.row_id)
+        reply = ask(messages)
         if isinstance(reply, Fault):
             return reply.reason
         totals.add(reply)
@@ -253,8 +241,8 @@ def choose_model(arguments: argparse.Namespace) -> Ask:
         timeout=arguments.timeout,
         max_tokens=arguments.max_tokens,
     )
-    client = LimitedClient(settings, RateLimit(arguments.requests_per_minute))
-    return lambda messages, label: client.ask(messages, lambda text: None, label)
+    limit = RateLimit(arguments.requests_per_minute)
+    return JudgeClient(settings, KEY_VARIABLE, {"response_format": REPLY_FORMAT}, before_attempt=limit.wait).ask
 
 
 def ask_local_model(name: str, max_tokens: int) -> Ask:
@@ -266,7 +254,7 @@ def ask_local_model(name: str, max_tokens: int) -> Ask:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
     lock = threading.Lock()
 
-    def ask(messages: list[dict], label: str) -> Reply:
+    def ask(messages: list[dict]) -> Reply:
         inputs = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -274,7 +262,7 @@ def ask_local_model(name: str, max_tokens: int) -> Ask:
         with lock:
             sequence = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, num_prompt_tokens:]
         text = tokenizer.decode(sequence, skip_special_tokens=True)
-        return Reply(text, name, 1, len(sequence) == max_tokens, num_prompt_tokens, len(sequence))
+        return Reply(text, name, len(sequence) == max_tokens, num_prompt_tokens, len(sequence))
 
     return ask
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom
 
-from logramed.eval.metrics.medical_vqa.vqa_scoring import bootstrap_means
+from logramed.eval.metrics.aggregation import bootstrap_means
 
 
 NUM_RESAMPLES = 10_000

@@ -1,9 +1,7 @@
 """
 The answer that a model's reply gives: without the reasoning before it, the marks around it and the words of templates.
 
-Plain functions of strings; each metric that reads replies has a link to this file, and its Space a copy. What is
-reasoning is taken strictly: tags that open and do not close, or close and were not opened, count too. The reply itself
-is kept by whoever has it.
+What is reasoning is taken strictly: tags that open and do not close, or close and were not opened, count too.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _FINAL_CHANNEL = re.compile(r".*(?:<\|channel\|>final(?:<\|message\|>)?|^analysi
 _OTHER_CHANNEL = re.compile(r"<\|channel\|>(?:analysis|commentary)")
 
 _ANSWER_TAG = re.compile(r"<(answer|final_answer|final|ans)>(.*?)(?:</\1>|(?=<\1>)|\Z)", re.IGNORECASE | re.DOTALL)
-_BOX = re.compile(r"\\f?boxed\s*\{")
+_BOX = re.compile(r"\\f?boxed\s*\{((?:[^{}]|\{[^{}]*\})*)")
 _LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}|\\[()\[\]]|\$")
 _FENCE = re.compile(r"^```\w*\s*|\s*```$")
 _LAST_OBJECT = re.compile(r"\{[^{}]*\}\s*$")
@@ -122,18 +120,8 @@ def _in_tags(text: str) -> str | None:
 
 
 def _in_a_box(text: str) -> str | None:
-    boxes = list(_BOX.finditer(text))
-    if not boxes:
-        return None
-    start = end = boxes[-1].end()
-    depth = 1
-    while end < len(text) and depth:
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        end += 1
-    content = text[start : end - 1] if depth == 0 else text[start:]
-    while (plain := _LATEX.sub(lambda match: match[1] or "", content)) != content:
-        content = plain
-    return content.strip() or None
+    boxes = _BOX.findall(text)
+    return _LATEX.sub(lambda match: match[1] or "", boxes[-1]).strip() or None if boxes else None
 
 
 def _in_json(text: str) -> str | None:
@@ -141,22 +129,24 @@ def _in_json(text: str) -> str | None:
     bare = _FENCE.sub("", text.strip())
     found = _LAST_OBJECT.search(bare)
     for candidate in (bare, found[0] if found else ""):
-        content = _parse(candidate) if candidate.startswith("{") else None
-        if isinstance(content, dict):
-            by_key = {re.sub(r"[\W_]", "", str(key)).casefold(): value for key, value in content.items()}
-            for key in _KEYS:
-                value = by_key.get(key)
-                if isinstance(value, bool):
-                    return "yes" if value else "no"
-                if isinstance(value, str | int | float) and str(value).strip():
-                    return str(value).strip()
+        content = _parse(candidate)
+        by_key = {re.sub(r"[\W_]", "", str(key)).casefold(): value for key, value in content.items()}
+        for key in _KEYS:
+            value = by_key.get(key)
+            if isinstance(value, bool):
+                return "yes" if value else "no"
+            if isinstance(value, str | int | float) and str(value).strip():
+                return str(value).strip()
     return None
 
 
-def _parse(text: str) -> object:
+def _parse(text: str) -> dict:
+    """The object that `text` is, as JSON or Python write it; empty if it is none."""
     for read in (json.loads, ast.literal_eval):
         try:
-            return read(text)
+            content = read(text) if text.startswith("{") else None
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
-    return None
+        if isinstance(content, dict):
+            return content
+    return {}

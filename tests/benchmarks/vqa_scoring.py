@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from logramed.eval.metrics.medical_vqa import release_protocol, vqa_scoring, word_overlap
+from logramed.eval.metrics.medical_vqa import release_protocol, vqa_scoring
 
 
-MODULES = (release_protocol, vqa_scoring, word_overlap)
+MODULES = (release_protocol, vqa_scoring)
 CACHED = [function for module in MODULES for function in vars(module).values() if hasattr(function, "cache_clear")]
 
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -66,8 +65,8 @@ class JudgeServer:
 
     Args:
         faults: By question id and order, what happens to the first requests for it, one entry each: a status with or
-            without `Retry-After` ("503", "429 after 0.5", "429 at a date"), "stall", "drip", "drop", "cut", or a name
-            in `TEXTS` or `CONTENTS`. Then it is answered.
+            without `Retry-After` ("503", "429 after 0.5"), "stall", "drop", "cut", or a name in `TEXTS` or `CONTENTS`.
+            Then it is answered. Without `Retry-After` a status asks for 10 ms.
         delay (`float`): Seconds that an answer takes.
         echo (`str`): Stands in every message of an error, in every reply and in the name of the model.
     """
@@ -126,17 +125,14 @@ class JudgeServer:
             self.send(http, 200, self.completion(CONTENTS[fault]))
         elif fault == "stall":
             self.closing.wait(STALL)
-        elif fault == "drip":
-            self.drip(http)
         elif fault == "drop":
             http.connection.close()
         elif fault == "cut":
             self.send(http, 200, '{"choices"', length=1000)
         else:
             status, _, after = fault.partition(" ")
-            wait = after.removeprefix("after ")
-            headers = {"Retry-After": formatdate(time.time() + 1, usegmt=True) if after == "at a date" else wait}
-            self.send(http, int(status), self.error_text(), headers if after else {})
+            headers = {"Retry-After": after.removeprefix("after ")} if after else {"retry-after-ms": "10"}
+            self.send(http, int(status), self.error_text(), headers)
 
     def think(self) -> None:
         with self.lock:
@@ -166,10 +162,3 @@ class JudgeServer:
             http.send_header(name, value)
         http.end_headers()
         http.wfile.write(text.encode())
-
-    def drip(self, http: BaseHTTPRequestHandler) -> None:
-        """A byte now and then, each of them in time."""
-        self.send(http, 200, " ", length=10_000)
-        while not self.closing.wait(0.05):
-            http.wfile.write(b" ")
-            http.wfile.flush()

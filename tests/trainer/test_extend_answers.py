@@ -8,7 +8,6 @@ import time
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from logramed.eval import judge_client
 from logramed.trainer import extend_answers
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.extend_answers import KEY_VARIABLE, RateLimit, main
@@ -22,9 +21,6 @@ ANSWERS = ["left lung", "left liver", "left heart", "left brain", "right lung", 
 @pytest.fixture(autouse=True)
 def _quick_and_without_a_key(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(judge_client, "LONGEST_BACKOFF", 0.01)
 
 
 def run(server, data_file, folder, *options):
@@ -55,7 +51,7 @@ def test_extended_file_is_what_training_merges_with_its_data(tmp_path, data_file
 
 @pytest.mark.parametrize(
     "fault",
-    ["429 after 0.05", "503", "drop", "cut", "not json", "no json", "one too few", "flipped", "other words",
+    ["429 after 0.05", "503", "drop", "cut", "no json", "one too few", "flipped", "other words",
      "too long", "empty", "cut off"],
 )  # fmt: skip
 def test_a_faulty_reply_is_asked_for_again_and_the_reason_told(tmp_path, data_file, fault):
@@ -131,7 +127,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data_file):
     with ExtensionServer(delay=0.3) as server:
         argv = [str(data_file), "--endpoint", server.url, "--model", "extender", "--output", str(output)]
         command = [sys.executable, "-m", "logramed.trainer.extend_answers", *argv, "--concurrency", "2"]
-        process = subprocess.Popen(command, env={**os.environ, "HF_HUB_OFFLINE": "0"})
+        process = subprocess.Popen(command, env=dict(os.environ))
         done = output.with_suffix(".parts") / "done.jsonl"
         deadline = time.monotonic() + 60
         while not (done.is_file() and done.read_text().count("\n") >= 2) and time.monotonic() < deadline:

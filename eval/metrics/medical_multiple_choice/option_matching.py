@@ -1,17 +1,17 @@
 """
-Which option a generated text chooses, word-aware: by its letter, its exact text, or by naming it in whole words.
+Which option a generated text chooses, word by word: by its letter, its exact text, or by naming it in whole words.
 
-Plain functions of strings. `None` stands for an undecided answer: no option, or more than one.
+`None` stands for an undecided answer: no option, or more than one.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
-from .reply_reader import read_reply
+from logramed.eval.metrics.reply_reader import read_reply
 
 
 # A letter stands for its option alone ("B", "(b)."), before the text ("B: MRI", "(B) MRI", "B is right") or after a
@@ -19,27 +19,27 @@ from .reply_reader import read_reply
 _LETTERS = r"\(?[A-Z]\b\)?(?:\s*(?:,|/|&|\band\b|\bor\b)\s*\(?[A-Z]\b\)?)*"
 _LETTERS_ALONE = re.compile(rf"\W*(?:option\s+)?({_LETTERS})\W*", re.IGNORECASE)
 _LETTER_BEFORE_TEXT = re.compile(
-    r"\W*(?:\(([A-Za-z])\)|([A-Za-z])\s*(?:[):]|\.\s)|([A-Z])\s*(?:,\s|\n|\s[-\u2013]\s|\sis\s(?:the\s)?(?:correct|right|best|answer)\b))"
+    r"\W*(?:\(([A-Za-z])\)|([A-Za-z])\s*(?:[):]|\.\s)"
+    r"|([A-Z])\s*(?:,\s|\n|\s[-\u2013]\s|\sis\s(?:the\s)?(?:correct|right|best|answer)\b))"
 )
 _LETTER_AFTER_WORD = re.compile(
     r"(?<!\bnot )(?<!n't )\b(?i:answer|options?|choice)\b(?:\s+(?:is|are|would be|should be|must be))?(?:\s+option)?"
     rf"\s*[:=]?\s*\**({_LETTERS}|\(?[a-z]\)?(?=\W*$|[.;:]|,(?!\s*\(?[a-z]\b)))(?!['\u2019\w])"
     rf"|\b(?i:choose|select|pick|it is|it's)\s+({_LETTERS})(?=\W*$|[.,;:])"
-    rf"|(?<![不非别勿])(?<!不能)(?<!不该)(?<!不应该)(?<!不应当)(?:答案|选项?|选择)(?:应该|应当)?[是为]?[\s:\uff1a]*({_LETTERS})"
 )
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
-_WORD = re.compile(rf"\d+(?:\.\d+)*|[{_HAN}]|[^\W\d_{_HAN}][^\W_{_HAN}]*|[.,;:!?\n\u3002\u3001]")
-_MARKS = frozenset(".,;:!?\n\u3002\u3001")
+_MARK = r"[.,;:!?\n\u3002\u3001]"
+_TOKEN = re.compile(rf"\d+(?:\.\d+)*|[{_HAN}]|[^\W\d_{_HAN}][^\W_{_HAN}]*|{_MARK}")
 _ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_ZERO_TO_TEN)}
-_ARTICLES = frozenset(("a", "an", "the"))
-# From such a word to the end of its clause, options are ruled out, not chosen.
-NEGATIONS = frozenset(("no", "not", "non", "without", "never", "neither", "nor", "cannot", "cant", "dont", "doesnt"))
-NEGATIONS |= {"isnt", "arent", "wasnt", "werent", "不", "没", "无", "非", "未"}
-_NEGATING_PAIRS = frozenset((("rather", "than"), ("instead", "of")))
-_ENDS_NEGATION = frozenset(("but", "however", "但", "而"))
+# From a negation to a mark or a "but", options are ruled out, not chosen.
+_NEGATION = (
+    "no|not|non|without|never|neither|nor|cannot|cant|dont|doesnt|isnt|arent|wasnt|werent|rather than|instead of"
+    "|不|没|无|非|未"
+)
+_END_OF_NEGATION = "but|however|但|而"
 
 
 def fold(text: str) -> str:
@@ -54,36 +54,30 @@ def fold(text: str) -> str:
 
 
 @lru_cache(maxsize=100_000)
-def words_and_clauses(text: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def spaced_words(text: str) -> str:
     """
-    The words of a text, and for each the number of the clause it stands in. Number words are digits.
+    The words of a text with one space between; number words are digits, and each mark is a comma by itself.
 
     Example:
-        >>> words_and_clauses("It's one CT-scan, not MRI.")
-        (('its', '1', 'ct', 'scan', 'not', 'mri'), (0, 0, 0, 0, 1, 1))
+        >>> spaced_words("It's one CT-scan, not MRI.")
+        'its 1 ct scan , not mri ,'
     """
     folded = _APOSTROPHES.sub("", unicodedata.normalize("NFKC", text).casefold())
-    words, clauses, clause = [], [], 0
-    for token in _WORD.findall(folded):
-        if token in _MARKS:
-            clause += 1
-        else:
-            words.append(_NUMBERS.get(token, token))
-            clauses.append(clause)
-    return tuple(words), tuple(clauses)
+    tokens = (_NUMBERS.get(token, token) for token in _TOKEN.findall(folded))
+    return " ".join("," if re.fullmatch(_MARK, token) else token for token in tokens)
 
 
 @lru_cache(maxsize=100_000)
-def option_words(option: str) -> tuple[str, ...]:
+def option_words(option: str) -> str:
     """
-    The words of an option, without an article before them.
+    The words of an option, without marks and an article before them.
 
     Example:
         >>> option_words("An X-ray"), option_words("A")
-        (('x', 'ray'), ('a',))
+        ('x ray', 'a')
     """
-    words, _ = words_and_clauses(option)
-    return words[1:] if len(words) > 1 and words[0] in _ARTICLES else words
+    words = spaced_words(option).replace(",", "")
+    return re.sub(r"^(?:an?|the) (?=\w)", "", " ".join(words.split()))
 
 
 def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None:
@@ -111,7 +105,7 @@ def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None
         return whole.pop()
     letters = letters_given(text, options)
     chosen = {identities[letter] for letter in letters if options[letter] is not None}
-    named = named_options(text, options, identities)
+    named = named_options(text, options)
     if letters:
         return chosen.pop() if len(letters) == 1 and named <= chosen and chosen else None
     return named.pop() if len(named) == 1 else None
@@ -146,18 +140,13 @@ def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
     before = _LETTER_BEFORE_TEXT.match(text)
     if before:
         letter = before[1] or before[2] or before[3]
-        if not any(words[:1] == (letter.casefold(),) for words in _options_at_start(text, options)):
+        words = spaced_words(text).replace(" ,", "") + " "
+        starts = [option_words(option) for option in options if option is not None]
+        # "C. difficile" is an option, and gives no letter.
+        if not any(start.startswith(f"{letter.casefold()} ") and words.startswith(f"{start} ") for start in starts):
             return _places(letter, len(options))
-    after = (match[1] or match[2] or match[3] for match in _LETTER_AFTER_WORD.finditer(text))
+    after = (match[1] or match[2] for match in _LETTER_AFTER_WORD.finditer(text))
     return {place for letters in after for place in _places(letters, len(options))}
-
-
-def _options_at_start(text: str, options: Sequence[str | None]) -> Iterator[tuple[str, ...]]:
-    words, _ = words_and_clauses(text)
-    for option in options:
-        wanted = () if option is None else option_words(option)
-        if len(wanted) > 1 and words[: len(wanted)] == wanted:
-            yield wanted
 
 
 def _places(letters: str, num_options: int) -> set[int]:
@@ -166,62 +155,28 @@ def _places(letters: str, num_options: int) -> set[int]:
     return places if all(place < num_options for place in places) else set()
 
 
-def named_options(text: str, options: Sequence[str | None], identities: Sequence[int]) -> set[int]:
+def named_options(text: str, options: Sequence[str | None]) -> set[int]:
     """
     The options that a text names in whole words and does not rule out.
 
     An option both named and ruled out counts as two, so that the text stays undecided.
 
     Example:
-        >>> named_options("Abnormal, not benign", ["Normal", "Benign", "Abnormal"], [0, 1, 2])
+        >>> named_options("Abnormal, not benign", ["Normal", "Benign", "Abnormal"])
         {2}
     """
-    words, clauses = words_and_clauses(text)
-    mentions = list(_longest(_mentions(words, clauses, options)))
-    ruled_out_places = _ruled_out_places(words, clauses, mentions)
-    named = {identities[index] for start, _, index in mentions if start not in ruled_out_places}
-    ruled_out = {identities[index] for start, _, index in mentions if start in ruled_out_places}
+    indices_of = {}
+    for identity, option in zip(option_identities(options), options, strict=True):
+        if option is not None and option_words(option):
+            indices_of.setdefault(option_words(option), set()).add(identity)
+    # "a mass" does not name the blood group A, nor "I think" the grade I: there the clause goes on.
+    longest_first = sorted(indices_of, key=len, reverse=True)
+    names = [f"{words}(?= ,|$)" if words in ("a", "i") else words.replace(" ", "(?: ,)? ") for words in longest_first]
+    pattern = rf"(?<!\S)(?:({'|'.join(names) or '(?!)'})|({_NEGATION})|{_END_OF_NEGATION}|,)(?!\S)"
+    named, ruled_out, negated = set(), set(), False
+    for match in re.finditer(pattern, spaced_words(text)):
+        if match[1]:
+            (ruled_out if negated else named).update(indices_of[match[1].replace(" ,", "")])
+        else:
+            negated = match[2] is not None
     return named | {-1} if named & ruled_out else named
-
-
-def _mentions(
-    words: Sequence[str], clauses: Sequence[int], options: Sequence[str | None]
-) -> Iterator[tuple[int, int, int]]:
-    """Where options stand in `words`: start, end, index of the option."""
-    for index, option in enumerate(options):
-        wanted = () if option is None else option_words(option)
-        for start in range(len(words) - len(wanted) + 1 if wanted else 0):
-            end = start + len(wanted)
-            # "a mass" does not name the blood group A, nor "I think" the grade I: there the clause goes on.
-            is_word = wanted in (("a",), ("i",)) and clauses[end : end + 1] == clauses[start : start + 1]
-            if words[start:end] == wanted and not is_word:
-                yield start, end, index
-
-
-def _longest(mentions: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """The mentions that do not lie inside a longer one."""
-    mentions = list(mentions)
-    for start, end, index in mentions:
-        if not any(
-            other_start <= start and end <= other_end and other_end - other_start > end - start
-            for other_start, other_end, _ in mentions
-        ):
-            yield start, end, index
-
-
-def _ruled_out_places(
-    words: Sequence[str], clauses: Sequence[int], mentions: Sequence[tuple[int, int, int]]
-) -> set[int]:
-    """Places after a negation, in its clause. One that is part of an option ("No finding") rules out nothing else."""
-    part_of_option = {place for start, end, _ in mentions for place in range(start, end)}
-    ruled_out, negated_clause = set(), None
-    for place, word in enumerate(words):
-        if word in _ENDS_NEGATION:
-            negated_clause = None
-        elif clauses[place] == negated_clause:
-            ruled_out.add(place)
-        elif (word in NEGATIONS and place not in part_of_option) or tuple(
-            words[place - 1 : place + 1]
-        ) in _NEGATING_PAIRS:
-            negated_clause = clauses[place]
-    return ruled_out

@@ -1,17 +1,20 @@
 """
 Scores of generated reports against reference reports: word overlap (BLEU, ROUGE-L, CIDEr).
 
-Pure functions. The figures come from sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), both imported where
-they are used; texts are cut into words here, the same way for all of them.
+The figures come from sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), imported where they are used; texts are cut
+into words here, the same way for all of them.
 """
+
+from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .reply_reader import read_reply
+from logramed.eval.metrics.aggregation import bootstrap_intervals, check_columns, check_settings
+from logramed.eval.metrics.reply_reader import read_reply
 
 
 MAX_ORDER = 4
@@ -21,20 +24,13 @@ SECTIONS = ("findings", "impression")
 # What sections are called, and other headings, which end a section. They stand at the start of a line or sentence.
 HEADINGS = {"findings": "findings", "finding": "findings", "impression": "impression", "conclusion": "impression"}
 OTHER_HEADINGS = (
-    "comparisons?",
-    "indications?",
-    "technique",
-    "(?:clinical )?history",
-    "(?:reason for )?exam(?:ination)?",
-    "views?",
-    "final report",
-    "recommendations?",
+    "comparisons?|indications?|technique|(?:clinical )?history|(?:reason for )?exam(?:ination)?|views?|final report"
+    "|recommendations?"
 )
 HEADING = re.compile(
-    rf"(?:^|(?<=[\n.]))[\s*#]*(?P<name>{'|'.join([*HEADINGS, *OTHER_HEADINGS])})[\s*]*:[\s*]*",
-    re.IGNORECASE,
+    rf"(?:^|(?<=[\n.]))[\s*#]*(?P<name>{'|'.join(HEADINGS)}|{OTHER_HEADINGS})[\s*]*:[\s*]*", re.IGNORECASE
 )
-MISSING_PACKAGE = "medical_report needs the package {name}: `pip install {name}`, or `pip install logramed[report]`."
+MISSING_PACKAGE = "medical_report needs sacrebleu and pycocoevalcap: `pip install sacrebleu pycocoevalcap`."
 
 
 def evaluate_reports(
@@ -57,9 +53,9 @@ def evaluate_reports(
 
     Returns:
         `dict`: `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
-        reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. A figure
-        that no report has a value of is absent (see `overlap_scores`). Items have no BLEU: it is a figure of all
-        reports together.
+        reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. Orders of
+        BLEU that no reference is long enough for are absent, and so is `cider` without two different references. Items
+        have no BLEU, which is a figure of all reports together.
 
     Raises:
         ValueError: If the lists are empty or of different length, a reference has no words, or `num_resamples` is
@@ -72,21 +68,25 @@ def evaluate_reports(
         >>> round(result["rouge_l"], 1), result["num_items"]
         (53.0, 1)
     """
-    if num_resamples < 0:
-        raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
-    predicted_words, reference_words = check_reports(predictions, references)
-    statistics = np.array([bleu_statistics(*pair) for pair in zip(predicted_words, reference_words, strict=True)])
-    items = overlap_scores(predicted_words, reference_words)
-
-    longest = max(map(len, reference_words))
-    results: dict = bleu_figures(statistics, orders=range(1, min(MAX_ORDER, longest) + 1))
-    results |= mean_figures(items)
-    counts = {
-        name: len(items) if name.startswith("bleu_") else sum(name in item for item in items) for name in results
-    }
+    check_settings("strict", num_resamples)
+    columns = {"predictions": predictions, "references": references}
+    check_columns(columns, texts=columns)
+    predicted = [split_words(read_reply(text)) for text in predictions]
+    expected = [split_words(text) for text in references]
+    for position, words in enumerate(expected):
+        if not words:
+            raise ValueError(f"`references[{position}]` has no words to compare with: {references[position]!r}.")
+    items = overlap_scores(predicted, expected)
+    names = list(items[0])
+    orders = range(1, min(MAX_ORDER, max(map(len, expected))) + 1)
+    statistics = np.array([bleu_statistics(*pair) for pair in zip(predicted, expected, strict=True)])
+    results: dict = bleu_figures(statistics.sum(axis=0), orders)
+    results |= {name: sum(item[name] for item in items) / len(items) for name in names}
+    counts = dict.fromkeys(results, len(items))
     results |= {"num_items": len(items), "counts": counts}
     if num_resamples:
-        results["intervals"] = bootstrap_intervals(statistics, items, list(counts), num_resamples, seed)
+        results["intervals"] = bleu_intervals(statistics, orders, num_resamples, seed)
+        results["intervals"] |= bootstrap_intervals(items, names, num_resamples, seed)
     if by_section:
         results["sections"] = score_sections(predictions, references, num_resamples, seed)
     if return_items:
@@ -148,28 +148,6 @@ def join_sections(sections: Mapping[str, str]) -> str:
     return "\n".join(f"{name.capitalize()}: {text}" for name, text in sections.items())
 
 
-def check_reports(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
-    """
-    The words of all predictions (of what `read_reply` reads in them) and references; refuses what cannot be scored, by
-    item.
-    """
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"`predictions` and `references` must be equally long, got {len(predictions)} and {len(references)}."
-        )
-    if len(predictions) == 0:
-        raise ValueError("There is nothing to score: `predictions` is empty.")
-    columns = {"predictions": predictions, "references": references}
-    words = {
-        name: [split_words(read(report_text(text, i, name))) for i, text in enumerate(texts)]
-        for (name, texts), read in zip(columns.items(), (read_reply, str), strict=True)
-    }
-    for position, reference in enumerate(words["references"]):
-        if not reference:
-            raise ValueError(f"`references[{position}]` has no words to compare with: {references[position]!r}.")
-    return words["predictions"], words["references"]
-
-
 def split_words(text: str) -> list[str]:
     """
     The words of a text in small letters, without punctuation.
@@ -181,24 +159,6 @@ def split_words(text: str) -> list[str]:
     return re.findall(WORD, unicodedata.normalize("NFKC", text).replace("\u2019", "'").casefold())
 
 
-def report_text(value: str, position: int, column: str) -> str:
-    """
-    `value` if it is text; anything else is refused by name.
-
-    Example:
-        >>> report_text("No effusion.", position=0, column="references")
-        'No effusion.'
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"`{column}[{position}]` must be text, got {value!r} ({type(value).__name__}).")
-    return value
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Word overlap
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def bleu_statistics(prediction: Sequence[str], reference: Sequence[str]) -> list[int]:
     """
     What a report adds to corpus BLEU: clipped matches and totals of 1- to 4-grams, words of prediction and reference.
@@ -207,37 +167,45 @@ def bleu_statistics(prediction: Sequence[str], reference: Sequence[str]) -> list
         >>> bleu_statistics(["no", "effusion", "seen"], ["no", "effusion"])
         [2, 1, 0, 0, 3, 2, 1, 0, 3, 2]
     """
-    score = _bleu_class()(tokenize="none", smooth_method="none", max_ngram_order=MAX_ORDER, force=True).corpus_score(
-        [" ".join(prediction)], [[" ".join(reference)]]
-    )
+    bleu = _bleu_class()(tokenize="none", smooth_method="none", max_ngram_order=MAX_ORDER, force=True)
+    score = bleu.corpus_score([" ".join(prediction)], [[" ".join(reference)]])
     return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
-def bleu_figures(statistics: np.ndarray, orders: Sequence[int]) -> dict[str, float]:
+def bleu_figures(sums: np.ndarray, orders: Sequence[int]) -> dict[str, float]:
     """
-    Corpus BLEU-1 to BLEU-4 in percent, each the geometric mean over all its orders, unsmoothed, of summed statistics.
+    Corpus BLEU of some orders in percent, each the geometric mean over all orders up to it, unsmoothed.
 
     Args:
-        statistics (`np.ndarray` of shape `(num_reports, 10)`): From `bleu_statistics`.
-        orders: Which of 1 to 4. An order that no reference is long enough for cannot be above 0 and is to be left out.
+        sums (`np.ndarray` of shape `(10,)`): Sums over all reports of `bleu_statistics`.
 
     Source: Papineni et al. 2002, "BLEU: a method for automatic evaluation of machine translation".
     """
-    sums = statistics.sum(axis=0).tolist()
-    matches, totals, (predicted_length, reference_length) = sums[:MAX_ORDER], sums[MAX_ORDER:-2], sums[-2:]
+    matches, totals, lengths = np.split(sums, [MAX_ORDER, 2 * MAX_ORDER])
     figures = {}
     for order in orders:
         score = _bleu_class().compute_bleu(
-            matches[:order],
-            totals[:order],
-            predicted_length,
-            reference_length,
+            matches[:order].tolist(),
+            totals[:order].tolist(),
+            *lengths.tolist(),
             smooth_method="none",
             effective_order=False,
             max_ngram_order=order,
         )
         figures[f"bleu_{order}"] = float(score.score)
     return figures
+
+
+def bleu_intervals(
+    statistics: np.ndarray, orders: Sequence[int], num_resamples: int, seed: int
+) -> dict[str, list[float]]:
+    """95% percentile bootstrap intervals: BLEU computed anew for each draw of reports with replacement."""
+    generator = np.random.default_rng(seed)
+    figures = []
+    for _ in range(num_resamples):
+        drawn = generator.integers(len(statistics), size=len(statistics))
+        figures.append(bleu_figures(statistics[drawn].sum(axis=0), orders))
+    return {name: np.percentile([drawn[name] for drawn in figures], [2.5, 97.5]).tolist() for name in figures[0]}
 
 
 def overlap_scores(
@@ -253,11 +221,16 @@ def overlap_scores(
 
     Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"; Vedantam et al. 2015, arXiv:1411.5726.
     """
+    try:
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise ImportError(MISSING_PACKAGE) from error
     texts = [(" ".join(p), " ".join(r)) for p, r in zip(predictions, references, strict=True)]
-    rouge = _rouge_class()()
+    rouge = Rouge()
     items = [{"rouge_l": 100 * float(rouge.calc_score([prediction], [reference]))} for prediction, reference in texts]
     if len({reference for _, reference in texts}) > 1:
-        _, scores = _cider_class()().compute_score(
+        _, scores = Cider().compute_score(
             {i: [reference] for i, (_, reference) in enumerate(texts)},
             {i: [prediction] for i, (prediction, _) in enumerate(texts)},
         )
@@ -270,76 +243,5 @@ def _bleu_class() -> type:
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
-        raise ImportError(MISSING_PACKAGE.format(name="sacrebleu")) from error
+        raise ImportError(MISSING_PACKAGE) from error
     return BLEU
-
-
-def _rouge_class() -> type:
-    try:
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise ImportError(MISSING_PACKAGE.format(name="pycocoevalcap")) from error
-    return Rouge
-
-
-def _cider_class() -> type:
-    try:
-        from pycocoevalcap.cider.cider import Cider
-    except ImportError as error:
-        raise ImportError(MISSING_PACKAGE.format(name="pycocoevalcap")) from error
-    return Cider
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All reports
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def mean_figures(items: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """
-    The mean of each figure over the items that have it.
-
-    Example:
-        >>> mean_figures([{"rouge_l": 20.0, "cider": 5.0}, {"rouge_l": 40.0}])
-        {'rouge_l': 30.0, 'cider': 5.0}
-    """
-    values = {name: [item[name] for item in items if name in item] for name in ("rouge_l", "cider")}
-    return {name: sum(scores) / len(scores) for name, scores in values.items() if scores}
-
-
-def bootstrap_intervals(
-    statistics: np.ndarray,
-    items: Sequence[Mapping[str, float]],
-    names: Sequence[str],
-    num_resamples: int,
-    seed: int,
-) -> dict[str, list[float]]:
-    """
-    95% percentile bootstrap intervals of the figures `names`, reports drawn with replacement.
-
-    BLEU is computed anew from the drawn reports' summed statistics. Other figures are means over the reports that have
-    a value, drawn among those; CIDEr keeps the weights that it has from all references.
-    """
-    bleu_names = [name for name in names if name.startswith("bleu_")]
-    orders = [int(name.removeprefix("bleu_")) for name in bleu_names]
-    bounds = _interval(statistics, lambda drawn: list(bleu_figures(drawn, orders).values()), num_resamples, seed)
-    intervals = dict(zip(bleu_names, bounds, strict=True))
-    for name in names:
-        if name not in intervals:
-            scores = np.array([item[name] for item in items if name in item])
-            (intervals[name],) = _interval(scores, lambda drawn: [drawn.mean()], num_resamples, seed)
-    return intervals
-
-
-def _interval(
-    values: np.ndarray, compute: Callable[[np.ndarray], list[float]], num_resamples: int, seed: int
-) -> list[list[float]]:
-    """The interval of each figure that `compute` gives for rows of `values`."""
-    figures = np.array([compute(values[drawn]) for drawn in _draws(len(values), num_resamples, seed)])
-    return np.percentile(figures, [2.5, 97.5], axis=0).T.tolist()
-
-
-def _draws(num_items: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    for _ in range(num_resamples):
-        yield generator.integers(num_items, size=num_items)

@@ -1,16 +1,13 @@
 """
 Scoring of medical question answers in two protocols: normalize, score one pair, aggregate.
 
-Plain functions of strings and lists; no model, no `torch`. `medical_vqa.py` wraps them as an `evaluate.Metric`.
-
-`strict` is the protocol this project stands for. `release` gives the numbers of the LLaVA-Med / ExGra-Med `run_eval`
-scripts, faults included, so that published figures can be compared with. The card (`README.md`) lists the differences.
+`strict` is this project's own protocol. `release` gives the numbers of the LLaVA-Med / ExGra-Med `run_eval` scripts,
+faults included, to compare with published figures. The card (`README.md`) lists the differences.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
 import re
 import unicodedata
 from collections import Counter
@@ -19,27 +16,27 @@ from functools import lru_cache
 
 import numpy as np
 
-from .chinese_answers import HAN, polarities, polarity_of_reference, score_option
-from .release_protocol import score_closed_release, score_open_release
-from .reply_reader import read_reply, strip_role_words
-from .word_overlap import ARTICLES, HAN_NUMBERS, NUMBER_WORDS, bleu_scores, precision_recall_f1
+from logramed.eval.metrics.aggregation import bootstrap_intervals, bootstrap_means, check_columns, check_settings
+from logramed.eval.metrics.medical_vqa.release_protocol import (
+    ARTICLES,
+    NUMBER_WORDS,
+    bleu_scores,
+    precision_recall_f1,
+    score_closed_release,
+    score_open_release,
+)
+from logramed.eval.metrics.reply_reader import read_reply, strip_role_words
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
-PROTOCOLS = ("strict", "release")
-LARGEST_DRAW = 2_000_000  # numbers drawn at once
-
-
 # Every item is compared with every candidate answer, so the same few thousand texts are normalized again and again.
 _cache = lru_cache(maxsize=100_000)
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Normalization, strict protocol
-# ---------------------------------------------------------------------------------------------------------------------
-
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
-_DIGITS = NUMBER_WORDS | HAN_NUMBERS
+_HAN_NUMBERS = {character: str(value) for value, character in enumerate("零一二三四五六七八九十")} | {"两": "2"}
+_DIGITS = NUMBER_WORDS | _HAN_NUMBERS
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # the Han characters of every block
 _HAN = re.compile(f"[{HAN}]")
 _WORD = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*")
 
@@ -72,11 +69,6 @@ def normalize_strict(text: str) -> tuple[str, ...]:
     text = _THOUSANDS_COMMA.sub("", _APOSTROPHES.sub("", clean(text)))
     words = [_DIGITS.get(word, word) for word in _WORD.findall(text)]
     return tuple([word for word in words[:-1] if word not in ARTICLES] + words[-1:])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One open question
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def score_open_strict(prediction: str, reference: str, candidates: Sequence | None = None) -> dict[str, float]:
@@ -112,7 +104,7 @@ def most_similar_candidates_strict(predicted: Sequence[str], candidates: Sequenc
     """
     best, best_f1 = set(), 0.0
     predicted_counts = Counter(predicted)
-    for words in {normalize_strict(str(candidate)) for candidate in candidates}:
+    for words in {normalize_strict(candidate) for candidate in candidates}:
         if predicted_counts.keys().isdisjoint(words):  # nearly all are: spares the slow count
             continue
         num_matches = (predicted_counts & Counter(words)).total()
@@ -124,73 +116,42 @@ def most_similar_candidates_strict(predicted: Sequence[str], candidates: Sequenc
     return best
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One closed question
-# ---------------------------------------------------------------------------------------------------------------------
-
 # Options that exclude each other: an answer that names two of a family has not chosen.
-OPTION_FAMILIES = tuple(
-    frozenset(family.split())
-    for family in (
-        "left right",
-        "unilateral bilateral",
-        "upper lower",
-        "superior inferior",
-        "anterior posterior",
-        "supratentorial infratentorial",
-        "interior exterior",
-        "inside outside",
-        "axial sagittal saggital coronal",
-        "ap pa",
-        "ct mri ultrasound",
-        "t1 t2 flair",
-        "normal abnormal",
-        "male female",
-        "cystic solid",
-        "smaller larger",
-        "more less",
-        "1 multiple",
-        "hyperintense hypointense isointense",
-        "hyperdense hypodense isodense",
-        "hyperinflation hypoinflation",
-        "homogeneous heterogeneous",
-        "homogenous heterogenous",
-        "symmetric asymmetric",
-        "regular irregular",
-        "focal diffuse",
-        "acute chronic",
-        "benign malignant",
-        "gray white",
-        "grey white",
-        "apex base",
-        "radiolucent radioopaque",
-        "increased decreased",
-        "high low",
-        "dark bright",
-        "medial lateral",
-        "proximal distal",
-        "superficial deep",
-        "arterial venous",
-    )
-)
+_FAMILIES = """\
+left right, unilateral bilateral, upper lower, superior inferior, anterior posterior, interior exterior,
+inside outside, supratentorial infratentorial, medial lateral, proximal distal, superficial deep, apex base,
+axial sagittal saggital coronal, ap pa, ct mri ultrasound, t1 t2 flair, arterial venous, male female,
+normal abnormal, benign malignant, acute chronic, cystic solid, focal diffuse, regular irregular,
+symmetric asymmetric, homogeneous heterogeneous, homogenous heterogenous, hyperintense hypointense isointense,
+hyperdense hypodense isodense, hyperinflation hypoinflation, radiolucent radioopaque, increased decreased,
+smaller larger, more less, high low, 1 multiple, dark bright, gray white, grey white"""
+OPTION_FAMILIES = tuple(frozenset(family.split()) for family in _FAMILIES.split(","))
 # Words around an option that an answer may leave out: "Right side" is named by "right", "with contrast" by "contrast".
 OPTION_FILLERS = frozenset(
     ("side", "sides", "in", "on", "of", "at", "to", "with", "just", "view", "image", "plane", "scan", "weighted")
 )
 NEGATIONS = frozenset(("no", "not", "non", "without", "never", "neither", "nor", "isnt", "arent", "wasnt", "werent"))
-NEGATIONS |= {"不", "非", "没", "无"}
 # A negation reaches past these: "not on the left", "not really left", "without IV contrast".
-_NEGATED_THROUGH = OPTION_FILLERS | {"really", "likely", "clearly", "definitely", "located", "any", "iv", "是", "有"}
+_NEGATED_THROUGH = OPTION_FILLERS | {"really", "likely", "clearly", "definitely", "located", "any", "iv"}
 _NEGATED_YES_OR_NO = re.compile(r"(?:\bnot|n['\u2019]t|\bcannot|\bneither|\bnor|\bnever)\s+(?:say\s+)?\W?(?:yes|no)\b")
 _OR = frozenset(("or", "vs", "versus"))
+# Chinese says yes by repeating the verb of the question ("包含肝脏吗?" "包含"), and no by negating it. Such an answer
+# stands alone or before a mark: "无回声" and "对称" are options.
+_VERBS = "是|对|有|包含|包括|含有?|存在|可以|能够?|会|属于|需要|正确"
+_END = r"[的了啊呢吧]*(?=[,.;:!?。、\s]|$)"
+_CHINESE_YES = re.compile(rf"(?:{_VERBS}|嗯){_END}")
+_CHINESE_NO = re.compile(rf"(?:(?:不|没有?|未|并?非)(?:{_VERBS})|否|不|没有?|无|错误?){_END}")
+# What may be said around a Chinese option or left out: "右侧", "在右边" and "右" are one.
+_FILLER_BEFORE = re.compile(r"^(?:在|位于|(?:这|图中)?是|为)(?=.)")
+_FILLERS_AFTER = re.compile(r"(?<=.)(?:[侧边面位部的]|平面|加权|成像|图像|像|扫描)+$")
 
 
 def yes_or_no(reference: str) -> str | None:
     """
     The answer to a yes/no question, or `None` where `reference` answers a question between other options.
 
-    "No" needs an end or a mark after it: "No, it is clear" says no, "no contrast" is an option. What says yes
-    and no in Chinese stands in `chinese_answers`.
+    "No" needs an end or a mark after it: "No, it is clear" says no, "no contrast" is an option; Chinese
+    words too.
 
     Example:
         >>> yes_or_no("Yes."), yes_or_no("No, it is clear"), yes_or_no("no contrast"), yes_or_no("normal")
@@ -200,7 +161,22 @@ def yes_or_no(reference: str) -> str | None:
     """
     text = clean(reference)
     found = re.match(r"yes\b|no\b(?=\W*$|\s*[,.;:!])", text)
-    return found.group() if found else polarity_of_reference(text)
+    if found or not _HAN.search(text):
+        return found and found.group()
+    if _CHINESE_NO.match(text):
+        return "no"
+    return "yes" if _CHINESE_YES.match(text) else None
+
+
+def chinese_option(text: str) -> str:
+    """
+    An option in Chinese without marks and what may be said either way.
+
+    Example:
+        >>> chinese_option("在右侧"), chinese_option("冠状面。"), chinese_option("T2加权像"), chinese_option("面")
+        ('右', '冠状', 't2', '面')
+    """
+    return _FILLERS_AFTER.sub("", _FILLER_BEFORE.sub("", re.sub(r"[\s,.;:!?。、]+", "", clean(text))))
 
 
 def named_options(words: Sequence[str]) -> set[str]:
@@ -243,7 +219,7 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     Yes/no questions: exactly one of the whole words "yes" and "no" must stand in the prediction, be the right one, and
     not be denied ("not yes"). Other closed questions ("left or right?"): the prediction must name the reference's
     option in whole words, must not name another of its family (`OPTION_FAMILIES`), and must not leave the choice open
-    with an "or" or "vs".
+    with an "or" or "vs". Chinese answers must begin with the yes or no, or be the option and nothing else.
 
     Example:
         >>> score_closed_strict("Yes, there is no effusion", "no")
@@ -253,36 +229,16 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     """
     words, expected = normalize_strict(prediction), yes_or_no(reference)
     if expected is not None:
-        said = ({"yes", "no"} & set(words)) | polarities(clean(prediction))
+        said = ({"yes", "no"} & set(words)) | ({yes_or_no(prediction)} - {None})
         return float(said == {expected} and not _NEGATED_YES_OR_NO.search(clean(prediction)))
     if _HAN.search(reference):
-        return score_option(clean(prediction), clean(reference), OPTION_FAMILIES)
+        return float(chinese_option(prediction) == chinese_option(reference))
     reference_options = named_options(normalize_strict(reference))
     reference_options = (reference_options - OPTION_FILLERS) or reference_options
     named = named_options(words)
     rivals = rival_options(reference_options)
     undecided = bool(_OR & named) and not _OR & reference_options
     return float(reference_options <= named and not named & rivals and not undecided)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All questions
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def answer_text(value: str | int | float, position: int, column: str) -> str:
-    """
-    `value` as text; numbers are written out, anything else but text is refused by name, a missing value (NaN) too.
-
-    Example:
-        >>> answer_text(2, position=0, column="references")
-        '2'
-    """
-    if isinstance(value, str):
-        return value
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value):
-        return str(value)
-    raise TypeError(f"`{column}[{position}]` must be text or a number, got {value!r} ({type(value).__name__}).")
 
 
 def answer_type(value: str, position: int) -> str:
@@ -293,10 +249,9 @@ def answer_type(value: str, position: int) -> str:
         >>> answer_type("closed ", position=0)
         'CLOSED'
     """
-    spelled = value.strip().upper() if isinstance(value, str) else value
-    if spelled not in ANSWER_TYPES:
+    if value.strip().upper() not in ANSWER_TYPES:
         raise ValueError(f"`answer_types[{position}]` must be one of {list(ANSWER_TYPES)}, got {value!r}.")
-    return spelled
+    return value.strip().upper()
 
 
 def candidate_list(candidates: Sequence | Mapping | None) -> list[str] | None:
@@ -307,15 +262,15 @@ def candidate_list(candidates: Sequence | Mapping | None) -> list[str] | None:
         >>> candidate_list({"0": ["left lung", 5]})
         ['left lung', '5']
     """
+    if candidates is None:
+        return None
     if isinstance(candidates, Mapping):
         if list(candidates) != ["0"]:
             raise ValueError(f'`candidates` as a mapping must have the one key "0", got {list(candidates)}.')
         candidates = candidates["0"]
-    if candidates is None:
-        return None
-    if isinstance(candidates, str | Set) or len(candidates) == 0:  # a set has no first of equal candidates
+    if isinstance(candidates, str) or len(candidates) == 0:
         raise ValueError(f"`candidates` must be a list of at least one answer or `None`, got {candidates!r}.")
-    return [answer_text(value, position, "candidates") for position, value in enumerate(candidates)]
+    return [str(candidate) for candidate in candidates]
 
 
 def score_item(prediction: str, reference: str, kind: str, protocol: str, candidates: Sequence | None) -> dict:
@@ -335,55 +290,9 @@ def score_item(prediction: str, reference: str, kind: str, protocol: str, candid
     return score_open(prediction, reference, candidates)
 
 
-def bootstrap_means(
-    scores: np.ndarray, num_resamples: int, seed: int, clusters: Sequence[str] | None = None
-) -> np.ndarray:
-    """
-    Column means of `scores` over clusters drawn with replacement: the sum of the drawn scores / how many they are.
-
-    Args:
-        scores (`np.ndarray` of shape `(num_items, num_figures)`):
-            NaN where an item does not have a figure. Clusters are then drawn among those with the same figures, so
-            that each resample has all of them. At least one item must have each figure.
-        clusters: The cluster of each item, such as its image. `None`: each item is one by itself.
-
-    Returns:
-        `np.ndarray` of shape `(num_resamples, num_figures)`, in the unit of `scores`.
-
-    Example:
-        >>> bootstrap_means(np.array([[1.0], [1.0]]), num_resamples=2, seed=0).tolist()
-        [[1.0], [1.0]]
-        >>> means = bootstrap_means(np.array([[1.0], [1.0], [0.0]]), 100, 0, ["a", "a", "b"])  # 2/2, 2/3 or 0/1
-        >>> np.unique(means.round(3)).tolist()
-        [0.0, 0.667, 1.0]
-    """
-    num_figures, has_figure = scores.shape[1], ~np.isnan(scores)
-    places = np.arange(len(scores)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    sums = np.zeros((places.max() + 1, 2 * num_figures))
-    np.add.at(sums, places, np.hstack([np.where(has_figure, scores, 0), has_figure]))
-    # Many clusters are alike, and how often each kind is drawn is multinomial: quick even for 90,000 questions.
-    kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    strata = np.unique(kinds[:, num_figures:] > 0, axis=0, return_inverse=True)[1].ravel()
-    generator = np.random.default_rng(seed)
-    totals = np.zeros((num_resamples, 2 * num_figures))
-    for stratum in range(strata.max() + 1):
-        of_stratum = strata == stratum
-        totals += _draw(kinds[of_stratum], counts[of_stratum], num_resamples, generator)
-    return totals[:, :num_figures] / totals[:, num_figures:]
-
-
-def _draw(kinds: np.ndarray, counts: np.ndarray, num_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """Sums of as many rows of `kinds` as there are, drawn by how often each is there."""
-    totals, size = [], max(1, LARGEST_DRAW // len(kinds))
-    for start in range(0, num_resamples, size):
-        size = min(size, num_resamples - start)
-        totals.append(generator.multinomial(counts.sum(), counts / counts.sum(), size=size) @ kinds)
-    return np.concatenate(totals)
-
-
 def evaluate_answers(
-    predictions: Sequence[str | int],
-    references: Sequence[str | int],
+    predictions: Sequence[str],
+    references: Sequence[str],
     answer_types: Sequence[str],
     protocol: str = "strict",
     candidates: Sequence | Mapping | None = None,
@@ -413,48 +322,40 @@ def evaluate_answers(
     Raises:
         ValueError: If the lists are empty or of different length, or hold an unknown type, or an empty reference under
             "strict"; if `num_resamples` is negative.
-        TypeError: If an answer is neither text nor a number, or missing (NaN), or a cluster is no text.
+        TypeError: If an answer, a type or a cluster is not text.
 
     Example:
         >>> result = evaluate_answers(["Yes", "left lung"], ["yes", "lung"], ["CLOSED", "OPEN"])
         >>> result["closed_accuracy"], result["open_recall"], result["num_open"]
         (100.0, 100.0, 1)
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"`protocol` must be one of {list(PROTOCOLS)}, got {protocol!r}.")
-    if num_resamples < 0:
-        raise ValueError(f"`num_resamples` must be 0 or more, got {num_resamples}.")
-    if not len(predictions) == len(references) == len(answer_types):
-        raise ValueError(
-            "`predictions`, `references` and `answer_types` must be equally long, got "
-            f"{len(predictions)}, {len(references)} and {len(answer_types)}."
-        )
-    if len(predictions) == 0:
-        raise ValueError("There is nothing to score: `predictions` is empty.")
-    if clusters is not None:
-        check_clusters(clusters, len(predictions))
+    check_settings(protocol, num_resamples)
+    columns = {"predictions": predictions, "references": references, "answer_types": answer_types}
+    check_columns(columns | {"clusters": clusters}, texts=[*columns, "clusters"])
     candidates = candidate_list(candidates)
     kinds = [answer_type(value, position) for position, value in enumerate(answer_types)]
     items = []
     for position, (prediction, reference, kind) in enumerate(zip(predictions, references, kinds, strict=True)):
-        prediction = answer_text(prediction, position, "predictions")
-        reference = answer_text(reference, position, "references")
         if protocol == "strict" and not normalize_strict(reference):
             raise ValueError(f"`references[{position}]` has no words to compare with: {reference!r}.")
         items.append(score_item(prediction, reference, kind, protocol, candidates))
 
-    places = {kind: [place for place, its in enumerate(kinds) if its == kind] for kind in ANSWER_TYPES}
-    results = {"num_open": len(places["OPEN"]), "num_closed": len(places["CLOSED"])}
+    results = {"num_open": kinds.count("OPEN"), "num_closed": kinds.count("CLOSED")}
     if clusters is not None:
         results["num_clusters"] = len(set(clusters))
     counts, intervals = {}, {}
-    for of_kind in filter(None, places.values()):
-        its_clusters = None if clusters is None else [clusters[place] for place in of_kind]
-        figures, figure_intervals = aggregate([items[place] for place in of_kind], num_resamples, seed, its_clusters)
-        results |= figures
-        counts |= dict.fromkeys(figures, len(of_kind))
-        intervals |= figure_intervals
-    if all(places.values()):
+    for kind in ANSWER_TYPES:
+        places = [place for place, its in enumerate(kinds) if its == kind]
+        if not places:
+            continue
+        of_kind = [items[place] for place in places]
+        names = list(of_kind[0])
+        results |= {name: sum(item[name] for item in of_kind) / len(of_kind) * 100 for name in names}
+        counts |= dict.fromkeys(names, len(of_kind))
+        if num_resamples:
+            its_clusters = None if clusters is None else [clusters[place] for place in places]
+            intervals |= bootstrap_intervals(of_kind, names, num_resamples, seed, its_clusters, scale=100)
+    if results["num_open"] and results["num_closed"]:
         results["average"] = (results["open_recall"] + results["closed_accuracy"]) / 2
         counts["average"] = len(items)
         if num_resamples:
@@ -468,35 +369,6 @@ def evaluate_answers(
             for item, kind in zip(items, kinds, strict=True)
         ]
     return results
-
-
-def check_clusters(clusters: Sequence[str], num_items: int) -> None:
-    """Refuses what is not one text per item."""
-    if isinstance(clusters, str) or len(clusters) != num_items:
-        got = repr(clusters) if isinstance(clusters, str) else len(clusters)
-        raise ValueError(f"`clusters` must be a list of one text for each of {num_items} questions, got {got}.")
-    for position, cluster in enumerate(clusters):
-        if not isinstance(cluster, str):
-            raise TypeError(f"`clusters[{position}]` must be text, got {cluster!r} ({type(cluster).__name__}).")
-
-
-def aggregate(
-    items: Sequence[Mapping[str, float]], num_resamples: int, seed: int, clusters: Sequence[str] | None = None
-) -> tuple[dict, dict]:
-    """
-    Means and 95% intervals, in percent, of scores in 0..1 that all have the same figures.
-
-    Example:
-        >>> aggregate([{"closed_accuracy": 1.0}, {"closed_accuracy": 0.0}], num_resamples=0, seed=0)
-        ({'closed_accuracy': 50.0}, {})
-    """
-    names = list(items[0])
-    figures = {name: sum(item[name] for item in items) / len(items) * 100 for name in names}
-    if num_resamples == 0:
-        return figures, {}
-    scores = np.array([[item[name] for name in names] for item in items])
-    low, high = 100 * np.percentile(bootstrap_means(scores, num_resamples, seed, clusters), [2.5, 97.5], axis=0)
-    return figures, {name: [float(low[i]), float(high[i])] for i, name in enumerate(names)}
 
 
 def average_interval(

@@ -1,4 +1,4 @@
-"""What several metric tests need. Nothing in this folder may import torch, transformers or `logramed`."""
+"""What several metric tests need."""
 
 import json
 from pathlib import Path

@@ -5,12 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from tests.eval.metrics.loading import load_metric_module
+from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 
 
-judge_scoring = load_metric_module("medical_chat_judge", "judge_scoring")
-evaluate_judgements = judge_scoring.evaluate_judgements
-ORDERS = judge_scoring.ORDERS
 RELEASE_NAMES = {
     "gpt4_score": "reference_score",
     "pred_score": "model_score",
@@ -22,7 +19,7 @@ RELEASE_NAMES = {
 def make_rows(*questions):
     """Columns of (id, reply with the reference first, reply with the model first), all of one type and domain."""
     rows = [
-        (reply, question_id, order)
+        (reply, str(question_id), order)
         for question_id, *replies in questions
         for reply, order in zip(replies, ORDERS, strict=False)
     ]
@@ -30,7 +27,7 @@ def make_rows(*questions):
         "predictions": [row[0] for row in rows],
         "question_ids": [row[1] for row in rows],
         "question_types": ["conversation"] * len(rows),
-        "domains": ["mri"] * len(rows),
+        "domains": [["mri"]] * len(rows),
         "orders": [row[2] for row in rows],
     }
 
@@ -40,7 +37,9 @@ def make_rows(*questions):
 
 def test_release_protocol_gives_the_recorded_figures(parity):
     ids, types, domains, replies = zip(*parity["judge"]["rows"], strict=True)
-    results = evaluate_judgements(replies, ids, types, domains, protocol="release")
+    ids = [str(question_id) for question_id in ids]
+    domains = [[name] if isinstance(name, str) else name for name in domains]
+    results = evaluate_judgements(replies, ids, types, domains, ORDERS[:1] * len(ids), protocol="release")
     found = {"all": results} | results["groups"]["question_type"] | results["groups"]["domain"]
     assert set(found) == set(parity["judge"]["expected"])
     for name, expected in parity["judge"]["expected"].items():
@@ -54,7 +53,6 @@ def test_release_protocol_averages_ratios_of_what_is_asked_with_the_reference_fi
     assert (results["relative_score"], results["model_score"], results["reference_score"]) == (125.0, 4.5, 6.0)
     assert results["intervals"]["relative_score"] == [50.0, 200.0]
     assert "position_bias" not in results
-    assert evaluate_judgements(**rows | {"orders": None}, protocol="release") == results
 
 
 @pytest.mark.parametrize(
@@ -89,7 +87,7 @@ def test_release_protocol_counts_an_item_in_its_first_domain_only():
 def test_release_protocol_refuses_domains_it_does_not_know():
     rows = make_rows(("1", "8 4"))
     with pytest.raises(ValueError, match=r"Question '1' is of \['mammography'\]; the release knows only chest_xray"):
-        evaluate_judgements(**rows | {"domains": ["mammography"]}, protocol="release")
+        evaluate_judgements(**rows | {"domains": [["mammography"]]}, protocol="release")
 
 
 # Strict protocol
@@ -129,11 +127,6 @@ def test_replies_are_joined_by_id_in_any_order_of_rows():
     shuffled = evaluate_judgements(**{name: [column[i] for i in order] for name, column in rows.items()})
     assert shuffled["relative_score"] == pytest.approx(expected["relative_score"])
     assert shuffled["groups"]["domain"]["mri"]["num_items"] == 4
-
-
-def test_ids_as_numbers_and_as_text_are_the_same():
-    rows = make_rows(("1", "8 4", "4 8"))
-    assert evaluate_judgements(**rows | {"question_ids": [1, "1"]}) == evaluate_judgements(**rows)
 
 
 def test_what_cannot_be_judged_is_listed_and_in_no_mean():
@@ -211,20 +204,14 @@ def test_clusters_of_equal_questions_give_the_interval_of_one_question_each():
     [
         ({"clusters": ["a"]}, ValueError, r"equally long.*`clusters` 1"),
         ({"clusters": ["a", None]}, TypeError, r"`clusters\[1\]` must be text, got None"),
-        ({"clusters": ["a", "b"]}, ValueError, r"has the cluster 'a' in one row and 'b' in row 1"),
+        ({"clusters": ["a", "b"]}, ValueError, "'1' has another type, domain or cluster in row 1"),
+        ({"question_types": ["a", "b"]}, ValueError, "'1' has another type, domain or cluster in row 1"),
+        ({"domains": [["mri"], ["gross"]]}, ValueError, "'1' has another type, domain or cluster in row 1"),
+        ({"domains": ["mri"] * 2}, TypeError, r"`domains\[0\]` must be a list of names, got 'mri'"),
         ({"protocol": "loose"}, ValueError, r"`protocol` must be one of \['strict', 'release'\], got 'loose'"),
-        ({"orders": None}, ValueError, "`orders` is missing"),
         ({"orders": ["reference_first", "second"]}, ValueError, r"`orders\[1\]` must be one of .*, got 'second'"),
         ({"orders": ["model_first"] * 2}, ValueError, "'1' has two replies in the order 'model_first'"),
-        ({"question_ids": ["1"]}, ValueError, "equally long, got `predictions` 2, `question_ids` 1"),
-        ({"question_ids": ["1", 1.5]}, TypeError, r"`question_ids\[1\]` must be text or a whole number, got 1.5"),
-        ({"question_ids": [True, "1"]}, TypeError, r"`question_ids\[0\]`"),
-        ({"question_types": ["a", "b"]}, ValueError, "'1' has the question type 'a' in one row and 'b' in row 1"),
-        ({"question_types": ["a", None]}, TypeError, r"`question_types\[1\]` must be text, got None"),
-        ({"domains": [["mri"], ["gross"]]}, ValueError, r"the domains \['mri'\] in one row and \['gross'\] in row 1"),
-        ({"domains": ["mri", None]}, TypeError, r"`domains\[1\]` must be the name of a domain or a list"),
-        ({"domains": ["mri", [3]]}, TypeError, r"`domains\[1\]` must be the name of a domain or a list"),
-        ({"predictions": ["8 7", 87]}, TypeError, r"`predictions\[1\]` must be text or `None`, got 87"),
+        ({"question_ids": ["1", 1]}, TypeError, r"`question_ids\[1\]` must be text, got 1"),
     ],
 )
 def test_lists_that_contradict_are_refused_by_name(change, error, words):

@@ -4,12 +4,8 @@ import random
 
 import pytest
 
-from tests.eval.metrics.loading import load_metric_module
+from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores, parse_scores_release
 
-
-reply_parsing = load_metric_module("medical_chat_judge", "reply_parsing")
-parse_scores = reply_parsing.parse_scores
-parse_scores_release = reply_parsing.parse_scores_release
 
 EIGHT_AND_SEVEN = [
     "8 7",
@@ -35,12 +31,9 @@ EIGHT_AND_SEVEN = [
     "8 vs. 7",
     "8 | 7",
     "\uff18 \uff17",
-    "8\n7",
-    "8\n\n7\n\nBoth are good.",
     "Scores: 8 7",
     "Scores: 8 and 7",
     "Scores (1-10): 8 7",
-    "The scores are 8 and 7.",
     "Assistant 1: 8\nAssistant 2: 7",
     "**Assistant 1:** 8/10\n**Assistant 2:** 7/10",
     "- Assistant 1: 8\n- Assistant 2: 7",
@@ -49,28 +42,16 @@ EIGHT_AND_SEVEN = [
     "Answer A: 8; Answer B: 7",
     "Answer 1's score: 8, Answer 2\u2019s score: 7",
     "Score for Assistant 1: 8\nScore for Assistant 2: 7",
-    "Assistant 1 scores 8, Assistant 2 scores 7.",
-    "The first answer gets an 8 and the second answer gets a 7.",
     "| Assistant 1 | 8 |\n| Assistant 2 | 7 |",
-    "| Assistant 1 | Assistant 2 |\n|---|---|\n| 8 | 7 |",
-    '{"assistant_1": 8, "assistant_2": 7}',
-    '{"assistant_2": 7, "assistant_1": 8}',
-    '{"scores": [8, 7], "explanation": "3 of 5, see 9"}',
-    '```json\n{"answer_1": {"score": "8/10", "why": "4 of 5"}, "answer_2": {"score": 7}}\n```',
-    'Here they are: {"first": 8, "second": 7}',
 ]
 EXPLANATIONS = [
     "8 7\nThe second misses 2 of 3 findings, 4 cm apart.",
     "8 7\n9 6\nAccuracy: 9 6",
     "8 7\n\nAssistant 1: 3. Assistant 2: 4.",
     "8 7. The first is better, 9 out of 10 would agree.",
-    "8 7. 2 lesions are missed.",
-    "8 7 (2 errors in the second)",
     "8 7 - good",
-    "8 7 Both are good: 10 9",
     "Assistant 1: 8\nAssistant 2: 7\nThe lesion is 3 cm wide, grade 2, in 2021.",
     "Assistant 1: 8 - names 3 lesions\nAssistant 2: 7 - names 2",
-    "The two answers differ in 3 points of 5.\n\n8 7\n\nThat is all.",
     "<think>Maybe 3 4?\n5 6</think>\n8 7",
     "Maybe 3 4?\n5 6</think>\n\n8 7",
 ]
@@ -80,6 +61,10 @@ UNREADABLE = [
     "8",
     "I cannot judge.",
     "8 7 6",
+    "8\n7",
+    "Accuracy: 8 7\nDetail: 6 5",
+    "They are close.\n8 7\n7 8",
+    '{"scores": [8, 7]}',
     "8 7 9 6",
     "8, 7, 6 and 5",
     "8 7; 9 6",
@@ -103,10 +88,6 @@ UNREADABLE = [
     "The first is 3 cm, the second is 4 cm",
     "<think>8 7",
     "<think>\n8 7\n or rather",
-    '{"a": 8}',
-    '{"score": 8, "assistant_2": 7}',
-    '{"scores": [{"assistant": 1, "score": 8}, {"assistant": 2, "score": 7}]}',
-    '{"a":' * 100_000,
 ]
 
 
@@ -133,11 +114,8 @@ def test_a_reply_without_one_pair_is_refused(reply):
 @pytest.mark.parametrize(
     "reply",
     [
-        "Accuracy: 8 7\nDetail: 6 5",
-        "Accuracy score: 8 7\nDetail score: 6 5",
         "Assistant 1: 8\nAssistant 2: 7\nAssistant 1: 5",
-        "They are close.\n8 7\n7 8",
-        "Scores: 8 7\n\nAssistant 1: 7\nAssistant 2: 8",
+        "They are close.\nAnswer A: 8, answer B: 7. Answer A: 8, answer B: 7",
     ],
 )
 def test_a_reply_with_several_pairs_is_refused(reply):

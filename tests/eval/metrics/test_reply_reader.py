@@ -1,20 +1,14 @@
 """Replies as models write them, read the same way by every metric."""
 
 from difflib import SequenceMatcher
-from pathlib import Path
 
 import pytest
 
-from tests.eval.metrics.loading import load_metric_module
-
-
-METRICS = Path(__file__).parents[3] / "eval" / "metrics"
-parse_scores = load_metric_module("medical_chat_judge", "reply_parsing").parse_scores
-evaluate_choices = load_metric_module("medical_multiple_choice", "choice_scoring").evaluate_choices
-evaluate_reports = load_metric_module("medical_report", "report_scoring").evaluate_reports
-evaluate_answers = load_metric_module("medical_vqa", "vqa_scoring").evaluate_answers
-reply_reader = load_metric_module("medical_vqa", "reply_reader")
-read_reply, without_reasoning = reply_reader.read_reply, reply_reader.without_reasoning
+from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
+from logramed.eval.metrics.medical_multiple_choice.choice_scoring import evaluate_choices
+from logramed.eval.metrics.medical_report.report_scoring import evaluate_reports
+from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
+from logramed.eval.metrics.reply_reader import read_reply, without_reasoning
 
 
 REPLIES = {
@@ -139,12 +133,6 @@ def test_reports_and_judges_are_read_without_their_reasoning():
     figures = evaluate_reports(["<think>edema?</think>No pleural effusion is seen."], ["No pleural effusion is seen."])
     assert figures["rouge_l"] == 100
     assert parse_scores("3 4 or</think>8 7") == (8.0, 7.0)
-
-
-def test_every_metric_has_the_same_reader():
-    links = sorted(METRICS.glob("*/reply_reader.py"))
-    assert len(links) == 4
-    assert {path.resolve() for path in links} == {METRICS / "reply_reader.py"}
 
 
 def test_a_long_reply_is_read_in_no_time():

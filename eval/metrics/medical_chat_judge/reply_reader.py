@@ -1,1 +1,0 @@
-../reply_reader.py
