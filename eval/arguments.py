@@ -82,7 +82,7 @@ class EvaluationArguments:
         default=False,
         metadata={
             "help": "Also measure whether the image regions that the model weighs for a question are those of what it "
-            "names, by the boxes of the benchmark (slake)."
+            "names, by the boxes of the benchmark (slake), and draw how it weighs those of several images."
         },
     )
     images: bool = field(default=True, metadata={"help": "Show small images of the worst questions in the report."})

@@ -34,8 +34,14 @@ from logramed.eval.comparison.html_report import write_run_report
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.grounding import measure as grounding
+from logramed.eval.grounding import several_images
 from logramed.eval.grounding.maps import find_grid, unwrap
-from logramed.eval.grounding.questions import check_boxes, find_boxed_questions
+from logramed.eval.grounding.questions import (
+    check_questions,
+    find_boxed_questions,
+    has_boxes,
+    with_several_images,
+)
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
@@ -78,6 +84,8 @@ RESULTS = (
     "scores.blank_images.jsonl",
     grounding.FILE,
     grounding.PICTURE,
+    several_images.FILE,
+    several_images.PICTURE,
 )
 UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
 
@@ -141,7 +149,7 @@ def answer_and_score(run: "Run") -> dict | None:
         "differences": run.find_differences(),
     }
     if run.arguments.grounding:
-        metrics["grounding"] = run.measure_grounding()
+        metrics |= run.measure_grounding() | run.draw_matched_images()
     write_json(run.output / "metrics.json", metrics)
     write_run_report(run.output, images=run.arguments.images)
     return metrics
@@ -159,8 +167,6 @@ class Run:
         self.arguments = arguments
         self.output = Path(arguments.output)
         self.benchmark = get_benchmark(arguments.benchmark)
-        if arguments.grounding:
-            check_boxes(self.benchmark)
         self.task = self.benchmark.TASK
         self.split = arguments.split or self.benchmark.SPLITS[0]
         bad_rows: list[str] | None = [] if arguments.on_bad_row == "skip" else None
@@ -177,6 +183,9 @@ class Run:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
         if arguments.grounding:
+            check_questions(self.benchmark, self.questions)
+        self.boxes = None
+        if arguments.grounding and has_boxes(self.benchmark):
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
             find_boxed_questions(self.questions, self.boxes)
         hashes = {image: hash_image(image) for image in all_images(self.questions)}
@@ -293,14 +302,18 @@ class Run:
         return judge_answers(rows, predictions, settings, self.path("judgements", blank))
 
     def measure_grounding(self) -> dict:
-        """Where the model looks, without the figures of single questions; as in `grounding.json`, if it is of now."""
-        names = ("model_fingerprint", "data_fingerprint", "yes_no_hint")
+        """
+        Where the model looks, as `grounding` without the figures of single questions, if the benchmark has boxes; as
+        in `grounding.json`, if it is of now.
+        """
+        if self.boxes is None:
+            return {}
         boxes = [[list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)]
-        settings = {name: self.settings[name] for name in names} | {
+        settings = self._settings_of_maps | {
             "boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest(),
             "blank_images": self.arguments.blank_images,
         }
-        result = grounding.read_grounding(self.output, settings)
+        result = grounding.read_former(self.output / grounding.FILE, settings)
         if result is None:
             shown = [show_question(row, self.settings["yes_no_hint"]) for row in self.questions]
             result = grounding.measure_grounding(
@@ -313,7 +326,25 @@ class Run:
                 blank_images=self.arguments.blank_images,
                 pictures=self.arguments.images,
             )
-        return {name: value for name, value in result.items() if name not in ("settings", "questions")}
+        return {"grounding": {name: value for name, value in result.items() if name not in ("settings", "questions")}}
+
+    @property
+    def _settings_of_maps(self) -> dict:
+        return {name: self.settings[name] for name in ("model_fingerprint", "data_fingerprint", "yes_no_hint")}
+
+    def draw_matched_images(self) -> dict:
+        """Which images some questions are matched to, as `matched_images`, if there are questions with several."""
+        several = with_several_images(self.questions)
+        if not several:
+            return {}
+        settings = self._settings_of_maps | {"pictures": self.arguments.images}
+        result = grounding.read_former(self.output / several_images.FILE, settings)
+        if result is None:
+            shown = [show_question(row, self.settings["yes_no_hint"]) for row in several]
+            result = several_images.draw_matched_images(
+                *self.model, shown, self.output, settings=settings, pictures=self.arguments.images
+            )
+        return {"matched_images": result["questions"]}
 
     def find_differences(self) -> list[str]:
         """What differs from the known questions of the split, in words."""

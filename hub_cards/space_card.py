@@ -9,13 +9,15 @@ import yaml
 
 from logramed import image_files_logramed
 from logramed.eval import metrics
+from logramed.eval.grounding import boxes, region_weights, tints
 from logramed.hub_cards.contents import Contents, choose_all_files
 from logramed.hub_cards.model_card import Card, render
 from logramed.hub_cards.results import hub_ids
 
 
 DEMO_FOLDER = Path(__file__).parent / "space"
-IMAGE_READER = Path(image_files_logramed.__file__)
+# Modules that the demo imports: copies lie beside it in its Space.
+DEMO_MODULES = [Path(module.__file__) for module in (image_files_logramed, boxes, region_weights, tints)]
 METRICS_FOLDER = Path(metrics.__file__).parent
 IMPORTED_MODULE = re.compile(r"(?<=^from )logramed\.eval\.metrics\.(?:\w+\.)?(\w+)(?= import )", re.MULTILINE)
 MODEL_FILE = "model_id.txt"  # which model a published demo asks
@@ -51,7 +53,8 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
         short_description="Ask a medical vision-language model about an image",
     )
     text = render("demo_card.md.jinja", front_matter=front_matter, title=title, model_id=ids[0])
-    return Card(text, {MODEL_FILE: f"{ids[0]}\n".encode(), IMAGE_READER.name: IMAGE_READER.read_bytes()})
+    modules = {path.name: path.read_bytes() for path in DEMO_MODULES}
+    return Card(text, {MODEL_FILE: f"{ids[0]}\n".encode()} | modules)
 
 
 def write_metric_card(folder: Path) -> Card:

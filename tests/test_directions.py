@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What both do with files, images, text and the command line stands in the folder that imports less.
-# How a state weighs image regions is one rule, which alignment trains with and grounding measures.
+# How a state weighs image regions is one rule, which alignment trains with and grounding measures, as is its drawing.
 SHARED = (
     "files",
     "resumable_file",
@@ -18,6 +18,7 @@ SHARED = (
     "command_line",
     "metrics.",
     "grounding.region_weights",
+    "grounding.tints",
 )
 OF_EVAL = tuple(f"logramed.eval.{name}" for name in SHARED)
 # Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key. Splits

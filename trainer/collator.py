@@ -24,6 +24,7 @@ from logramed.trainer.node_inputs import (
     NodeTexts,
     build_node_inputs,
     images_of_turns,
+    number_volumes,
     texts_to_embed,
 )
 
@@ -408,7 +409,10 @@ class LoGraMedDataCollator:
         )
         is_image = self._is_image(input_ids)
         texts, places, of_turns = self._read_sample_texts(rows, conversations), None, []
-        if self.config.alignment_granularity != "sample":
+        if self.config.alignment_granularity == "sample":
+            volumes = [torch.tensor(number_volumes(messages), dtype=torch.int64) for messages in conversations]
+            numbers = [of_image[own] for of_image, own in zip(volumes, numbers, strict=True)]
+        else:
             for row, messages, answers in zip(rows, conversations, is_answer, strict=True):
                 if len(answers) != len(read_answers(messages)) or not answers.any(dim=1).all():
                     raise ValueError(

@@ -4,13 +4,12 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from logramed.eval.grounding.tints import tint
 from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import decode_matching
 from logramed.trainer.alignment_head import AlignmentHead
@@ -23,16 +22,16 @@ from logramed.trainer.collator import (
     split_sentences,
 )
 from logramed.trainer.data.answer_spans import clean_messages
-from logramed.trainer.node_inputs import images_of_turns
+from logramed.trainer.node_inputs import images_of_turns, number_volumes
 
 
 # Lengths in inches.
-WIDTH, ROW_HEIGHT, HEADER_HEIGHT, FOOTER_HEIGHT = 9.6, 1.02, 0.42, 0.36
-IMAGE_SIZE, IMAGES_RIGHT, ANSWERS_LEFT = 0.94, 3.4, 5.3
+WIDTH, ROW_HEIGHT, HEADER_HEIGHT, FOOTER_HEIGHT = 10.6, 1.02, 0.42, 0.36
+IMAGE_SIZE, IMAGES_RIGHT, ANSWERS_LEFT = 0.94, 4.4, 6.0
+MOST_IMAGES = 2  # of full size, beside their question
 QUESTION_WIDTH, ANSWER_WIDTH, SPAN_WIDTH = 30, 46, 62  # in characters
-RIGHT_COLOR, WRONG_COLOR, ATTENTION_COLOR = "#1a7f37", "#c62828", "#ff8c00"
-STRONGEST_TINT = 0.6  # of the region that weighs most; the others in proportion
-LONGEST_TEXT = 150  # characters of a span or answer that are shown
+RIGHT_COLOR, WRONG_COLOR = "#1a7f37", "#c62828"
+QUESTION_LINES, ANSWER_LINES, SPAN_LINES = 5, 2, 3  # at most, so that a row's texts stay in it
 
 
 @dataclass
@@ -76,7 +75,7 @@ def match_nodes(
     Args:
         model (`LoGraMedForConditionalGeneration`): In evaluation mode.
         collator (`LoGraMedDataCollator`): Of granularity `"sample"` or `"turn"`, for this model.
-        rows (`list[dict]`): Training rows; all their turns are nodes, or all their images.
+        rows (`list[dict]`): Training rows; all their turns are nodes, or all their images and volumes.
         target (`str`, *optional*, defaults to `"answer"`): `"answer"` or `"extended"`.
         edge_weight (`float`, *optional*, defaults to 0.0): Above 0, second order: how nodes lie to their neighbours
             counts as well (`decode_matching`).
@@ -117,9 +116,10 @@ def _describe_nodes(rows, collator):
         extended = read_extended_answers(row) if collator.config.uses_extended_answers else []
         row_images = [open_image(image, row["id"]) for image in row["images"]]
         if collator.config.alignment_granularity == "sample":
-            turns = [("", join_answers([answer for _, answer in turns]))] * len(row_images)
-            extended = [join_answers(extended)] * len(row_images) if extended else []
-            ranges = [(place, place + 1) for place in range(len(row_images))]
+            numbers = number_volumes(messages)
+            ranges = [(numbers.index(node), numbers.index(node) + numbers.count(node)) for node in sorted({*numbers})]
+            turns = [("", join_answers([answer for _, answer in turns]))] * len(ranges)
+            extended = [join_answers(extended)] * len(ranges) if extended else []
         texts = extended or [""] * len(turns)
         for (question, answer), (start, end), text in zip(turns, ranges, texts, strict=True):
             images.append(row_images[start:end])
@@ -161,16 +161,26 @@ def draw_matching(nodes: MatchedNodes, path: str | Path, title: str = "") -> Pat
 
 
 def _draw_images(axis, nodes, number, middle):
-    images = nodes.images[number]
-    left = IMAGES_RIGHT - IMAGE_SIZE * len(images)
-    axis.text(left - 0.12, middle, _wrap(nodes.questions[number], QUESTION_WIDTH), ha="right", va="center", fontsize=9)
-    for place, image in enumerate(images):
-        weights = None
-        if nodes.region_weights is not None:
-            weights = _weights_of_image(nodes.region_weights[number], place, len(images), nodes.patches_per_side)
-        center, half = left + (place + 0.5) * IMAGE_SIZE, 0.48 * IMAGE_SIZE
-        extent = (center - half, center + half, middle + half, middle - half)
-        axis.imshow(_tint(image, weights), extent=extent, interpolation="nearest")
+    """The images of a node, as many in a row as there is room for, and smaller where they need several rows."""
+    images, weights = nodes.images[number], [None] * len(nodes.images[number])
+    if nodes.region_weights is not None:
+        own = nodes.region_weights[number]
+        weights = [
+            _weights_of_image(own, place, len(images), nodes.patches_per_side).numpy() for place in range(len(images))
+        ]
+    num_rows = next(rows for rows in range(1, len(images) + 1) if rows**2 * MOST_IMAGES >= len(images))
+    num_columns, size = -(-len(images) // num_rows), IMAGE_SIZE / num_rows
+    left, top = IMAGES_RIGHT - size * num_columns, middle - IMAGE_SIZE / 2
+    question = "\n".join(_wrap(nodes.questions[number], QUESTION_WIDTH, QUESTION_LINES))
+    axis.text(left - 0.12, middle, question, ha="right", va="center", fontsize=9, parse_math=False)
+    for place, (image, of_image) in enumerate(zip(images, weights, strict=True)):
+        row, column = divmod(place, num_columns)
+        side, half = max(image.size), 0.48 * size
+        shown = ImageOps.pad(image.convert("RGB"), (side, side))
+        if of_image is not None:
+            shown = tint(shown, of_image, largest=max(values.max() for values in weights))
+        x, y = left + (column + 0.5) * size, top + (row + 0.5) * size
+        axis.imshow(shown, extent=(x - half, x + half, y + half, y - half))
 
 
 def _weights_of_image(weights, place, num_images, patches_per_side):
@@ -180,27 +190,19 @@ def _weights_of_image(weights, place, num_images, patches_per_side):
     return weights[first : first + patches_per_side**2].reshape(patches_per_side, patches_per_side)
 
 
-def _tint(image, weights):
-    """The image as a square of RGB in 0 to 1, as the model sees it, tinted by the weights of its patches."""
-    size = max(image.size)
-    pixels = np.asarray(ImageOps.pad(image.convert("RGB"), (size, size)), dtype=np.float64) / 255
-    if weights is None:
-        return pixels
-    strength = STRONGEST_TINT * (weights / weights.max()).double()
-    tint = torch.nn.functional.interpolate(strength[None, None], size=(size, size))[0, 0].unsqueeze(-1).numpy()
-    return (1 - tint) * pixels + tint * np.array(to_rgb(ATTENTION_COLOR))
-
-
 def _draw_answer(axis, nodes, number, middle):
     left, spans = ANSWERS_LEFT + 0.12, nodes.spans[number]
     if len(spans) > 1 and nodes.span_weights is not None:
         weights = nodes.span_weights[number, : len(spans)]
         spans = spans[: len(weights)]  # `max_length` may have cut the rest
         spans = [f"{100 * weight:.0f}%  {span}" for weight, span in zip(weights, spans, strict=True)]
-    answer = {"fontsize": 10, "weight": "bold", "va": "bottom" if spans else "center"}
-    axis.text(left, middle - (0.06 if spans else 0), _wrap(nodes.answers[number], ANSWER_WIDTH), **answer)
-    text = "\n".join(_wrap(span, SPAN_WIDTH) for span in spans)
-    axis.text(left, middle - 0.02, text, va="top", fontsize=8, color="#444444")
+    answer = {"fontsize": 10, "weight": "bold", "va": "bottom" if spans else "center", "parse_math": False}
+    lines = _wrap(nodes.answers[number], ANSWER_WIDTH, ANSWER_LINES)
+    axis.text(left, middle - (0.06 if spans else 0), "\n".join(lines), **answer)
+    lines = [line for span in spans for line in _wrap(span, SPAN_WIDTH, SPAN_LINES)]
+    if len(lines) > SPAN_LINES:
+        lines[SPAN_LINES - 1 :] = [lines[SPAN_LINES - 1] + " …"]
+    axis.text(left, middle - 0.02, "\n".join(lines), va="top", fontsize=8, color="#444444", parse_math=False)
 
 
 def _draw_line(axis, nodes, number, middles):
@@ -222,5 +224,5 @@ def _draw_captions(axis, nodes, title, header, height):
     axis.text(WIDTH / 2, height - 0.18, counts, ha="center", **caption)
 
 
-def _wrap(text, width):
-    return textwrap.fill(textwrap.shorten(text, LONGEST_TEXT, placeholder=" …"), width)
+def _wrap(text, width, most_lines):
+    return textwrap.wrap(text, width, max_lines=most_lines, placeholder=" …")

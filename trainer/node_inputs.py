@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from logramed.eval.volumes import position_texts
 from logramed.trainer.packing import fill_rows, lay_out
 
 
@@ -46,7 +48,8 @@ class NodeImages:
 
     Attributes:
         numbers (`torch.Tensor` of shape `(num_image_tokens,)`, int64):
-            The image of each image token, counted in its sample.
+            The image of each image token, counted in its sample; where nodes are samples, slices of one volume count
+            as one image (see `number_volumes`).
         of_turns (`list[tuple[int, int]]`):
             Where nodes are turns or spans, for each turn the first image of its sample that it is about, and the one
             after the last (see `images_of_turns`); else empty.
@@ -107,8 +110,9 @@ def build_node_inputs(
           or, of extended answers where nodes are spans, `(num_spans, embedding_size)`.
         - `image_sample`, `image_places` `(num_image_tokens,)`: sample of each image token, and its place in the
           flattened batch; `answer_places`, as given.
-        - Where nodes are samples and one has several images, each of which is a node then: `image_of_token`
-          `(num_image_tokens,)`, the node of each image token, and `sample_of_image` `(num_nodes,)`.
+        - Where nodes are samples and one has several images, each of which is a node then (all slices of a volume are
+          one): `image_of_token` `(num_image_tokens,)`, the node of each image token, and `sample_of_image`
+          `(num_nodes,)`.
         - `groups`, `answer_keys` `(num_nodes,)`: equal for nodes that are one and the same, and for equal answers (see
           `node_keys`).
         - Where nodes are turns or spans: `turn_places` `(T,)`, the place of each turn in the flattened `turn_index`
@@ -302,6 +306,22 @@ def images_of_turns(messages: list[dict[str, Any]]) -> list[tuple[int, int]]:
         else:
             seen += sum(part["type"] == "image" for part in message["content"])
     return [(start, end or seen) for start, end in found]
+
+
+def number_volumes(messages: list[dict[str, Any]]) -> list[int]:
+    """
+    For each image of a conversation its number, which slices of one volume share: an answer is about the volume.
+
+    Example:
+        >>> image = {"type": "image"}
+        >>> first, second = ({"type": "text", "text": f"Slice {number} of 2, 0.0 mm"} for number in (1, 2))
+        >>> content = [image, image, first, image, second, image, first]
+        >>> number_volumes([{"role": "user", "content": content}])
+        [0, 1, 1, 2]
+    """
+    texts = [text for message in messages for text in position_texts(message["content"])]
+    is_first = [not text or text.split()[1] == "1" for text in texts]
+    return [number - 1 for number in accumulate(is_first)]
 
 
 def mask_regions(nodes: dict[str, torch.Tensor], images: NodeImages) -> dict[str, torch.Tensor]:

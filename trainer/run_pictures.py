@@ -11,6 +11,7 @@ from transformers.integrations import TensorBoardCallback
 from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data.turns import count_turns
 from logramed.trainer.matching_picture import draw_matching, match_nodes
+from logramed.trainer.node_inputs import number_volumes
 from logramed.trainer.trainer import LoGraMedTrainer
 
 
@@ -53,7 +54,7 @@ class MatchingPictures(TrainerCallback):
             if not row["images"]:
                 continue
             by_image = self.collator.config.alignment_granularity == "sample"
-            num_nodes += len(row["images"]) if by_image else count_turns(row)
+            num_nodes += len({*number_volumes(row["messages"])}) if by_image else count_turns(row)
             if drawn and num_nodes > MOST_NODES:
                 break
             drawn.append(row)

@@ -35,8 +35,12 @@ from logramed.eval.comparison.worst_questions import question_sections
 from logramed.eval.files import write_whole
 
 
-MAP_PICTURE = "grounding.png"
+MAP_PICTURE, MATCHED_PICTURE = "grounding.png", "matched_images.png"
 MAP_TEXT = "maps of some questions over their images, with the boxes of what they name"
+MATCHED_TEXT = (
+    "questions with several images, whose regions are coloured the more the state before the answer weighs them, on "
+    "one scale for all images of a question; the weights of its images sum to 100%"
+)
 TEMPLATES = Path(__file__).with_name("templates")
 BENCHMARK_TITLES = {
     "vqa_rad": "VQA-RAD",
@@ -95,7 +99,10 @@ def report_facts(comparison: Comparison) -> str:
 
 def report_sections(comparison: Comparison, images: bool) -> list[Section]:
     """The parts of a report in their order, without those that would be empty; with pictures of images or without."""
-    pictures = {"grounding": _pictures(comparison, "grounding", MAP_PICTURE, MAP_TEXT)} if images else {}
+    pictures = {}
+    if images:
+        pictures["grounding"] = _pictures(comparison, "grounding", MAP_PICTURE, MAP_TEXT)
+        pictures["matched"] = _pictures(comparison, "matched_images", MATCHED_PICTURE, MATCHED_TEXT)
     to_mind = [*remarks(comparison), *baseline_lines(comparison.runs[0].metrics)]
     tests, sight = (bootstrap_table, mcnemar_table), (sight_table, leakage_table)
     parts = [
@@ -107,6 +114,7 @@ def report_sections(comparison: Comparison, images: bool) -> list[Section]:
         ("sight", "With and without sight, and leakage", [], [table(comparison) for table in sight]),
         ("groups", "Groups", [], group_tables(comparison)),
         ("grounding", "Where the model looks", [], grounding_tables(comparison)),
+        ("matched", "Which of several images the model looks at", [], []),
         ("release", "Release protocol and published figures", [], [release_table(comparison)]),
         ("others", "All other figures", [], [all_figures_table(comparison)]),
         ("made", "How the figures were made", protocol_lines(comparison), [settings_table(comparison)]),

@@ -17,6 +17,7 @@ from logramed.eval.prompts import (
     load_question_images,
     padding_on_the_left,
 )
+from logramed.eval.question_images import IMAGE_PLACEHOLDER, list_images
 
 
 # The kinds of maps, and what they say in words.
@@ -49,24 +50,31 @@ def read_maps(
     Args:
         model: LoGra-Med or LLaVA, whose image tokens are a square grid; adapters may be on it.
         processor: Its processor, with a chat template.
-        questions: Question rows: `question` and `image` are read.
-        batch_size (`int`): Questions read at once. Attention takes memory as its square of the tokens.
+        questions: Question rows: `question` and `image` or `images` are read.
+        batch_size (`int`): Questions read at once, one of several images alone. Attention takes memory as its square
+            of the tokens.
         blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
 
     Yields:
         `tuple[dict, dict[str, np.ndarray]]`: a question row as it was given, and for each of `KINDS` the weights
-        `(num_rows, num_columns)`, float64, summing to 1.
+        `(num_images, num_rows, num_columns)`, float64, summing to 1 over all images of the question.
 
     Raises:
         ValueError: If the image tokens of the model are not a square grid.
     """
+    if any(len(list_images(question)) > 1 for question in questions):
+        batch_size = 1
     base = unwrap(model)
     side, first = find_grid(base.config)
     for batch in in_batches(questions, batch_size, "Reading maps", progress):
         with torch.no_grad(), evaluation_mode(model), eager_attention(base):
             weights = weigh_regions(base, processor, batch, blank_images)
         for place, question in enumerate(batch):
-            yield question, {kind: cut_grid(values[place], side, first) for kind, values in weights.items()}
+            num_images = len(list_images(question))
+            yield (
+                question,
+                {kind: cut_grids(values[place], side, first, num_images) for kind, values in weights.items()},
+            )
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
@@ -93,12 +101,14 @@ def find_grid(config: Any) -> tuple[int, int]:
     return getattr(config, "image_token_pooling", None) or image_size // patch_size, first
 
 
-def cut_grid(weights: torch.Tensor, side: int, first: int) -> np.ndarray:
-    """The weights of the patches `(side, side)`, summing to 1, of those of all tokens of an image."""
-    patches = weights[first : first + side**2]
-    if len(patches) < side**2:
-        raise ValueError(f"`grounding` expected {side}² tokens of an image, but the model made {len(weights)} of it.")
-    values = patches.double().cpu().numpy().reshape(side, side)
+def cut_grids(weights: torch.Tensor, side: int, first: int, num_images: int) -> np.ndarray:
+    """The weights of the patches `(num_images, side, side)`, summing to 1, of those of all tokens of the images."""
+    of_images = weights.unflatten(0, (num_images, -1))
+    patches = of_images[:, first : first + side**2]
+    if patches.shape[1] < side**2:
+        made = of_images.shape[1]
+        raise ValueError(f"`grounding` expected {side}² tokens of an image, but the model made {made} of it.")
+    values = patches.double().cpu().numpy().reshape(num_images, side, side)
     return values / values.sum()
 
 
@@ -117,13 +127,16 @@ def eager_attention(model: torch.nn.Module) -> Iterator[None]:
 def weigh_regions(
     model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
 ) -> dict[str, torch.Tensor]:
-    """The weights of all tokens of each question's image, `(batch_size, num_image_tokens)`, by kind of map."""
+    """
+    The weights of all tokens of each question's images, `(batch_size, num_image_tokens)`, by kind of map; all
+    questions have equally many images.
+    """
     prompts = [build_answer_context(processor, question)[0] for question in batch]
     images = load_question_images(batch, processor, blank_images)
     with padding_on_the_left(get_tokenizer(processor)):
         inputs = encode_prompts(processor, prompts, images).to(model.device, model.dtype)
     image_outputs = model.model.get_image_features(pixel_values=inputs.pop("pixel_values"))
-    regions = torch.stack(list(image_outputs.pooler_output))
+    regions = torch.stack(list(image_outputs.pooler_output)).unflatten(0, (len(batch), -1)).flatten(1, 2)
     # Other inputs of an image, such as its size, are those of families without such a grid.
     outputs = model.model(
         input_ids=inputs["input_ids"],
@@ -134,7 +147,9 @@ def weigh_regions(
         output_attentions=True,
     )
     is_region = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-    questions = encode_questions(model, processor, [question["question"] for question in batch])
+    questions = encode_questions(
+        model, processor, [question["question"].replace(IMAGE_PLACEHOLDER, "") for question in batch]
+    )
     return {
         "answer_state": weigh_by_cosine(outputs.last_hidden_state[:, -1:], regions, is_region)[:, 0],
         "question": weigh_by_cosine(questions.unsqueeze(1), regions, is_region)[:, 0],

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from logramed.eval.files import write_json
 from logramed.eval.grounding.boxes import Box, Cells, Window, find_window, lay_on_grid
 from logramed.eval.grounding.figures import BLANK_ENDING, CENTER, RANDOM, summarize
 from logramed.eval.grounding.maps import KINDS, find_grid, read_maps, unwrap
-from logramed.eval.grounding.pictures import MapPicture, choose_shown, draw_maps
+from logramed.eval.grounding.pictures import Cell, choose_shown, draw_lines
 from logramed.eval.grounding.pointing import center_map, score_map, score_random
 from logramed.eval.grounding.questions import BoxedQuestion, find_boxed_questions
-from logramed.image_processing_logramed import load_image
+from logramed.eval.grounding.tints import tint
+from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
 FILE, PICTURE = "grounding.json", MAP_PICTURE
@@ -62,7 +64,7 @@ def measure_grounding(
     asked = [question.row for question in shown]
     maps = {
         ending: {
-            row["question_id"]: found
+            row["question_id"]: {kind: weights[0] for kind, weights in found.items()}  # of its one image
             for row, found in read_maps(model, processor, asked, batch_size=batch_size, blank_images=is_blank)
         }
         for ending, is_blank in (("", False), (BLANK_ENDING, True))
@@ -82,18 +84,20 @@ def measure_grounding(
     if pictures:
         windows = {question.row["question_id"]: window for question, window, _ in placed}
         chosen = [shown[place] for place in choose_shown([question.group for question in shown])]
-        drawn = [
-            MapPicture(
-                load_image(question.row["image"]),
-                question.row["question"],
-                question.boxes,
-                windows[question.row["question_id"]],
-                maps[""][question.row["question_id"]],
-            )
-            for question in chosen
-        ]
-        draw_maps(drawn, output / PICTURE)
+        lines = [draw_line(question, windows[question.row["question_id"]], maps[""]) for question in chosen]
+        draw_lines(lines, output / PICTURE)
     return result
+
+
+def draw_line(
+    question: BoxedQuestion, window: Window, maps: Mapping[str, dict[str, np.ndarray]]
+) -> tuple[str, list[Cell]]:
+    """A question over its image and each of the maps, with the boxes."""
+    image = convert_to_rgb(load_image(question.row["image"]), (0, 0, 0))
+    cells = [Cell(image, "", question.boxes)]
+    for kind, weights in maps[question.row["question_id"]].items():
+        cells.append(Cell(tint(image, weights, astuple(window)), kind.replace("_", " "), question.boxes))
+    return question.row["question"], cells
 
 
 def place_questions(
@@ -149,9 +153,8 @@ def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
-def read_grounding(output: Path, settings: dict) -> dict | None:
-    """What an earlier run wrote to `output`, if it was of the same settings."""
-    path = output / FILE
+def read_former(path: Path, settings: dict) -> dict | None:
+    """What an earlier run wrote to `path`, if it was of the same settings."""
     if not path.is_file():
         return None
     former = json.loads(path.read_text(encoding="utf-8"))

@@ -1,38 +1,34 @@
-"""Pictures of maps over their images, with the boxes of what the questions name."""
+"""Pictures of weights over images: a line of images for each question."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from logramed.eval.grounding.boxes import Box, Window
-from logramed.image_processing_logramed import convert_to_rgb
+from logramed.eval.grounding.boxes import Box
 
 
 NUM_SHOWN = 6
-CELL_INCHES, CAPTION_INCHES = 2.1, 0.55
-BOX_COLOR, MAP_COLOR, STRONGEST_TINT = "#00c853", "#ff8c00", 0.75
-QUESTION_WIDTH = 34  # characters of a line
+NUM_COLUMNS = 4
+CELL_INCHES, TITLE_INCHES, LINE_INCHES = 2.1, 0.25, 0.16
+BOX_COLOR = "#00c853"
+CAPTION_WIDTH = 110  # characters of a line
 
 
 @dataclass(frozen=True)
-class MapPicture:
-    """An image, the question, the boxes of what that names, and the maps by kind."""
+class Cell:
+    """An image as it is shown, with its title and the boxes to outline."""
 
     image: Image.Image
-    question: str
-    boxes: list[Box]
-    window: Window
-    maps: dict[str, np.ndarray]
+    title: str = ""
+    boxes: Sequence[Box] = ()
 
 
-def choose_shown(groups: Sequence[str], num_shown: int = NUM_SHOWN) -> list[int]:
+def choose_shown(groups: Sequence[Hashable], num_shown: int = NUM_SHOWN) -> list[int]:
     """
     Places of the questions to draw: the first of each group, then the second of each, by no figure of theirs.
 
@@ -40,7 +36,7 @@ def choose_shown(groups: Sequence[str], num_shown: int = NUM_SHOWN) -> list[int]
         >>> choose_shown(["liver", "liver", "lung", "liver"], 3)
         [0, 2, 1]
     """
-    seen: dict[str, int] = {}
+    seen: dict[Hashable, int] = {}
     ranked = []
     for place, group in enumerate(groups):
         ranked.append((seen.get(group, 0), place))
@@ -48,39 +44,33 @@ def choose_shown(groups: Sequence[str], num_shown: int = NUM_SHOWN) -> list[int]
     return [place for _, place in sorted(ranked)[:num_shown]]
 
 
-def draw_maps(pictures: Sequence[MapPicture], path: Path) -> Path:
-    """Draw a row for each question, with the image and each of its maps, as PNG."""
-    kinds = list(pictures[0].maps)
-    num_columns = 1 + len(kinds)
-    size = (CELL_INCHES * num_columns, (CELL_INCHES + CAPTION_INCHES) * len(pictures))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(pictures), num_columns, squeeze=False)
-    for row, picture in zip(axes, pictures, strict=True):
-        for axis, kind in zip(row, (None, *kinds), strict=True):
-            _draw_map(axis, picture, kind)
-        row[0].set_title(textwrap.fill(picture.question, QUESTION_WIDTH), fontsize=7, loc="left")
-        for axis, kind in zip(row[1:], kinds, strict=True):
-            axis.set_title(kind.replace("_", " "), fontsize=7)
+def draw_lines(lines: Sequence[tuple[str, Sequence[Cell]]], path: Path) -> Path:
+    """Draw captions, such as questions, each over its images, at most four in a row, as PNG."""
+    captions = [textwrap.fill(caption, CAPTION_WIDTH) for caption, _ in lines]
+    num_rows = [-(-len(cells) // NUM_COLUMNS) for _, cells in lines]
+    # Of the tallest image; one that is taller than wide becomes narrower.
+    tallest = [min(1, max(cell.image.height / cell.image.width for cell in cells)) for _, cells in lines]
+    heights = [
+        (CELL_INCHES * of_image + TITLE_INCHES) * rows + LINE_INCHES * (2 + caption.count("\n"))
+        for of_image, rows, caption in zip(tallest, num_rows, captions, strict=True)
+    ]
+    figure = Figure(figsize=(CELL_INCHES * NUM_COLUMNS, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(lines), height_ratios=heights, squeeze=False)[:, 0]
+    for part, caption, rows, (_, cells) in zip(parts, captions, num_rows, lines, strict=True):
+        part.suptitle(caption, fontsize=8, x=0.01, ha="left", weight="bold", parse_math=False)
+        axes = part.subplots(rows, NUM_COLUMNS, squeeze=False).ravel()
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, cell in zip(axes, cells, strict=False):
+            _draw_cell(axis, cell)
     figure.savefig(path, dpi=100, facecolor="white")
     return path
 
 
-def _draw_map(axis, picture: MapPicture, kind: str | None) -> None:
-    """One image, in shares of its sides, with the boxes and, for a `kind`, the map."""
-    width, height = picture.image.size
-    axis.imshow(np.asarray(convert_to_rgb(picture.image, (0, 0, 0))), extent=(0, 1, 1, 0), cmap="gray")
-    if kind is not None:
-        window = picture.window
-        extent = (window.left, window.left + window.width, window.top + window.height, window.top)
-        axis.imshow(_tint(picture.maps[kind]), extent=extent, interpolation="nearest", zorder=2)
-    for box in picture.boxes:
-        outline = {"fill": False, "edgecolor": BOX_COLOR, "linewidth": 1.2, "zorder": 3}
-        axis.add_patch(Rectangle((box.x, box.y), box.width, box.height, **outline))
-    axis.set(xlim=(0, 1), ylim=(1, 0), aspect=height / width)
-    axis.set_axis_off()
-
-
-def _tint(weights: np.ndarray) -> np.ndarray:
-    """Weights `(num_rows, num_columns)` as one colour that covers more the more they weigh: `(..., 4)` in 0 to 1."""
-    strength = STRONGEST_TINT * weights / weights.max()
-    return np.dstack([np.broadcast_to(to_rgb(MAP_COLOR), (*weights.shape, 3)), strength])
+def _draw_cell(axis, cell: Cell) -> None:
+    width, height = cell.image.size
+    axis.imshow(cell.image, cmap="gray", vmin=0, vmax=255)
+    axis.set_title(cell.title, fontsize=7, parse_math=False)
+    for box in cell.boxes:
+        corner, size = (box.x * width - 0.5, box.y * height - 0.5), (box.width * width, box.height * height)
+        axis.add_patch(Rectangle(corner, *size, fill=False, edgecolor=BOX_COLOR, linewidth=1.2))

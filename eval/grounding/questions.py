@@ -1,11 +1,12 @@
 """The questions of a benchmark that name a boxed thing, with its boxes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
 from logramed.eval.grounding.boxes import Box
 from logramed.eval.grounding.names import resolve_labels
+from logramed.eval.question_images import list_images
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,24 @@ def has_boxes(benchmark: ModuleType) -> bool:
     return hasattr(benchmark, "load_boxes")
 
 
-def check_boxes(benchmark: ModuleType) -> None:
+def check_questions(benchmark: ModuleType, questions: Sequence[dict]) -> None:
     """
-    Refuse a benchmark without boxes.
+    Refuse a benchmark without boxes whose questions have one image each.
 
     Raises:
         ValueError: In one sentence.
     """
-    if not has_boxes(benchmark):
+    if not has_boxes(benchmark) and not with_several_images(questions):
         name = benchmark.__name__.rpartition(".")[2]
-        raise ValueError(f"`grounding` needs boxes of what the images show, which {name} has not: use slake.")
+        raise ValueError(
+            "`grounding` needs boxes of what the images show, or questions with several images, and these of "
+            f"{name} have neither: use slake."
+        )
+
+
+def with_several_images(questions: Iterable[dict]) -> list[dict]:
+    """The questions with several images, among them slices of a volume."""
+    return [question for question in questions if len(list_images(question)) > 1]
 
 
 def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -> list[BoxedQuestion]:

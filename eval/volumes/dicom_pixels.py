@@ -9,6 +9,10 @@ from .errors import VolumeError, import_optional, reading
 from .windows import Range, by_parts
 
 
+NO_DECODER = (
+    "its transfer syntax needs a decoder that is not installed; that of lossless JPEG is under the GPL: pip install "
+    "'logramed[volumes-gpl]'"
+)
 PIXEL_KEYWORDS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
 
 
@@ -42,7 +46,7 @@ def decode(path: str, header: Any, frame: int) -> np.ndarray:
     """One frame as it is stored, but colours as RGB: `(rows, columns)` or `(rows, columns, 3)`."""
     pixels, syntax = import_optional("pydicom.pixels"), header.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not pixels.get_decoder(syntax).is_available:
-        raise VolumeError(f"{path}: its transfer syntax needs a decoder that is not installed")
+        raise VolumeError(f"{path}: {NO_DECODER}")
     if not syntax.is_encapsulated and not syntax.is_deflated:
         return next(pixels.iter_pixels(path, indices=[frame]))
     dataset = import_optional("pydicom").dcmread(path, specific_tags=[*KEYWORDS, *PIXEL_KEYWORDS])

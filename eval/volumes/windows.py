@@ -1,17 +1,28 @@
-"""From values of any depth to the 256 grey levels of an image: windows, lookup tables and ranges."""
+"""
+From values of any depth to the 256 grey levels of an image: windows, lookup tables and ranges.
 
-import json
+Source of the windows with names: Murphy et al., "Windowing (CT)", Radiopaedia.org, https://doi.org/10.53347/rID-52108,
+its table of typical widths and levels: of the head the brain, of the chest lungs and mediastinum, of the abdomen soft
+tissues, of the spine bone. Institutions and vendors differ from these.
+"""
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .errors import VolumeError, import_optional
 
 
-NAMED_WINDOWS = json.loads(Path(__file__).with_name("windows.json").read_text(encoding="utf-8"))["windows"]
+# In Hounsfield units.
+NAMED_WINDOWS = {
+    "lung": {"center": -600, "width": 1500},
+    "bone": {"center": 400, "width": 1800},
+    "brain": {"center": 40, "width": 80},
+    "soft_tissue": {"center": 50, "width": 400},
+    "mediastinum": {"center": 50, "width": 350},
+}
 # The file's own window where there is one for all its slices, else the robust range; and always the robust range.
 AUTO, ROBUST_RANGE = "auto", "range"
 # Percent of the values that are darker, and not brighter, than what is shown. nnU-Net (arXiv:1809.10486) clips CT at

@@ -20,7 +20,7 @@ import gradio
 from conversation import NOTICE, Assistant, Settings, Turn
 from images import UploadError, read_upload
 from PIL import Image
-from relevance import draw_relevance, image_relevance
+from relevance import draw_matched_regions, draw_relevance
 
 
 FOLDER = Path(__file__).parent
@@ -37,6 +37,21 @@ LOGO = (  # three graphs, matched
     '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="5" cy="6" r="2.5"/><circle cx="19" cy="6" r="2.5"/>'
     '<circle cx="12" cy="19" r="2.5"/><path d="M7 7l4 10M17 7l-4 10M7.5 6h9"/></svg>'
 )
+# By kind, a button, what it draws, and what that says.
+VIEWS = {
+    "answer": (
+        "What the answer drew on",
+        draw_relevance,
+        "Coloured where a small change of the image would change the probability of the last answer most (gradient "
+        "times input). It is no explanation of the answer.",
+    ),
+    "matched": (
+        "What each question matched",
+        draw_matched_regions,
+        "For each question (Q1, Q2, …) the images so far, coloured where they are closest to the state from which it "
+        "was answered, as alignment weighs them; their weights sum to 100%. It is no explanation of the answer.",
+    ),
+}
 # For those who cannot see the page, gradio leaves the message field and the images of a conversation without a name.
 NAME_PARTS = """() => {
   const name = () => {
@@ -122,10 +137,14 @@ class Page:
             ]
 
     def _build_relevance(self) -> None:
-        gradio.HTML("<h2>What the answer drew on</h2>", padding=False)
-        self.show_relevance = gradio.Button("Show it on the image", size="sm", interactive=False, elem_id="show")
+        gradio.HTML("<h2>On the images</h2>", padding=False)
+        with gradio.Row(elem_id="show"):
+            self.show = {
+                kind: gradio.Button(view[0], size="sm", interactive=False, elem_id=f"show_{kind}")
+                for kind, view in VIEWS.items()
+            }
         self.relevance = gradio.Gallery(
-            label="Relevance of image regions",
+            label="Weights of image regions",
             show_label=False,
             columns=2,
             height="auto",
@@ -134,12 +153,7 @@ class Page:
             elem_id="relevance",
             buttons=[],
         )
-        self.relevance_said = gradio.HTML(
-            "<p>Coloured where a small change of the image would change the probability of the last answer most "
-            "(gradient times input). It is no explanation of the answer.</p>",
-            visible=False,
-            padding=False,
-        )
+        self.relevance_said = gradio.HTML("", visible=False, padding=False)
 
     def _build_settings(self) -> None:
         defaults = Settings()
@@ -155,7 +169,7 @@ class Page:
 
     def _connect(self) -> None:
         shown = [self.chat, self.turns, self.message, self.status, self.stop]
-        shown += [self.show_relevance, self.relevance, self.relevance_said]
+        shown += [*self.show.values(), self.relevance, self.relevance_said]
         private = {"api_visibility": "private", "show_progress": "hidden"}
         asked = [self.message.submit(self.ask, [self.message, self.turns, *self.settings], shown, **private)]
         for button, example in zip(self.examples, EXAMPLES, strict=True):
@@ -163,7 +177,9 @@ class Page:
             asked.append(button.click(start, [self.turns, *self.settings], shown, **private))
         self.stop.click(self.stop_answer, self.turns, shown, cancels=asked, **private)
         options = {"api_visibility": "private", "show_progress": "minimal"}
-        self.show_relevance.click(self.draw, self.turns, [self.relevance, self.relevance_said, self.status], **options)
+        for kind, button in self.show.items():
+            view = [self.relevance, self.relevance_said, self.status]
+            button.click(functools.partial(self.draw, kind), self.turns, view, **options)
         for event in (self.clear.click, self.chat.clear):
             event(self.start_anew, None, shown, cancels=asked, **private)
 
@@ -216,7 +232,7 @@ class Page:
             self.message: gradio.MultimodalTextbox(interactive=True),
             self.status: problem,
             self.stop: gradio.Button(visible=False),
-            self.show_relevance: gradio.Button(interactive=bool(turns)),
+            **{button: gradio.Button(interactive=bool(turns)) for button in self.show.values()},
         }
 
     def read_message(self, message: dict[str, Any], turns: Sequence[Turn]) -> Turn:
@@ -245,20 +261,19 @@ class Page:
             image.save(file, "PNG")
         return file.name
 
-    def draw(self, turns: Sequence[Turn]) -> Updates:
-        """The images of the conversation with what the last answer drew on."""
+    def draw(self, kind: str, turns: Sequence[Turn]) -> Updates:
+        """The images of the conversation in one of the `VIEWS`."""
+        _, draw, said = VIEWS[kind]
         try:
-            relevance = image_relevance(self.assistant, turns)
+            drawn = draw(self.assistant, turns)
         except Exception as error:  # told to the user
-            return {**self._no_relevance(), self.status: say(f"This could not be shown: {error}")}
-        paths = [path for turn in turns for path in turn.images]
-        is_padded = getattr(self.assistant.processor.image_processor, "do_pad_to_square", False)
-        drawn, largest = [], max(values.max() for values in relevance)  # so that images can be compared
-        for number, (path, values) in enumerate(zip(paths, relevance, strict=True), start=1):
-            with Image.open(path) as image:
-                drawn.append((draw_relevance(image, values, is_padded, largest), f"Image {number}"))
+            return {**self._nothing_drawn(), self.status: say(f"This could not be shown: {error}")}
         gallery = gradio.Gallery(value=drawn, visible=True, columns=min(len(drawn), 2))
-        return {self.relevance: gallery, self.relevance_said: gradio.HTML(visible=True), self.status: ""}
+        return {
+            self.relevance: gallery,
+            self.relevance_said: gradio.HTML(f"<p>{said}</p>", visible=True),
+            self.status: "",
+        }
 
     def start_anew(self) -> Updates:
         """An empty conversation."""
@@ -273,7 +288,12 @@ class Page:
 
     def _no_relevance(self) -> Updates:
         return {
-            self.show_relevance: gradio.Button(interactive=False),
+            **{button: gradio.Button(interactive=False) for button in self.show.values()},
+            **self._nothing_drawn(),
+        }
+
+    def _nothing_drawn(self) -> Updates:
+        return {
             self.relevance: gradio.Gallery(value=None, visible=False),
             self.relevance_said: gradio.HTML(visible=False),
         }

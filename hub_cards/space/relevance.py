@@ -1,6 +1,11 @@
-"""Which parts of an image an answer draws on: gradient times input of its probability, laid over the image."""
+"""
+Which parts of the images count, laid over them: for the last answer by gradient times input of its probability, and
+for each question by the weights that alignment trains.
+"""
 
 from collections.abc import Sequence
+from dataclasses import astuple
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -8,10 +13,16 @@ from conversation import Assistant, Turn
 from PIL import Image
 
 
-COLOR = (255, 110, 20)  # of what counts most
-STRENGTH = 0.75  # of the colour there, 0 to 1
-# Below this share of the largest relevance nothing is coloured, so that the image stays readable.
-FLOOR = 0.15
+try:
+    from logramed.eval.grounding.boxes import find_window
+    from logramed.eval.grounding.region_weights import weigh_by_cosine
+    from logramed.eval.grounding.tints import tint
+except ImportError:  # in a Space, where copies lie beside this file
+    from boxes import find_window
+    from region_weights import weigh_by_cosine
+    from tints import tint
+
+Drawn = list[tuple[Image.Image, str]]
 
 
 def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndarray]:
@@ -44,6 +55,38 @@ def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndar
     relevance = (gradient * projected.features).sum(-1).abs().float()
     num_images = sum(len(turn.images) for turn in turns)
     return [lay_on_grid(values) for values in relevance.detach().reshape(num_images, -1).cpu().numpy()]
+
+
+def matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> list[list[np.ndarray]]:
+    """
+    How each question weighs the regions of all images so far, on one scale: by the cosines of the state before its
+    answer with the projected regions (see `weigh_by_cosine`), as alignment with answer states trains it.
+
+    Args:
+        assistant (`Assistant`): Model and processor.
+        turns: The conversation, an image in its first turn.
+
+    Returns:
+        `list[list[np.ndarray]]`: for each turn a square float array for each image so far; those of a turn sum to 1.
+
+    Raises:
+        ValueError: As in `image_relevance`.
+    """
+    inputs = assistant.encode(turns)
+    ends = [assistant.encode(turns[: number + 1])["input_ids"].shape[1] for number in range(len(turns))]
+    with torch.no_grad(), ProjectedFeatures(assistant.model) as projected:
+        states = assistant.model.model(**inputs).last_hidden_state[:, [end - 1 for end in ends]]
+    counts = list(accumulate(len(turn.images) for turn in turns))
+    regions = projected.features.detach().reshape(1, -1, projected.features.shape[-1])
+    image_of_region = torch.arange(regions.shape[1], device=states.device) * counts[-1] // regions.shape[1]
+    is_seen = image_of_region < torch.tensor(counts, device=states.device).unsqueeze(1)
+    weights = weigh_by_cosine(states, regions, is_seen.unsqueeze(0))[0].cpu().numpy()
+    matched = []
+    for count, of_turn in zip(counts, weights, strict=True):
+        grids = [lay_on_grid(values) for values in of_turn.reshape(counts[-1], -1)[:count]]
+        total = sum(values.sum() for values in grids)
+        matched.append([values / total for values in grids])
+    return matched
 
 
 class ProjectedFeatures:
@@ -82,29 +125,30 @@ def lay_on_grid(values: np.ndarray) -> np.ndarray:
     return values[-side * side :].reshape(side, side)
 
 
-def draw_relevance(
-    image: Image.Image, relevance: np.ndarray, is_padded: bool, largest: float | None = None
-) -> Image.Image:
-    """
-    Lay relevance over an image.
+def draw_relevance(assistant: Assistant, turns: Sequence[Turn]) -> Drawn:
+    """The images of a conversation with what the last answer draws on, and their titles."""
+    relevance = image_relevance(assistant, turns)
+    return draw_images(assistant, turns, relevance, [f"Image {number + 1}" for number in range(len(relevance))])
 
-    Args:
-        image (`PIL.Image.Image`): As it was shown to the processor.
-        relevance (`np.ndarray` of shape `(side, side)`): Not negative.
-        is_padded (`bool`): The processor centred the image on a square of its longer side; otherwise it distorted it.
-        largest (`float`, *optional*): Relevance that is coloured most, such as the largest in all images of a
-            conversation; by default that of this image.
 
-    Returns:
-        `PIL.Image.Image`: RGB, of the image's size.
-    """
-    side = max(image.size)
-    square = (side, side) if is_padded else image.size
-    largest = relevance.max() if largest is None else largest
-    share = relevance / largest if largest > 0 else relevance
-    share = np.clip((share - FLOOR) / (1 - FLOOR), 0, 1)
-    heat = Image.fromarray(np.round(share * 255 * STRENGTH).astype(np.uint8)).resize(square, Image.Resampling.BICUBIC)
-    if is_padded:
-        left, top = (side - image.width) // 2, (side - image.height) // 2
-        heat = heat.crop((left, top, left + image.width, top + image.height))
-    return Image.composite(Image.new("RGB", image.size, COLOR), image.convert("RGB"), heat)
+def draw_matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> Drawn:
+    """For each question the images so far with the regions that it matches, and the weight of each image."""
+    drawn = []
+    for number, grids in enumerate(matched_regions(assistant, turns), start=1):
+        shares = [f"image {place}: {100 * values.sum():.0f}%" for place, values in enumerate(grids, start=1)]
+        drawn += draw_images(assistant, turns, grids, [f"Q{number}, {share}" for share in shares])
+    return drawn
+
+
+def draw_images(
+    assistant: Assistant, turns: Sequence[Turn], grids: Sequence[np.ndarray], titles: Sequence[str]
+) -> Drawn:
+    """The first images of a conversation, tinted by a grid each; the largest value of all is tinted most."""
+    paths = [path for turn in turns for path in turn.images]
+    largest = max(values.max() for values in grids)
+    drawn = []
+    for path, values, title in zip(paths, grids, titles, strict=False):
+        with Image.open(path) as image:
+            window = astuple(find_window(image.size, assistant.processor.image_processor))
+            drawn.append((tint(image, values, window, largest), title))
+    return drawn

@@ -109,7 +109,9 @@ def test_the_demo_names_its_model_and_brings_its_phantoms():
     assert read_front_matter(publication.card)["models"] == ["someone/logramed-mini"]
     assert {"app.py", "style.css", "requirements.txt", "examples/chest_xray.png"} <= set(publication.contents.files)
     assert publication.contents.files["model_id.txt"] == b"someone/logramed-mini\n"
-    assert b"def read_pixels" in publication.contents.files["image_files_logramed.py"]
+    copies = {"image_files_logramed": "read_pixels", "boxes": "find_window", "region_weights": "weigh_by_cosine"}
+    for module, function in (copies | {"tints": "tint"}).items():
+        assert f"def {function}(".encode() in publication.contents.files[f"{module}.py"]
     assert find_problems(publication.contents, DEMO_FOLDER) == []
     with pytest.raises(ValueError, match=r"`include` names further files of a model's folder, and .* \(demo\)"):
         prepare(DEMO_FOLDER, "someone/demo", base_models=["someone/logramed-mini"], include=["*.md"])
@@ -154,7 +156,9 @@ def test_the_demo_starts_from_its_folder_alone_with_a_model_of_the_hub(published
     code += (
         "*_, turn = page.assistant.answer(turns, app.Settings(max_new_tokens=4)); print('said', repr(turn.answer))\n"
     )
-    code += "print(app.image_relevance(page.assistant, turns)[0].shape)"
+    code += (
+        "print(app.draw_relevance(page.assistant, turns)[0][1], app.draw_matched_regions(page.assistant, turns)[0][1])"
+    )
     environment = client_environment(published["hub"], tmp_path / "home")
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -166,4 +170,4 @@ def test_the_demo_starts_from_its_folder_alone_with_a_model_of_the_hub(published
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"said '.*'\n\(4, 4\)", done.stdout)
+    assert re.search(r"said '.*'\nImage 1 Q1, image 1: 100%", done.stdout)

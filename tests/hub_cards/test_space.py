@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from logramed.eval.grounding.maps import read_maps
+from logramed.eval.grounding.region_weights import ATTENTION_TEMPERATURE
 from logramed.trainer.phantom_images import draw_phantom, sample_phantom
 from tests.conftest import NEEDS_CHROMIUM
 from tests.hub_cards.space_app import FOLDER, space_modules
@@ -264,34 +266,42 @@ def test_relevance_of_pooled_images_lies_on_the_grid_of_their_tokens(space, pict
     assert [values.shape for values in found] == [(3, 3), (3, 3)]
 
 
-def test_overlay_lies_on_the_image_where_the_padded_square_has_it(space):
-    image = Image.new("L", (40, 20), 50)
-    relevance = np.zeros((4, 4))
-    relevance[1, 3] = 1.0  # of a square of 40 pixels, rows 10 to 20 of which the image begins with
-    drawn = np.asarray(space["relevance"].draw_relevance(image, relevance, is_padded=True)).astype(int)
-    assert drawn.shape == (20, 40, 3)
-    strength = drawn[..., 0] - 50
-    row, column = np.unravel_index(strength.argmax(), strength.shape)
-    assert row < 10
-    assert column >= 30
-    assert strength[15:, :20].max() == 0
-    stretched = np.asarray(space["relevance"].draw_relevance(image, relevance, is_padded=False)).astype(int)
-    assert np.unravel_index((stretched[..., 0] - 50).argmax(), (20, 40))[0] in range(4, 11)
+def test_images_of_an_answer_are_drawn_on_one_scale(space, assistant, picture, monkeypatch):
+    turns = turns_of(space, QUESTION, images=[picture, picture])
+    weights = [np.full((2, 2), 0.5), np.full((2, 2), 1.0)]
+    monkeypatch.setattr(space["relevance"], "image_relevance", lambda *arguments: weights)
+    (weak, first), (strong, second) = space["relevance"].draw_relevance(assistant, turns)
+    assert (first, second) == ("Image 1", "Image 2")
+    assert weak.size == strong.size == (30, 20)
+    original = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    changes = [np.abs(np.asarray(image) - original) for image in (weak, strong)]
+    assert np.allclose(2 * changes[0], changes[1], atol=2)
 
 
-def test_an_image_that_counts_less_than_another_is_coloured_less(space):
-    image, relevance = Image.new("L", (8, 8), 50), np.full((2, 2), 0.5)
-    alone, beside = (
-        np.asarray(space["relevance"].draw_relevance(image, relevance, True, largest))[..., 0].mean()
-        for largest in (None, 1.0)
-    )
-    assert alone > beside > 50
-
-
-def test_relevance_of_nothing_colours_nothing(space):
-    image = Image.new("L", (8, 8), 50)
-    drawn = space["relevance"].draw_relevance(image, np.zeros((2, 2)), is_padded=True)
-    assert np.unique(np.asarray(drawn)).tolist() == [50]
+def test_each_question_weighs_the_regions_of_the_images_so_far_as_an_evaluation_does(space, assistant, tmp_path):
+    paths = []
+    for number, size in enumerate([(8, 8), (8, 16)]):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)).save(paths[-1])
+    turns = turns_of(space, QUESTION, SECOND, "where ?", images=paths[:1])
+    turns[1].images, turns[0].answer, turns[1].answer = paths[1:], "left lung", "yes"
+    found = space["relevance"].matched_regions(assistant, turns)
+    assert [len(grids) for grids in found] == [1, 2, 2]
+    rows = [{"question_id": "0", "question": QUESTION, "image": paths[0]}]
+    ((_, maps),) = read_maps(assistant.model, assistant.processor, rows, batch_size=1, progress=False)
+    np.testing.assert_allclose(found[0], maps["answer_state"], rtol=1e-4)
+    # The conversation up to the second answer alone: what comes later changes nothing.
+    inputs = assistant.encode(turns[:2])
+    with torch.no_grad():
+        state = assistant.model.model(**inputs).last_hidden_state[0, -1]
+        features = assistant.model.model.get_image_features(inputs["pixel_values"]).pooler_output
+    cosines = torch.cosine_similarity(torch.cat(list(features)), state[None], dim=-1)
+    expected = (cosines / ATTENTION_TEMPERATURE).softmax(0).reshape(2, 2, 2).numpy()
+    np.testing.assert_allclose(found[1], expected, rtol=1e-3)
+    titles = [title for _, title in space["relevance"].draw_matched_regions(assistant, turns)]
+    shares = [round(100 * float(expected[place].sum())) for place in (0, 1)]
+    assert titles[:2] == ["Q1, image 1: 100%", f"Q2, image 1: {shares[0]}%"]
+    assert len(titles) == 5
 
 
 def test_a_model_without_a_square_of_image_tokens_is_refused(space):
@@ -403,12 +413,12 @@ def test_a_user_uploads_asks_reads_asks_again_and_looks(open_page, picture):
     assert page.input_value("#message textarea") == ""
     send(page, SECOND)
     wait_for_answers(page, 2)
-    page.click("#show")
+    page.click("#show_answer")
     page.wait_for_selector("#relevance img")
     assert "It is no explanation" in page.inner_text("#side")
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#chat .confidence')")
-    assert page.is_disabled("#show")
+    assert page.is_disabled("#show_answer")
 
 
 @needs_chromium
@@ -451,8 +461,12 @@ def test_an_example_asks_itself_and_two_images_of_one_conversation_are_both_show
     upload(page, picture)
     send(page, SECOND)
     wait_for_answers(page, 2)
-    page.click("#show")
+    page.click("#show_answer")
     page.wait_for_function("document.querySelectorAll('#relevance img').length === 2")
+    page.click("#show_matched")
+    page.wait_for_function("document.querySelectorAll('#relevance img').length === 3")
+    assert "Q2, image 1" in page.inner_text("#relevance")
+    assert "as alignment weighs them" in page.inner_text("#side")
 
 
 @needs_chromium
@@ -524,7 +538,7 @@ def test_no_width_needs_scrolling_sideways(open_page, width):
     page = open_page(width, 844)
     page.get_by_role("button", name="CT of a head").click()
     wait_for_answers(page, 1)
-    page.click("#show")
+    page.click("#show_answer")
     page.wait_for_selector("#relevance img")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     box = page.locator("#message").bounding_box()

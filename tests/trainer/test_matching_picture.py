@@ -112,12 +112,19 @@ def test_lines_are_green_where_right_and_red_where_wrong(tmp_path):
     assert count_color(wrong, RED) > 100 > count_color(wrong, GREEN)
 
 
-def test_the_region_that_weighs_most_is_tinted_most():
-    weights = torch.tensor([[0.7, 0.1], [0.1, 0.1]])
-    tinted = matching_picture._tint(Image.new("L", (4, 4), 255), weights)
-    blue = torch.tensor(tinted[..., 2])  # the tint, orange, has no blue
-    assert torch.allclose(blue[:2, :2], torch.tensor(1 - matching_picture.STRONGEST_TINT).double())
-    assert torch.allclose(blue[2:], torch.tensor(1 - matching_picture.STRONGEST_TINT / 7).double())
+def test_many_images_and_long_texts_stay_in_their_row_and_in_the_picture(tmp_path):
+    nodes = hand_made([0, 1])
+    nodes.images[0] = [Image.new("L", (4, 4), 0)] * 9
+    nodes.questions[0], nodes.answers[0] = "a mass in the lung, $1 " * 20, "a mass in the lung, $1 " * 20
+    nodes.spans[0] = ["a mass in the left lung. " * 20] * 9
+    picture = pixels(draw_matching(nodes, tmp_path / "long.png"))
+    is_white = picture.amin(-1) > 250
+    assert is_white[:, :8].all()
+    assert is_white[:, -8:].all()
+    rows_between = slice(round(110 * 1.43), round(110 * 1.45))  # at 110 dots an inch, between the two rows
+    is_image_or_text = ~is_white[rows_between]
+    is_image_or_text[:, round(110 * 4.4) : round(110 * 6.0)] = False  # lines
+    assert not is_image_or_text.any()
 
 
 def test_weights_of_each_image_leave_out_what_a_connector_adds():

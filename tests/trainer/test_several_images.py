@@ -120,6 +120,19 @@ def test_each_image_of_a_sample_is_a_node_with_the_texts_of_its_sample(pair):
     assert torch.isfinite(found.loss)
 
 
+def test_a_volume_of_a_sample_is_one_node_the_mean_of_its_slices(pair):
+    texts = ["Slice 1 of 2, 0.0 mm", "Slice 2 of 2, 5.0 mm\n", "Slice 1 of 1, 0.0 mm\n"]
+    content = [None, texts[0], None, texts[1], None, None, texts[2], "is there a mass?"]
+    images = [noise(seed) for seed in range(4)]
+    volumes = training_row("volumes", images, message("user", *content), message("assistant", "no"))
+    one = training_row("one", [noise(4)], message("user", None, "what is CT?"), message("assistant", "X ray"))
+    output, batch, alone = nodes_of(pair, [volumes, one], "sample", alignment_texts="answer")
+    (first, second, third, fourth), (last,) = alone
+    expected = [torch.cat([first, second]).mean(0), third.mean(0), fourth.mean(0), last.mean(0)]
+    torch.testing.assert_close(output.node_features["image"], torch.stack(expected), rtol=1e-3, atol=1e-4)
+    assert batch["nodes"]["sample_of_image"].tolist() == [0, 0, 0, 1]
+
+
 def first_image_only(row):
     """The same texts with the first image alone, in the first turn."""
     messages = [

@@ -38,7 +38,7 @@ def model_and_processor(**values):
 
 def maps_of(model, processor, questions, **options):
     read = read_maps(model, processor, questions, **({"batch_size": 8, "progress": False} | options))
-    return {row["question_id"]: maps for row, maps in read}
+    return {row["question_id"]: {kind: weights[0] for kind, weights in maps.items()} for row, maps in read}
 
 
 def trained_regions(model, processor, questions, **values):
@@ -112,6 +112,28 @@ def test_batches_give_what_single_questions_give_and_leave_the_model_as_it_was(q
         for kind, weights in alone.items():
             assert weights.sum() == pytest.approx(1.0)
             assert weights == pytest.approx(together[row["question_id"]][kind], abs=1e-6)
+
+
+def test_several_images_share_the_weight_as_in_training(questions):
+    model, processor = model_and_processor(vision_feature_select_strategy="full")
+    images = [row["image"] for row in questions]
+    text = "is there a mass in the left lung ?"
+    rows = [{"question_id": "all", "question": f"<image> <image> <image> {text}", "images": images, "answer": "yes"}]
+    rows.append(questions[0])
+    conversation = [
+        {"role": "user", "content": [{"type": "image"}] * 3 + [{"type": "text", "text": text}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    ]
+    row = {"id": "all", "images": images, "messages": conversation, "extended_answers": ["a mass"]}
+    config = AlignmentConfig(alignment_granularity="turn", alignment_image_node="answer_state", alignment_regions=True)
+    with torch.no_grad():
+        trained = AlignedModel(model, config=config)(**LoGraMedDataCollator(processor, config=config)([row]))
+    expected = trained.attention["regions"].reshape(3, 5)[:, 1:]  # without the class token
+    expected = (expected / expected.sum()).double().reshape(3, 2, 2).numpy()
+    read = {row["question_id"]: maps for row, maps in read_maps(model, processor, rows, batch_size=8)}
+    assert read["all"]["answer_state"] == pytest.approx(expected, abs=1e-6)
+    assert {maps.shape for maps in read["all"].values()} == {(3, 2, 2)}
+    assert {maps.shape for maps in read["0"].values()} == {(1, 2, 2)}
 
 
 def test_pooled_tokens_are_a_grid_too(questions):

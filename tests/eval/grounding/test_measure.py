@@ -14,7 +14,7 @@ from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.grounding import measure
 from logramed.eval.grounding.boxes import lay_on_grid
 from logramed.eval.grounding.maps import KINDS
-from logramed.eval.grounding.questions import check_boxes, find_boxed_questions
+from logramed.eval.grounding.questions import check_questions, find_boxed_questions
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model as tiny_logramed
 
@@ -143,7 +143,8 @@ def planted(slake, model, tmp_path, monkeypatch):
             for row in questions:
                 maps = {kind: generator.dirichlet(np.ones(36)).reshape(6, 6) for kind in KINDS}
                 cells = lay_on_grid(by_id[row["question_id"]], (6, 6))
-                yield row, maps | {"answer_state": cells.inside / cells.inside.sum()}
+                maps |= {"answer_state": cells.inside / cells.inside.sum()}
+                yield row, {kind: weights[None] for kind, weights in maps.items()}
 
         monkeypatch.setattr(measure, "read_maps", read_maps)
         monkeypatch.setattr(measure, "find_grid", lambda config: (6, 0))
@@ -167,14 +168,18 @@ def test_a_planted_map_scores_all_and_drawn_ones_about_the_baseline(planted):
     assert drawn["auc"]["interval"][0] < random["auc"]["value"] < drawn["auc"]["interval"][1]
 
 
-def test_benchmarks_without_boxes_and_answers_without_a_model_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="needs boxes of what the images show, which vqa_rad has not: use slake"):
-        check_boxes(get_benchmark("vqa_rad"))
-    arguments = {"benchmark": "vqa_rad", "data": "missing", "output": str(tmp_path), "grounding": True}
-    with pytest.raises(ValueError, match="which vqa_rad has not"):
-        run.Run(EvaluationArguments(**arguments, model="model"))
+def test_benchmarks_with_neither_boxes_nor_several_images_are_refused(tmp_path):
+    single, several = {"image": "a.png"}, {"images": ["a.png", "b.png"]}
+    with pytest.raises(
+        ValueError, match=r"questions with several images, and these of vqa_rad have neither: use slak"
+    ):
+        check_questions(get_benchmark("vqa_rad"), [single])
+    check_questions(get_benchmark("vqa_rad"), [single, several])
+    check_questions(get_benchmark("slake"), [single])
     with pytest.raises(ValueError, match="`grounding` needs a `model` to look into"):
-        EvaluationArguments(**arguments, predictions="answers.jsonl")
+        EvaluationArguments(
+            benchmark="vqa_rad", data="none", output=str(tmp_path), grounding=True, predictions="answers.jsonl"
+        )
 
 
 def test_questions_that_name_nothing_are_refused(slake):

@@ -22,6 +22,13 @@ def test_exact_and_sigmoid_windows_by_hand():
     assert Window(40, 80, "SIGMOID")(values).tolist() == [[30, 96, 128, 159, 225]]
 
 
+def test_named_windows_are_those_of_the_source():
+    """Widths and levels as https://doi.org/10.53347/rID-52108 writes them."""
+    written = {"brain": "W:80 L:40", "lung": "W:1500 L:-600", "mediastinum": "W:350 L:50"}
+    written |= {"soft_tissue": "W:400 L:50", "bone": "W:1800 L:400"}
+    assert {name: f"W:{w['width']} L:{w['center']}" for name, w in NAMED_WINDOWS.items()} == written
+
+
 @pytest.mark.parametrize("name", NAMED_WINDOWS)
 def test_named_windows_are_black_below_and_white_above(name):
     window = parse_window(name)
