@@ -233,17 +233,6 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
             "`trackio` (on this machine, unless `trackio_space_id` is set), both, or `none`."
         },
     )
-    gradient_norm_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Log the gradient norm of each part of the loss, and the cosine between them, every so many "
-            "steps; each time costs a backward pass for either. 0: never."
-        },
-    )
-    matching_picture_steps: int = field(
-        default=0,
-        metadata={"help": "Draw which image went to which answer every so many steps. 0: never."},
-    )
     cache_image_features: str | None = field(
         default=None,
         metadata={
@@ -273,9 +262,8 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
             self._check_publishing()
         # Pinned memory only helps copies to an accelerator; without one it gives a warning for every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        for name in ("gradient_norm_steps", "matching_picture_steps", "max_validation_questions"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
+        if self.max_validation_questions < 0:
+            raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")
 
     def _check_publishing(self):
         if self.hub_license is None:

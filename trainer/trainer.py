@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
@@ -33,18 +31,12 @@ from logramed.trainer.gradient_caching import StepGraph, cached_loss
 from logramed.trainer.gradient_ratio import GradientRatio, GradientRatioCallback
 from logramed.trainer.graph_nodes import AlignmentMemory, BeyondBatch, Nodes, same_randomness
 from logramed.trainer.image_cache import CachedTower
-from logramed.trainer.interruption import (
-    EvaluationTerminatedError,
-    TerminationCallback,
-    check_gradient_norm,
-    refuse_loss,
-)
-from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
+from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
 from logramed.trainer.parts import unwrap_model
 from logramed.trainer.text_encoder import TextEncoder
 from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
 from logramed.trainer.validation import score_answers
-from logramed.trainer.watching import LoggedMeans, Speedometer, compare_gradients
+from logramed.trainer.watching import LoggedMeans
 
 
 logger = logging.getLogger(__name__)
@@ -191,10 +183,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self.stateful["gradient_ratio"] = self.gradient_ratio
         self.means = self.stateful["logged_means"] = LoggedMeans()
         self.stateful["logged_sums"] = LoggedSums(self)
-        self.termination = self.stateful["termination"] = TerminationCallback()
-        self.speedometer = Speedometer()
-        resuming, following = ResumingCallback(self._begin, self._make_up_evaluation), GradientRatioCallback(self)
-        for callback in (following, resuming, self.termination, self.speedometer):
+        self.termination = TerminationCallback()
+        for callback in (GradientRatioCallback(self), ResumingCallback(self.load_stateful), self.termination):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -216,10 +206,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if objective is not None:
             alignment_loss, alignment = self._align(objective, outputs.node_features, nodes, graph)
             self._log_losses(loss, alignment, num_items_in_batch)
-            weighted = self._weighted(alignment_loss, num_items_in_batch)
-            if alignment is not None:  # not so in later micro-batches of a graph over all of a step
-                self._log_gradients(loss, weighted)
-            loss = loss + weighted
+            loss = loss + self._weighted(alignment_loss, num_items_in_batch)
             if graph is not None:
                 graph.finish(alignment_loss)
         return (loss, outputs) if return_outputs else loss
@@ -356,38 +343,10 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         finally:
             self.termination.restore()
 
-    def _begin(self):
-        self.load_stateful()
-        if self.state.global_step >= self.state.max_steps:  # no step will come to do it before
-            self._make_up_evaluation()
-
-    def _make_up_evaluation(self):
-        """The evaluation that SIGTERM kept the run from, of the checkpoint that it now goes on from."""
-        if not self.termination.has_left_out_evaluation:
-            return
-        self.termination.has_left_out_evaluation = False
-        metrics = self._evaluate(None, None)
-        if self._determine_best_metric(metrics, None):
-            self.state.best_model_checkpoint = self._resumed_from
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """As `Trainer`'s; SIGTERM ends an evaluation, and the step is saved without it."""
-        randomness = torch.get_rng_state()
-        try:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-        except EvaluationTerminatedError:
-            torch.set_rng_state(randomness)  # what the evaluation drew of it, it will draw when it is made up for
-            self._metrics["eval"].clear()
-            self.means.clear("eval")
-            self.termination.stop(self.state, self.control, leaves_out_evaluation=True)
-            super()._maybe_log_save_evaluate(*args, **kwargs)  # logged already; saves
-
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            parts = self.means.last("train") or {"loss": float(loss)}
-            refuse_loss(parts, self.state.global_step, inputs, self._tokenizer)
+        check_loss(loss, self.means, self.state.global_step, inputs, self._tokenizer)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -399,23 +358,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def get_batch_samples(self, *args, **kwargs):
         """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""
         micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        self.restore_randomness()
         spans = self.args.accumulate_graph and self.objectives["train"] is not None and len(micro_batches) > 1
         self._step_graph = StepGraph(micro_batches) if spans else None
         return micro_batches, num_items_in_batch
-
-    def _get_train_sampler(self, train_dataset=None):
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
-            return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SeededLengthSampler(batch_size, count_tokens(rows, self.data_collator), seed)
-
-    def _get_eval_sampler(self, eval_dataset):
-        if self.args.train_sampling_strategy == "group_by_length":
-            return SequentialSampler(eval_dataset)
-        return super()._get_eval_sampler(eval_dataset)
 
     def _accumulation_steps(self, num_items_in_batch):
         return 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
@@ -462,24 +407,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         first = step == 1 and self.args.logging_first_step
         return first or step == self.state.max_steps or step % self.state.logging_steps == 0
 
-    def _log_gradients(self, language_modeling_loss, alignment_loss):
-        """Of the first micro-batch of every `gradient_norm_steps`-th step, of this process."""
-        every = self.args.gradient_norm_steps
-        first = self._num_micro_batches == 1 and self._noise_step == self.state.global_step
-        if self.model.training and every and first and (self.state.global_step + 1) % every == 0:
-            compared = compare_gradients(self.model, language_modeling_loss, alignment_loss)
-            if self.gradient_ratio is not None:
-                self.gradient_ratio.norms.pop()  # what these two passes left there is not of the step's own
-            for name, value in compared.items():
-                self._metrics["train"][name].append(value)
-
     def log(self, logs, start_time=None):
-        """As `SFTTrainer`'s, with the parts of the loss, and in training speed and memory beside them."""
+        """As `SFTTrainer`'s, with the parts of the loss."""
         mode = "train" if self.model.training else "eval"
         prefix = "" if mode == "train" else "eval_"
         logs |= {f"{prefix}{name}": value for name, value in self.means.read(mode, self.accelerator).items()}
-        if "loss" in logs:
-            logs |= self.speedometer.read(int(self._total_train_tokens))
         super().log(logs, start_time)
 
     def _noise(self, device):
@@ -510,7 +442,6 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 self.validation_questions,
                 batch_size=self.args.per_device_eval_batch_size,
                 max_new_tokens=self.args.max_new_tokens,
-                on_answer=lambda: self.termination.check_evaluation(self.args),
             )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output

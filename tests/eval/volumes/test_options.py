@@ -22,7 +22,8 @@ from logramed.trainer.data import RowStream, TurnShuffler, load_training_rows, q
 from logramed.trainer.data.records import canonical_row
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.turns import hold_out_turns
-from logramed.trainer.train import find_image_tokens, parse_arguments
+from logramed.trainer.model_loading import find_image_tokens
+from logramed.trainer.train import parse_arguments
 from tests.eval.conftest import build_tiny_llava, write_tiny_vqa_rad
 from tests.tiny import tiny_processor
 

@@ -10,7 +10,8 @@ from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
 from logramed.trainer.data.subsets import Subset, draw_subsets, select_listed
-from logramed.trainer.train import load_rows, main, parse_arguments
+from logramed.trainer.run_data import load_rows
+from logramed.trainer.train import main, parse_arguments
 from tests.trainer.test_train import write_recipe
 
 
@@ -93,7 +94,7 @@ def test_the_same_folder_is_evaluated_on_its_other_split(tmp_path, argument):
     source |= {"dataset_name": str(folder)} if argument == "dataset_name" else {}
     recipe = write_recipe(tmp_path, folder, **source, dataset_test_split="validation", eval_strategy="epoch")
     _, data, training = parse_arguments([recipe])
-    train, validation = load_rows(data, training)
+    train, validation = load_rows(data, training, {})
     assert (train["id"][:], validation["id"][:]) == (["xmlab1", "xmlab2"], ["xmlab2"])
     assert validation["extended_answers"][:] == [["Long 5."]]
 

@@ -11,7 +11,8 @@ from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
 from logramed.trainer.data.subsets import Subset, draw_subsets, main, order_strata, select_listed
-from logramed.trainer.train import load_rows, parse_arguments
+from logramed.trainer.run_data import load_rows
+from logramed.trainer.train import parse_arguments
 
 
 # The three least of `printf 42:row0 | sha256sum` to 42:row29.
@@ -151,7 +152,7 @@ def test_training_takes_the_listed_rows_in_the_order_of_the_data(folder):
     path = write(folder / "data.json", medical_records())
     main([str(path), "--share", "0.1", "--output", str(folder)])
     listed = folder / "data_10percent.json"
-    rows, _ = load_rows(*training_arguments(folder, train_data=path, train_ids=listed))
+    rows, _ = load_rows(*training_arguments(folder, train_data=path, train_ids=listed), {})
     ids = set(Subset.read(listed).ids)
     assert rows["id"] == [row["id"] for row in medical_records() if row["id"] in ids]
 
