@@ -102,8 +102,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         self.text_encoder = self._build_text_encoder(data_collator)
         if data_collator is None:
             self.data_collator = self._build_collator(kwargs)
-            with args.main_process_first(desc="text embeddings"):
-                prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
+            prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
         self._wrap_for_alignment()
         self._watch()
         self.image_cache = None
@@ -127,7 +126,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if self.args.alignment_text_encoder == "self" or self.args.alignment_weight == 0:
             return None
         device = "cpu" if self.args.use_cpu else None
-        return TextEncoder(self.args.alignment_text_encoder, self.args.alignment_text_cache, device)
+        return TextEncoder(self.args.alignment_text_encoder, device)
 
     def _build_collator(self, data: dict[str, Any]) -> LoGraMedDataCollator:
         # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
