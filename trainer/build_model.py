@@ -9,6 +9,7 @@ or the tower with a new language model, whose tokenizer is trained on the texts 
 """
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from transformers import (
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.chat_templates_logramed import DEFAULT_CHAT_TEMPLATE, with_image_parts
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.files import write_json
 from logramed.eval.model_names import naming_model
 from logramed.modeling_logramed import LoGraMedProjector

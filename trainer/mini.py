@@ -10,6 +10,7 @@ installed without their dependencies (llama.cpp, OpenCV, ONNX Runtime, sentence-
 """
 
 import shutil
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, LlamaForCausalLM
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.files import hash_file, require_empty, whole_folder, write_json
 from logramed.trainer.build_model import PARTS_NAME, join_models
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from transformers import AutoProcessor
 
 from logramed import AutoModelForVision2Seq
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import main as train
 from logramed.trainer.validation import answer_batch
@@ -30,7 +30,7 @@ RECIPE = "quickstart.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(description="Train and evaluate a tiny LoGra-Med on generated phantoms.")
+    parser = argparse.ArgumentParser(description="Train and evaluate a tiny LoGra-Med on generated phantoms.")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
     parser.add_argument("--max_steps", type=int, default=-1, help="stop training early, to try the path only")
     parser.add_argument("--alignment_weight", type=float, default=1.0, help="0 for plain fine-tuning")

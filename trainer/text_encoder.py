@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from logramed.eval.model_names import describe_nearest, looks_like_path
+from logramed.eval.model_names import looks_like_path
 
 
 logger = logging.getLogger(__name__)

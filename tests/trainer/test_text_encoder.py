@@ -222,7 +222,7 @@ def test_a_hub_id_is_read_from_the_cache_offline(folder, tmp_path, monkeypatch):
     assert torch.equal(encoder(TEXTS), TextEncoder(folder)(TEXTS))
 
 
-def test_a_folder_that_is_spelt_otherwise_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     write_encoder(tmp_path / "encoder")
     words = rf"{tmp_path}/encodre can't be used: there is no such folder\.$"
     with pytest.raises(ValueError, match=words):

@@ -10,6 +10,7 @@ Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
 
 import hashlib
 import json
+from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.data.records import index_by_id, read_turns
 from logramed.trainer.data.rows import BadRows, OnBadRow, RowLocation, TrainingRows, read_records
 from logramed.trainer.data.sources import load_training_rows
