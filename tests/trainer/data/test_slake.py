@@ -158,7 +158,7 @@ def test_a_tenth_of_the_real_slake_trains_aligned_and_is_evaluated_on_its_valida
         max_validation_questions=8,
     )
     assert main([recipe, "--dry_run", "true"]) == 0
-    assert "Data: 45 rows with 45 images" in capsys.readouterr().out
+    assert "Data: 45 rows. Trained" in capsys.readouterr().out
     assert main([recipe]) == 0
     run = tmp_path / "run"
     results = json.loads((run / "train_metrics.json").read_text())
