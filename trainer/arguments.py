@@ -139,9 +139,7 @@ class DataArguments(ScriptArguments):
     )
     validation_share: float = field(
         default=0.0,
-        metadata={
-            "help": "Without `validation_data`: share of the training questions held out for evaluation, 0 to 1."
-        },
+        metadata={"help": "Without `validation_data`: share of the training rows held out for evaluation, 0 to 1."},
     )
     shuffle_turns: bool = field(
         default=False,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset
 
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments
-from logramed.trainer.data import hold_out_turns, load_training_rows, open_stream
+from logramed.trainer.data import load_training_rows, open_stream
 from logramed.trainer.data.reports import holds_reports
 from logramed.trainer.data.subsets import select_listed
 
@@ -67,8 +67,8 @@ def load_rows(
     if validation is not None:
         return rows, load(validation, data, training, fingerprints, "_validation", split=split)
     if data.validation_share:
-        train, held_out = hold_out_turns(list(rows), data.validation_share, training.seed)
-        return Dataset.from_list(train), Dataset.from_list(held_out)
+        divided = rows.train_test_split(data.validation_share, seed=training.seed)
+        return divided["train"], divided["test"]
     return rows, None
 
 

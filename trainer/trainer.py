@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import nn
@@ -201,7 +202,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         loss = super().compute_loss(lambda **_: outputs, inputs, return_outputs, num_items_in_batch)
         loss, outputs = loss if return_outputs else (loss, outputs)
         if not self.model.training:
-            self._kept_nodes.append({**_detach(outputs.node_features), **_keys(nodes)})
+            features = {name: values.detach().float() for name, values in outputs.node_features.items()}
+            keys = {name: nodes[name] for name in (GROUPS, ANSWER_KEYS)}
+            self._kept_nodes.append({name: values.cpu() for name, values in (features | keys).items()})
         if objective is not None:
             alignment_loss, alignment = self._align(objective, outputs.node_features, nodes, graph)
             self._log_losses(loss, alignment, num_items_in_batch)
@@ -446,32 +449,14 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return output
 
     def _measure_retrieval(self) -> dict[str, float]:
-        # Rows without images have no nodes: where a process lacks some, none gathers, and nothing is measured.
-        if not self._is_everywhere(len(self._kept_nodes)):
-            self._kept_nodes.clear()
+        """Of the nodes of all processes; rows without images have none."""
+        kept = gather_object(self._kept_nodes)
+        self._kept_nodes = []
+        if not kept:
             return {}
-        nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
+        nodes = {name: torch.cat([batch[name] for batch in kept]) for name in kept[0]}
         groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
-        self._kept_nodes.clear()
         return retrieval_metrics(nodes, groups, answer_keys)
-
-    def _is_everywhere(self, count: int) -> bool:
-        """Whether `count` is the same on all processes, and not 0."""
-        counts = self.accelerator.gather(torch.tensor([count], device=self.args.device))
-        return count > 0 and bool((counts == count).all())
-
-    def _gather(self, name):
-        """
-        All kept values of `name`, on every process, whose batches may hold different numbers of nodes; a sampler that
-        repeats samples to even out is allowed for.
-        """
-        return torch.cat([part for batch in self._kept_nodes for part in self._gather_batch(batch[name])])
-
-    def _gather_batch(self, values):
-        count = torch.tensor([len(values)], device=values.device)
-        counts = self.accelerator.gather(count).tolist()
-        gathered = self.accelerator.gather(self.accelerator.pad_across_processes(values)).cpu()
-        return [part[:count] for part, count in zip(gathered.split(max(counts)), counts, strict=True)]
 
 
 def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module) -> LoGraMedTrainingArguments:
@@ -508,14 +493,6 @@ def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module, node_
     )
     torch.set_rng_state(randomness)  # a run without alignment is to draw what one with it does
     return network.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
-
-
-def _detach(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: values.detach().float() for name, values in features.items()}
-
-
-def _keys(nodes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: nodes[name] for name in (GROUPS, ANSWER_KEYS)}
 
 
 def _have_extended_answers(rows) -> bool:

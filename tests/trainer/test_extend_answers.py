@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data_file):
         command = [sys.executable, "-m", "logramed.trainer.extend_answers", *argv, "--concurrency", "2"]
         process = subprocess.Popen(command, env=dict(os.environ))
         done = output.with_suffix(".parts") / "done.jsonl"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (done.is_file() and done.read_text().count("\n") >= 2) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)

@@ -3,7 +3,7 @@
 from .rows import RowError, TrainingRows
 from .sources import load_training_rows
 from .streaming import open_stream
-from .turns import SetEpochCallback, TurnShuffler, hold_out_turns, questions_of_rows
+from .turns import SetEpochCallback, TurnShuffler, questions_of_rows
 
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "SetEpochCallback",
     "TrainingRows",
     "TurnShuffler",
-    "hold_out_turns",
     "load_training_rows",
     "open_stream",
     "questions_of_rows",

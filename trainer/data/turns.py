@@ -1,4 +1,4 @@
-"""The turns of training rows: asked one by one, held out, or put in another order."""
+"""The turns of training rows: asked one by one, or put in another order."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -50,46 +50,6 @@ def _shown(images: list, question: dict, place: tuple[int, int], places: list[st
     texts = [IMAGE_PLACEHOLDER if part["type"] == "image" else part["text"] for part in content]
     shown = {"images": images[slice(*place)], "question": "\n".join(texts)}
     return shown | ({"position_texts": [[text] for text in places[slice(*place)]]} if any(places) else {})
-
-
-def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
-    """
-    Divide the turns (a question and its answer) of training rows into two sets of rows.
-
-    Every row keeps at least one turn for training; an image stays where it is asked about. Rows whose images have
-    their places in the dialogue (`has_placed_images`) keep all turns. Same rows, share and seed: same division.
-
-    Args:
-        rows (`Sequence[dict]`): Training rows.
-        share (`float`): Share of all turns that is held out, 0 to 1.
-        seed (`int`): Of the draw.
-
-    Returns:
-        `tuple[list[dict], list[dict]]`: the rows for training, and the rows of the turns held out, which have the same
-        ids, images and system text.
-    """
-    generator = random.Random(seed)
-    num_turns = [count_turns(row) for row in rows]
-    whole = {number for number, row in enumerate(rows) if has_placed_images(row)}
-    candidates = [
-        (number, turn) for number, turns in enumerate(num_turns) if number not in whole for turn in range(turns)
-    ]
-    generator.shuffle(candidates)
-    num_wanted = round(share * len(candidates))
-    held_out: dict[int, set[int]] = {}
-    for number, turn in candidates:
-        if num_wanted == 0:
-            break
-        if len(held_out.get(number, ())) + 1 < num_turns[number]:
-            held_out.setdefault(number, set()).add(turn)
-            num_wanted -= 1
-    training = [
-        row
-        if number in whole
-        else with_turns(row, [turn for turn in range(num_turns[number]) if turn not in held_out.get(number, ())])
-        for number, row in enumerate(rows)
-    ]
-    return training, [with_turns(rows[number], sorted(turns)) for number, turns in sorted(held_out.items())]
 
 
 def count_turns(row: dict) -> int:
