@@ -24,20 +24,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "run.json"
 PACKAGES = (
-    "logramed",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "bitsandbytes",
-    "deepspeed",
-    "numba",
-    "numpy",
-    "pillow",
+    *("logramed", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
+    *("bitsandbytes", "deepspeed", "numba", "numpy", "pillow"),
 )
 # Arguments that say which weights a run has.
 SHAPING = (
@@ -52,17 +40,12 @@ def record_run(
     output_dir: str | Path, arguments: Sequence[Any], fingerprints: dict[str, str], checkpoint: str | None
 ) -> Path:
     """
-    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a checkpoint, or with one
-    that lies elsewhere, it begins anew.
+    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a `checkpoint` that it is
+    resumed from, or with one that lies elsewhere, it begins anew.
 
     Args:
-        output_dir (`str` or `Path`): Where the run writes.
         arguments (`Sequence`): Dataclasses of arguments.
         fingerprints (`dict[str, str]`): That of each source of data (see `TrainingRows`).
-        checkpoint (`str`, *optional*): What the run is resumed from.
-
-    Returns:
-        `Path`: of the file.
 
     Raises:
         ValueError: If a run is resumed with other data than it began with, or arguments that ask for other weights.
@@ -116,10 +99,7 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
 
 
 def find_base_models(model: str | None) -> list[str]:
-    """
-    What a model is made from, as far as its folder tells: the id on the Hub if it is none, the parts that
-    `build_model.py` joined or `convert.py` converted, or those of the model that it was trained from.
-    """
+    """What a model is made from: its id on the Hub, or the parts that its folder names."""
     if model is None:
         return []
     folder = Path(model)

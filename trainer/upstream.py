@@ -7,7 +7,6 @@ CHECKPOINTS, TRAINER = "trainer/checkpoints.py", "trainer/trainer.py"
 MODEL, PROCESSOR = "modeling_logramed/modeling_logramed.py", "modeling_logramed/processing_logramed.py"
 HANDLER, REQUESTS = "transformers.cli.serving.chat_completion.ChatCompletionHandler", "hub_cards/chat_requests.py"
 ANSWER = "request_id model processor model_id inputs gen_config"
-TEMPLATE = "conversations tools documents chat_template return_assistant_tokens_mask continue_final_message "
 
 # Methods and functions: the file that overrides or calls them, their parameters, and what for.
 METHODS = {
@@ -31,9 +30,6 @@ METHODS = {
     ),
     "trl.trainer.utils.add_fused_lm_head": (
         *("trainer/aligned_model.py", "model temperature cast_lm_head_to_fp32 outputs", "loss without all logits"),
-    ),
-    "transformers.utils.chat_template_utils.render_jinja_template": (
-        *("trainer/collator.py", TEMPLATE + "add_generation_prompt kwargs", "where answers stand in a text"),
     ),
 }
 
