@@ -166,11 +166,6 @@ def count_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def describe_trained(model: nn.Module) -> str:
-    """
-    What is trained, in one line.
-
-    Example:
-        `"Trained: projector 1,024 of 1,024, language 0 of 50,000, vision 0 of 9,000 weights."`
-    """
+    """What is trained, in one line: "Trained: projector 1,024 of 1,024, language 0 of 50,000, ..."."""
     counts = ", ".join(f"{part} {trained:,} of {total:,}" for part, (trained, total) in count_trained(model).items())
     return f"Trained: {counts} weights."

@@ -98,7 +98,6 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
         ("open recall", f"{sighted['open_recall']:.1f}%", f"{sighted['num_open']} questions"),
         ("  the same without sight", f"{blank['open_recall']:.1f}%", "every image blank"),
         ("recall@1, image to answer", "-" if recall is None else f"{100 * recall:.1f}%", "validation phantoms"),
-        ("weights", f"{training['num_parameters'] / 1e6:.2f} million", ""),
         ("time", f"{minutes:.1f} minutes", "without installation"),
     ]
     lines = [f"  {name:<28}{value:>14}  {note}".rstrip() for name, value, note in rows]

@@ -17,8 +17,8 @@ from logramed.eval.prompts import build_prompt, load_question_images
 from logramed.eval.question_images import list_sources, question_content, show_volumes
 from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, open_image_reference
 from logramed.trainer.arguments import DataArguments
-from logramed.trainer.collator import LoGraMedDataCollator, read_turns
-from logramed.trainer.data import TurnShuffler, load_training_rows, open_stream, questions_of_rows
+from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data import load_training_rows, open_stream, questions_of_rows
 from logramed.trainer.data.records import canonical_row
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.model_loading import find_image_tokens
@@ -150,23 +150,6 @@ def test_official_files_may_be_volumes(tmp_path):
     write_series(image, phantom())
     loaded = load_training_rows(data, require_extended=False, volumes=OPTIONS)
     assert sorted({len(images) for images in loaded.dataset["images"]}) == [1, 2]
-
-
-def test_places_stay_with_their_images_where_turns_are_put_in_another_order(folder):
-    pairs = [("<image>\nMass?", "No."), ("Organ?", "Lung."), ("Plane?", "Axial.")]
-    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
-    rows = [{"id": "1", "image": "series", "conversations": turns}]
-    row = load_training_rows(write_rows(folder, rows), require_extended=False, volumes=OPTIONS).dataset[0]
-    shown = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm\n"]
-    questions = set()
-    for seed in range(8):
-        mixed = TurnShuffler(seed)({name: [value] for name, value in row.items()})
-        content = describe({"messages": mixed["messages"][0]})
-        assert content[0][:4] == shown
-        assert not any(text.startswith("Slice") for text in [*content[0][4:], *content[1], *content[2]])
-        questions.add(content[0][4])
-    assert questions == {"Mass?", "Organ?", "Plane?"}
-    assert [question for question, _ in read_turns(row, row["messages"])] == ["Mass?", "Organ?", "Plane?"]
 
 
 def test_slices_are_checked_and_remembered_as_images_are(folder, monkeypatch):
