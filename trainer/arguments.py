@@ -94,15 +94,9 @@ class DataArguments(ScriptArguments):
     first_stage_data: str | None = _argument(
         None,
         "Data of the same forms to train on first, such as descriptions: what the paper's pre-training is for, "
-        "in one command. Without the alignment loss, but for `alignment_stages`.",
+        "in one command. Without the alignment loss.",
     )
     first_stage_epochs: float = _argument(1.0, "Epochs of the first stage.")
-    alignment_stages: str = _argument(
-        "main",
-        "Which stages have the alignment loss: the `main` one; the `first` alone, as the paper's pre-training "
-        "before plain fine-tuning; or `both`.",
-        choices=["main", "first", "both"],
-    )
     image_folder: str | None = _argument(None, "Folder that holds the images; by default `images` beside the data.")
     extended_data: str | None = _argument(None, "Second file with the extended answers, merged by id.")
     report_section: str | None = _argument(
@@ -167,8 +161,6 @@ class DataArguments(ScriptArguments):
             raise ValueError(
                 f"`max_turns`, 1 at least, draws turns anew, which needs `shuffle_turns`; got {self.max_turns}."
             )
-        if self.alignment_stages != "main" and self.first_stage_data is None:
-            raise ValueError(f"`alignment_stages` is {self.alignment_stages!r}, but there is no `first_stage_data`.")
         if self.streaming:
             wanted = ("extended_data", "first_stage_data", "train_ids", "validation_share", "shuffle_turns")
             refused = [name for name in wanted if getattr(self, name)]

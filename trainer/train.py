@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return look_before_start(model_arguments, data, training)
     fingerprints: dict[str, str] = {}
     first_checkpoint, checkpoint = find_checkpoints(training, data.first_stage_data is not None)
-    first_training, training = arguments_of_stages(training, data)
+    first_training = arguments_of_first_stage(training, data.first_stage_epochs)
     rows = read_data(data, training, first_training, fingerprints)
     if training.process_index == 0:
         record_run(training.output_dir, arguments, fingerprints, checkpoint or first_checkpoint)
@@ -101,7 +101,7 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
         raise ValueError("`dry_run` needs all rows at hand, and a stream (`streaming`) has not: leave one out.")
 
     def load(arguments: LoGraMedTrainingArguments) -> tuple[Dataset, nn.Module, Any, LoraConfig | None]:
-        first_arguments, arguments = arguments_of_stages(arguments, data)
+        first_arguments = arguments_of_first_stage(arguments, data.first_stage_epochs)
         rows = read_data(data, arguments, first_arguments, {})
         return rows.train, *load_model(model, rows.texts, arguments)
 
@@ -109,15 +109,13 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
     return 0
 
 
-def arguments_of_stages(
-    training: LoGraMedTrainingArguments, data: DataArguments
-) -> tuple[LoGraMedTrainingArguments, LoGraMedTrainingArguments]:
-    """Those of the first stage, which keeps one checkpoint in a folder of its own, and of the main one."""
-    plain = replace(training, alignment_weight=0.0)
-    first = replace(
-        plain if data.alignment_stages == "main" else training,
+def arguments_of_first_stage(training: LoGraMedTrainingArguments, num_epochs: float) -> LoGraMedTrainingArguments:
+    """Without alignment, and with one checkpoint in a folder of its own."""
+    return replace(
+        training,
+        alignment_weight=0.0,
         output_dir=str(first_stage_folder(training)),
-        num_train_epochs=data.first_stage_epochs,
+        num_train_epochs=num_epochs,
         eval_strategy="no",
         save_strategy="epoch" if training.save_strategy == "best" else training.save_strategy,
         save_total_limit=1,
@@ -125,7 +123,6 @@ def arguments_of_stages(
         push_to_hub=False,
         cache_image_features=None,
     )
-    return first, plain if data.alignment_stages == "first" else training
 
 
 def first_stage_folder(training: LoGraMedTrainingArguments) -> Path:
