@@ -49,15 +49,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss, for any image-text-to-text model of
     transformers 5 whose images become tokens; with weight 0 it is plain `SFTTrainer`.
 
-    The nodes that are aligned are the samples of a batch, their turns, or the sentences of their extended answers
-    (`alignment_granularity`). The loss is on answers alone.
-
-    In each step it logs `loss` (total), `language_modeling_loss`, `alignment_loss` and, on logged steps,
-    `matching_accuracy` (share of nodes matched to themselves). An evaluation gives these too, without noise in the
-    matching, and recall at 1 and 5 between the modalities of all evaluation nodes, such as
-    `eval_recall_at_1_image_to_answer`: the share of images whose own answer is the nearest (nodes with identical
-    answers count as one). A low alignment loss is no evidence of alignment (the loss can be met without it); recall
-    is. With `validation_questions` it also answers those.
+    It logs `loss` (total), `language_modeling_loss`, `alignment_loss` and `matching_accuracy` (share of nodes matched
+    to themselves). An evaluation gives these too, without noise in the matching, and recall at 1 and 5 between the
+    modalities of all evaluation nodes, such as `eval_recall_at_1_image_to_answer`: the share of images whose own
+    answer is the nearest. A low alignment loss is no evidence of alignment; recall is. With `validation_questions` it
+    also answers those.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):

@@ -34,20 +34,12 @@ def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Weights:
-    """
-    Where weights come from.
-
-    Attributes:
-        files (`WeightFiles`): Their files.
-        rename (`Callable`): From a name there to ours; `None` leaves a weight out.
-        change (`Callable`): What is done to a weight on the way, given our name and the tensor.
-        shapes (`dict`): Shapes that `change` gives, by our name, where they are others.
-    """
+    """Where weights come from."""
 
     files: WeightFiles
-    rename: Callable[[str], str | None]
-    change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rename: Callable[[str], str | None]  # from a name there to ours; `None` leaves a weight out
+    change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged  # given our name
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # where `change` gives others, by our name
 
     def names(self) -> tuple[dict[str, TensorInfo], list[str]]:
         """The weights by our names, and the names in the files that nobody knows."""
@@ -71,22 +63,13 @@ class Weights:
 
 @dataclass
 class Plan:
-    """
-    A model that is to be written.
-
-    Attributes:
-        config (`LoGraMedConfig`): Of the model.
-        processor (`LoGraMedProcessor`): With its tokenizer.
-        end_token_ids (`list[int]`): Tokens that end an answer.
-        weights (`list[Weights]`): Where its weights come from, each under its own names.
-        parts (`dict`): What parts.json says.
-    """
+    """A model that is to be written."""
 
     config: LoGraMedConfig
     processor: LoGraMedProcessor
     end_token_ids: list[int]
     weights: list[Weights]
-    parts: dict[str, Any]
+    parts: dict[str, Any]  # what parts.json says
 
     @property
     def dtype(self) -> torch.dtype:
