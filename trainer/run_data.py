@@ -1,6 +1,7 @@
 """The rows of a run, as its arguments name them."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,16 +27,12 @@ class Rows(NamedTuple):
     texts: Iterable[dict]
 
 
-def read_data(
-    data: DataArguments,
-    training: LoGraMedTrainingArguments,
-    first_training: LoGraMedTrainingArguments,
-    fingerprints: dict[str, str],
-) -> Rows:
-    """All rows of a run, of its main and of its first stage; `fingerprints` gets that of each source."""
+def read_data(data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str]) -> Rows:
+    """All rows of a run; `fingerprints` gets that of each source."""
     first_stage: Dataset | tuple[()] = ()
     if data.first_stage_data is not None:
-        first_stage = load(data.first_stage_data, data, first_training, fingerprints, "_first_stage")
+        plain = replace(training, alignment_weight=0.0)
+        first_stage = load(data.first_stage_data, data, plain, fingerprints, "_first_stage")
     if data.streaming:
         train = stream(data, training)
         validation = None

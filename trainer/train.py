@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fingerprints: dict[str, str] = {}
     first_checkpoint, checkpoint = find_checkpoints(training, data.first_stage_data is not None)
     first_training = arguments_of_first_stage(training, data.first_stage_epochs)
-    rows = read_data(data, training, first_training, fingerprints)
+    rows = read_data(data, training, fingerprints)
     if training.process_index == 0:
         record_run(training.output_dir, arguments, fingerprints, checkpoint or first_checkpoint)
         clear_output(training.output_dir, checkpoint)
@@ -101,8 +101,7 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
         raise ValueError("`dry_run` needs all rows at hand, and a stream (`streaming`) has not: leave one out.")
 
     def load(arguments: LoGraMedTrainingArguments) -> tuple[Dataset, nn.Module, Any, LoraConfig | None]:
-        first_arguments = arguments_of_first_stage(arguments, data.first_stage_epochs)
-        rows = read_data(data, arguments, first_arguments, {})
+        rows = read_data(data, arguments, {})
         return rows.train, *load_model(model, rows.texts, arguments)
 
     print(dry_run(training, load))
