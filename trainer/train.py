@@ -25,7 +25,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 from trl import TrlParser
 
-from logramed.eval.command_line import run_command
+from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.checkpoints import clear_output, find_checkpoint
 from logramed.trainer.curves import plot_curves
@@ -84,6 +84,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
     parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
+    refuse_unknown(parser, argv)
     return parser.parse_args_and_config(argv)
 
 

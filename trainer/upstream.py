@@ -45,7 +45,6 @@ ATTRIBUTES = {
     "_tag_names": ("trl.trainer.sft_trainer", TRAINER, "tags of the card"),
     "_no_split_modules": ("accelerate.utils.dataclasses", "trainer/devices.py", "units of FSDP2"),
     "_attn_implementation": ("transformers.modeling_utils", TRAINER, "flash attention packs texts in one row"),
-    "_option_string_actions": ("argparse", "eval/command_line.py", "the nearest of an unknown argument"),
     "_name_or_path": ("transformers.configuration_utils", TRAINER, "the default of `output_dir`"),
     "_weight_conversions": ("transformers.core_model_loading", MODEL, "weights are saved under LLaVA's names"),
     "_auto_class": ("transformers.image_processing_base", "modeling_logramed/image_processing_logramed.py", "loading"),
