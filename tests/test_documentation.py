@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from logramed.eval import compare
 from logramed.eval.arguments import EvaluationArguments
 from logramed.hub_cards import push, serve
-from logramed.trainer import build_model, convert, extend_answers, mini, phantoms, plan, train
+from logramed.trainer import build_model, convert, extend_answers, mini, phantoms, train
 from logramed.trainer.data import subsets
 from logramed.trainer.study import run as study_run
 from tests.hub_cards.space_app import space_modules
@@ -105,8 +105,6 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
             subsets.main(arguments)
         assert called
-    elif program == "trainer/plan.py":
-        assert plan.main(arguments) == 0
     elif program in ("eval/run.py", "logramed-eval"):
         HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(arguments)
     elif program in ("trainer/extend_answers.py", "logramed-extend"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from typing import Any
@@ -15,53 +16,44 @@ from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.parts import parse_parts
 
 
+def _argument(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
 @dataclass
 class ModelArguments(ModelConfig):
     """[`trl.ModelConfig`] and, for a new model, its shape."""
 
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Short form of `model_name_or_path`: any image-text-to-text model, as a folder or Hub id. Without "
-            "it, tower, language model and tokenizer are made anew from `vision_config` and `text_config`."
-        },
+    model: str | None = _argument(
+        None,
+        "Short form of `model_name_or_path`: any image-text-to-text model, as a folder or Hub id. Without it, "
+        "tower, language model and tokenizer are made anew from `vision_config` and `text_config`.",
     )
-    vision: str | None = field(
-        default=None,
-        metadata={
-            "help": "In place of `vision_config`: a pretrained tower (CLIP, SigLIP, DINOv2) for a new language "
-            "model, as a folder or Hub id."
-        },
+    vision: str | None = _argument(
+        None,
+        "In place of `vision_config`: a pretrained tower (CLIP, SigLIP, DINOv2) for a new language model, as a "
+        "folder or Hub id.",
     )
-    vision_config: dict | str | None = field(
-        default=None, metadata={"help": "Configuration of a new vision tower, with its `model_type` (JSON)."}
+    vision_config: dict | str | None = _argument(  # noqa: RUF009
+        None, "Configuration of a new vision tower, with its `model_type` (JSON)."
     )
-    text_config: dict | str | None = field(
-        default=None, metadata={"help": "Configuration of a new language model, with its `model_type` (JSON)."}
+    text_config: dict | str | None = _argument(  # noqa: RUF009
+        None, "Configuration of a new language model, with its `model_type` (JSON)."
     )
-    logramed_config: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Further values of a new `LoGraMedConfig`, such as `dense_connector` or `image_token_pooling` "
-            "(JSON)."
-        },
+    logramed_config: dict | str | None = _argument(  # noqa: RUF009
+        None,
+        "Further values of a new `LoGraMedConfig`, such as `dense_connector` or `image_token_pooling` (JSON).",
     )
-    vocab_size: int = field(
-        default=2000, metadata={"help": "Largest vocabulary of a new tokenizer, trained on the training text."}
+    vocab_size: int = _argument(2000, "Largest vocabulary of a new tokenizer, trained on the training text.")
+    position_embedding_scale: float = _argument(
+        1.0,
+        "Factor on the first position embeddings of a new vision tower. The usual ones are far smaller than the "
+        "patches', and a tower that starts from nothing learns late where things are.",
     )
-    position_embedding_scale: float = field(
-        default=1.0,
-        metadata={
-            "help": "Factor on the first position embeddings of a new vision tower. The usual ones are far smaller "
-            "than the patches', and a tower that starts from nothing learns late where things are."
-        },
-    )
-    train: str | None = field(
-        default=None,
-        metadata={
-            "help": "Parts to train, by commas: `projector`, `language`, `vision`; the rest is frozen. By default "
-            "all, with `use_peft` the projector, and the language model through adapters."
-        },
+    train: str | None = _argument(
+        None,
+        "Parts to train, by commas: `projector`, `language`, `vision`; the rest is frozen. By default all, with "
+        "`use_peft` the projector, and the language model through adapters.",
     )
 
     def __post_init__(self):
@@ -94,95 +86,64 @@ class ModelArguments(ModelConfig):
 class DataArguments(ScriptArguments):
     """[`trl.ScriptArguments`], and data in files of other forms."""
 
-    train_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, SLAKE or reports, "
-            "a folder written by `datasets`, or a Hub id."
-        },
+    train_data: str | None = _argument(
+        None,
+        "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, SLAKE or reports, a "
+        "folder written by `datasets`, or a Hub id.",
     )
-    first_stage_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data of the same forms to train on first, such as descriptions: what the paper's "
-            "pre-training is for, in one command. Without the alignment loss, but for `alignment_stages`."
-        },
+    first_stage_data: str | None = _argument(
+        None,
+        "Data of the same forms to train on first, such as descriptions: what the paper's pre-training is for, "
+        "in one command. Without the alignment loss.",
     )
-    first_stage_epochs: float = field(default=1.0, metadata={"help": "Epochs of the first stage."})
-    alignment_stages: str = field(
-        default="main",
-        metadata={
-            "help": "Which stages have the alignment loss: the `main` one; the `first` alone, as the paper's "
-            "pre-training before plain fine-tuning; or `both`.",
-            "choices": ["main", "first", "both"],
-        },
+    first_stage_epochs: float = _argument(1.0, "Epochs of the first stage.")
+    image_folder: str | None = _argument(None, "Folder that holds the images; by default `images` beside the data.")
+    extended_data: str | None = _argument(None, "Second file with the extended answers, merged by id.")
+    report_section: str | None = _argument(
+        None,
+        "Of folders of reports (R2Gen's annotation.json, IU X-Ray's tables) the section to write: `findings`, "
+        "`impression` or `both`. By default reports are taken as they stand.",
     )
-    image_folder: str | None = field(
-        default=None, metadata={"help": "Folder that holds the images; by default `images` beside the data."}
+    validation_data: str | None = _argument(
+        None,
+        "Data of the same form to evaluate on during training; the folder or Hub id of `train_data` again stands "
+        "for its split `dataset_test_split`.",
     )
-    extended_data: str | None = field(
-        default=None, metadata={"help": "Second file with the extended answers, merged by id."}
+    validation_share: float = _argument(
+        0.0,
+        "Without `validation_data`: share of the training rows held out for evaluation, 0 to 1.",
     )
-    report_section: str | None = field(
-        default=None,
-        metadata={
-            "help": "Of folders of reports (R2Gen's annotation.json, IU X-Ray's tables) the section to write: "
-            "`findings`, `impression` or `both`. By default reports are taken as they stand.",
-        },
+    shuffle_turns: bool = _argument(
+        False,
+        "Put the turns of a conversation in another order each time it is seen. For questions that do not build "
+        "on each other: each is then also learned as the first, as an evaluation asks it.",
     )
-    validation_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data of the same form to evaluate on during training; the folder or Hub id of `train_data` "
-            "again stands for its split `dataset_test_split`."
-        },
+    max_turns: int | None = _argument(
+        None,
+        "With `shuffle_turns`: at most so many turns of a conversation each time it is seen.",
     )
-    validation_share: float = field(
-        default=0.0,
-        metadata={
-            "help": "Without `validation_data`: share of the training questions held out for evaluation, 0 to 1."
-        },
+    dry_run: bool = _argument(
+        False,
+        "Check data, memory and arguments, take two steps, print what was found; start nothing.",
     )
-    shuffle_turns: bool = field(
-        default=False,
-        metadata={
-            "help": "Put the turns of a conversation in another order each time it is seen. For questions that do not "
-            "build on each other: each is then also learned as the first, as an evaluation asks it."
-        },
+    streaming: bool = _argument(
+        False,
+        "Read `train_data` as it is needed, from JSON lines, WebDataset shards or a Hub id, never all of it at "
+        "once. Needs `max_steps`.",
     )
-    max_turns: int | None = field(
-        default=None,
-        metadata={"help": "With `shuffle_turns`: at most so many turns of a conversation each time it is seen."},
+    on_bad_row: str = _argument(
+        "raise",
+        "What to do about a row that cannot be used: `raise` stops and names it, `skip` lists it.",
+        choices=["raise", "skip"],
     )
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Check data, memory and arguments, take two steps, print what was found; start nothing."},
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read `train_data` as it is needed, from JSON lines, WebDataset shards or a Hub id, never all of "
-            "it at once. Needs `max_steps`."
-        },
-    )
-    on_bad_row: str = field(
-        default="raise",
-        metadata={
-            "help": "What to do about a row that cannot be used: `raise` stops and names it, `skip` lists it.",
-            "choices": ["raise", "skip"],
-        },
-    )
-    train_ids: str | None = field(
-        default=None,
-        metadata={
-            "help": "File with the ids to train on, written by `data/subsets.py` from `train_data`; other rows are "
-            "left out."
-        },
+    train_ids: str | None = _argument(
+        None,
+        "File with the ids to train on, written by `data/subsets.py` from `train_data`; other rows are left out.",
     )
 
-    window: str = field(default="auto", metadata={"help": WINDOW_HELP})
-    slices: str = field(default="uniform", metadata={"help": SLICES_HELP})
-    volume_tokens: int = field(default=256, metadata={"help": TOKENS_HELP})
+    window: str = _argument("auto", WINDOW_HELP)
+    slices: str = _argument("uniform", SLICES_HELP)
+    volume_tokens: int = _argument(256, TOKENS_HELP)
 
     def __post_init__(self):
         self.volumes = VolumeOptions(self.slices, self.window, self.volume_tokens)
@@ -200,8 +161,6 @@ class DataArguments(ScriptArguments):
             raise ValueError(
                 f"`max_turns`, 1 at least, draws turns anew, which needs `shuffle_turns`; got {self.max_turns}."
             )
-        if self.alignment_stages != "main" and self.first_stage_data is None:
-            raise ValueError(f"`alignment_stages` is {self.alignment_stages!r}, but there is no `first_stage_data`.")
         if self.streaming:
             wanted = ("extended_data", "first_stage_data", "train_ids", "validation_share", "shuffle_turns")
             refused = [name for name in wanted if getattr(self, name)]
@@ -218,49 +177,32 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
     several processes on a machine without an accelerator share the work on its CPUs, without `use_cpu` too.
     """
 
-    bf16: bool = field(default=False, metadata={"help": "Train in bfloat16 mixed precision."})
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Former name of `activation_checkpointing`: less memory, more time."}
+    bf16: bool = _argument(False, "Train in bfloat16 mixed precision.")
+    gradient_checkpointing: bool | None = _argument(
+        None, "Former name of `activation_checkpointing`: less memory, more time."
     )
-    max_length: int | None = field(
-        default=2048,
-        metadata={"help": "Longest sequence in tokens; longer ones lose their last turns, never an image token."},
+    max_length: int | None = _argument(
+        2048,
+        "Longest sequence in tokens; longer ones lose their last turns, never an image token.",
     )
-    report_to: None | str | list[str] = field(  # noqa: RUF036 (the parser reads a union in this order)
-        default="tensorboard",
-        metadata={
-            "help": "Where the log goes beside the files of the run: `tensorboard` (files in `output_dir/runs`), "
-            "`trackio` (on this machine, unless `trackio_space_id` is set), both, or `none`."
-        },
+    report_to: None | str | list[str] = _argument(  # noqa: RUF009, RUF036 (the parser reads a union in this order)
+        "tensorboard",
+        "Where the log goes beside the files of the run: `tensorboard` (files in `output_dir/runs`), `trackio` "
+        "(on this machine, unless `trackio_space_id` is set), both, or `none`.",
     )
-    gradient_norm_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Log the gradient norm of each part of the loss, and the cosine between them, every so many "
-            "steps; each time costs a backward pass for either. 0: never."
-        },
+    cache_image_features: str | None = _argument(
+        None,
+        "Folder to keep in what a frozen vision tower makes of each image, so that it runs once an image. For "
+        "several epochs; a CLIP ViT-L/14 with 224 pixels takes about 1 MiB an image in float32.",
     )
-    matching_picture_steps: int = field(
-        default=0,
-        metadata={"help": "Draw which image went to which answer every so many steps. 0: never."},
+    max_validation_questions: int = _argument(
+        256,
+        "Questions answered at each evaluation for the validation accuracy, drawn with the seed; 0: none.",
     )
-    cache_image_features: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder to keep in what a frozen vision tower makes of each image, so that it runs once an image. "
-            "For several epochs; a CLIP ViT-L/14 with 224 pixels takes about 1 MiB an image in float32."
-        },
-    )
-    max_validation_questions: int = field(
-        default=256,
-        metadata={
-            "help": "Questions answered at each evaluation for the validation accuracy, drawn with the seed; 0: none."
-        },
-    )
-    max_new_tokens: int = field(default=32, metadata={"help": "Longest answer at validation, in tokens."})
-    hub_license: str | None = field(
-        default=None,
-        metadata={"help": "Licence of the model for its card, such as `apache-2.0`; `push_to_hub` needs it."},
+    max_new_tokens: int = _argument(32, "Longest answer at validation, in tokens.")
+    hub_license: str | None = _argument(
+        None,
+        "Licence of the model for its card, such as `apache-2.0`; `push_to_hub` needs it.",
     )
 
     def __post_init__(self):
@@ -273,9 +215,8 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
             self._check_publishing()
         # Pinned memory only helps copies to an accelerator; without one it gives a warning for every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        for name in ("gradient_norm_steps", "matching_picture_steps", "max_validation_questions"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative; got {getattr(self, name)}.")
+        if self.max_validation_questions < 0:
+            raise ValueError(f"`max_validation_questions` must not be negative; got {self.max_validation_questions}.")
 
     def _check_publishing(self):
         if self.hub_license is None:

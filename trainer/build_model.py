@@ -9,6 +9,7 @@ or the tower with a new language model, whose tokenizer is trained on the texts 
 """
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from transformers import (
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.chat_templates_logramed import DEFAULT_CHAT_TEMPLATE, with_image_parts
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.files import write_json
 from logramed.eval.model_names import naming_model
 from logramed.modeling_logramed import LoGraMedProjector
@@ -43,26 +44,16 @@ def join_models(
     vision: str, language: str, *, dtype: str = "auto", seed: int = 0, **config_values
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
-    An untrained LoGra-Med of a pretrained vision tower and a pretrained language model.
-
-    The tokenizer gets an image token (and a padding token if it has none), the embeddings rows for them, and the
-    projector new weights of the size that the two need. The tokenizer's chat template is kept.
+    An untrained LoGra-Med of a pretrained vision tower and a pretrained language model, in evaluation mode, and its
+    processor. The tokenizer gets an image token (and a padding token if it has none); its chat template is kept.
 
     Args:
-        vision (`str`):
-            Hub id or folder of the vision tower, or of a model that contains one (CLIP, SigLIP), with its image
-            processor's settings.
-        language (`str`):
-            Hub id or folder of the language model, with its tokenizer.
-        dtype (`str`, *optional*, defaults to `"auto"`):
-            Of all weights: `"auto"` for that of the language model's files, or `"float32"`, `"bfloat16"`, ...
-        seed (`int`, *optional*, defaults to 0):
-            Of the new weights.
-        config_values:
-            Further values of `LoGraMedConfig`, such as `dense_connector`.
-
-    Returns:
-        The model, in evaluation mode, and its processor.
+        vision (`str`): Hub id or folder of the vision tower, or of a model that contains one (CLIP, SigLIP), with its
+            image processor's settings.
+        language (`str`): Hub id or folder of the language model, with its tokenizer.
+        dtype (`str`): Of all weights: `"auto"` for that of the language model's files, or `"float32"`, ...
+        seed (`int`): Of the new weights.
+        config_values: Further values of `LoGraMedConfig`, such as `dense_connector`.
 
     Raises:
         ValueError: If a part is not found.
@@ -79,18 +70,8 @@ def join_new_language_model(
     vision: str, text_config: dict, texts: Iterable[str], vocab_size: int, *, seed: int = 0, **config_values
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
-    A LoGra-Med of a pretrained vision tower and a new language model, in float32.
-
-    Args:
-        vision (`str`): As for `join_models`.
-        text_config (`dict`): Configuration with its `model_type`; the vocabulary size is set here.
-        texts (`Iterable[str]`): What the tokenizer is trained on.
-        vocab_size (`int`): Largest vocabulary.
-        seed (`int`, *optional*, defaults to 0): Of the new weights.
-        config_values: As for `join_models`.
-
-    Returns:
-        The model, in evaluation mode, and its processor.
+    As `join_models`, with a new language model of `text_config` in float32, whose tokenizer, of at most `vocab_size`
+    tokens, is trained on `texts`.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
     config = AutoConfig.for_model(**with_vocabulary(text_config, tokenizer))
@@ -189,18 +170,14 @@ def new_model(
     position_embedding_scale: float = 1.0,
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
-    A LoGra-Med made from scratch, its tokenizer trained on `texts`.
+    A LoGra-Med made from scratch, and its processor.
 
     Args:
         vision_config, text_config (`dict`): Configurations with their `model_type`; the vocabulary size is set here.
-        texts (`Iterable[str]`): What the tokenizer is trained on.
-        vocab_size (`int`): Largest vocabulary.
+        texts (`Iterable[str]`): What the tokenizer, of at most `vocab_size` tokens, is trained on.
         config_values (`dict`, *optional*): Further values of `LoGraMedConfig`.
-        seed (`int`, *optional*, defaults to 0): Of the weights.
-        position_embedding_scale (`float`, *optional*, defaults to 1.0): Factor on the tower's position embeddings.
-
-    Returns:
-        The model and its processor.
+        seed (`int`): Of the weights.
+        position_embedding_scale (`float`): Factor on the tower's position embeddings.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
     config = LoGraMedConfig(

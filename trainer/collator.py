@@ -13,7 +13,6 @@ from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from logramed.eval.image_check import decode
 from logramed.eval.volumes import split_position_texts
@@ -37,7 +36,6 @@ SENTENCE_ENDS = ".!?"
 SENTENCE_END_PATTERN = re.compile(rf"[{SENTENCE_ENDS}]+[\"')\]]*(?=\s)")
 # Words before a full stop that does not end a sentence: these, and letters with full stops between them ("e.g").
 ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof", "vs")
-GENERATION_PATTERN = re.compile(r"\{%-?\s*generation\b")
 ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
 
 
@@ -148,8 +146,8 @@ class LoGraMedDataCollator:
     """
     Builds training batches of rows, with the processor of any image-text-to-text model of transformers 5.
 
-    Labels cover what the model has to write and nothing else: what the chat template marks with `{% generation %}` or,
-    in a template without such marks, each answer and the end of its turn, as the template lays them out.
+    Labels cover what the model has to write and nothing else: each answer and the end of its turn, as the chat
+    template lays them out.
 
     Args:
         processor (`ProcessorMixin`):
@@ -303,9 +301,6 @@ class LoGraMedDataCollator:
 
     def _find_answers(self, row: dict[str, Any], messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
         """Start and end in `text` of what the model writes, one pair an answer."""
-        marked = self._find_marked(messages, text)
-        if marked is not None:
-            return marked
         structure = get_structure(messages)
         try:
             if structure not in self._layouts:
@@ -313,21 +308,6 @@ class LoGraMedDataCollator:
             return locate_answers(text, messages, self._layouts[structure])
         except ValueError as error:
             raise ValueError(f"Row {row['id']!r}: {error}") from error
-
-    def _find_marked(self, messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]] | None:
-        """What the template marks as the model's in `text`; None where it has no such marks."""
-        template = self.processor.chat_template
-        if isinstance(template, dict):
-            template = template.get(self.chat_template or "default", self.chat_template)
-        else:
-            template = self.chat_template or template
-        if not isinstance(template, str) or not GENERATION_PATTERN.search(template):
-            return None
-        names = {**self.processor.tokenizer.special_tokens_map, "image_token": self.processor.image_token}
-        (rendered,), (spans,) = render_jinja_template(
-            [messages], chat_template=template, return_assistant_tokens_mask=True, **names
-        )
-        return [tuple(span) for span in spans] if rendered == text else None
 
     def _find_layout(self, messages: list[dict[str, Any]]) -> Layout:
         layout = find_layout(messages, self.render)

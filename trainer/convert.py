@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.conversion.incoming import convert_to_logramed
 from logramed.trainer.conversion.sources import KINDS
 from logramed.trainer.conversion.stock import convert_to_llava
@@ -23,7 +23,7 @@ OPTIONS = ("dense_connector", "base", "vision_tower")  # of --from alone
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="logramed-convert", description="Convert checkpoints into LoGra-Med, or LoGra-Med into a stock LLaVA."
     )
     direction = parser.add_mutually_exclusive_group(required=True)

@@ -22,11 +22,6 @@ def check_engine(args: LoGraMedTrainingArguments, accelerator: Accelerator) -> N
             "`accumulate_graph` does not work with DeepSpeed, which sends gradients after every micro-batch. Use DDP "
             "or FSDP2."
         )
-    for name in ("gradient_norm_steps", "matching_picture_steps"):
-        if getattr(args, name) and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise ValueError(
-                f"`{name}` needs the whole model and its gradients on a device: set it to 0 under FSDP and DeepSpeed."
-            )
     sizes = {
         name: getattr(accelerator.parallelism_config, name, None) or 1 for name in ("tp_size", "cp_size", "sp_size")
     }

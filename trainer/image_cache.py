@@ -1,8 +1,6 @@
 """What a frozen vision tower makes of each image, kept on disk, so that it runs once an image, not each epoch."""
 
 import json
-import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from logramed.eval.files import write_bytes_whole
 
 
-logger = logging.getLogger(__name__)
-
-DIGEST_SIZE = 16  # bytes, of XXH3 with 128 bits
 TENSOR_NAME = "hidden_states"
 
 
@@ -27,8 +22,7 @@ class CachedTower:
 
     An image is known by the pixels that the image processor made of it, and the folder by the tower's configuration
     and weights, the layers that are read and the dtype computed in: another image, processor or tower finds nothing
-    and is computed. Files appear whole or not at all, several processes may share a folder, and one that is damaged is
-    computed again with a warning.
+    and is computed. Files appear whole or not at all, and several processes may share a folder.
 
     Args:
         model (`LoGraMedForConditionalGeneration`): With a vision tower that is not trained.
@@ -85,26 +79,10 @@ class CachedTower:
         return self.folder / name[:2] / name
 
     def _read(self, path: Path, device: torch.device) -> torch.Tensor | None:
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if xxhash.xxh3_128(content[DIGEST_SIZE:]).digest() != content[:DIGEST_SIZE]:
-            logger.warning(f"The cached image features in {path} are damaged and are computed again.")
-            return None
-        return safetensors.torch.load(content[DIGEST_SIZE:])[TENSOR_NAME].to(device)
+        return safetensors.torch.load_file(path)[TENSOR_NAME].to(device) if path.is_file() else None
 
     def _write(self, path: Path, state: torch.Tensor) -> None:
-        content = safetensors.torch.save({TENSOR_NAME: state.detach().cpu().contiguous()})
-        try:
-            write_bytes_whole(path, xxhash.xxh3_128(content).digest() + content)
-        except OSError as error:
-            free = shutil.disk_usage(self.folder).free / 2**30
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: no room for image features in `cache_image_features` {self.folder}, which has "
-                f"{free:.2f} GiB free. What is there stays valid; give it more room, or train without it",
-            ) from error
+        write_bytes_whole(path, safetensors.torch.save({TENSOR_NAME: state.detach().cpu().contiguous()}))
 
 
 def read_layers(config) -> list[int]:
@@ -123,29 +101,3 @@ def fingerprint_tower(tower: nn.Module, config, layers: list[int]) -> str:
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def estimate_size(model: nn.Module, cache: CachedTower, num_images: int) -> int:
-    """Bytes that the hidden states of so many images take, in the dtype of the tower."""
-    vision = model.config.vision_config
-    num_tokens = (vision.image_size // vision.patch_size) ** 2 + model.config.num_prefix_tokens
-    dtype = next(model.get_submodule("model.vision_tower").parameters()).dtype
-    return num_images * len(cache.layers) * num_tokens * vision.hidden_size * dtype.itemsize
-
-
-def check_room(model: nn.Module, cache: CachedTower, num_images: int) -> str:
-    """
-    What the cache will take, in one line.
-
-    Raises:
-        ValueError: If the disk has not that much free beside what the cache holds already.
-    """
-    needed = estimate_size(model, cache, num_images)
-    held = sum(path.stat().st_size for path in cache.folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(cache.folder).free
-    if needed - held > free:
-        raise ValueError(
-            f"`cache_image_features` needs {needed / 2**30:.2f} GiB for {num_images} images, but the disk of "
-            f"{cache.folder} has {free / 2**30:.2f} GiB free. Leave it out, or give it another folder."
-        )
-    return f"Image features of {num_images} images: {needed / 2**30:.2f} GiB in {cache.folder}."

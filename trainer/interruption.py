@@ -1,4 +1,4 @@
-"""Runs that end early: a scheduler's SIGTERM, and losses or gradients that are no numbers."""
+"""Runs that end early: a scheduler's SIGTERM, and non-finite losses or gradients."""
 
 import logging
 import signal
@@ -7,39 +7,32 @@ import threading
 import torch
 from transformers import TrainerCallback
 
+from logramed.trainer.watching import LoggedMeans
+
 
 logger = logging.getLogger(__name__)
 
 # What a shell reports of a process that SIGTERM ended.
 TERMINATED_EXIT_CODE = 128 + signal.SIGTERM
-NUM_TOKENS_TOLD = 12
-
-
-class EvaluationTerminatedError(Exception):
-    """SIGTERM came during an evaluation, which is left out for now."""
+NUM_TOKENS_SHOWN = 12
 
 
 class TerminationCallback(TrainerCallback):
     """
-    On SIGTERM, let the step at hand end, save a checkpoint and stop training; a second SIGTERM changes nothing.
-
-    All processes of a run stop at the same step, as soon as one of them was told to. An evaluation at hand, or due
-    after that step, is left out, since the time that a scheduler gives is short; the checkpoint says so, and the
-    resumed run makes up for it before anything else.
+    On SIGTERM, let the step at hand end, save a checkpoint and stop training; a second SIGTERM changes nothing. All
+    processes of a run stop at the same step, as soon as one of them was told to. An evaluation that is due is made
+    first; with `save_strategy` "best", where `Trainer` decides by it whether to save, training stops a step later.
 
     Attributes:
         terminated (`bool`): Whether training was stopped so.
-        has_left_out_evaluation (`bool`): Whether an evaluation of the present step is still to be made.
     """
 
     def __init__(self):
-        self.terminated = self.has_left_out_evaluation = False
-        self._told = self._is_training = False
+        self.terminated = self._told = False
         self._previous = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.terminated = self._told = False
-        self._is_training = True
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             self._previous = signal.signal(signal.SIGTERM, self._be_told)
 
@@ -47,41 +40,18 @@ class TerminationCallback(TrainerCallback):
         self._told = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self._is_anyone_told(args):
-            epoch_ends = args.eval_strategy == "epoch" and float(state.epoch).is_integer()
-            self.stop(state, control, leaves_out_evaluation=control.should_evaluate or epoch_ends)
+        epoch_ends = args.eval_strategy == "epoch" and float(state.epoch).is_integer()
+        decides = args.save_strategy == "best" and (control.should_evaluate or epoch_ends)
+        if not decides and self._is_anyone_told(args):
+            logger.warning(f"SIGTERM: saving a checkpoint of step {state.global_step}, then stopping.")
+            self.terminated = control.should_save = control.should_training_stop = True
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.terminated:  # all of it was done at the end of the step
-            control.should_evaluate = control.should_save = False
+        if self.terminated:  # saved at the end of the step, but without an evaluation of the epoch
+            control.should_evaluate = control.should_evaluate and float(state.epoch).is_integer()
+            control.should_save = control.should_evaluate
         return control
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        self.check_evaluation(args)
-
-    def check_evaluation(self, args) -> None:
-        """
-        Called again and again in an evaluation, by all processes alike.
-
-        Raises:
-            EvaluationTerminatedError: If one of them was told to stop, in the midst of training.
-        """
-        if self._is_training and self._is_anyone_told(args):
-            raise EvaluationTerminatedError
-
-    def stop(self, state, control, leaves_out_evaluation: bool) -> None:
-        """Have `Trainer` save a checkpoint of the step at hand and end."""
-        logger.warning(f"SIGTERM: saving a checkpoint of step {state.global_step}, then stopping.")
-        self.terminated, self.has_left_out_evaluation = True, leaves_out_evaluation
-        control.should_save = control.should_training_stop = True
-        control.should_evaluate = False
-
-    def state_dict(self) -> dict[str, bool]:
-        return {"has_left_out_evaluation": self.has_left_out_evaluation}
-
-    def load_state_dict(self, state: dict[str, bool]) -> None:
-        self.has_left_out_evaluation = state["has_left_out_evaluation"]
 
     def _is_anyone_told(self, args) -> bool:
         if args.world_size == 1:
@@ -92,7 +62,6 @@ class TerminationCallback(TrainerCallback):
 
     def restore(self) -> None:
         """Leave SIGTERM to whatever handled it before training, also one that came too late for another step."""
-        self._is_training = False
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
             self._previous = None
@@ -100,12 +69,13 @@ class TerminationCallback(TrainerCallback):
                 signal.raise_signal(signal.SIGTERM)
 
 
-def refuse_loss(parts: dict[str, float], step: int, inputs: dict[str, torch.Tensor], tokenizer) -> None:
+def check_loss(loss: torch.Tensor, means: LoggedMeans, step: int, inputs: dict[str, torch.Tensor], tokenizer) -> None:
     """
     Refuse a loss that is not finite, before it reaches the weights.
 
     Args:
-        parts (`dict[str, float]`): Of the micro-batch's loss, by name.
+        loss (`torch.Tensor`, scalar): Of a micro-batch.
+        means (`LoggedMeans`): What it is made of was added to it last.
         step (`int`): Optimizer steps taken so far.
         inputs (`dict[str, torch.Tensor]`): The micro-batch, with `labels` `(batch_size, sequence_length)`.
         tokenizer: Reads its answers.
@@ -113,8 +83,13 @@ def refuse_loss(parts: dict[str, float], step: int, inputs: dict[str, torch.Tens
     Raises:
         FloatingPointError: Naming the step, the part of the loss and the samples, by the beginnings of their answers.
     """
-    values = ", ".join(f"`{name}` is {value:g}" for name, value in parts.items() if name.endswith("loss"))
-    answers = [tokenizer.decode(row[row >= 0][:NUM_TOKENS_TOLD], skip_special_tokens=True) for row in inputs["labels"]]
+    if torch.isfinite(loss):
+        return
+    parts = {name: value for name, value in means.last("train").items() if name.endswith("loss")}
+    values = ", ".join(f"`{name}` is {value:g}" for name, value in (parts or {"loss": float(loss)}).items())
+    answers = [
+        tokenizer.decode(row[row >= 0][:NUM_TOKENS_SHOWN], skip_special_tokens=True) for row in inputs["labels"]
+    ]
     raise FloatingPointError(
         f"The loss of step {step + 1} is not finite: {values}. Its micro-batch has the answers "
         f"{', '.join(map(repr, answers))}. The weights were not changed by it. A lower `learning_rate` or "
@@ -124,10 +99,8 @@ def refuse_loss(parts: dict[str, float], step: int, inputs: dict[str, torch.Tens
 
 def check_gradient_norm(norm: torch.Tensor | float | None, step: int) -> None:
     """
-    Refuse gradients that are not finite, before they reach the weights.
-
     Raises:
-        FloatingPointError: Naming the step.
+        FloatingPointError: If the norm of the gradients is not finite, naming the step.
     """
     if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
         raise FloatingPointError(

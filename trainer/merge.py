@@ -5,13 +5,14 @@ Merge an adapter into its base model: a folder that every command takes, and tha
 """
 
 import shutil
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.files import require_empty, whole_folder
 from logramed.eval.model_names import naming_base_model, processor_source, resolve_adapter
 from logramed.trainer.build_model import PARTS_NAME

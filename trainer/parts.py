@@ -15,11 +15,7 @@ ALL_LINEAR = "all-linear"
 
 def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
     """
-    The parts that `--train` names.
-
-    Args:
-        text (`str`, *optional*): Parts, separated by commas; None for all, and with adapters all but the vision tower.
-        use_peft (`bool`, *optional*, defaults to `False`): Whether the language model is trained through adapters.
+    The parts that `--train` names, by commas; of None all, and with adapters (`use_peft`) all but the vision tower.
 
     Raises:
         ValueError: For an unknown part, none at all, or parts that adapters do not go with.
@@ -31,8 +27,6 @@ def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
     if text is None:
         return tuple(part for part in PARTS if not (use_peft and part == "vision"))
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
-    if "graph" in parts:
-        raise ValueError("`train` does not name `graph`: the graph network is trained whenever it is used.")
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ValueError(f"`train` must name some of {', '.join(PARTS)}, separated by commas; got {text!r}.")
@@ -166,11 +160,6 @@ def count_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def describe_trained(model: nn.Module) -> str:
-    """
-    What is trained, in one line.
-
-    Example:
-        `"Trained: projector 1,024 of 1,024, language 0 of 50,000, vision 0 of 9,000 weights."`
-    """
+    """What is trained, in one line: "Trained: projector 1,024 of 1,024, language 0 of 50,000, ..."."""
     counts = ", ".join(f"{part} {trained:,} of {total:,}" for part, (trained, total) in count_trained(model).items())
     return f"Trained: {counts} weights."

@@ -9,13 +9,14 @@ asked in pairs, of one image for each of its two answers, so that within a split
 """
 
 import json
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.phantom_images import Phantom, draw_phantom, sample_phantom
 from logramed.trainer.phantom_questions import Turn, ask_questions, describe_phantoms
 

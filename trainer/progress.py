@@ -8,7 +8,6 @@ SHOWN = {
     "language_modeling_loss": "lm",
     "alignment_loss": "align",
     "matching_accuracy": "matched",
-    "tokens_per_second": "tok/s",
 }
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,50 +24,32 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "run.json"
 PACKAGES = (
-    "logramed",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "tokenizers",
-    "safetensors",
-    "bitsandbytes",
-    "deepspeed",
-    "numpy",
-    "pillow",
+    *("logramed", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
+    *("bitsandbytes", "deepspeed", "numpy", "pillow"),
 )
-# Arguments that say of what shape a run's weights are: its own, and of what aligns it. Folders may have moved.
+# Arguments that say which weights a run has.
 SHAPING = (
-    *("vision_config", "text_config", "logramed_config", "vocab_size", "use_peft", "lora_r", "lora_target_modules"),
-    *("lora_modules_to_save", "use_dora", "train", "load_in_4bit", "load_in_8bit"),
+    *("use_peft", "lora_r", "lora_target_modules", "lora_modules_to_save", "use_dora"),
+    *("train", "load_in_4bit", "load_in_8bit"),
 )
-SHAPING_ALIGNMENT = ("alignment_head",)
 # Arguments that say where and how a run is shown and kept, not what comes out of it.
 WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report_to", "run_name", "push_to_hub")
 
 
 def record_run(
-    output_dir: str | Path, arguments: list[Any], fingerprints: dict[str, str], checkpoint: str | None, run_id: str
+    output_dir: str | Path, arguments: Sequence[Any], fingerprints: dict[str, str], checkpoint: str | None
 ) -> Path:
     """
-    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a checkpoint, or where the
-    file is another run's, it begins anew.
+    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a `checkpoint` that it is
+    resumed from, or with one that lies elsewhere, it begins anew.
 
     Args:
-        output_dir (`str` or `Path`): Where the run writes.
-        arguments (`list`): Dataclasses of arguments.
+        arguments (`Sequence`): Dataclasses of arguments.
         fingerprints (`dict[str, str]`): That of each source of data (see `TrainingRows`).
-        checkpoint (`str`, *optional*): What the run is resumed from.
-        run_id (`str`): Of the run (see `checkpoints.Run`).
-
-    Returns:
-        `Path`: of the file.
 
     Raises:
-        ValueError: If a run is resumed with other data than it began with, or with arguments that its weights do not
-            fit. Other arguments are a warning.
+        ValueError: If a run is resumed with other data than it began with, or arguments that ask for other weights.
+            Others are a warning.
     """
     path = Path(output_dir) / RECORD_NAME
     start = {
@@ -82,16 +64,16 @@ def record_run(
         "hardware": describe_hardware(),
     }
     starts = []
-    recorded = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if checkpoint is not None and recorded.get("run_id") == run_id:
-        starts = recorded["starts"]
+    own = [path.parent.resolve(), path.parent.resolve() / "first_stage"]
+    if checkpoint is not None and Path(checkpoint).resolve().parent in own and path.is_file():
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
         compare_with_last_start(starts[-1], start)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_json(path, {"run_id": run_id, "starts": [*starts, start]})
+    return write_json(path, {"starts": [*starts, start]})
 
 
 def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None:
-    """Refuse other data and weights of other shapes, and warn of other arguments and code (see `record_run`)."""
+    """Refuse other data and other weights, and warn of other arguments and code (see `record_run`)."""
     for source, fingerprint in start["data"].items():
         if last["data"].get(source, fingerprint) != fingerprint:
             raise ValueError(
@@ -104,12 +86,11 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
         for name in sorted(last["arguments"].keys() | start["arguments"].keys())
         if name not in WITHOUT_EFFECT and last["arguments"].get(name) != start["arguments"].get(name)
     }
-    is_aligned = all(each["arguments"].get("alignment_weight") for each in (last, start))
-    unfit = [changes[name] for name in (*SHAPING, *(SHAPING_ALIGNMENT if is_aligned else ())) if name in changes]
+    unfit = [changes[name] for name in SHAPING if name in changes]
     if unfit:
         raise ValueError(
-            f"The run that is resumed has weights of another shape: {'; '.join(unfit)}. Resume with the arguments as "
-            f"they were (they stand in {RECORD_NAME}), or start a new run with another `output_dir`."
+            f"The run that is resumed has other weights: {'; '.join(unfit)}. Resume with the arguments in "
+            f"{RECORD_NAME}, or start a new run with another `output_dir`."
         )
     changed = list(changes.values())
     changed += [f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]]
@@ -118,10 +99,7 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
 
 
 def find_base_models(model: str | None) -> list[str]:
-    """
-    What a model is made from, as far as its folder tells: the id on the Hub if it is none, the parts that
-    `build_model.py` joined or `convert.py` converted, or those of the model that it was trained from.
-    """
+    """What a model is made from: its id on the Hub, or the parts that its folder names."""
     if model is None:
         return []
     folder = Path(model)

@@ -20,7 +20,7 @@ from pathlib import Path
 from transformers import AutoProcessor
 
 from logramed import AutoModelForVision2Seq
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import main as train
 from logramed.trainer.validation import answer_batch
@@ -30,7 +30,7 @@ RECIPE = "quickstart.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(description="Train and evaluate a tiny LoGra-Med on generated phantoms.")
+    parser = argparse.ArgumentParser(description="Train and evaluate a tiny LoGra-Med on generated phantoms.")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
     parser.add_argument("--max_steps", type=int, default=-1, help="stop training early, to try the path only")
     parser.add_argument("--alignment_weight", type=float, default=1.0, help="0 for plain fine-tuning")
@@ -98,7 +98,6 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
         ("open recall", f"{sighted['open_recall']:.1f}%", f"{sighted['num_open']} questions"),
         ("  the same without sight", f"{blank['open_recall']:.1f}%", "every image blank"),
         ("recall@1, image to answer", "-" if recall is None else f"{100 * recall:.1f}%", "validation phantoms"),
-        ("weights", f"{training['num_parameters'] / 1e6:.2f} million", ""),
         ("time", f"{minutes:.1f} minutes", "without installation"),
     ]
     lines = [f"  {name:<28}{value:>14}  {note}".rstrip() for name, value, note in rows]

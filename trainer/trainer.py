@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from accelerate.utils import gather_object
 from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import SequentialSampler
 from transformers import TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
@@ -33,18 +32,12 @@ from logramed.trainer.gradient_caching import StepGraph, cached_loss
 from logramed.trainer.gradient_ratio import GradientRatio, GradientRatioCallback
 from logramed.trainer.graph_nodes import Nodes, gather_nodes, same_randomness
 from logramed.trainer.image_cache import CachedTower
-from logramed.trainer.interruption import (
-    EvaluationTerminatedError,
-    TerminationCallback,
-    check_gradient_norm,
-    refuse_loss,
-)
-from logramed.trainer.length_grouping import SeededLengthSampler, count_tokens
+from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
 from logramed.trainer.parts import unwrap_model
 from logramed.trainer.text_encoder import TextEncoder
 from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
 from logramed.trainer.validation import score_answers
-from logramed.trainer.watching import LoggedMeans, Speedometer, compare_gradients
+from logramed.trainer.watching import LoggedMeans
 
 
 logger = logging.getLogger(__name__)
@@ -56,15 +49,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss, for any image-text-to-text model of
     transformers 5 whose images become tokens; with weight 0 it is plain `SFTTrainer`.
 
-    The nodes that are aligned are the samples of a batch, their turns, or the sentences of their extended answers
-    (`alignment_granularity`). The loss is on answers alone.
-
-    In each step it logs `loss` (total), `language_modeling_loss`, `alignment_loss` and, on logged steps,
-    `matching_accuracy` (share of nodes matched to themselves). An evaluation gives these too, without noise in the
-    matching, and recall at 1 and 5 between the modalities of all evaluation nodes, such as
-    `eval_recall_at_1_image_to_answer`: the share of images whose own answer is the nearest (nodes with identical
-    answers count as one). A low alignment loss is no evidence of alignment (the loss can be met without it); recall
-    is. With `validation_questions` it also answers those.
+    It logs `loss` (total), `language_modeling_loss`, `alignment_loss` and `matching_accuracy` (share of nodes matched
+    to themselves). An evaluation gives these too, without noise in the matching, and recall at 1 and 5 between the
+    modalities of all evaluation nodes, such as `eval_recall_at_1_image_to_answer`: the share of images whose own
+    answer is the nearest. A low alignment loss is no evidence of alignment; recall is. With `validation_questions` it
+    also answers those.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):
@@ -110,8 +99,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         self.text_encoder = self._build_text_encoder(data_collator)
         if data_collator is None:
             self.data_collator = self._build_collator(kwargs)
-            with args.main_process_first(desc="text embeddings"):
-                prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
+            prepare_texts(self.data_collator, self.train_dataset, self.eval_dataset)
         self._wrap_for_alignment()
         self._watch()
         self.image_cache = None
@@ -135,7 +123,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if self.args.alignment_text_encoder == "self" or self.args.alignment_weight == 0:
             return None
         device = "cpu" if self.args.use_cpu else None
-        return TextEncoder(self.args.alignment_text_encoder, self.args.alignment_text_cache, device)
+        return TextEncoder(self.args.alignment_text_encoder, device)
 
     def _build_collator(self, data: dict[str, Any]) -> LoGraMedDataCollator:
         # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
@@ -189,10 +177,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self.stateful["gradient_ratio"] = self.gradient_ratio
         self.means = self.stateful["logged_means"] = LoggedMeans()
         self.stateful["logged_sums"] = LoggedSums(self)
-        self.termination = self.stateful["termination"] = TerminationCallback()
-        self.speedometer = Speedometer()
-        resuming, following = ResumingCallback(self._begin, self._make_up_evaluation), GradientRatioCallback(self)
-        for callback in (following, resuming, self.termination, self.speedometer):
+        self.termination = TerminationCallback()
+        for callback in (GradientRatioCallback(self), ResumingCallback(self.load_stateful), self.termination):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -210,14 +196,13 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         loss = super().compute_loss(lambda **_: outputs, inputs, return_outputs, num_items_in_batch)
         loss, outputs = loss if return_outputs else (loss, outputs)
         if not self.model.training:
-            self._kept_nodes.append({**_detach(outputs.node_features), **_keys(nodes)})
+            features = {name: values.detach().float() for name, values in outputs.node_features.items()}
+            keys = {name: nodes[name] for name in (GROUPS, ANSWER_KEYS)}
+            self._kept_nodes.append({name: values.cpu() for name, values in (features | keys).items()})
         if objective is not None:
             alignment_loss, alignment = self._align(objective, outputs.node_features, nodes, graph)
             self._log_losses(loss, alignment, num_items_in_batch)
-            weighted = self._weighted(alignment_loss, num_items_in_batch)
-            if alignment is not None:  # not so in later micro-batches of a graph over all of a step
-                self._log_gradients(loss, weighted)
-            loss = loss + weighted
+            loss = loss + self._weighted(alignment_loss, num_items_in_batch)
             if graph is not None:
                 graph.finish(alignment_loss)
         return (loss, outputs) if return_outputs else loss
@@ -355,38 +340,10 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         finally:
             self.termination.restore()
 
-    def _begin(self):
-        self.load_stateful()
-        if self.state.global_step >= self.state.max_steps:  # no step will come to do it before
-            self._make_up_evaluation()
-
-    def _make_up_evaluation(self):
-        """The evaluation that SIGTERM kept the run from, of the checkpoint that it now goes on from."""
-        if not self.termination.has_left_out_evaluation:
-            return
-        self.termination.has_left_out_evaluation = False
-        metrics = self._evaluate(None, None)
-        if self._determine_best_metric(metrics, None):
-            self.state.best_model_checkpoint = self._resumed_from
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        """As `Trainer`'s; SIGTERM ends an evaluation, and the step is saved without it."""
-        randomness = torch.get_rng_state()
-        try:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-        except EvaluationTerminatedError:
-            torch.set_rng_state(randomness)  # what the evaluation drew of it, it will draw when it is made up for
-            self._metrics["eval"].clear()
-            self.means.clear("eval")
-            self.termination.stop(self.state, self.control, leaves_out_evaluation=True)
-            super()._maybe_log_save_evaluate(*args, **kwargs)  # logged already; saves
-
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            parts = self.means.last("train") or {"loss": float(loss)}
-            refuse_loss(parts, self.state.global_step, inputs, self._tokenizer)
+        check_loss(loss, self.means, self.state.global_step, inputs, self._tokenizer)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -398,23 +355,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def get_batch_samples(self, *args, **kwargs):
         """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""
         micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        self.restore_randomness()
         spans = self.args.accumulate_graph and self.objectives["train"] is not None and len(micro_batches) > 1
         self._step_graph = StepGraph(micro_batches) if spans else None
         return micro_batches, num_items_in_batch
-
-    def _get_train_sampler(self, train_dataset=None):
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(rows, Dataset):
-            return super()._get_train_sampler(train_dataset)
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return SeededLengthSampler(batch_size, count_tokens(rows, self.data_collator), seed)
-
-    def _get_eval_sampler(self, eval_dataset):
-        if self.args.train_sampling_strategy == "group_by_length":
-            return SequentialSampler(eval_dataset)
-        return super()._get_eval_sampler(eval_dataset)
 
     def _accumulation_steps(self, num_items_in_batch):
         return 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
@@ -461,24 +404,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         first = step == 1 and self.args.logging_first_step
         return first or step == self.state.max_steps or step % self.state.logging_steps == 0
 
-    def _log_gradients(self, language_modeling_loss, alignment_loss):
-        """Of the first micro-batch of every `gradient_norm_steps`-th step, of this process."""
-        every = self.args.gradient_norm_steps
-        first = self._num_micro_batches == 1 and self._noise_step == self.state.global_step
-        if self.model.training and every and first and (self.state.global_step + 1) % every == 0:
-            compared = compare_gradients(self.model, language_modeling_loss, alignment_loss)
-            if self.gradient_ratio is not None:
-                self.gradient_ratio.norms.pop()  # what these two passes left there is not of the step's own
-            for name, value in compared.items():
-                self._metrics["train"][name].append(value)
-
     def log(self, logs, start_time=None):
-        """As `SFTTrainer`'s, with the parts of the loss, and in training speed and memory beside them."""
+        """As `SFTTrainer`'s, with the parts of the loss."""
         mode = "train" if self.model.training else "eval"
         prefix = "" if mode == "train" else "eval_"
         logs |= {f"{prefix}{name}": value for name, value in self.means.read(mode, self.accelerator).items()}
-        if "loss" in logs:
-            logs |= self.speedometer.read(int(self._total_train_tokens))
         super().log(logs, start_time)
 
     def _noise(self, device):
@@ -509,38 +439,19 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 self.validation_questions,
                 batch_size=self.args.per_device_eval_batch_size,
                 max_new_tokens=self.args.max_new_tokens,
-                on_answer=lambda: self.termination.check_evaluation(self.args),
             )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def _measure_retrieval(self) -> dict[str, float]:
-        # Rows without images have no nodes: where a process lacks some, none gathers, and nothing is measured.
-        if not self._is_everywhere(len(self._kept_nodes)):
-            self._kept_nodes.clear()
+        """Of the nodes of all processes; rows without images have none."""
+        kept = gather_object(self._kept_nodes)
+        self._kept_nodes = []
+        if not kept:
             return {}
-        nodes = {name: self._gather(name) for name in self._kept_nodes[0]}
+        nodes = {name: torch.cat([batch[name] for batch in kept]) for name in kept[0]}
         groups, answer_keys = nodes.pop(GROUPS), nodes.pop(ANSWER_KEYS)
-        self._kept_nodes.clear()
         return retrieval_metrics(nodes, groups, answer_keys)
-
-    def _is_everywhere(self, count: int) -> bool:
-        """Whether `count` is the same on all processes, and not 0."""
-        counts = self.accelerator.gather(torch.tensor([count], device=self.args.device))
-        return count > 0 and bool((counts == count).all())
-
-    def _gather(self, name):
-        """
-        All kept values of `name`, on every process, whose batches may hold different numbers of nodes; a sampler that
-        repeats samples to even out is allowed for.
-        """
-        return torch.cat([part for batch in self._kept_nodes for part in self._gather_batch(batch[name])])
-
-    def _gather_batch(self, values):
-        count = torch.tensor([len(values)], device=values.device)
-        counts = self.accelerator.gather(count).tolist()
-        gathered = self.accelerator.gather(self.accelerator.pad_across_processes(values)).cpu()
-        return [part[:count] for part, count in zip(gathered.split(max(counts)), counts, strict=True)]
 
 
 def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module) -> LoGraMedTrainingArguments:
@@ -571,14 +482,6 @@ def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module, node_
     network = GraphNetwork(node_size, args.graph_dropout)
     torch.set_rng_state(randomness)  # a run without alignment is to draw what one with it does
     return network.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
-
-
-def _detach(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: values.detach().float() for name, values in features.items()}
-
-
-def _keys(nodes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: nodes[name] for name in (GROUPS, ANSWER_KEYS)}
 
 
 def _have_extended_answers(rows) -> bool:

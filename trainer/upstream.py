@@ -5,24 +5,16 @@ documented. Nothing imports this; tests/trainer/test_upstream.py says which of t
 
 CHECKPOINTS, TRAINER = "trainer/checkpoints.py", "trainer/trainer.py"
 MODEL, PROCESSOR = "modeling_logramed/modeling_logramed.py", "modeling_logramed/processing_logramed.py"
-EVALUATION = "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate"
 HANDLER, REQUESTS = "transformers.cli.serving.chat_completion.ChatCompletionHandler", "hub_cards/chat_requests.py"
 ANSWER = "request_id model processor model_id inputs gen_config"
-TEMPLATE = "conversations tools documents chat_template return_assistant_tokens_mask continue_final_message "
 
 # Methods and functions: the file that overrides or calls them, their parameters, and what for.
 METHODS = {
     "transformers.Trainer._save_checkpoint": (CHECKPOINTS, "model trial", "a checkpoint is whole or not there"),
     "transformers.Trainer._get_output_dir": (CHECKPOINTS, "trial", "it is written to a folder of its own first"),
-    "transformers.Trainer._load_rng_state": (CHECKPOINTS, "checkpoint", "streams skip old batches by themselves"),
     "transformers.Trainer._load_from_checkpoint": (TRAINER, "resume_from_checkpoint model", "the wrapper's parts"),
     "transformers.Trainer._load_best_model": (TRAINER, "", "the wrapper's parts"),
-    "transformers.Trainer._maybe_log_save_evaluate": (TRAINER, EVALUATION, "SIGTERM ends an evaluation"),
-    "transformers.Trainer._evaluate": (TRAINER, "trial ignore_keys_for_eval skip_scheduler", "which is made up for"),
-    "transformers.Trainer._determine_best_metric": (TRAINER, "metrics trial", "and may be the best"),
     "transformers.Trainer._get_grad_norm": (TRAINER, "model grad_norm", "a non-finite gradient ends the run"),
-    "transformers.Trainer._get_train_sampler": (TRAINER, "train_dataset", "batches of equal length, resumed exactly"),
-    "transformers.Trainer._get_eval_sampler": (TRAINER, "eval_dataset", "evaluation keeps its order"),
     "transformers.Trainer._prepare_inputs": (TRAINER, "inputs", "micro-batches of one graph go to the device"),
     "transformers.Trainer.save_model": (TRAINER, "output_dir _internal_call", "what is saved, without pushing"),
     "transformers.PreTrainedModel._init_weights": ("trainer/build_model.py", "module", "weights of a new model"),
@@ -39,9 +31,6 @@ METHODS = {
     "trl.trainer.utils.add_fused_lm_head": (
         *("trainer/aligned_model.py", "model temperature cast_lm_head_to_fp32 outputs", "loss without all logits"),
     ),
-    "transformers.utils.chat_template_utils.render_jinja_template": (
-        *("trainer/collator.py", TEMPLATE + "add_generation_prompt kwargs", "where answers stand in a text"),
-    ),
 }
 
 # Attributes: the module that sets or reads them, the file that uses them, and what for.
@@ -50,8 +39,8 @@ ATTRIBUTES = {
     "_total_loss_scalar": ("transformers.trainer", CHECKPOINTS, "sums of the log"),
     "_globalstep_last_logged": ("transformers.trainer", CHECKPOINTS, "sums of the log"),
     "_initial_global_step": ("transformers.trainer", CHECKPOINTS, "sums of the log"),
-    "_metrics": ("trl.trainer.sft_trainer", TRAINER, "what is logged beside the loss"),
-    "_total_train_tokens": ("trl.trainer.sft_trainer", TRAINER, "tokens per second"),
+    "_metrics": ("trl.trainer.sft_trainer", CHECKPOINTS, "sums of the log"),
+    "_total_train_tokens": ("trl.trainer.sft_trainer", CHECKPOINTS, "sums of the log"),
     "_tokenizer": ("trl.trainer.sft_trainer", TRAINER, "texts in an error"),
     "_tag_names": ("trl.trainer.sft_trainer", TRAINER, "tags of the card"),
     "_no_split_modules": ("accelerate.utils.dataclasses", "trainer/devices.py", "units of FSDP2"),

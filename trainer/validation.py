@@ -1,6 +1,6 @@
 """The accuracy of a model's answers during training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,9 @@ def score_answers(
     *,
     batch_size: int,
     max_new_tokens: int,
-    on_answer: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """
-    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric; `on_answer` is called
-    after each batch.
+    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric.
 
     Returns:
         `dict[str, float]`: `closed_accuracy` and `open_recall`, in percent, each only where there are such questions.
@@ -33,8 +31,6 @@ def score_answers(
     try:
         for start in range(0, len(rows), batch_size):
             answers += answer_batch(model, processor, rows[start : start + batch_size], max_new_tokens)
-            if on_answer is not None:
-                on_answer()
     finally:
         for module, training in modes:  # a frozen tower has a mode of its own
             module.training = training

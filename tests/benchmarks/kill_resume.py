@@ -8,7 +8,7 @@ in another order each epoch, evaluations, and logging that is not in step with s
 random moment, every second time while a checkpoint is being written; then `--resume_from_checkpoint true` goes on,
 until the next. In the end every logged figure but times, and every weight, is compared with those of the undisturbed
 run. The runs go through all combinations of signal, `save_total_limit`, `load_best_model_at_end`, and a folder that
-another run has used, whose checkpoints must be as they were. What SIGTERM's message names must be there, and whole.
+another run has used, whose checkpoints must still be there. What SIGTERM's message names must be there.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import yaml
 from tqdm import tqdm
 
 from logramed.trainer import train
-from logramed.trainer.checkpoints import STAGING_FOLDER, find_damage, list_checkpoints
+from logramed.trainer.checkpoints import STAGING_FOLDER, step_of
 from logramed.trainer.interruption import TERMINATED_EXIT_CODE
 from tests.trainer.conftest import write_data_file
 from tests.trainer.test_train import NEW_MODEL
@@ -195,8 +195,7 @@ class EndedRun:
         self.places, self.num_in_checkpoint, self.announced_are_there = [], 0, True
         if setting.used:
             finish(self.recipe, ["--seed", "6"])
-        self.others = list_checkpoints(folder / "model")
-        self.others_id = self.last_id()
+        self.others = contents(folder / "model")
         (folder / "output.txt").unlink(missing_ok=True)
 
     def end(self, in_checkpoint: bool) -> None:
@@ -204,7 +203,8 @@ class EndedRun:
         Go on, and end the run once it has saved a random number of checkpoints more, after a random moment, or then
         while a checkpoint is written.
         """
-        enough = sum(self.last_saved()) + self.generator.randint(0, MOST_CHECKPOINTS) * RECIPE["save_steps"]
+        saved = 0 if self.others and not self.places else sum(self.last_saved())
+        enough = saved + self.generator.randint(0, MOST_CHECKPOINTS) * RECIPE["save_steps"]
         delay, deadline = self.generator.uniform(0.0, LONGEST_DELAY), None
         child = start_child(self.recipe, RESUME if self.places or not self.setting.used else [])
         staging = [self.folder / "model" / STAGING_FOLDER, self.folder / "model" / "first_stage" / STAGING_FOLDER]
@@ -212,8 +212,9 @@ class EndedRun:
             if os.waitpid(child, os.WNOHANG)[0]:
                 self.places.append("end")
                 return
-            # Before it has read its data a run is not yet the one that a resumed start goes on with.
-            if deadline is None and sum(self.last_saved()) >= enough and self.last_id() != self.others_id:
+            # Before it has read its data a run has not yet moved the checkpoints of others out of its way.
+            has_begun = not self.others or (self.folder / "model" / "earlier-1").is_dir()
+            if deadline is None and has_begun and sum(self.last_saved()) >= enough:
                 deadline = time.perf_counter() + delay
             hit = any(map(holds_anything, staging))
             if deadline is not None and time.perf_counter() > deadline and (hit or not in_checkpoint):
@@ -226,25 +227,25 @@ class EndedRun:
         first, second = self.last_saved()
         self.places.append(f"{second}" if second else f"{first} of the first stage")
 
-    def last_id(self) -> str | None:
-        """The id of the run started last in the folder."""
-        path = self.folder / "model" / "run_id"
-        return path.read_text() if path.is_file() else None
-
     def is_announced_there(self) -> bool:
         output = (self.folder / "output.txt").read_text()
-        return find_damage(Path(re.findall(r"which is saved in (\S+)\. The same", output)[-1])) is None
+        return Path(re.findall(r"which is saved in (\S+)\. The same", output)[-1], "trainer_state.json").is_file()
 
     def others_are_whole(self) -> bool:
-        return bool(self.others) == self.setting.used and all(find_damage(path) is None for path in self.others)
+        return contents(self.folder / "model" / "earlier-1") == self.others
 
     def last_saved(self) -> tuple[int, int]:
         """The last step saved of the first stage, and of the second; 0 where there is none."""
         steps = []
         for folder in (self.folder / "model" / "first_stage", self.folder / "model"):
-            own = set(list_checkpoints(folder)) - set(self.others)
-            steps.append(max((int(path.name.split("-")[1]) for path in own), default=0))
+            steps.append(max((step_of(path) for path in folder.glob("checkpoint-*")), default=0))
         return steps[0], steps[1]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of all checkpoints in a folder."""
+    files = [path for path in folder.glob("checkpoint-*/**/*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def holds_anything(folder: Path) -> bool:

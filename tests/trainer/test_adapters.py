@@ -113,8 +113,8 @@ def test_what_cannot_be_merged_is_refused(tmp_path, base):
         (("--lora_target_modules", "q_proj"), "`lora_target_modules` None -> 'q_proj'"),
     ],
 )
-def test_a_run_is_resumed_with_weights_of_its_shapes_alone(tmp_path, data_file, base, change, words):
+def test_a_run_is_resumed_with_its_own_weights_alone(tmp_path, data_file, base, change, words):
     saving = ("--save_strategy", "steps", "--save_steps", "1")
     train(tmp_path, data_file, base, "adapter", *LORA, *saving)
-    with pytest.raises(ValueError, match=f"weights of another shape: {words}.*run.json"):
+    with pytest.raises(ValueError, match=f"has other weights: {words}.*run.json"):
         train(tmp_path, data_file, base, "adapter", *LORA, *saving, "--resume_from_checkpoint", "true", *change)

@@ -72,42 +72,6 @@ def test_labels_are_the_answers_and_the_ends_of_their_turns(rows, family):
     ]
 
 
-MARKED_TEMPLATE = """
-{%- for message in messages -%}
-    {{- message['role'] + ' : ' -}}
-    {%- for part in message['content'] -%}
-        {%- if part['type'] == 'image' -%}
-            {{- 'IMAGE' -}}
-        {%- elif message['role'] == 'assistant' -%}
-            {% generation %}{{ part['text'] | trim }}{% endgeneration %}
-        {%- else -%}
-            {{- part['text'] -}}
-        {%- endif -%}
-    {%- endfor -%}
-    {{- ' . ' -}}
-{%- endfor -%}
-"""
-
-
-@every_family
-def test_generation_marks_decide_where_a_template_has_them(rows, family):
-    """Here they enclose the answers without the ends of their turns."""
-    processor = FAMILIES[family][0]()
-    template = MARKED_TEMPLATE.replace("IMAGE", processor.image_token)
-    batch = LoGraMedDataCollator(processor, alignment=False, chat_template=template)(rows)
-    assert [labeled(processor, labels) for labels in batch["labels"]] == ["left lung | left", "same", "X ray"]
-
-
-def test_a_template_without_its_generation_marks_gives_the_same_labels(rows):
-    processor, collator = build("llava", alignment=False)
-    expected = collator(rows)
-    template = re.sub(r"{% (end)?generation %}", "", processor.chat_template)
-    assert template != processor.chat_template
-    batch = LoGraMedDataCollator(processor, alignment=False, chat_template=template)(rows)
-    assert torch.equal(batch["input_ids"], expected["input_ids"])
-    assert torch.equal(batch["labels"], expected["labels"])
-
-
 @every_family
 def test_a_batch_is_its_rows_one_by_one_whatever_the_order(rows, family):
     _, collator = build(family, alignment=False)

@@ -6,12 +6,11 @@ import sys
 import time
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from logramed.eval.command_line import UserError
 from logramed.trainer import extend_answers
 from logramed.trainer.data import load_training_rows
-from logramed.trainer.extend_answers import KEY_VARIABLE, RateLimit, main
-from tests.tiny import tiny_processor
+from logramed.trainer.extend_answers import KEY_VARIABLE, main
 from tests.trainer.extension_server import ExtensionServer
 
 
@@ -21,6 +20,8 @@ ANSWERS = ["left lung", "left liver", "left heart", "left brain", "right lung", 
 @pytest.fixture(autouse=True)
 def _quick_and_without_a_key(monkeypatch):
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
 
 
 def run(server, data_file, folder, *options):
@@ -38,21 +39,19 @@ def test_extended_file_is_what_training_merges_with_its_data(tmp_path, data_file
     plain = tmp_path / "plain.json"
     plain.write_text(json.dumps([{k: v for k, v in row.items() if k != "conversations_long"} for row in rows]))
     with ExtensionServer() as server:
-        code, output = run(
-            server, plain, tmp_path, "--price_per_million_input", "1000", "--price_per_million_output", "500"
-        )
+        code, output = run(server, plain, tmp_path)
     assert code == 0
     merged = load_training_rows(plain, extended=output).dataset
     assert merged["id"] == [row["id"] for row in rows]
     assert merged[0]["extended_answers"][0].startswith("The organ in question is the left lung")
     assert merged[1]["extended_answers"][1].startswith("No, that is")
-    assert "8 requests, 800 prompt and 320 reply tokens, cost 0.96" in capsys.readouterr().out
+    assert "Wrote 8 extended conversations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "fault",
-    ["429 after 0.05", "503", "drop", "cut", "no json", "one too few", "flipped", "other words",
-     "too long", "empty", "cut off"],
+    ["429 after 0.05", "503", "drop", "cut", "not json", "no json", "one too few", "flipped", "other words",
+     "too long", "empty"],
 )  # fmt: skip
 def test_a_faulty_reply_is_asked_for_again_and_the_reason_told(tmp_path, data_file, fault):
     with ExtensionServer({"right lung": [fault]}) as server:
@@ -68,7 +67,6 @@ def test_a_faulty_reply_is_asked_for_again_and_the_reason_told(tmp_path, data_fi
         "other words": "leaves out right, lung",
         "too long": "may have at most 80",
         "empty": "not of the form",
-        "cut off": "cut off",
     }
     if fault in told:
         assert told[fault] in asked[1][-1]["content"]
@@ -104,22 +102,16 @@ def test_conversations_that_fail_for_good_are_listed_and_the_rest_is_kept(tmp_pa
     assert "1 failed, listed in" in capsys.readouterr().out
 
 
-def test_failures_can_be_allowed(tmp_path, data_file):
-    with ExtensionServer({"left heart": ["no json"] * 9}) as server:
-        assert run(server, data_file, tmp_path, "--max_revisions", "0", "--allow_failures")[0] == 0
-
-
 def test_a_wrong_key_stops_at_once_and_is_never_shown(tmp_path, data_file, monkeypatch, capsys, caplog):
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret-of-ours-123")
     with ExtensionServer({answer: ["401"] for answer in ANSWERS}) as server:
-        code, _ = run(server, data_file, tmp_path, "--concurrency", "1")
-        assert code == 1
+        with pytest.raises(UserError, match=f"HTTP 401: look at .* the key in {KEY_VARIABLE}") as error:
+            run(server, data_file, tmp_path, "--concurrency", "1")
         assert len(server.requests) <= 2
         assert server.requests[0].authorization == "Bearer sk-secret-of-ours-123"
     printed = capsys.readouterr()
-    assert f"{KEY_VARIABLE} is not accepted" in printed.err
     written = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
-    assert "sk-secret" not in printed.out + printed.err + caplog.text + written
+    assert "sk-secret" not in str(error.value) + printed.out + printed.err + caplog.text + written
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data_file):
@@ -129,7 +121,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data_file):
         command = [sys.executable, "-m", "logramed.trainer.extend_answers", *argv, "--concurrency", "2"]
         process = subprocess.Popen(command, env=dict(os.environ))
         done = output.with_suffix(".parts") / "done.jsonl"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not (done.is_file() and done.read_text().count("\n") >= 2) and time.monotonic() < deadline:
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
@@ -150,50 +142,10 @@ def test_other_settings_are_refused_and_only_one_process_writes(tmp_path, data_f
             main([str(data_file), "--endpoint", server.url, "--model", "other", "--output", str(output)])
 
 
-def test_requests_are_no_more_at_once_than_allowed(tmp_path, data_file):
-    with ExtensionServer(delay=0.05) as server:
-        run(server, data_file, tmp_path, "--concurrency", "3")
-        assert 2 <= server.most_thinking <= 3
-
-
-def test_rate_limit_spaces_requests():
-    limit, start = RateLimit(1200), time.monotonic()
-    for _ in range(5):
-        limit.wait()
-    assert time.monotonic() - start >= 4 * 60 / 1200
-    unlimited = RateLimit(0)
-    unlimited.wait()
-    assert unlimited.distance == 0
-
-
-def test_dry_run_estimates_and_asks_nothing(tmp_path, data_file, capsys):
-    with ExtensionServer() as server:
-        code, output = run(server, data_file, tmp_path, "--dry_run", "--price_per_million_output", "1000000")
-        assert code == 0
-        assert not server.requests
-    assert not output.exists()
-    assert "8 conversations" in (said := capsys.readouterr().out)
-    assert "720 reply tokens" in said
-    assert "cost 720.00" in said
-
-
-def test_a_local_model_is_asked_and_what_it_cannot_do_is_listed(tmp_path, data_file):
-    folder, tokenizer = tmp_path / "local", tiny_processor().tokenizer
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-    tokenizer.save_pretrained(folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    argv = [str(data_file), "--local_model", str(folder), "--output", str(tmp_path / "extended.jsonl")]
-    assert main([*argv, "--max_tokens", "8", "--max_revisions", "0", "--concurrency", "2"]) == 1
-    failures = read_lines(tmp_path / "extended.failures.jsonl")
-    assert [failure["id"] for failure in failures] == list("01234567")
-
-
 def test_arguments_that_do_not_fit_are_refused(capsys):
     for argv, words in (
-        (["data", "--endpoint", "http://x"], "--endpoint needs --model"),
-        (["data", "--local_model", "x", "--output", "x.json"], "--output must end in .jsonl"),
-        (["data"], "one of the arguments --endpoint --local_model is required"),
+        (["data", "--endpoint", "http://x"], "required: --model"),
+        (["data", "--endpoint", "http://x", "--model", "y", "--output", "x.json"], "--output must end in .jsonl"),
     ):
         with pytest.raises(SystemExit):
             extend_answers.parse_arguments(argv)

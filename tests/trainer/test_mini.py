@@ -97,21 +97,6 @@ def test_output_of_a_run_that_failed_is_not_there(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_chosen_parts_alone_are_written_and_named(monkeypatch, tmp_path, capsys):
-    paths = [tmp_path / name for name in mini.SOURCES["text_encoder"].files]
-    for path in paths:
-        path.write_text("{}")
-    monkeypatch.setattr(
-        mini, "find_files", lambda source: {mini.SOURCES["text_encoder"].package: paths}[source.package]
-    )
-    monkeypatch.setattr(mini, "require_readers", lambda: None)
-    assert mini.main(["--output", str(tmp_path / "mini"), "--parts", "text_encoder"]) == 0
-    assert {path.name for path in (tmp_path / "mini").iterdir()} == {"text_encoder", "README.md"}
-    assert "## text_encoder" in (tmp_path / "mini" / "README.md").read_text()
-    assert "## tower" not in (tmp_path / "mini" / "README.md").read_text()
-    assert capsys.readouterr().out == f"{tmp_path / 'mini'}: text_encoder; where they come from is in README.md.\n"
-
-
 @pytest.mark.slow
 def test_tower_gives_the_features_of_the_onnx_graph(parts):
     import onnx

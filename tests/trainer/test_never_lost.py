@@ -17,24 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-import logramed.trainer.trainer
 from logramed.trainer import checkpoints, train
-from logramed.trainer.checkpoints import (
-    CheckpointError,
-    Run,
-    WholeCheckpoints,
-    choose_run,
-    delete_older,
-    find_damage,
-    find_last_checkpoint,
-    list_checkpoints,
-    note_run,
-    put_in_place,
-    read_run_id,
-)
-from logramed.trainer.interruption import check_gradient_norm, refuse_loss
-from logramed.trainer.validation import score_answers
+from logramed.trainer.checkpoints import CheckpointError, WholeCheckpoints, clear_output, find_checkpoint, put_in_place
+from logramed.trainer.interruption import check_gradient_norm, check_loss
+from logramed.trainer.watching import LoggedMeans
 from tests.benchmarks import kill_resume
 from tests.tiny import tiny_processor
 from tests.trainer.test_trainer import LoGraMedTrainer, arguments, small_model
@@ -51,26 +39,16 @@ def trainer_for(folder, rows, eval_dataset=None, **values):
     )
 
 
-def write_checkpoint(folder, step, run_id="mine", text="weights"):
+def write_checkpoint(folder, step, text="weights"):
     staged = folder / "unfinished" / f"checkpoint-{step}"
     staged.mkdir(parents=True)
     (staged / "model.bin").write_text(text)
-    put_in_place(staged, folder / staged.name, run_id)
+    put_in_place(staged, folder / staged.name)
     return folder / staged.name
 
 
-def write_checkpoint_without_id(folder, step):
-    checkpoint = write_checkpoint(folder, step)
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    (checkpoint / "manifest.json").write_text(json.dumps({"files": manifest["files"]}))
-    return checkpoint
-
-
-MINE = Run("mine", "")
-
-
-def names(paths):
-    return sorted(path.name for path in paths)
+def checkpoints_in(folder):
+    return [Path(path).name for path in sort_checkpoints(folder)]
 
 
 def test_killed_runs_end_with_the_figures_and_weights_of_the_undisturbed_run(tmp_path):
@@ -98,103 +76,51 @@ def test_killed_runs_end_with_the_figures_and_weights_of_the_undisturbed_run(tmp
     assert "1 of 1 runs equal the undisturbed one, bit for bit." in done.stdout, done.stderr[-2000:]
 
 
-def test_checkpoint_is_as_it_was_written_and_names_what_is_not(tmp_path):
-    checkpoint = write_checkpoint(tmp_path, 2)
-    assert find_damage(checkpoint) is None
-    (checkpoint / "model.bin").write_text("Weights")
-    assert "model.bin has another content" in find_damage(checkpoint)
-    (checkpoint / "model.bin").write_text("w")
-    assert "model.bin has 1 bytes where 7 were written" in find_damage(checkpoint)
-    (checkpoint / "model.bin").unlink()
-    assert "model.bin is missing" in find_damage(checkpoint)
-    (checkpoint / "manifest.json").unlink()
-    assert "no manifest.json" in find_damage(checkpoint)
-
-
-def test_the_last_good_checkpoint_is_found_past_damaged_ones(tmp_path, caplog):
-    good = write_checkpoint(tmp_path, 9)
-    damaged = write_checkpoint(tmp_path, 10)
-    (damaged / "model.bin").write_text("?")
-    assert find_last_checkpoint(tmp_path) == good
-    assert "checkpoint-10 is passed over: its file model.bin" in caplog.text
-    with pytest.raises(CheckpointError, match=r"checkpoint-10 is damaged: its file model\.bin"):
-        choose_run(tmp_path, str(damaged))
-    with pytest.raises(CheckpointError, match="no such folder"):
-        choose_run(tmp_path, str(tmp_path / "other"))
-
-
-def test_resuming_without_any_checkpoint_starts_from_the_beginning_and_says_so(tmp_path):
+def test_true_stands_for_the_last_checkpoint_and_a_path_for_itself(tmp_path, caplog):
     for wanted in ("true", True):
-        run, found = choose_run(tmp_path, wanted)
-        assert run.checkpoint is None
-        assert "training starts from the beginning" in found
-    for wanted in ("false", None, False):
-        run, found = choose_run(tmp_path, wanted)
-        assert (run.checkpoint, run.folder, found) == (None, str(tmp_path), "")
+        assert find_checkpoint(tmp_path, wanted) is None
+    assert "training starts from the beginning" in caplog.text
+    first, last = write_checkpoint(tmp_path, 9), write_checkpoint(tmp_path, 10)
+    (tmp_path / "unfinished" / "checkpoint-11").mkdir(parents=True)
+    for wanted, found in (
+        ("true", str(last)),
+        (True, str(last)),
+        (str(first), str(first)),
+        ("false", None),
+        (None, None),
+    ):
+        assert find_checkpoint(tmp_path, wanted) == found
+    with pytest.raises(CheckpointError, match="no such folder"):
+        find_checkpoint(tmp_path, str(tmp_path / "other"))
 
 
-def test_resuming_takes_the_run_that_was_last_started_and_no_strangers(tmp_path):
-    mine, theirs = write_checkpoint(tmp_path, 4), write_checkpoint(tmp_path, 9, "theirs")
-    note_run(tmp_path, MINE)
-    run, found = choose_run(tmp_path, "true")
-    assert (run.id, run.checkpoint) == ("mine", str(mine))
-    assert "holds 1 checkpoint(s) of other runs (id theirs), which are left alone" in found
-    note_run(tmp_path, Run("new", ""))  # a run that was started after both, and killed before it had saved
-    run, found = choose_run(tmp_path, "true")
-    assert (run.id, run.checkpoint) == ("new", None)
-    assert "no good checkpoint of run new" in found
-    run, _ = choose_run(tmp_path, str(theirs))
-    assert (run.id, run.checkpoint) == ("theirs", str(theirs))
-
-
-def test_checkpoints_without_an_id_belong_to_nobody_and_can_be_resumed_by_their_path(tmp_path):
-    old = write_checkpoint_without_id(tmp_path, 4)
-    run, found = choose_run(tmp_path, "true")
-    assert run.checkpoint is None
-    assert "other runs (without an id)" in found
-    run, _ = choose_run(tmp_path, str(old))
-    assert run.checkpoint == str(old)
-    assert run.folder == str(tmp_path / f"run-{run.id}")
-
-
-def test_a_new_run_in_a_used_folder_has_a_folder_of_its_own_for_its_checkpoints(tmp_path):
+def test_a_checkpoint_takes_the_place_of_one_of_its_name(tmp_path):
     write_checkpoint(tmp_path, 4)
-    note_run(tmp_path, MINE)
-    run, found = choose_run(tmp_path, None)
-    assert run.id != "mine"
-    assert run.folder == str(tmp_path / f"run-{run.id}")
-    assert "(id mine), which are left alone" in found
-    with pytest.raises(FileExistsError, match="checkpoint-4 is another run's"):
-        write_checkpoint(tmp_path, 4, run.id)
+    checkpoint = write_checkpoint(tmp_path, 4, "others")
+    assert (checkpoint / "model.bin").read_text() == "others"
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-def test_after_a_step_back_the_checkpoint_written_last_counts_as_the_last(tmp_path):
-    for step in (4, 8, 10, 6):
+def test_checkpoints_that_a_run_does_not_go_on_from_are_moved_out_of_its_way(tmp_path, caplog):
+    for step in (4, 8, 12):
         write_checkpoint(tmp_path, step)
-    assert find_last_checkpoint(tmp_path, "mine").name == "checkpoint-6"
-    delete_older(tmp_path, "mine", 2, None)
-    assert names(tmp_path.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-6"]
-
-
-@pytest.mark.parametrize(
-    ("limit", "best", "left"),
-    [(None, 1, {1, 2, 3, 4}), (1, None, {4}), (1, 2, {2, 4}), (2, 2, {2, 4}), (3, 1, {1, 3, 4})],
-)
-def test_of_older_checkpoints_the_best_is_kept_and_those_of_other_runs(tmp_path, limit, best, left):
-    write_checkpoint(tmp_path, 7, "theirs")
-    for step in (1, 2, 3, 4):
-        write_checkpoint(tmp_path, step)
-    delete_older(tmp_path, "mine", limit, best and str(tmp_path / f"checkpoint-{best}"))
-    assert names(list_checkpoints(tmp_path, "mine")) == [f"checkpoint-{step}" for step in sorted(left)]
-    assert names(list_checkpoints(tmp_path, "theirs")) == ["checkpoint-7"]
+    clear_output(tmp_path, str(tmp_path / "checkpoint-8"))  # a step back
+    assert checkpoints_in(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+    assert checkpoints_in(tmp_path / "earlier-1") == ["checkpoint-12"]
+    clear_output(tmp_path, str(tmp_path / "earlier-1" / "checkpoint-12"))
+    assert checkpoints_in(tmp_path) == []
+    assert checkpoints_in(tmp_path / "earlier-2") == ["checkpoint-4", "checkpoint-8"]
+    write_checkpoint(tmp_path, 1)
+    clear_output(tmp_path, None)  # a new run
+    assert checkpoints_in(tmp_path / "earlier-3") == ["checkpoint-1"]
+    assert f"held 1 checkpoint(s) of another run, which are in {tmp_path / 'earlier-3'} now" in caplog.text
 
 
 def test_checkpoints_of_a_run_are_whole_and_as_many_as_were_asked_for(tmp_path, rows):
     trainer = trainer_for(tmp_path, rows, save_total_limit=2)
     trainer.train()
-    found = sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))
-    assert found == ["checkpoint-2", "checkpoint-3"]
-    assert all(find_damage(tmp_path / "run" / name) is None for name in found)
+    assert checkpoints_in(tmp_path / "run") == ["checkpoint-2", "checkpoint-3"]
+    assert all((tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").is_file() for step in (2, 3))
     assert not any((tmp_path / "run" / "unfinished").glob("*"))
 
 
@@ -225,7 +151,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(tmp_path, row
     monkeypatch.setattr(torch, "save", fill_disk)
     with pytest.raises(CheckpointError, match=r"checkpoint-2 could not be written.*No space left on device") as error:
         trainer.train()
-    assert f"The last good checkpoint is {tmp_path / 'run' / 'checkpoint-1'}" in error.value.__notes__[0]
+    assert f"The last checkpoint is {tmp_path / 'run' / 'checkpoint-1'}" in error.value.__notes__[0]
     assert [path.name for path in (tmp_path / "run").glob("**/checkpoint-*")] == ["checkpoint-1"]
 
 
@@ -248,7 +174,7 @@ def test_a_loss_that_is_no_number_names_step_and_samples_and_the_last_checkpoint
     words = r"loss of step 2 is not finite: `loss` is nan.*answers '.*(lung|liver|heart|brain)"
     with pytest.raises(FloatingPointError, match=words) as error:
         trainer.train()
-    assert "checkpoint-1. Once the cause is mended" in error.value.__notes__[0]
+    assert "checkpoint-1. Once the cause is fixed" in error.value.__notes__[0]
 
 
 def test_nodes_that_are_no_numbers_name_the_modality_the_step_and_the_last_checkpoint(tmp_path, rows):
@@ -256,15 +182,17 @@ def test_nodes_that_are_no_numbers_name_the_modality_the_step_and_the_last_check
     trainer.add_callback(SpoilWeights())
     with pytest.raises(ValueError, match="The answer features hold NaN or infinity") as error:
         trainer.train()
-    assert "checkpoint-1. Once the cause is mended" in error.value.__notes__[0]
+    assert "checkpoint-1. Once the cause is fixed" in error.value.__notes__[0]
     assert error.value.__notes__[1] == "1 steps of training had been taken."
 
 
 def test_the_part_of_a_loss_that_is_not_finite_is_named():
-    parts = {"language_modeling_loss": 2.0, "alignment_loss": float("inf")}
-    inputs = {"labels": torch.tensor([[-100, 7, 8]])}
-    with pytest.raises(FloatingPointError, match="`language_modeling_loss` is 2, `alignment_loss` is inf"):
-        refuse_loss(parts, 3, inputs, tiny_processor().tokenizer)
+    means = LoggedMeans()
+    means.add("train", {"language_modeling_loss": 2.0, "alignment_loss": float("inf"), "matching_accuracy": 0.5})
+    inputs, tokenizer = {"labels": torch.tensor([[-100, 7, 8]])}, tiny_processor().tokenizer
+    with pytest.raises(FloatingPointError, match=r"`language_modeling_loss` is 2, `alignment_loss` is inf\. "):
+        check_loss(torch.tensor(torch.inf), means, 3, inputs, tokenizer)
+    check_loss(torch.tensor(2.0), means, 3, inputs, tokenizer)
 
 
 def test_gradients_that_are_no_numbers_are_refused():
@@ -280,7 +208,7 @@ def test_a_broken_image_in_the_middle_names_the_row_and_the_last_checkpoint(tmp_
     trainer.args.train_sampling_strategy = "sequential"
     with pytest.raises(ValueError, match=r"'5'.*5\.png") as error:
         trainer.train()
-    assert "The last good checkpoint is" in error.value.__notes__[0]
+    assert "The last checkpoint is" in error.value.__notes__[0]
 
 
 class KillWorker:
@@ -321,7 +249,7 @@ def test_sigterm_saves_the_step_at_hand_and_leaves_with_its_own_code(tmp_path, d
     assert code == 143
     assert "Stopped by SIGTERM after step" in capsys.readouterr().out
     [saved] = (tmp_path / "run" / "model").glob("**/checkpoint-*")
-    assert find_damage(saved) is None
+    assert (saved / "trainer_state.json").is_file()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert train.main([*options, "--max_steps", "20", "--resume_from_checkpoint", "true"]) == 0
 
@@ -355,8 +283,8 @@ def stop_in(monkeypatch, stage, step):
 
 
 # The first stage keeps one checkpoint and no best, whatever the second does.
-COMBINATIONS = [(*values, 2) for values in itertools.product((1, 2, None), (False, True), STRATEGIES)]
-COMBINATIONS += [(2, True, strategy, 1) for strategy in STRATEGIES]
+COMBINATIONS = [(1, best, strategy, 2) for best, strategy in itertools.product((False, True), STRATEGIES)]
+COMBINATIONS += [(2, True, "steps", 1), (2, True, "best", 2)]
 
 
 @pytest.mark.parametrize(("limit", "best", "strategy", "stage"), COMBINATIONS)
@@ -371,50 +299,21 @@ def test_what_is_announced_at_sigterm_is_there_and_resumes(
         assert train.main([str(recipe)]) == 143
     [announced] = re.findall(r"which is saved in (\S+)\. The same", " ".join(capsys.readouterr().out.split()))
     assert Path(announced) == (output / "checkpoint-5" if stage == 2 else output / "first_stage" / "checkpoint-3")
-    assert find_damage(Path(announced)) is None
     resumed = []
     with monkeypatch.context() as patched:
         patched.setattr(train, "show_progress", resumed.append)
         assert train.main([str(recipe), "--resume_from_checkpoint", "true"]) == 0
-    assert resumed[0].run.checkpoint == announced
+    assert resumed[0]._resumed_from == announced
     state = resumed[-1].state
     assert state.global_step == SHORT["max_steps"]
     if best:
         [value] = {entry["eval_loss"] for entry in state.log_history if entry.get("eval_loss") == state.best_metric}
         assert resumed[-1].evaluate()["eval_loss"] == pytest.approx(value)
-    kept = list_checkpoints(output, resumed[-1].run.id)
+    kept = checkpoints_in(output)
     assert limit is None or len(kept) <= max(limit, 1 + (state.best_model_checkpoint is not None))
 
 
 SHORT = {"max_steps": 6, "first_stage_epochs": 2, "max_validation_questions": 0, "shuffle_turns": False}
-
-
-def test_two_runs_in_one_folder_keep_their_checkpoints_apart(tmp_path, data_file, caplog, monkeypatch):
-    values = {**SHORT, "save_steps": 2, "save_total_limit": 1, "eval_strategy": "no"}
-    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, values)
-    output = tmp_path / "run" / "model"
-    assert train.main([str(recipe)]) == 0
-    [first] = list_checkpoints(output)
-    first_id = read_run_id(first)
-    with monkeypatch.context() as patched:
-        stop_in(patched, 2, 3)
-        assert train.main([str(recipe), "--max_steps", "4"]) == 143
-    assert f"{output} holds 1 checkpoint(s) of other runs (id {first_id}), which are left alone" in caplog.text
-    [stopped] = set(list_checkpoints(output)) - {first}
-    second_id = read_run_id(stopped)
-    assert (stopped.name, find_damage(first)) == ("checkpoint-3", None)
-    assert train.main([str(recipe), "--max_steps", "4", "--resume_from_checkpoint", "true"]) == 0
-    assert names(list_checkpoints(output, second_id)) == ["checkpoint-4"]
-    assert list_checkpoints(output, first_id) == [first]
-    record = json.loads((output / "run.json").read_text())
-    assert record["run_id"] == second_id
-    assert [start["resumed_from"] for start in record["starts"]] == [None, str(stopped)]
-    assert train.main([str(recipe), "--max_steps", "8", "--resume_from_checkpoint", str(first)]) == 0
-    assert names(list_checkpoints(output, first_id)) == ["checkpoint-8"]
-    assert names(list_checkpoints(output, second_id)) == ["checkpoint-4"]
-    record = json.loads((output / "run.json").read_text())
-    assert record["run_id"] == (output / "run_id").read_text().strip() == first_id
-    assert len(record["starts"]) == 1
 
 
 def test_a_named_checkpoint_of_the_first_stage_resumes_that_stage(tmp_path, data_file, monkeypatch):
@@ -427,18 +326,16 @@ def test_a_named_checkpoint_of_the_first_stage_resumes_that_stage(tmp_path, data
     named = tmp_path / "run" / "model" / "first_stage" / "checkpoint-3"
     assert train.main([str(recipe), "--resume_from_checkpoint", str(named)]) == 0
     first, second = resumed
-    assert (first.run.checkpoint, second.run.checkpoint) == (str(named), None)
-    assert first.run.id == second.run.id == (tmp_path / "run" / "model" / "run_id").read_text().strip()
+    assert (first._resumed_from, second._resumed_from) == (str(named), None)
 
 
-def test_a_start_that_is_refused_leaves_true_to_the_run_before(tmp_path, data_file):
+def test_a_start_that_is_refused_moves_no_checkpoints(tmp_path, data_file):
     recipe = kill_resume.write_recipe(tmp_path / "run", data_file, {**SHORT, "eval_strategy": "no", "save_steps": 2})
     assert train.main([str(recipe), "--first_stage_epochs", "1"]) == 0
-    [last, _] = list_checkpoints(tmp_path / "run" / "model")
+    before = checkpoints_in(tmp_path / "run" / "model")
     with pytest.raises(FileNotFoundError):
         train.main([str(recipe), "--train_data", str(tmp_path / "nowhere.json")])
-    run, _ = choose_run(tmp_path / "run" / "model", "true")
-    assert run.checkpoint == str(last)
+    assert checkpoints_in(tmp_path / "run" / "model") == before != []
 
 
 def test_the_best_checkpoint_is_found_again_in_a_folder_that_was_moved(tmp_path, rows):
@@ -447,15 +344,15 @@ def test_the_best_checkpoint_is_found_again_in_a_folder_that_was_moved(tmp_path,
     trainer_for(tmp_path, rows, eval_dataset=rows, max_steps=2, **options).train()
     moved = tmp_path / "run" / "moved"
     moved.mkdir()
-    for path in list_checkpoints(tmp_path / "run"):
-        path.rename(moved / path.name)
+    for name in checkpoints_in(tmp_path / "run"):
+        (tmp_path / "run" / name).rename(moved / name)
     resumed = trainer_for(tmp_path, rows, eval_dataset=rows, max_steps=3, **options)
     resumed.train(resume_from_checkpoint=str(moved / "checkpoint-2"))
     assert resumed.state.best_model_checkpoint == str(moved / "checkpoint-1")
     shutil.rmtree(moved / "checkpoint-1")
     resumed = trainer_for(tmp_path, rows, eval_dataset=rows, max_steps=4, **options)
     resumed.train(resume_from_checkpoint=str(moved / "checkpoint-2"))
-    assert resumed.state.best_model_checkpoint == str(Path(resumed.run.folder) / "checkpoint-3")
+    assert resumed.state.best_model_checkpoint == str(Path(resumed.args.output_dir) / "checkpoint-3")
 
 
 def test_sigterm_that_comes_after_the_last_step_is_left_to_the_former_handler(tmp_path, rows):
@@ -476,7 +373,7 @@ class TellAtTheEnd(TrainerCallback):
 
 
 class Terminate(TrainerCallback):
-    """Sends SIGTERM at a moment of the training that has evaluations, once."""
+    """Sends SIGTERM before a step that is evaluated, or in its evaluation, once."""
 
     def __init__(self, trainer, moment, step):
         self.trainer, self.moment, self.step, self.sent = trainer, moment, step, False
@@ -485,7 +382,7 @@ class Terminate(TrainerCallback):
         self._send("before", state.global_step + 1)
 
     def on_prediction_step(self, args, state, control, **kwargs):
-        self._send("losses", state.global_step)
+        self._send("in", state.global_step)
 
     def _send(self, moment, step):
         if (moment, step) == (self.moment, self.step) and self.trainer.eval_dataset is not None and not self.sent:
@@ -493,37 +390,33 @@ class Terminate(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("moment", "step"), [("before", 4), ("losses", 4), ("answers", 4), ("losses", 20)])
-def test_an_evaluation_that_sigterm_prevents_is_made_up_for_by_the_resumed_run(
-    tmp_path, data_file, monkeypatch, moment, step
+@pytest.mark.parametrize(
+    ("moment", "strategy", "saved"), [("before", "steps", 4), ("in", "steps", 5), ("before", "best", 5)]
+)
+def test_sigterm_at_an_evaluation_lets_it_end_and_the_resumed_run_is_the_undisturbed_one(
+    tmp_path, data_file, monkeypatch, moment, strategy, saved
 ):
-    whole = kill_resume.write_recipe(tmp_path / "whole", data_file)
+    values = STRATEGIES[strategy] | {"eval_steps": 4, "save_steps": 2}
+    whole = kill_resume.write_recipe(tmp_path / "whole", data_file, values)
     assert train.main([str(whole)]) == 0
-    recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
+    recipe = kill_resume.write_recipe(tmp_path / "run", data_file, values)
     with monkeypatch.context() as patched:
         show = train.show_progress
         patched.setattr(
             train,
             "show_progress",
-            lambda trainer: (show(trainer), trainer.add_callback(Terminate(trainer, moment, step))),
+            lambda trainer: (show(trainer), trainer.add_callback(Terminate(trainer, moment, 4))),
         )
-        if moment == "answers":
-            patched.setattr(logramed.trainer.trainer, "score_answers", send_sigterm_then_score)
         assert train.main([str(recipe)]) == 143
-    saved = find_last_checkpoint(tmp_path / "run" / "model")
-    assert saved.name == f"checkpoint-{step}"
-    history = json.loads((saved / "trainer_state.json").read_text())["log_history"]
-    assert not any("eval_loss" in entry and entry["step"] == step for entry in history)
+    last = Path(get_last_checkpoint(tmp_path / "run" / "model"))
+    assert last.name == f"checkpoint-{saved}"
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss" in entry and entry["step"] == 4 for entry in history)
     assert train.main([str(recipe), "--resume_from_checkpoint", "true"]) == 0
     figures, weights = kill_resume.read_results(tmp_path / "run")
     expected_figures, expected_weights = kill_resume.read_results(tmp_path / "whole")
     assert figures == expected_figures
     assert kill_resume.same_weights(weights, expected_weights)
-
-
-def send_sigterm_then_score(*args, on_answer, **kwargs):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return score_answers(*args, on_answer=on_answer, **kwargs)
 
 
 def test_a_run_resumed_in_its_first_stage_keeps_the_record_of_its_start(tmp_path, data_file, monkeypatch):
@@ -561,11 +454,11 @@ def test_a_first_stage_is_not_resumed_where_that_was_refused(tmp_path, data_file
     recipe = kill_resume.write_recipe(tmp_path / "run", data_file)
     seen = []
     write_checkpoint(tmp_path / "run" / "model" / "first_stage", 2)
-    note_run(tmp_path / "run" / "model", MINE)
     monkeypatch.setattr(checkpoints.WholeCheckpoints, "train", lambda self, **kwargs: seen.append(kwargs) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main([str(recipe), "--resume_from_checkpoint", "false"])
-    assert seen[0]["run"].checkpoint is None
+    assert seen[0]["resume_from_checkpoint"] is None
+    assert checkpoints_in(tmp_path / "run" / "model" / "first_stage") == []
 
 
 def test_run_record_says_what_made_the_run_and_refuses_other_data(tmp_path, data_file, caplog):

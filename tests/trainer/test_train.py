@@ -158,11 +158,11 @@ def test_a_run_without_a_logged_step_leaves_its_model_and_no_curves(tmp_path, da
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
-def test_validation_share_holds_out_questions(tmp_path, data_file):
+def test_validation_share_holds_out_rows(tmp_path, data_file):
     main([write_recipe(tmp_path, data_file, validation_share=0.25)])
     results = json.loads((tmp_path / "run" / "train_metrics.json").read_text())
-    assert results["num_validation_questions"] == 4
-    assert results["num_train_samples"] == 8
+    assert results["num_validation_questions"] == 4  # of two rows
+    assert results["num_train_samples"] == 6
 
 
 def test_skipped_rows_are_counted_and_listed(tmp_path, data_file, capsys):

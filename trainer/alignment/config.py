@@ -100,9 +100,6 @@ class AlignmentConfig:
         "Whose features of these texts are taken: the model's own (`self`), or those of a frozen sentence encoder, by "
         "folder or Hub id, which encodes each text once.",
     )
-    alignment_text_cache: str | None = _setting(
-        None, "Folder to keep the encoder's embeddings in, by default one in the Hugging Face cache."
-    )
     alignment_image_layer: int | None = _setting(
         None, "Layer of the language model after which these states are read; by default the last, normalized."
     )

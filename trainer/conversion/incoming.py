@@ -71,7 +71,6 @@ def convert_to_logramed(
 
     Raises:
         ValueError: If the checkpoint is of another kind, incomplete, ambiguous or damaged, or `output` is not empty.
-        OSError: If there is no room for what is to be written.
     """
     output = Path(output)
     require_empty(output, "OUTPUT")

@@ -1,7 +1,6 @@
 """A model that is to be written: all but its weights, which are read, changed and written one tensor at a time."""
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,6 @@ from logramed.trainer.conversion.weights import ShardWriter, TensorInfo, WeightF
 READ_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model", "*.jinja", "README.md")
 # Not beside the weights: engines load every safetensors file there.
 GRAPH_NETWORK_FILE = "training/graph_network.safetensors"
-# Configuration, tokenizer and code beside the weights.
-DISK_MARGIN_BYTES = 10**8
 LICENSE_NAMES = ("license", "license_name", "license_link")
 
 
@@ -37,20 +34,12 @@ def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Weights:
-    """
-    Where weights come from.
-
-    Attributes:
-        files (`WeightFiles`): Their files.
-        rename (`Callable`): From a name there to ours; `None` leaves a weight out.
-        change (`Callable`): What is done to a weight on the way, given our name and the tensor.
-        shapes (`dict`): Shapes that `change` gives, by our name, where they are others.
-    """
+    """Where weights come from."""
 
     files: WeightFiles
-    rename: Callable[[str], str | None]
-    change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rename: Callable[[str], str | None]  # from a name there to ours; `None` leaves a weight out
+    change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged  # given our name
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # where `change` gives others, by our name
 
     def names(self) -> tuple[dict[str, TensorInfo], list[str]]:
         """The weights by our names, and the names in the files that nobody knows."""
@@ -74,22 +63,13 @@ class Weights:
 
 @dataclass
 class Plan:
-    """
-    A model that is to be written.
-
-    Attributes:
-        config (`LoGraMedConfig`): Of the model.
-        processor (`LoGraMedProcessor`): With its tokenizer.
-        end_token_ids (`list[int]`): Tokens that end an answer.
-        weights (`list[Weights]`): Where its weights come from, each under its own names.
-        parts (`dict`): What parts.json says.
-    """
+    """A model that is to be written."""
 
     config: LoGraMedConfig
     processor: LoGraMedProcessor
     end_token_ids: list[int]
     weights: list[Weights]
-    parts: dict[str, Any]
+    parts: dict[str, Any]  # what parts.json says
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,16 +100,8 @@ class Plan:
         compare_names(*self.shapes(), expected_weights(self.config), source)
 
     def write(self, output: Path) -> None:
-        """
-        Write the model, whole or not at all.
-
-        Raises:
-            OSError: If there is no room for it.
-        """
+        """Write the model, whole or not at all."""
         shapes, _ = self.shapes()
-        graph_network = graph_network_names(self.weights[0].files)
-        num_bytes = self.dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())
-        require_disk(output, num_bytes + sum(self.weights[0].files.tensors[name].num_bytes for name in graph_network))
         with whole_folder(output, "OUTPUT") as unfinished:
             self.write_weights(unfinished, shapes)
             save_graph_network(self.weights[0].files, unfinished)
@@ -200,17 +172,3 @@ def save_graph_network(files: WeightFiles, folder: Path) -> None:
         path.parent.mkdir()
         state = {ours: files.read(name).contiguous() for name, ours in names.items()}
         save_file(state, path, metadata={"format": "pt"})
-
-
-def require_disk(output: Path, num_bytes: int) -> None:
-    """
-    Raises:
-        OSError: If there is less room than `num_bytes` where `output` will be.
-    """
-    place = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
-    if free < num_bytes + DISK_MARGIN_BYTES:
-        raise OSError(
-            f"The converted model takes {num_bytes / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left. Nothing "
-            "was written."
-        )

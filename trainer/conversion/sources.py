@@ -20,22 +20,13 @@ from logramed.eval.model_names import find_foreign_kind
 
 @dataclass(frozen=True)
 class Kind:
-    """
-    A kind of checkpoint.
+    """A kind of checkpoint."""
 
-    Attributes:
-        language_model (`str`): Model type of its language model.
-        chat_template (`str`): Name of the template it was trained with.
-        stop_string (`str`, *optional*): What it ends its turns with, where that is no token.
-        has_image_tokens (`bool`): Its embeddings have rows for the tokens of an image.
-        license (`dict`): As the Hub's front matter has it, where the checkpoint's own card names none.
-    """
-
-    language_model: str
-    chat_template: str
-    stop_string: str | None
-    license: dict[str, str]
-    has_image_tokens: bool = False
+    language_model: str  # model type
+    chat_template: str  # name of the template it was trained with
+    stop_string: str | None  # what it ends its turns with, where that is no token
+    license: dict[str, str]  # as the Hub's front matter has it, where the checkpoint's own card names none
+    has_image_tokens: bool = False  # its embeddings have rows for the tokens of an image
 
 
 MICROSOFT_RESEARCH = {"license": "other", "license_name": "microsoft-research-license"}
@@ -159,20 +150,9 @@ def describe_type(config: Mapping[str, Any]) -> str:
 def text_config_of(config: Mapping[str, Any], language_model: str, vocab_size: int) -> dict[str, Any]:
     """The language model's configuration, with the length that old files do not say."""
     names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "initializer_range",
-        "rms_norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "rope_parameters",
-        "sliding_window",
-        "tie_word_embeddings",
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+        *("head_dim", "hidden_act", "initializer_range", "rms_norm_eps", "rope_theta", "rope_scaling"),
+        *("rope_parameters", "sliding_window", "tie_word_embeddings"),
     )
     found = {name: config[name] for name in names if config.get(name) is not None}
     if language_model == "mistral":

@@ -20,7 +20,7 @@ from logramed.eval.files import require_empty, whole_folder, write_json
 from logramed.eval.model_names import ADAPTER_CONFIG
 from logramed.processing_logramed import write_shared_tokenizer_config
 from logramed.trainer.build_model import PARTS_NAME
-from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license, require_disk
+from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license
 from logramed.trainer.conversion.sources import (
     FIRST_LAYER,
     KINDS,
@@ -86,7 +86,6 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
 
     Raises:
         ValueError: If LLaVA has no such model, with the reason, or `output` is not empty.
-        OSError: If there is no room for what is to be written.
     """
     output = Path(output)
     require_empty(output, "OUTPUT")
@@ -99,7 +98,6 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
         files = WeightFiles(folder)
         shapes = {name: info.shape for name, info in files.tensors.items() if "graph_network." not in name}
         compare_names(shapes, [], expected_weights(config), model)
-        require_disk(output, sum(info.num_bytes for info in files.tensors.values()) + folded_bytes(config, files))
         with whole_folder(output, "OUTPUT") as unfinished:
             writer = ShardWriter(unfinished)
             for name, tensor in files:
@@ -177,16 +175,6 @@ def halves(config: LoGraMedConfig) -> tuple[int, int]:
     """How many layers each mean of `dci` is of."""
     num_layers = len(config.connected_layers)
     return num_layers // 2, num_layers - num_layers // 2
-
-
-def folded_bytes(config: LoGraMedConfig, files: WeightFiles) -> int:
-    """By how much the projector grows."""
-    info = files.tensors[FIRST_LAYER]
-    second = info.shape[0] * (info.shape[0] + 1) * info.dtype.itemsize if config.projector_type == "linear" else 0
-    if config.dense_connector != "dci":
-        return second
-    columns = (1 + len(config.connected_layers)) * config.vision_config.hidden_size
-    return second + columns * info.shape[0] * info.dtype.itemsize  # what it is now is kept too
 
 
 def keep_first_layer(config: LoGraMedConfig, files: WeightFiles, folder: Path) -> None:

@@ -19,13 +19,8 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 def load_tokenizer(folders: Sequence[Path], is_stock: bool = False) -> PreTrainedTokenizerBase:
     """
-    The tokenizer in the first of `folders` that has one, its special tokens set right.
-
-    It splits text as the originals did: text after a token of an image begins a new word, and `<s>` begins a sequence.
-
-    Args:
-        folders (`Sequence[Path]`): Where to look, in this order.
-        is_stock (`bool`): The folder is transformers' own: what stands in its tokenizer.json is taken as it is.
+    The tokenizer in the first of `folders` that has one. It splits text as the originals did: text after a token of an
+    image begins a new word, and `<s>` begins a sequence; with `is_stock` it is taken as it is.
 
     Raises:
         ValueError: If no folder has a tokenizer, or it cannot be read.
@@ -89,18 +84,8 @@ def add_former_image_tokens(
     tokenizer: PreTrainedTokenizerBase, num_rows: int, with_ends: bool = True
 ) -> dict[str, str | None]:
     """
-    Give a tokenizer of LLaVA v0 the tokens that its embeddings have rows for, in their order.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): With some of these tokens, or none.
-        num_rows (`int`): Of the embeddings.
-        with_ends (`bool`): Whether tokens stand before and after those of an image.
-
-    Returns:
-        `dict[str, str | None]`: the tokens of an image, as arguments of `LoGraMedProcessor`.
-
-    Raises:
-        ValueError: If the tokenizer then has more or fewer tokens than the embeddings have rows.
+    Give a tokenizer of LLaVA v0 the tokens that its embeddings have rows for; the tokens of an image (with those
+    before and after it), as arguments of `LoGraMedProcessor`. `ValueError` if it then has not `num_rows` tokens.
     """
     wanted, known = [*IMAGE_TOKENS.values(), FORMER_PAD_TOKEN], tokenizer.get_vocab()
     # Models of 2023-07 have no padding token.
@@ -124,13 +109,8 @@ def add_former_image_tokens(
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> dict[str, str | None]:
     """
-    Give a tokenizer without image tokens one, after the last row of the embeddings, and a padding token.
-
-    Returns:
-        As `add_former_image_tokens`.
-
-    Raises:
-        ValueError: If the tokenizer has more tokens than the embeddings have rows, or fewer.
+    As `add_former_image_tokens`, for a tokenizer without image tokens: one, after the last row of the embeddings, and
+    a padding token.
     """
     if len(tokenizer) != num_rows:
         raise ValueError(

@@ -42,13 +42,8 @@ class TensorInfo:
 
 class WeightFiles:
     """
-    The weights of a folder. Pickled files are read by `torch.load(weights_only=True)` alone.
-
-    Args:
-        folder (`Path`): Holds `model.safetensors` or `pytorch_model.bin`, or shards of either with their index.
-
-    Attributes:
-        tensors (`dict[str, TensorInfo]`): By name, in the order of the files.
+    The weights (`tensors`, by name) of a folder with `model.safetensors` or `pytorch_model.bin`, or shards of either
+    with their index. Pickled files are read by `torch.load(weights_only=True)` alone.
 
     Raises:
         ValueError: If there are none, a shard is missing, or a file cannot be read or holds other than tensors.
@@ -160,11 +155,8 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
 
 class ShardWriter:
     """
-    Writes tensors as `model.safetensors`, or as shards with their index, as transformers reads them.
-
-    Args:
-        folder (`Path`): Where to.
-        max_shard_bytes (`int`): Largest shard, but for a single larger tensor. One shard is held in memory.
+    Writes tensors as `model.safetensors`, or as shards of at most `max_shard_bytes`, but for a single larger tensor,
+    with their index. One shard is held in memory.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES):

@@ -2,17 +2,16 @@
 
 from .rows import RowError, TrainingRows
 from .sources import load_training_rows
-from .streaming import RowStream
-from .turns import SetEpochCallback, TurnShuffler, hold_out_turns, questions_of_rows
+from .streaming import open_stream
+from .turns import SetEpochCallback, TurnShuffler, questions_of_rows
 
 
 __all__ = [
     "RowError",
-    "RowStream",
     "SetEpochCallback",
     "TrainingRows",
     "TurnShuffler",
-    "hold_out_turns",
     "load_training_rows",
+    "open_stream",
     "questions_of_rows",
 ]

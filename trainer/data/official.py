@@ -27,28 +27,17 @@ from .rows import (
 
 @dataclass(frozen=True)
 class OfficialFiles:
-    """
-    How the authors' own files of a data set are laid out.
-
-    Attributes:
-        name (`str`): Of the data set.
-        markers (`tuple[str, ...]`): A folder with all of these files and folders is taken for it.
-        files (`dict[str, tuple[str, ...]]`): Of each split the file with its questions, under any of these names.
-        extended_file (`str`): JSON lines of `qid` and `extended`.
-        image_folder, image_field (`str`): Where images lie, and the field with the name of a question's image.
-        kind_field, kinds (`str`, `tuple[str, ...]`): Only questions whose `kind_field` is one of `kinds` are read.
-        image_splits (`dict[str, frozenset[str]]`): Further splits: the questions of all `files` about these images.
-        fold_splits (`tuple[str, ...]`): Further splits: the questions of all `files` about a fold of the images.
-    """
+    """How the authors' own files of a data set are laid out."""
 
     name: str
-    markers: tuple[str, ...]
-    files: dict[str, tuple[str, ...]]
-    extended_file: str
+    markers: tuple[str, ...]  # a folder with all of these files and folders is taken for it
+    files: dict[str, tuple[str, ...]]  # of each split the file with its questions, under any of these names
+    extended_file: str  # JSON lines of `qid` and `extended`
     image_folder: str
     image_field: str
-    kind_field: str
+    kind_field: str  # only questions of these kinds are read
     kinds: tuple[str, ...]
+    # Further splits: the questions of all files about these images, or about a fold of the images.
     image_splits: dict[str, frozenset[str]] = field(default_factory=dict)
     fold_splits: tuple[str, ...] = ()
 
@@ -152,11 +141,10 @@ def group_by_image(
     extended: dict[str, tuple[RowLocation, str]] | None,
     bad_rows: BadRows,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Checked questions by image name; bad ones, and extended answers to no question, go to `bad_rows`."""
+    """Checked questions by image name; bad ones go to `bad_rows`."""
     samples: dict[str, list[dict[str, Any]]] = {}
     positions: dict[str, str] = {}
-    paths = official.find(folder)
-    for file_split, path in paths.items():
+    for file_split, path in official.find(folder).items():
         for location, record in with_progress(list(read_records(path, bad_rows))):
             if str(record.get(official.kind_field)).strip().lower() not in official.kinds:
                 continue
@@ -170,11 +158,6 @@ def group_by_image(
                     samples.setdefault(record[official.image_field], []).append(question)
             except RowError as error:
                 bad_rows.add(error)
-    if paths.keys() == official.files.keys():  # else they may be of a file that is not here
-        names, kinds = " or ".join(path.name for path in paths.values()), " or ".join(official.kinds)
-        for row_id, (location, _) in (extended or {}).items():
-            if row_id not in positions:
-                bad_rows.add(location.error("qid", f"no such question of {kinds} in {names}"))
     return samples
 
 

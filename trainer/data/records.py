@@ -34,7 +34,7 @@ CONVERSATION_KEYS = ("conversations", "conversatons")
 EXTENDED_KEYS = ("conversations_long", "conversatons_long")
 # Question and answer of LLaMA-Factory's "alpaca" form and of ms-swift's, with earlier turns in `history`.
 INSTRUCTION_KEYS, QUERY_KEYS = ("instruction", "output"), ("query", "response")
-# Where a part of a message names its image, as ms-swift and Qwen-VL write it.
+# Where a part of a message names its image.
 PART_IMAGE_KEYS = ("image", "path", "url")
 FIELDS = (
     "id",
@@ -66,16 +66,12 @@ class RecordReader:
     `extended_answers`. What else it has is ignored.
 
     Args:
-        image_folder (`ImageFolder`, *optional*):
-            Where image names are looked up; without it images stay what they are.
-        require_extended (`bool`):
-            Refuse a record without extended answers.
-        rows_without_image (`str`, *optional*):
-            "refuse" those, or "language_only": they need no extended answers. None for training without alignment.
-        require_questions (`bool`, *optional*, defaults to `False`):
-            Refuse a record with a question that has no words.
-        volumes (`VolumeOptions`, *optional*):
-            How DICOM and NIfTI volumes are shown.
+        image_folder (`ImageFolder`, *optional*): Where image names are looked up; else images stay what they are.
+        require_extended (`bool`): Refuse a record without extended answers.
+        rows_without_image (`str`, *optional*): "refuse" those, or "language_only": they need no extended answers. None
+            for training without alignment.
+        require_questions (`bool`): Refuse a record with a question that has no words.
+        volumes (`VolumeOptions`, *optional*): How DICOM and NIfTI volumes are shown.
     """
 
     image_folder: ImageFolder | None
@@ -90,11 +86,7 @@ class RecordReader:
         record: dict[str, Any],
         extension: tuple[RowLocation, dict[str, Any]] | None = None,
     ) -> ReadRow:
-        """
-        The canonical row of `record`, or a `RowError`.
-
-        `location` names the record's id. `extension` is the record of a second file that holds the extended answers.
-        """
+        """The canonical row of `record`, or a `RowError`; `extension` is the record of a file of extended answers."""
         image_field, images = find_images(location, record)
         found = [self._find_image(image, location, image_field) for image in images]
         turns_field, turns = read_turns(location, record)
@@ -189,20 +181,19 @@ def find_images(location: RowLocation, record: dict[str, Any]) -> tuple[str, lis
     field = find_key(location, record, ("image", "images")) or "image"
     images = record.get(field)
     if images is None or images == "" or images == []:
-        return field, find_images_of_parts(record)
+        return field, find_images_of_parts(record.get("messages"))
     return field, images if isinstance(images, list) else [images]
 
 
-def find_images_of_parts(record: dict[str, Any]) -> list[str]:
-    """The names of images that stand in the parts of messages, in their order."""
-    messages = record.get("messages")
-    messages = messages if isinstance(messages, list) else []
-    contents = [message.get("content") for message in messages if isinstance(message, dict)]
-    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    named = [next((part[key] for key in PART_IMAGE_KEYS if part.get(key)), None) for part in parts]
-    return [
-        name for part, name in zip(parts, named, strict=True) if part.get("type") == "image" and isinstance(name, str)
-    ]
+def find_images_of_parts(messages: Any) -> list[str]:
+    """The names of images that stand in the parts of messages, in their order, as ms-swift and Qwen-VL write them."""
+    found = []
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else []:
+            if isinstance(part, dict) and part.get("type") == "image":
+                found.append(next((part[key] for key in PART_IMAGE_KEYS if part.get(key)), None))
+    return [name for name in found if isinstance(name, str)]
 
 
 def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list[Turn]]:
@@ -323,10 +314,8 @@ def read_second_file(
     extension_location: RowLocation, extension: dict[str, Any], record: dict[str, Any], turns: list[Turn]
 ) -> list[str]:
     """
-    The extended answers of a second file's record.
-
-    The release has two forms: the generator script overwrites the answers in `conversations`, and the published files
-    keep these and add `conversations_long`. Both records must name the same image, where both name one.
+    The extended answers of a second file's record, in `conversations_long` or, as the release's generator writes them,
+    in `conversations`. Both records must name the same image, where both name one.
     """
     field = find_key(extension_location, extension, EXTENDED_KEYS)
     field = field or find_key(extension_location, extension, CONVERSATION_KEYS)

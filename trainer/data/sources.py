@@ -58,34 +58,26 @@ def load_training_rows(
     Args:
         source (`str`, `Path` or `datasets.Dataset`):
             A file (`.json` list or `.jsonl` lines), a folder written by `save_to_disk`, a folder or Hub id for
-            `datasets.load_dataset`, or a `Dataset` at hand, with rows in a form of `RecordReader` (LLaVA's
-            `conversations`, TRL's `messages`, or `prompt` and `completion`); the VQA-RAD or SLAKE folder with its own
-            files; or a folder of reports in R2Gen's or Kaggle's layout, with all images of each. A row without `id`
+            `datasets.load_dataset`, or a `Dataset` at hand, with rows in a form of `RecordReader`; the VQA-RAD or
+            SLAKE folder with its own files; or a folder of reports in R2Gen's or Kaggle's layout. A row without `id`
             gets its position as one.
         image_folder (`str` or `Path`, *optional*):
             Images must lie in it, also after `..` and symbolic links. Defaults to the folder `images` beside a JSON
             file (without one, to the JSON file's own folder), to VQA-RAD's `images`, SLAKE's `imgs`, a `datasets`
-            folder itself, and for a Hub id to the Hugging Face cache. A `Dataset` at hand may name images by absolute
-            paths.
+            folder itself, and for a Hub id to the Hugging Face cache.
         extended (`str` or `Path`, *optional*):
             A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
         split (`str`):
-            Split of a `datasets` source or of the own files of SLAKE ("train", "validation", and by fold "fold_0",
-            "without_fold_0" and so on) or VQA-RAD ("train", and by image "by_image_train", "by_image_validation").
-        require_extended (`bool`):
-            Refuse rows without extended answers. Turn off for training without alignment.
-        rows_without_image, require_questions:
-            What alignment needs of rows beside that (see `RecordReader`).
-        check_images (`bool`):
-            Decode every image that no earlier run has (see `find_unreadable`). Otherwise each must only exist, and a
-            damaged one stops training later.
+            Split of a `datasets` source, of reports, or of the own files of SLAKE ("train", "validation", "fold_0",
+            "without_fold_0", ...) or VQA-RAD ("train", "by_image_train", "by_image_validation").
+        require_extended (`bool`): Refuse rows without extended answers.
+        rows_without_image, require_questions: See `RecordReader`.
+        check_images (`bool`): Decode every image that no earlier run has; otherwise each must only exist.
         on_bad_row (`"raise"` or `"skip"`):
             Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
-        volumes (`VolumeOptions`, *optional*):
-            How DICOM and NIfTI volumes are shown: by default eight slices, evenly spaced.
+        volumes (`VolumeOptions`, *optional*): How volumes are shown: by default eight slices, evenly spaced.
         report_section (`str`, *optional*):
-            Of a folder of reports (R2Gen's `annotation.json`, IU X-Ray's tables): "findings", "impression" or "both".
-            By default reports are taken as they stand, and of tables the findings.
+            Of reports: "findings", "impression" or "both". By default as they stand, and of tables the findings.
 
     Returns:
         `TrainingRows`: the rows as a `datasets.Dataset`, the skipped ones, and a fingerprint.

@@ -10,16 +10,16 @@ Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
 
 import hashlib
 import json
+from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.trainer.data.records import index_by_id, read_turns
 from logramed.trainer.data.rows import BadRows, OnBadRow, RowLocation, TrainingRows, read_records
 from logramed.trainer.data.sources import load_training_rows
@@ -36,23 +36,19 @@ class Subset:
 
     Attributes:
         source (`str`): Name of the file it was drawn from.
-        fingerprint (`str`): SHA-256 of that data's ids and turns, in any order (see `fingerprint_rows`).
         num_rows (`int`): Rows of that data.
         share (`float`): Share asked for; the list has `share * num_rows` ids, rounded half up.
         seed (`int`): What the draw depends on, beside ids and strata.
         stratified_by (`str`): One of `STRATIFICATIONS`.
-        strata (`dict[str, list[int]]`): For each stratum its rows, and how many of them were taken.
-        ids (`dict[str, str]`): Ids drawn, in the order of the draw, each with the digest of its row.
+        ids (`list[str]`): Ids drawn, in the order of the draw.
     """
 
     source: str
-    fingerprint: str
     num_rows: int
     share: float
     seed: int
     stratified_by: str
-    strata: dict[str, list[int]]
-    ids: dict[str, str]
+    ids: list[str]
 
     def write(self, path: Path) -> None:
         """Write to `path` as JSON; a file there that holds something else is a `FileExistsError`."""
@@ -88,9 +84,8 @@ def draw_subsets(
     """
     Draw a share of the rows of `path` for each of `shares`.
 
-    Within a stratum rows are taken in the order of the SHA-256 of seed and id; which stratum gives the next row is
-    decided by `order_strata`. So the rows of a smaller share are among those of a larger one, whichever shares are
-    drawn together, and neither the order of the rows nor the machine matters.
+    All rows are put into one order (see `order_rows`), of which a share is the beginning. So a smaller share lies
+    inside a larger one, and neither the order of the rows in the file nor the machine matters.
 
     Args:
         path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`), or a folder that `load_training_rows` reads.
@@ -106,7 +101,7 @@ def draw_subsets(
 
     Raises:
         ValueError: If a share is out of range, or so small that it holds no row.
-        RowError: If a row has no id, the id of another row, no turns, or lacks what is stratified by.
+        RowError: If a row has no id, no turns, or lacks what is stratified by.
     """
     path = Path(path)
     for share in shares:
@@ -115,35 +110,17 @@ def draw_subsets(
     records = read_rows_of_folder(path, split, on_bad_row) if path.is_dir() else read_rows_of_file(path)
     if stratify is None:
         stratify = choose_stratification(record for _, record in records)
-    digests, strata = {}, defaultdict(list)
+    strata = defaultdict(list)
     for location, record in records:
-        turns = read_turns(location, record)[1]
-        digests[location.row_id] = digest_row(location.row_id, ((turn.role, turn.parts) for turn in turns))
         strata[find_stratum(location, record, stratify)].append(location.row_id)
-    for row_ids in strata.values():
-        row_ids.sort(key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest())
-    names = sorted(strata)
-    sizes = [len(strata[name]) for name in names]
     counts = [int(share * len(records) + 0.5) for share in shares]
     if min(counts) == 0:
         raise ValueError(f"`share` {min(shares)} of {len(records)} rows is no row. Ask for a larger share.")
-    order = order_strata(sizes, max(counts))
-    subsets = []
-    for share, count in zip(shares, counts, strict=True):
-        taken = np.bincount(order[:count], minlength=len(names)).tolist()
-        subsets.append(
-            Subset(
-                source=path.name,
-                fingerprint=fingerprint_rows(digests.values()),
-                num_rows=len(records),
-                share=share,
-                seed=seed,
-                stratified_by=stratify,
-                strata={name: [size, number] for name, size, number in zip(names, sizes, taken, strict=True)},
-                ids={row_id: digests[row_id] for row_id in take_in_order(strata, names, order[:count])},
-            )
-        )
-    return subsets
+    order = order_rows(strata, seed)
+    return [
+        Subset(path.name, len(records), share, seed, stratify, order[:count])
+        for share, count in zip(shares, counts, strict=True)
+    ]
 
 
 def read_rows_of_file(path: Path) -> list[tuple[RowLocation, dict[str, Any]]]:
@@ -155,35 +132,22 @@ def read_rows_of_folder(path: Path, split: str, on_bad_row: OnBadRow) -> list[tu
     return [(RowLocation(str(path), f"row {number}", row["id"]), row) for number, row in enumerate(rows.dataset)]
 
 
-def order_strata(sizes: Sequence[int], count: int) -> np.ndarray:
+def order_rows(strata: dict[str, list[str]], seed: int) -> list[str]:
     """
-    For each of `count` rows, drawn one after another, the index of the stratum it comes from.
+    All ids, such that any beginning of them holds each stratum in about its proportion.
 
-    After any number k of rows, a stratum of n out of N has given k n / N of them, rounded down or up. (Largest
-    remainders hold that too, but there a larger k can take a row back from a stratum, and a list would not lie inside
-    the next.)
-
-    Source: the quota method of Balinski and Young 1975, "The Quota Method of Apportionment", American Mathematical
-    Monthly 82: the next row comes from the stratum with the largest n / (given + 1) among those below their share.
+    Within a stratum ids come in the order of the SHA-256 of seed and id; the place p of n of them (from 0) puts an id
+    at (p + 1/2) / n of the whole.
 
     Example:
-        >>> order_strata([6, 3, 1], 5).tolist()
-        [0, 0, 1, 0, 1]
+        >>> [row_id[0] for row_id in order_rows({"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2"]}, seed=0)]
+        ['a', 'b', 'a', 'a', 'b', 'a']
     """
-    sizes = np.asarray(sizes, dtype=np.int64)
-    given, total = np.zeros_like(sizes), int(sizes.sum())
-    order = np.empty(count, dtype=np.int64)
-    for number in range(count):
-        below_share = given * total < sizes * (number + 1)
-        order[number] = np.where(below_share, sizes / (given + 1), -1.0).argmax()
-        given[order[number]] += 1
-    return order
-
-
-def take_in_order(strata: dict[str, list[str]], names: list[str], order: Iterable[int]) -> Iterable[str]:
-    remaining = [iter(strata[name]) for name in names]
-    for stratum in order:
-        yield next(remaining[stratum])
+    places = []
+    for name, row_ids in strata.items():
+        ranked = sorted(row_ids, key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest())
+        places += [((place + 0.5) / len(ranked), name, row_id) for place, row_id in enumerate(ranked)]
+    return [row_id for *_, row_id in sorted(places)]
 
 
 def choose_stratification(records: Iterable[dict[str, Any]]) -> str:
@@ -200,8 +164,6 @@ def find_stratum(location: RowLocation, record: dict[str, Any], stratify: str) -
         return "all rows"
     if stratify == "turns":
         return f"{len(read_turns(location, record)[1]):03d} turns"
-    if stratify not in STRATIFICATIONS:
-        raise ValueError(f"`stratify` must be one of {', '.join(STRATIFICATIONS)}; got {stratify!r}.")
     value = record.get(stratify)
     if isinstance(value, dict):
         return " and ".join(sorted(name for name, holds in value.items() if holds)) or "no modality"
@@ -210,60 +172,27 @@ def find_stratum(location: RowLocation, record: dict[str, Any], stratify: str) -
     return value
 
 
-def digest_row(row_id: str, messages: Iterable[tuple[str, list[dict[str, Any]]]]) -> str:
-    """
-    The first 16 hexadecimal digits of the SHA-256 of a row's id and its messages, each a role and content parts.
-    Images and extended answers stay out: the list holds for the file with extended answers, too.
-    """
-    content = [row_id, [[role, [[part["type"], part.get("text")] for part in parts]] for role, parts in messages]]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def fingerprint_rows(digests: Iterable[str]) -> str:
-    """SHA-256 over rows' digests, whatever their order."""
-    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
-
-
 def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
     """
-    The rows of `rows` whose ids are in the list at `path`, in the order of `rows`.
-
-    A row that was listed but skipped as bad (`on_bad_row="skip"`) is left out; the skipped rows are in a file of their
-    own. The data's fingerprint is compared where no row was skipped, and each listed row's digest always.
+    The rows of `rows` whose ids are in the list at `path`, in the order of `rows`. A row that was listed but skipped
+    as bad (`on_bad_row="skip"`) is left out.
 
     Raises:
         FileNotFoundError: If there is no such list.
-        ValueError: If the list was drawn from other data, or names ids that `rows` lacks.
+        ValueError: If it names ids that `rows` lacks.
     """
     subset = Subset.read(path)
-    columns = rows.dataset.select_columns(["id", "messages"])
-    digests = {
-        row["id"]: digest_row(row["id"], ((message["role"], message["content"]) for message in row["messages"]))
-        for row in columns
-    }
-    skipped = {error.row_id for error in rows.skipped}
-    missing = [row_id for row_id in subset.ids if row_id not in digests and row_id not in skipped]
+    ids, skipped = rows.dataset["id"], {error.row_id for error in rows.skipped}
+    missing = sorted(set(subset.ids) - set(ids) - skipped)
     if missing:
+        more = f", and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
         raise ValueError(
             f"`train_ids` {path} names {len(missing)} of {len(subset.ids)} ids that the training data lacks "
-            f"({_name_some(missing)}): it was drawn from {subset.source} ({subset.num_rows} rows). Train on that "
-            "file, or draw a list from this data with data/subsets.py."
+            f"({', '.join(map(repr, missing[:NUM_NAMED]))}{more}): it was drawn from {subset.source} "
+            f"({subset.num_rows} rows). Train on that file, or draw a list from this data with data/subsets.py."
         )
-    changed = [row_id for row_id, digest in subset.ids.items() if digests.get(row_id, digest) != digest]
-    if changed or (not rows.skipped and fingerprint_rows(digests.values()) != subset.fingerprint):
-        what = f"{len(changed)} of its {len(subset.ids)} rows have other turns here" + (
-            f" ({_name_some(changed)})" if changed else ", but other rows differ"
-        )
-        raise ValueError(
-            f"`train_ids` {path} was drawn from other data than this ({subset.source}, {subset.num_rows} rows; here "
-            f"{len(digests)}): {what}. Train on that file, or draw a list from this data with data/subsets.py."
-        )
-    return rows.dataset.select([number for number, row_id in enumerate(digests) if row_id in subset.ids])
-
-
-def _name_some(ids: list[str]) -> str:
-    more = f", and {len(ids) - NUM_NAMED} more" if len(ids) > NUM_NAMED else ""
-    return ", ".join(map(repr, ids[:NUM_NAMED])) + more
+    listed = set(subset.ids)
+    return rows.dataset.select([number for number, row_id in enumerate(ids) if row_id in listed])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,10 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         path = arguments.output / f"{arguments.name or arguments.data.stem}_{100 * subset.share:g}percent.json"
         subset.write(path)
-        print(
-            f"{path}: {len(subset.ids)} of {subset.num_rows} rows, by {subset.stratified_by} "
-            f"({len(subset.strata)} strata). Train with --train_ids {path}"
-        )
+        print(f"{path}: {len(subset.ids)} of {subset.num_rows} rows, by {subset.stratified_by}.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The turns of training rows: asked one by one, held out, or put in another order."""
+"""The turns of training rows: asked one by one, or put in another order."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
-from logramed.eval.volumes import position_texts, split_position_texts, without_position_texts
+from logramed.eval.volumes import position_texts, without_position_texts
 from logramed.trainer.node_inputs import images_of_turns
 
 
@@ -52,79 +52,25 @@ def _shown(images: list, question: dict, place: tuple[int, int], places: list[st
     return shown | ({"position_texts": [[text] for text in places[slice(*place)]]} if any(places) else {})
 
 
-def hold_out_turns(rows: Sequence[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
-    """
-    Divide the turns (a question and its answer) of training rows into two sets of rows.
-
-    Every row keeps at least one turn for training; an image stays where it is asked about. Rows whose images have
-    their places in the dialogue (`has_placed_images`) keep all turns. Same rows, share and seed: same division.
-
-    Args:
-        rows (`Sequence[dict]`): Training rows.
-        share (`float`): Share of all turns that is held out, 0 to 1.
-        seed (`int`): Of the draw.
-
-    Returns:
-        `tuple[list[dict], list[dict]]`: the rows for training, and the rows of the turns held out, which have the same
-        ids, images and system text.
-    """
-    generator = random.Random(seed)
-    num_turns = [count_turns(row) for row in rows]
-    whole = {number for number, row in enumerate(rows) if has_placed_images(row)}
-    candidates = [
-        (number, turn) for number, turns in enumerate(num_turns) if number not in whole for turn in range(turns)
-    ]
-    generator.shuffle(candidates)
-    num_wanted = round(share * len(candidates))
-    held_out: dict[int, set[int]] = {}
-    for number, turn in candidates:
-        if num_wanted == 0:
-            break
-        if len(held_out.get(number, ())) + 1 < num_turns[number]:
-            held_out.setdefault(number, set()).add(turn)
-            num_wanted -= 1
-    training = [
-        row
-        if number in whole
-        else with_turns(row, [turn for turn in range(num_turns[number]) if turn not in held_out.get(number, ())])
-        for number, row in enumerate(rows)
-    ]
-    return training, [with_turns(rows[number], sorted(turns)) for number, turns in sorted(held_out.items())]
-
-
 def count_turns(row: dict) -> int:
     return sum(message["role"] == "assistant" for message in row["messages"])
 
 
-def has_placed_images(row: dict) -> bool:
-    """
-    Whether several images of a row stand among its text, so that turns cannot be moved or dropped without them: not
-    all of them, with the texts that say where slices lie, before or behind the text of the first question.
-    """
-    if len(row["images"]) < 2:
-        return False
-    dialogue = [message for message in row["messages"] if message["role"] != "system"]
-    kinds = [part["type"] for part in without_position_texts(dialogue[0]["content"])]
-    num_first = kinds.count("image")
-    return num_first < len(row["images"]) or "text" in kinds[kinds.index("image") :][:num_first]
-
-
 def with_turns(row: dict, turns: Sequence[int]) -> dict:
-    """`row` with only `turns`, in their order; the images, wherever they stood, come first in the first of them."""
+    """A row of one image with only `turns`, in their order; the image, wherever it stood, comes first in the first."""
     system = [message for message in row["messages"] if message["role"] == "system"]
     dialogue = [message for message in row["messages"] if message["role"] != "system"]
-    divided = [split_position_texts(message["content"]) for message in dialogue]
-    messages = [
-        {"role": dialogue[place]["role"], "content": divided[place][1]}
+    parts = [part for message in dialogue for part in message["content"]]
+    kept = [
+        {**dialogue[place], "content": [part for part in dialogue[place]["content"] if part["type"] == "text"]}
         for turn in turns
         for place in (2 * turn, 2 * turn + 1)
     ]
-    images = [{"type": part["type"], "text": part.get("text")} for parts, _ in divided for part in parts]
-    messages[0] = {"role": "user", "content": images + messages[0]["content"]}
+    kept[0]["content"] = [part for part in parts if part["type"] == "image"] + kept[0]["content"]
     extended = row["extended_answers"]
     return {
         **row,
-        "messages": system + messages,
+        "messages": system + kept,
         "extended_answers": None if extended is None else [extended[turn] for turn in turns],
     }
 
@@ -135,18 +81,12 @@ def read_text(message: dict) -> str:
 
 class TurnShuffler:
     """
-    Puts the turns of each row in another order each epoch: for `Dataset.with_transform`, where the turns of a
-    conversation are questions that do not build on each other.
+    Puts the turns of each row in another order each epoch, and keeps the first `max_turns` of it: for
+    `Dataset.with_transform`, where the turns of a conversation are questions that do not build on each other. Rows of
+    several images, such as the slices of a volume, stay as they are.
 
     The order of a row depends on the seed, the epoch and the row's id alone, so that a resumed run, or one with data
-    workers, sees what any other does. Rows whose images have their places in the dialogue (`has_placed_images`) stay
-    as they are.
-
-    Args:
-        seed (`int`): Of all orders.
-        max_turns (`int`, *optional*): How many turns of a row an epoch has at most, the first in its order.
-
-    Calling it with a batch of training rows by column, as `datasets` gives it to a transform, returns these columns.
+    workers, sees what any other does.
     """
 
     def __init__(self, seed: int, max_turns: int | None = None):
@@ -163,7 +103,7 @@ class TurnShuffler:
             generator = random.Random(f"{self.seed} {int(self._epoch)} {row['id']}")
             order = list(range(count_turns(row)))
             generator.shuffle(order)
-            shuffled.append(row if has_placed_images(row) else with_turns(row, order[: self.max_turns]))
+            shuffled.append(row if len(row["images"]) > 1 else with_turns(row, order[: self.max_turns]))
         return {name: [row[name] for row in shuffled] for name in rows}
 
 

@@ -5,6 +5,7 @@ Tables and pictures of the study:
     python ../report.py --table table.jsonl further.jsonl --output .
 """
 
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t, ttest_1samp
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.files import write_whole
 from logramed.trainer.study.analysis import (
     Difference,

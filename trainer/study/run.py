@@ -25,7 +25,7 @@ from itertools import product
 from os import environ
 from pathlib import Path
 
-from logramed.eval.command_line import ArgumentParser, UserError, run_command
+from logramed.eval.command_line import UserError, run_command
 from logramed.eval.files import only_one_writer, write_json
 from logramed.trainer.provenance import describe_code
 from logramed.trainer.study.analysis import summarize
@@ -386,7 +386,7 @@ def list_runs(settings: Mapping[str, Mapping[str, Settings]]) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(description="Run the study of PROTOCOL.md, or a part of it.")
+    parser = argparse.ArgumentParser(description="Run the study of PROTOCOL.md, or a part of it.")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of runs and table")
     parser.add_argument("--parts", type=Path, default=Path("runs/mini"), help="folder that trainer/mini.py wrote")
     parser.add_argument("--slake", type=Path, help="SLAKE's folder")

@@ -17,12 +17,12 @@ from logramed.eval.prompts import build_prompt, load_question_images
 from logramed.eval.question_images import list_sources, question_content, show_volumes
 from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, open_image_reference
 from logramed.trainer.arguments import DataArguments
-from logramed.trainer.collator import LoGraMedDataCollator, read_turns
-from logramed.trainer.data import RowStream, TurnShuffler, load_training_rows, questions_of_rows
+from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data import load_training_rows, open_stream, questions_of_rows
 from logramed.trainer.data.records import canonical_row
 from logramed.trainer.data.rows import RowError
-from logramed.trainer.data.turns import hold_out_turns
-from logramed.trainer.train import find_image_tokens, parse_arguments
+from logramed.trainer.model_loading import find_image_tokens
+from logramed.trainer.train import parse_arguments
 from tests.eval.conftest import build_tiny_llava, write_tiny_vqa_rad
 from tests.tiny import tiny_processor
 
@@ -84,7 +84,7 @@ def test_rows_of_every_form_show_the_slices_with_their_places(folder, form):
     assert row["images"] == [f"{series}#slices=1-3&window=0,900", f"{series}#slices=4-6&window=0,900"]
     expected = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm\n", "Is there a mass?"]
     assert describe(row) == [expected]
-    stream = RowStream(path, require_extended=False, volumes=OPTIONS)
+    stream = open_stream(path, require_extended=False, volumes=OPTIONS)
     assert describe(next(iter(stream))) == [expected]
     record = {"id": "1", **FORMS[form]}
     record["images"] = [str(series)]
@@ -150,25 +150,6 @@ def test_official_files_may_be_volumes(tmp_path):
     write_series(image, phantom())
     loaded = load_training_rows(data, require_extended=False, volumes=OPTIONS)
     assert sorted({len(images) for images in loaded.dataset["images"]}) == [1, 2]
-
-
-def test_places_stay_with_their_images_where_turns_are_put_in_another_order(folder):
-    pairs = [("<image>\nMass?", "No."), ("Organ?", "Lung."), ("Plane?", "Axial.")]
-    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
-    rows = [{"id": "1", "image": "series", "conversations": turns}]
-    row = load_training_rows(write_rows(folder, rows), require_extended=False, volumes=OPTIONS).dataset[0]
-    shown = ["<image>", "Slice 1 of 2, 2.5 mm", "<image>", "Slice 2 of 2, 10.0 mm\n"]
-    questions = set()
-    for seed in range(8):
-        mixed = TurnShuffler(seed)({name: [value] for name, value in row.items()})
-        content = describe({"messages": mixed["messages"][0]})
-        assert content[0][:4] == shown
-        assert not any(text.startswith("Slice") for text in [*content[0][4:], *content[1], *content[2]])
-        questions.add(content[0][4])
-    assert questions == {"Mass?", "Organ?", "Plane?"}
-    _, held_out = hold_out_turns([row], 0.4, 0)
-    assert describe(held_out[0])[0][:4] == shown
-    assert [question for question, _ in read_turns(row, row["messages"])] == ["Mass?", "Organ?", "Plane?"]
 
 
 def test_slices_are_checked_and_remembered_as_images_are(folder, monkeypatch):

@@ -17,7 +17,6 @@ OTHER_VALUES = {
     "alignment_image_node": "answer_state",
     "alignment_texts": "question_answer",
     "alignment_text_encoder": "some/encoder",
-    "alignment_text_cache": "a/folder",
     "alignment_image_layer": 2,
     "alignment_regions": True,
     "alignment_head": "none",

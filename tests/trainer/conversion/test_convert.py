@@ -29,7 +29,7 @@ from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
 from logramed.eval.models import load_model
 from logramed.hub_cards.publications import prepare
 from logramed.trainer.alignment.graph_network import GraphNetwork
-from logramed.trainer.conversion import plans, weights
+from logramed.trainer.conversion import weights
 from logramed.trainer.conversion.incoming import convert_to_logramed
 from logramed.trainer.conversion.stock import convert_to_llava
 from logramed.trainer.convert import main
@@ -833,14 +833,6 @@ def test_damaged_or_missing_shard_is_named(originals, cases, tmp_path, kind):
     shard.unlink()
     message = rf"names 1 files that are not in .*: {shard.name}"
     refused(tmp_path, message, "--from", kind_argument(kind), source, tower)
-
-
-def test_full_disk_is_told_before_anything_is_written(originals, cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(plans.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
-    tower = ["--vision_tower", str(originals.clip.folder)]
-    message = r"The converted model takes 0\.0 GB, and .* has 0\.0 GB left\. Nothing was written"
-    refused(tmp_path, message, "--from", "exgra-med", cases["exgra-med"].source, tower)
-    refused(tmp_path, message, "--to", "llava", cases["exgra-med"].ours, [])
 
 
 def test_failure_half_way_leaves_nothing(originals, cases, tmp_path, monkeypatch):

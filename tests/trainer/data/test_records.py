@@ -12,7 +12,7 @@ from logramed.trainer.data import sources
 from logramed.trainer.data.records import canonical_row
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
-from logramed.trainer.data.streaming import RowStream
+from logramed.trainer.data.streaming import open_stream
 
 
 def text(words):
@@ -97,7 +97,7 @@ def test_every_form_is_read_from_every_source(folder, monkeypatch, caplog, sourc
         row = canonical_row(record, "row 0")
     elif source == "stream":
         (folder / "rows.jsonl").write_text(json.dumps(record) + "\n")
-        row = next(iter(RowStream(folder / "rows.jsonl", **options)))
+        row = next(iter(open_stream(folder / "rows.jsonl", **options)))
     else:
         target = Dataset.from_list([record])
         if source in ("json", "jsonl"):
@@ -246,7 +246,7 @@ def test_numbers_become_text_in_every_place(tmp_path, place, value, expected):
 
 
 def stream_one(path):
-    return next(iter(RowStream(path, require_extended=False).read_once()))[1]
+    return next(iter(open_stream(path, require_extended=False)))
 
 
 @pytest.mark.parametrize("field", ["id", "image"])
@@ -288,7 +288,7 @@ def test_images_are_found_in_parts_and_by_names_that_begin_with_their_folder(fol
 def test_a_tag_that_would_be_read_as_text_is_refused(folder):
     rows = [{"messages": [message("user", "<img>a.png</img>What?"), ANSWER]}]
     (folder / "rows.json").write_text(json.dumps(rows))
-    with pytest.raises(RowError, match=r"<img>a.png</img> would be read as text: write <image>"):
+    with pytest.raises(RowError, match=r"<img> would be read as text: write <image>"):
         load_training_rows(folder / "rows.json", require_extended=False)
 
 

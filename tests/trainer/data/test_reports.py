@@ -9,7 +9,8 @@ from logramed.eval.benchmarks.indiana import draw_split
 from logramed.eval.benchmarks.report import load_questions
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
-from logramed.trainer.train import load_rows, parse_arguments
+from logramed.trainer.run_data import load_rows
+from logramed.trainer.train import parse_arguments
 from tests.trainer.test_train import write_recipe
 
 
@@ -120,6 +121,6 @@ def test_the_command_takes_a_section(r2gen, tmp_path):
     recipe = write_recipe(tmp_path, r2gen)
     _, data, training = parse_arguments([str(recipe), *options])
     with pytest.warns(UserWarning, match="1 of 2 reports of the train split"):
-        train, validation = load_rows(data, training)
+        train, validation = load_rows(data, training, {})
     assert [texts_of(found)[1] for found in train] == [["Findings: Clear.\nImpression: Normal."]]
     assert validation["id"][:] == ["CXR3_IM-1"]

@@ -10,7 +10,8 @@ from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.sources import load_training_rows
 from logramed.trainer.data.subsets import Subset, draw_subsets, select_listed
-from logramed.trainer.train import load_rows, main, parse_arguments
+from logramed.trainer.run_data import load_rows
+from logramed.trainer.train import main, parse_arguments
 from tests.trainer.test_train import write_recipe
 
 
@@ -70,14 +71,6 @@ def test_every_image_of_slake_is_held_out_once():
     assert not set(rest) & set(held_out[2])
 
 
-def test_training_rows_alone_are_enough(tmp_path):
-    folder = write_folder(tmp_path, [question(1)], extended=[1, 5])
-    with pytest.raises(RowError, match=r"no such question of en in train\.json or validate\.json"):
-        load_training_rows(folder)
-    (folder / "validate.json").unlink()  # 5 may have been in it
-    assert load_training_rows(folder).dataset["id"][:] == ["xmlab1"]
-
-
 def test_the_test_split_is_not_trained_on(tmp_path):
     folder = write_folder(tmp_path, [question(1)], extended=[1])
     with pytest.raises(ValueError, match=r"their splits are train, validation, fold_0, .*, got 'test'"):
@@ -93,7 +86,7 @@ def test_the_same_folder_is_evaluated_on_its_other_split(tmp_path, argument):
     source |= {"dataset_name": str(folder)} if argument == "dataset_name" else {}
     recipe = write_recipe(tmp_path, folder, **source, dataset_test_split="validation", eval_strategy="epoch")
     _, data, training = parse_arguments([recipe])
-    train, validation = load_rows(data, training)
+    train, validation = load_rows(data, training, {})
     assert (train["id"][:], validation["id"][:]) == (["xmlab1", "xmlab2"], ["xmlab2"])
     assert validation["extended_answers"][:] == [["Long 5."]]
 
@@ -157,7 +150,7 @@ def test_a_tenth_of_the_real_slake_trains_aligned_and_is_evaluated_on_its_valida
         max_validation_questions=8,
     )
     assert main([recipe, "--dry_run", "true"]) == 0
-    assert "Data: 45 rows with 45 images" in capsys.readouterr().out
+    assert "Data: 45 rows. Trained" in capsys.readouterr().out
     assert main([recipe]) == 0
     run = tmp_path / "run"
     results = json.loads((run / "train_metrics.json").read_text())

@@ -1,15 +1,14 @@
 import io
 import itertools
 import json
-import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from logramed.trainer import train
 from logramed.trainer.data.rows import RowError
-from logramed.trainer.data.streaming import RowStream
+from logramed.trainer.data.streaming import open_stream
 from tests.benchmarks import kill_resume
 
 
@@ -34,7 +33,7 @@ def ids(stream, number):
 
 
 def test_stream_holds_every_row_once_a_pass_in_another_order_each(tmp_path, data_file):
-    stream = RowStream(write_shards(tmp_path / "shards", data_file), seed=1)
+    stream = open_stream(write_shards(tmp_path / "shards", data_file), seed=1)
     seen = ids(stream, 24)
     passes = [seen[:8], seen[8:16], seen[16:]]
     assert all(sorted(one) == list("01234567") for one in passes)
@@ -45,18 +44,12 @@ def test_stream_holds_every_row_once_a_pass_in_another_order_each(tmp_path, data
 def test_rows_of_shards_are_those_of_the_json_file(tmp_path, data_file):
     shards, lines = write_shards(tmp_path / "shards", data_file), tmp_path / "data.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in json.loads(data_file.read_text())))
-    of_shards = {row["id"]: row for row in itertools.islice(RowStream(shards), 8)}
-    of_lines = {row["id"]: row for row in itertools.islice(RowStream(lines), 8)}
+    of_shards = {row["id"]: row for row in itertools.islice(open_stream(shards), 8)}
+    of_lines = {row["id"]: row for row in itertools.islice(open_stream(lines), 8)}
     for number, row in of_lines.items():
         other = of_shards[number]
         assert (other["messages"], other["extended_answers"]) == (row["messages"], row["extended_answers"])
-        assert other["images"][0].tobytes() == Image.open(row["images"][0]).tobytes()
-
-
-@pytest.mark.parametrize("num_skipped", [3, 8, 13])
-def test_skipped_rows_leave_the_rest_as_it_was(tmp_path, data_file, num_skipped):
-    shards = write_shards(tmp_path / "shards", data_file)
-    assert ids(RowStream(shards, num_skipped=num_skipped), 9) == ids(RowStream(shards), num_skipped + 9)[num_skipped:]
+        assert other["images"][0]["bytes"] == Path(row["images"][0]).read_bytes()
 
 
 def test_bad_rows_are_named_by_shard_and_key_or_left_out(tmp_path, data_file, caplog):
@@ -65,33 +58,16 @@ def test_bad_rows_are_named_by_shard_and_key_or_left_out(tmp_path, data_file, ca
     data_file.write_text(json.dumps(rows))
     shards = write_shards(tmp_path / "shards", data_file)
     with pytest.raises(RowError, match=r"000\.tar: key sample4 \(id '4'\), field `conversations_long`"):
-        ids(RowStream(shards), 8)
-    assert sorted(ids(RowStream(shards, on_bad_row="skip"), 7)) == list("0123567")
-
-
-def test_a_broken_image_is_named_by_shard_and_key(tmp_path, data_file):
-    shards = write_shards(tmp_path / "shards", data_file, broken="3")
-    with pytest.raises(RowError, match=r"001\.tar: key sample3 .*unreadable image"):
-        ids(RowStream(shards), 8)
+        ids(open_stream(shards), 8)
+    assert sorted(ids(open_stream(shards, on_bad_row="skip"), 7)) == list("0123567")
 
 
 def test_streams_of_nothing_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.jsonl"):
-        ids(RowStream(tmp_path / "nowhere.jsonl"), 1)
+        ids(open_stream(tmp_path / "nowhere.jsonl"), 1)
 
 
-def test_fingerprint_of_a_stream_is_of_its_files_and_not_of_where_they_lie(tmp_path, data_file):
-    shards = write_shards(tmp_path / "shards", data_file)
-    fingerprint = RowStream(shards).fingerprint
-    assert len(fingerprint) == 64
-    assert RowStream(f"{shards}/*.tar").fingerprint == fingerprint
-    assert RowStream(write_shards(tmp_path / "same", data_file)).fingerprint == fingerprint
-    assert RowStream(shards / "000.tar").fingerprint != fingerprint
-    (shards / "001.tar").rename(shards / "002.tar")
-    assert RowStream(shards).fingerprint != fingerprint
-
-
-@pytest.mark.parametrize("step", [1, 3, 4])
+@pytest.mark.parametrize("step", [3, 4])
 def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, data_file, step):
     shards = write_shards(tmp_path / "shards", data_file)
 
@@ -114,21 +90,13 @@ def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, da
     resumed = run("parts", 6, "--resume_from_checkpoint", "true")
     assert [entry.get("loss") for entry in resumed[0]][:6] == [entry.get("loss") for entry in whole[0]][:6]
     assert kill_resume.same_weights(resumed[1], whole[1])
-    data_file.write_text(data_file.read_text().replace("what organ is shown", "which organ is shown"))
-    shutil.rmtree(shards)
-    write_shards(shards, data_file)
-    with pytest.raises(ValueError, match="shards has changed since this run began"):
-        run("parts", 8, "--resume_from_checkpoint", "true")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_steps": -1}, "needs `max_steps`"),
-        ({"dataloader_num_workers": 2}, "`dataloader_num_workers` of 0 or 1"),
         ({"validation_share": 0.5, "eval_strategy": "no"}, "`validation_share`"),
         ({"shuffle_turns": True}, "`shuffle_turns`"),
-        ({"matching_picture_steps": 5}, "give `validation_data`"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused(tmp_path, data_file, options, words):

@@ -45,13 +45,6 @@ def test_the_questions_of_an_image_become_turns_in_file_order(tmp_path):
 BAD_FILES = {
     "missing extension": ([question(1), question(2)], [extension(1)], "2", "extended", "missing extended answer"),
     "empty extension": ([question(1)], [extension(1, " ")], "1", "extended", "empty answer"),
-    "extension of a frame question": (
-        [question(1), question(2, phrase_type="frame")],
-        [extension(1), extension(2)],
-        "2",
-        "qid",
-        "no such question of freeform or para",
-    ),
     "duplicated question": ([question(1), question(1)], [extension(1)], "1", "qid", "duplicated id, first at row 0"),
     "duplicated extension": ([question(1)], [extension(1)] * 2, "1", "qid", "duplicated id, first at line 1"),
     "empty answer": (

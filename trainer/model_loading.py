@@ -1,0 +1,137 @@
+"""The model that a run trains, existing or new, and what it trains of it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    ProcessorMixin,
+    set_seed,
+)
+from trl import get_peft_config, get_quantization_config
+
+from logramed import LoGraMedConfig
+from logramed.eval.model_names import naming_base_model, naming_model, processor_source, resolve_adapter
+from logramed.eval.volumes import count_image_tokens
+from logramed.trainer.arguments import LoGraMedTrainingArguments, ModelArguments
+from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
+from logramed.trainer.parts import (
+    complete_adapters,
+    find_weights,
+    freeze_parts,
+    keep_tower_in_evaluation_mode,
+    parse_parts,
+    unquantized_modules,
+)
+
+
+def find_image_tokens(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> int:
+    """How many tokens the model, existing or new, makes of a slice of a volume; no weights are loaded."""
+    if arguments.model is not None:
+        base, adapter = resolve_adapter(arguments.model)
+        options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
+        with naming_base_model(arguments.model, base):
+            return count_image_tokens(AutoProcessor.from_pretrained(processor_source(base, adapter), **options))
+    vision_config = arguments.vision_config
+    if arguments.vision is not None:
+        with naming_model(arguments.vision, "`--vision`"):
+            vision_config = AutoConfig.from_pretrained(arguments.vision)
+        vision_config = getattr(vision_config, "vision_config", vision_config)
+    return LoGraMedConfig(vision_config=vision_config, **(arguments.logramed_config or {})).num_image_tokens
+
+
+def load_model(
+    arguments: ModelArguments, train_rows: Iterable[dict], training: LoGraMedTrainingArguments
+) -> tuple[nn.Module, Any, LoraConfig | None]:
+    """
+    The model to train (the one that `arguments.model` names, or a new one), frozen where it is not trained, its
+    processor, and the adapters that it is to get, if any.
+    """
+    if arguments.model is not None:
+        base, adapter = resolve_adapter(arguments.model)
+        options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
+        with naming_base_model(arguments.model, base):
+            processor = AutoProcessor.from_pretrained(processor_source(base, adapter), **options)
+        if not isinstance(processor, ProcessorMixin):  # the tokenizer alone, where its class lacks a package
+            raise ValueError(
+                f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "
+                "that is not installed, such as torchvision (Qwen2.5-VL, SmolVLM) or num2words (SmolVLM)."
+            )
+        model = AutoModelForImageTextToText.from_pretrained(
+            base,
+            dtype=arguments.dtype,
+            attn_implementation=arguments.attn_implementation,
+            quantization_config=quantize_language_model(arguments, base, options),
+            **options,
+        )
+        if adapter is not None:
+            return go_on_with_adapter(model, adapter, arguments), processor, None
+    elif arguments.vision is not None:
+        model, processor = join_new_language_model(
+            arguments.vision,
+            arguments.text_config,
+            training_texts(train_rows),
+            arguments.vocab_size,
+            seed=training.seed,
+            **(arguments.logramed_config or {}),
+        )
+    else:
+        model, processor = new_model(
+            arguments.vision_config,
+            arguments.text_config,
+            training_texts(train_rows),
+            arguments.vocab_size,
+            arguments.logramed_config,
+            training.seed,
+            arguments.position_embedding_scale,
+        )
+    parts, peft_config = parse_parts(arguments.train, arguments.use_peft), get_peft_config(arguments)
+    if peft_config is None:
+        freeze_parts(model, parts)
+    else:
+        complete_adapters(peft_config, model, parts)
+        keep_tower_in_evaluation_mode(model)
+    set_seed(training.seed)  # of the adapters
+    return model, processor, peft_config
+
+
+def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
+    """
+    The model with an adapter that is trained further, and what the adapter's folder has beside it (the projector).
+
+    Raises:
+        ValueError: If the arguments ask for an adapter of another kind than this one is.
+    """
+    model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    config = model.active_peft_config
+    for name, own in {"lora_r": config.r, "lora_alpha": config.lora_alpha, "use_dora": config.use_dora}.items():
+        asked, default = getattr(arguments, name), ModelArguments.__dataclass_fields__[name].default
+        if asked not in (own, default):
+            raise ValueError(f"`{name}` is {asked}, but the adapter in {adapter} has {own}: leave it out.")
+    parts = parse_parts(arguments.train, use_peft=True)
+    if "projector" not in parts:
+        for weight in find_weights(model)["projector"]:
+            weight.requires_grad_(False)
+    keep_tower_in_evaluation_mode(model)
+    return model
+
+
+def quantize_language_model(
+    arguments: ModelArguments, base: str, options: dict[str, Any]
+) -> BitsAndBytesConfig | None:
+    """TRL's quantization, of the language model's layers alone: the projector is trained in full."""
+    config = get_quantization_config(arguments)
+    if config is not None:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(
+                AutoConfig.from_pretrained(base, **options),
+                trust_remote_code=options["trust_remote_code"],
+            )
+        config.llm_int8_skip_modules = unquantized_modules(model)
+    return config
