@@ -229,7 +229,11 @@ def build_qwen2_5_vl(text: dict) -> Qwen2_5_VLForConditionalGeneration:
 
 def build_trainer(model, processor, rows: Dataset, alignment_weight: float, folder: Path, **values) -> LoGraMedTrainer:
     arguments = LoGraMedTrainingArguments(
-        output_dir=str(folder / "run"), alignment_weight=alignment_weight, report_to="none", **values
+        alignment_preset="paper",
+        output_dir=str(folder / "run"),
+        alignment_weight=alignment_weight,
+        report_to="none",
+        **values,
     )
     trainer = LoGraMedTrainer(model, arguments, train_dataset=rows, processing_class=processor)
     if alignment_weight == 0:

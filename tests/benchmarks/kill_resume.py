@@ -48,6 +48,7 @@ RECIPE = {
     "text_config": {**NEW_MODEL["text_config"], "attention_dropout": 0.1},
     "num_neighbors": 2,
     "graph_dropout": 0.1,
+    "alignment_preset": "paper",
     "first_stage_epochs": 2,
     "shuffle_turns": True,
     "per_device_train_batch_size": 2,

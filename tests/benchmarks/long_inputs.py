@@ -72,7 +72,12 @@ def prepare_training(length: int, folder: Path, **values):
     model, processor = build_pair()
     rows = Dataset.from_list([build_row(length, str(folder / "image.png"))])
     arguments = LoGraMedTrainingArguments(
-        output_dir=str(folder / "run"), per_device_train_batch_size=1, max_length=None, report_to="none", **values
+        alignment_preset="paper",
+        output_dir=str(folder / "run"),
+        per_device_train_batch_size=1,
+        max_length=None,
+        report_to="none",
+        **values,
     )
     trainer = LoGraMedTrainer(model, arguments, train_dataset=rows, processing_class=processor)
     trainer.data_collator.alignment = trainer.args.alignment_weight > 0

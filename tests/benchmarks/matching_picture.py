@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     model = LoGraMedForConditionalGeneration.from_pretrained(options.model).eval()
     collator = LoGraMedDataCollator(
-        AutoProcessor.from_pretrained(options.model), config=AlignmentConfig(alignment_granularity="turn")
+        AutoProcessor.from_pretrained(options.model),
+        config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn"),
     )
     rows = list(load_training_rows(options.data / "validation.json").dataset)
     own, others = (turn_retrieval(model, collator, images) for images in (rows, with_images_of_others(rows)))

@@ -138,6 +138,7 @@ class FaultyObjective(MultiGraph):
 
     def __init__(self, *faults: str):
         config = AlignmentConfig(
+            alignment_preset="paper",
             edge_matching="coupled",
             edge_weight=0.5 if "costs not centered" in faults else 0.1,
             gradient_estimator="imle",
@@ -223,7 +224,7 @@ def compare(options: argparse.Namespace) -> None:
     for name in options.objectives:
         if name not in OBJECTIVES:
             raise SystemExit(f"--objectives must be of {', '.join(OBJECTIVES)}, got {name!r}.")
-        objective = AlignmentObjective(AlignmentConfig(**OBJECTIVES[name]))
+        objective = AlignmentObjective(AlignmentConfig(alignment_preset="paper", **OBJECTIVES[name]))
         runs = [train(objective, seed, options) for seed in seeds(options)]
         recalls = " / ".join(interval(list(values)) for values in zip(*(run["recalls"] for run in runs), strict=True))
         first = first or runs
@@ -242,7 +243,10 @@ def compare_causes(options: argparse.Namespace) -> None:
         f"{'fault':<28} matched, unrelated features | recall@1 after {options.num_steps} steps | difference | matched"
     )
     variants = {"none": FaultyObjective(), **{fault: FaultyObjective(fault) for fault in FAULTS}}
-    variants |= {"all": FaultyObjective(*FAULTS), "paper": AlignmentObjective(AlignmentConfig(alignment_loss="paper"))}
+    variants |= {
+        "all": FaultyObjective(*FAULTS),
+        "paper": AlignmentObjective(AlignmentConfig(alignment_preset="paper", alignment_loss="paper")),
+    }
     first = None
     for name, objective in variants.items():
         runs = [train(objective, seed, options) for seed in seeds(options)]

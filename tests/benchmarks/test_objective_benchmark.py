@@ -21,12 +21,14 @@ def test_the_objective_benchmark_prints_a_row_for_each_objective(capsys):
 
 def test_all_objectives_of_the_benchmark_can_be_built():
     for options in benchmark.OBJECTIVES.values():
-        benchmark.AlignmentObjective(benchmark.AlignmentConfig(**options))
+        benchmark.AlignmentObjective(benchmark.AlignmentConfig(alignment_preset="paper", **options))
 
 
 def test_training_on_infonce_raises_the_toys_held_out_recall():
     options = benchmark.parse_arguments(["--num_steps", "60", "--view_noise", "0.1", "--report_every", "60"])
-    objective = benchmark.AlignmentObjective(benchmark.AlignmentConfig(alignment_loss="infonce"))
+    objective = benchmark.AlignmentObjective(
+        benchmark.AlignmentConfig(alignment_preset="paper", alignment_loss="infonce")
+    )
     recalls = benchmark.train(objective, 0, options)["recalls"]
     assert recalls[0] < 0.05
     assert recalls[-1] > 0.3

@@ -104,7 +104,7 @@ def take_steps(folder, rows, model=None, dealt=None, prepare=None, resume=None, 
     with mock.patch("logramed.trainer.trainer.TextEncoder", LetterEncoder):
         trainer = LoGraMedTrainer(
             model or small_model(),
-            LoGraMedTrainingArguments(**{**defaults, **values}),
+            LoGraMedTrainingArguments(alignment_preset="paper", **{**defaults, **values}),
             processing_class=tiny_processor(),
             train_dataset=rows if dealt is None else rows.select(dealt),
             callbacks=[keep],

@@ -47,7 +47,7 @@ def encoder(monkeypatch):
 
 def config(**values):
     chosen = {"alignment_granularity": "turn", "alignment_image_node": "answer_state", **values}
-    return AlignmentConfig(**chosen)
+    return AlignmentConfig(alignment_preset="paper", **chosen)
 
 
 def answer_state_arguments(folder, **values):
@@ -87,8 +87,10 @@ def test_turns_whose_answers_are_cut_off_are_no_nodes(rows):
 def test_nodes_of_the_language_model_are_means_of_its_hidden_states_at_image_tokens(rows, layer):
     values = {"alignment_image_node": "language_model", "alignment_image_layer": layer}
     model = small_model().eval()
-    batch = LoGraMedDataCollator(tiny_processor())(list(rows))
-    nodes = AlignedModel(model, config=AlignmentConfig(**values))(**batch).node_features["image"]
+    batch = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_preset="paper"))(list(rows))
+    nodes = AlignedModel(model, config=AlignmentConfig(alignment_preset="paper", **values))(**batch).node_features[
+        "image"
+    ]
     inputs = {name: value for name, value in batch.items() if name not in ("nodes", "labels")}
     states = model(**inputs, output_hidden_states=True).hidden_states[-1 if layer is None else layer]
     is_image = batch["input_ids"] == model.config.image_token_id
@@ -366,4 +368,4 @@ def test_the_weight_follows_its_schedule(tmp_path, rows, schedule, expected):
 )
 def test_settings_that_make_no_sense_are_refused(values, reason):
     with pytest.raises(ValueError, match=reason):
-        AlignmentConfig(**values)
+        AlignmentConfig(alignment_preset="paper", **values)

@@ -40,9 +40,11 @@ def encoder():
 @every_family
 def test_answer_states_are_the_last_hidden_states_of_the_prompts_that_end_there(rows, family):
     model, processor = (make() for make in FAMILIES[family])
-    collator = LoGraMedDataCollator(processor, config=AlignmentConfig(**STATES))
+    collator = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_preset="paper", **STATES))
     batch, first = collator(list(rows)[:3]), 0
-    states = AlignedModel(model, config=AlignmentConfig(**STATES))(**batch).node_features["image"]
+    states = AlignedModel(model, config=AlignmentConfig(alignment_preset="paper", **STATES))(**batch).node_features[
+        "image"
+    ]
     for row in list(rows)[:3]:
         alone = collator([row])
         length, places = alone["input_ids"].shape[1], alone.pop("nodes")["answer_places"]

@@ -294,7 +294,9 @@ def test_joined_answers_keep_words_apart_and_full_stops_single(answers, joined):
 
 def test_a_text_encoder_that_is_asked_for_must_be_given():
     with pytest.raises(ValueError, match="`alignment_text_encoder` is 'some/encoder', but the collator has no"):
-        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_text_encoder="some/encoder"))
+        LoGraMedDataCollator(
+            tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_text_encoder="some/encoder")
+        )
 
 
 @pytest.mark.parametrize(
@@ -340,7 +342,9 @@ def test_a_tokenizer_without_padding_token_is_refused():
 @pytest.mark.parametrize("alignment", [False, True])
 def test_rows_of_a_user_s_own_data_set_give_the_batch_of_canonical_ones(rows, alignment):
     collator = LoGraMedDataCollator(
-        tiny_processor(NUM_IMAGE_TOKENS), alignment=alignment, config=AlignmentConfig(alignment_texts="answer")
+        tiny_processor(NUM_IMAGE_TOKENS),
+        alignment=alignment,
+        config=AlignmentConfig(alignment_preset="paper", alignment_texts="answer"),
     )
     image = Image.open(rows[0]["images"][0])
     stored = io.BytesIO()

@@ -107,7 +107,7 @@ def test_answers_follow_what_generation_begins_with(rows, family):
 @every_family
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_models_take_the_batch_and_have_a_feature_for_each_image_token(rows, family, granularity):
-    _, collator = build(family, config=AlignmentConfig(alignment_granularity=granularity))
+    _, collator = build(family, config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity))
     model = FAMILIES[family][1]()
     batch = collator(rows[:2])
     nodes = batch.pop("nodes")
@@ -175,7 +175,7 @@ def test_a_processor_that_does_not_say_where_it_put_images_is_refused(rows, monk
     processor = tiny_processor()
     monkeypatch.setattr(type(processor), "_find_replacements", lambda self, text: [])
     with pytest.raises(ValueError, match="'two turns': LoGraMedProcessor does not say where it put the tokens"):
-        LoGraMedDataCollator(processor)(rows[:1])
+        LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_preset="paper"))(rows[:1])
 
 
 def test_text_replacements_of_ours_are_those_that_transformers_finds(rows):

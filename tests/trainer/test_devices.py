@@ -252,7 +252,9 @@ def engine(distributed_type, **sizes):
 
 
 def test_engines_that_cannot_span_a_graph_are_refused():
-    arguments = LoGraMedTrainingArguments(accumulate_graph=True, gather_graph=True, use_cpu=True)
+    arguments = LoGraMedTrainingArguments(
+        alignment_preset="paper", accumulate_graph=True, gather_graph=True, use_cpu=True
+    )
     check_engine(arguments, engine(DistributedType.FSDP, tp_size=1))
     check_engine(arguments, SimpleNamespace(distributed_type=DistributedType.MULTI_GPU, parallelism_config=None))
     with pytest.raises(ValueError, match=r"`accumulate_graph` does not work with DeepSpeed.*Use DDP or FSDP2"):
@@ -264,7 +266,7 @@ def test_engines_that_cannot_span_a_graph_are_refused():
 @pytest.mark.parametrize("name", ["gradient_norm_steps", "matching_picture_steps"])
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_what_needs_the_whole_model_on_a_device_is_refused_where_it_lies_in_pieces(name, kind):
-    arguments = LoGraMedTrainingArguments(**{name: 5}, use_cpu=True)
+    arguments = LoGraMedTrainingArguments(alignment_preset="paper", **{name: 5}, use_cpu=True)
     check_engine(arguments, engine(DistributedType.MULTI_GPU))
     with pytest.raises(ValueError, match=f"`{name}` needs the whole model .* set it to 0 under FSDP and DeepSpeed"):
         check_engine(arguments, engine(kind))

@@ -15,7 +15,8 @@ from tests.tiny_models import tiny_model
 def model_and_collator(granularity="turn", **values):
     model = tiny_model(text_sizes={"vocab_size": 84}, **values)
     return model, LoGraMedDataCollator(
-        tiny_processor(model.config.num_image_tokens), config=AlignmentConfig(alignment_granularity=granularity)
+        tiny_processor(model.config.num_image_tokens),
+        config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity),
     )
 
 

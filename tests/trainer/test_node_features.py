@@ -72,7 +72,9 @@ def turn_nodes(turns_of_samples, num_images, extra_padding, extended):
 
 
 def nodes_of(model, inputs, granularity="turn", **values):
-    output = AlignedModel(model, config=AlignmentConfig(alignment_granularity=granularity, **values))(**inputs)
+    output = AlignedModel(
+        model, config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity, **values)
+    )(**inputs)
     with torch.no_grad():
         regions = join_image_features(encode_images(model.model, inputs))
     return output.node_features, output.attention, regions
@@ -258,7 +260,7 @@ def unrelated_nodes(seed, image_query, extended_query, turns_per_image):
 
 def accuracy_on_unrelated(pair, image_query, extended_query, turns_per_image, num_seeds=60):
     """Share of turns matched to themselves between two modalities, and its standard error over seeds."""
-    objective, found = AlignmentObjective(AlignmentConfig(alignment_loss="first_order")), []
+    objective, found = AlignmentObjective(AlignmentConfig(alignment_preset="paper", alignment_loss="first_order")), []
     for seed in range(num_seeds):
         nodes = unrelated_nodes(seed, image_query, extended_query, turns_per_image)
         # Of two modalities, the mean of the others is the other one.
@@ -292,7 +294,7 @@ def test_a_query_that_another_modality_knows_gives_the_matching_away(pair, queri
 @pytest.mark.parametrize("loss", ["multi_graph", "first_order"])
 def test_spans_that_share_an_image_and_an_answer_give_nothing_away(loss):
     """Equal nodes come in equal numbers in two modalities, which edges could have shown."""
-    objective, excess = AlignmentObjective(AlignmentConfig(alignment_loss=loss)), []
+    objective, excess = AlignmentObjective(AlignmentConfig(alignment_preset="paper", alignment_loss=loss)), []
     for seed in range(30):
         generator = torch.Generator().manual_seed(seed)
         num_spans = torch.randint(1, 5, (10,), generator=generator)

@@ -69,7 +69,7 @@ def texts_of(processor, nodes):
 
 def test_samples_have_all_their_answers_in_one_text(rows):
     processor = tiny_processor()
-    nodes = LoGraMedDataCollator(processor)(rows)["nodes"]
+    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_preset="paper"))(rows)["nodes"]
     whole, content = texts_of(processor, nodes)
     assert whole == content
     assert whole == [
@@ -87,27 +87,35 @@ def test_samples_have_all_their_answers_in_one_text(rows):
     assert nodes["sample_of_image"].tolist() == [0, 1, 1, 2]
     assert nodes["groups"].tolist() == nodes["answer_keys"].tolist()
     assert nodes["groups"][1] == nodes["groups"][2] != nodes["groups"][0]
-    of_one_image = LoGraMedDataCollator(processor)([rows[0], rows[2]])["nodes"]
+    of_one_image = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_preset="paper"))(
+        [rows[0], rows[2]]
+    )["nodes"]
     assert not {"image_of_token", "sample_of_image"} & set(of_one_image)
 
 
 def test_packed_texts_are_the_padded_ones_at_positions_that_start_at_0_again(rows):
-    nodes = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))(rows)["nodes"]
+    nodes = LoGraMedDataCollator(
+        tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn")
+    )(rows)["nodes"]
     for text, (ids, mask) in enumerate(zip(nodes["text_input_ids"], nodes["text_attention_mask"], strict=True)):
         places = nodes["packed_places"][nodes["text_of_token"] == text]
         assert nodes["packed_input_ids"].flatten()[places].tolist() == ids[mask.bool()].tolist()
         assert nodes["packed_position_ids"].flatten()[places].tolist() == list(range(int(mask.sum())))
-    single = LoGraMedDataCollator(tiny_processor(), packs_in_one_row=True)(rows)["nodes"]
+    single = LoGraMedDataCollator(
+        tiny_processor(), packs_in_one_row=True, config=AlignmentConfig(alignment_preset="paper")
+    )(rows)["nodes"]
     assert single["packed_input_ids"].shape == (1, int(single["text_attention_mask"].sum()))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_special_tokens_are_encoded_but_no_part_of_a_text(rows, granularity):
     processor = processor_with_special_tokens()
-    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity=granularity))(rows)["nodes"]
-    plain = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity=granularity))(rows)[
-        "nodes"
-    ]
+    nodes = LoGraMedDataCollator(
+        processor, config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity)
+    )(rows)["nodes"]
+    plain = LoGraMedDataCollator(
+        tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity)
+    )(rows)["nodes"]
     whole, content = texts_of(processor, nodes)
     assert whole == [f"<s> {text} </s>" for text in content]
     assert content == texts_of(processor, plain)[1]
@@ -117,7 +125,9 @@ def test_special_tokens_are_encoded_but_no_part_of_a_text(rows, granularity):
 
 def test_turns_have_questions_regions_and_spans(rows):
     processor = tiny_processor()
-    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity="turn"))(rows)["nodes"]
+    nodes = LoGraMedDataCollator(
+        processor, config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn")
+    )(rows)["nodes"]
     _, content = texts_of(processor, nodes)
     assert content == [
         *["what organ is shown ?", "a mass ?", "compare with", "what is CT ?"],
@@ -139,7 +149,9 @@ def test_turns_have_questions_regions_and_spans(rows):
 
 def test_granularities_change_nothing_but_nodes_and_spans_only_the_keys(rows):
     batches = [
-        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity=name))(rows)
+        LoGraMedDataCollator(
+            tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_granularity=name)
+        )(rows)
         for name in GRANULARITIES
     ]
     nodes = [batch.pop("nodes") for batch in batches]
@@ -155,9 +167,9 @@ def test_granularities_change_nothing_but_nodes_and_spans_only_the_keys(rows):
 def test_texts_end_at_max_length_and_so_do_their_spans(rows):
     processor = processor_with_special_tokens()
     row = {**rows[2], "extended_answers": ["left lung . a mass . " * 9]}
-    nodes = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity="turn"), max_length=20)(
-        [row]
-    )["nodes"]
+    nodes = LoGraMedDataCollator(
+        processor, config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn"), max_length=20
+    )([row])["nodes"]
     _, content = texts_of(processor, nodes)
     assert content[2].split() == ("left lung . a mass . " * 9).split()[:19]
     assert nodes["span_of_token"].tolist() == [number // 3 for number in range(19)]
@@ -166,7 +178,8 @@ def test_texts_end_at_max_length_and_so_do_their_spans(rows):
 
 def test_turns_without_extended_answers_have_no_spans(rows):
     nodes = LoGraMedDataCollator(
-        tiny_processor(), config=AlignmentConfig(alignment_granularity="turn", alignment_texts="answer")
+        tiny_processor(),
+        config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn", alignment_texts="answer"),
     )(rows)["nodes"]
     assert not any("span" in name for name in nodes)
     assert nodes["text_input_ids"].shape[0] == 8
@@ -180,14 +193,14 @@ def test_equal_texts_are_one_node_and_texts_that_are_equal_only_joined_are_not(r
         row(answer, {"extended_answers": [text]})
         for answer, text in (("a", "mass here"), ("a mass", "here"), ("a", "mass here"), ("a", "no"))
     ]
-    nodes = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))(batch)[
-        "nodes"
-    ]
+    nodes = LoGraMedDataCollator(
+        tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn")
+    )(batch)["nodes"]
     first, joined, same, other = nodes["groups"].tolist()
     assert first == same
     assert len({first, joined, other}) == 3
     assert nodes["answer_keys"][[2, 3]].eq(nodes["answer_keys"][0]).all()
-    samples = LoGraMedDataCollator(tiny_processor())(batch)["nodes"]
+    samples = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_preset="paper"))(batch)["nodes"]
     assert torch.equal(samples["groups"], samples["answer_keys"])
     assert torch.equal(samples["groups"], nodes["answer_keys"])
 
@@ -214,20 +227,23 @@ def test_keys_are_hashes_of_the_token_ids_whatever_the_batch():
 def test_rows_without_the_texts_of_their_nodes_are_named(rows, granularity, change, reason):
     with pytest.raises(ValueError, match=f"Row 'two turns'.?{reason}"):
         LoGraMedDataCollator(
-            processor_with_special_tokens(), config=AlignmentConfig(alignment_granularity=granularity)
+            processor_with_special_tokens(),
+            config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity),
         )([{**rows[0], **change}])
 
 
 def test_a_turn_without_a_question_in_words_is_named():
     row = training_row("silent", [RED], message("user", None), message("assistant", "left lung"))
     with pytest.raises(ValueError, match="Row 'silent' has a turn without a question in words"):
-        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))([row])
+        LoGraMedDataCollator(
+            tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn")
+        )([row])
 
 
 def test_a_row_without_an_image_is_named(rows):
     text = training_row("text", [], message("user", "what is CT?"), message("assistant", "X ray"))
     with pytest.raises(ValueError, match="Alignment needs an image in every sample, but row 'text' has none"):
-        LoGraMedDataCollator(tiny_processor())([rows[0], text])
+        LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_preset="paper"))([rows[0], text])
 
 
 def test_members_of_no_owner_and_of_the_last_are_found():

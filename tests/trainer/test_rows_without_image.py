@@ -96,7 +96,9 @@ def test_without_alignment_such_rows_train_as_ever(tmp_path, mixed_file):
 @pytest.mark.parametrize("granularity", ["sample", "turn"])
 def test_nodes_of_a_mixed_batch_are_those_of_its_rows_with_images(mixed_file, granularity):
     rows = [*load_training_rows(mixed_file, require_extended=False).dataset]
-    config = AlignmentConfig(rows_without_image="language_only", alignment_granularity=granularity)
+    config = AlignmentConfig(
+        alignment_preset="paper", rows_without_image="language_only", alignment_granularity=granularity
+    )
     collator = LoGraMedDataCollator(tiny_processor(), config=config)
     mixed, alone = collator(rows[1:4]), collator([rows[1], rows[3]])
     length = alone["input_ids"].shape[1]
@@ -128,10 +130,12 @@ def test_language_alone_is_for_one_process_and_graphs_of_a_batch():
     class Accelerator:
         num_processes = 2
 
-    arguments = LoGraMedTrainingArguments(rows_without_image="language_only", use_cpu=True)
+    arguments = LoGraMedTrainingArguments(alignment_preset="paper", rows_without_image="language_only", use_cpu=True)
     with pytest.raises(ValueError, match="does not go with several processes"):
         check_engine(arguments, Accelerator)
     Accelerator.num_processes = 1
-    arguments = LoGraMedTrainingArguments(rows_without_image="language_only", accumulate_graph=True, use_cpu=True)
+    arguments = LoGraMedTrainingArguments(
+        alignment_preset="paper", rows_without_image="language_only", accumulate_graph=True, use_cpu=True
+    )
     with pytest.raises(ValueError, match="does not go with `accumulate_graph`"):
         check_engine(arguments, Accelerator)

@@ -77,7 +77,7 @@ def pair(request):
 
 
 def collate(processor, rows, granularity, **values):
-    config = AlignmentConfig(alignment_granularity=granularity, **values)
+    config = AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity, **values)
     return LoGraMedDataCollator(processor, config=config)(rows), config
 
 
@@ -115,7 +115,9 @@ def test_each_image_of_a_sample_is_a_node_with_the_texts_of_its_sample(pair):
         torch.testing.assert_close(output.node_features[kind], texts, rtol=1e-4, atol=1e-5)
     groups = batch["nodes"]["groups"].tolist()
     assert [groups.index(group) for group in groups] == [0, 0, 0, 3, 4, 4]
-    objective = AlignmentObjective(AlignmentConfig(alignment_loss="first_order", message_weight=0.0))
+    objective = AlignmentObjective(
+        AlignmentConfig(alignment_preset="paper", alignment_loss="first_order", message_weight=0.0)
+    )
     found = objective(output.node_features, training=False, groups=batch["nodes"]["groups"])
     assert torch.isfinite(found.loss)
 
@@ -232,7 +234,9 @@ def test_a_turn_before_the_first_image_gets_all_of_them():
 @pytest.mark.parametrize("granularity", ["sample", "turn"])
 def test_the_picture_shows_each_node_with_its_own_images(granularity, tmp_path):
     model, processor = tiny_model(text_sizes={"vocab_size": 84}), tiny_processor()
-    collator = LoGraMedDataCollator(processor, config=AlignmentConfig(alignment_granularity=granularity))
+    collator = LoGraMedDataCollator(
+        processor, config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity)
+    )
     nodes = match_nodes(model, collator, make_rows())
     num_images = [1] * 6 if granularity == "sample" else [2, 2, 1, 3, 1, 1, 1]
     assert [len(images) for images in nodes.images] == num_images

@@ -48,6 +48,7 @@ def write_recipe(folder, data_file, **values):
         "report_to": "none",
         "use_cpu": True,
         "max_new_tokens": 2,
+        "alignment_preset": "paper",  # needs no sentence encoder
     }
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({**recipe, **values}))

@@ -38,6 +38,7 @@ def arguments(folder, **values):
         "seed": 3,
         "num_neighbors": 2,
         "graph_dropout": 0.0,
+        "alignment_preset": "paper",  # needs no sentence encoder
     }
     return LoGraMedTrainingArguments(**{**defaults, **values})
 
@@ -256,7 +257,9 @@ def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gr
         images = torch.eye(2, 8).repeat_interleave(3, 0)[order]
         images = images + 0.2 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
         nodes = {"image": images, "answer": answers.repeat_interleave(3, 0)}
-        output = AlignmentObjective(AlignmentConfig(alignment_loss="first_order"))(nodes, training=False)
+        output = AlignmentObjective(AlignmentConfig(alignment_preset="paper", alignment_loss="first_order"))(
+            nodes, training=False
+        )
         output.loss.backward()
         found[name] = output.loss.item(), answers.grad.norm().item()
     assert found["right"][0] > 0.1  # a tenth of log 3: three answers are equally near
@@ -266,7 +269,10 @@ def test_equal_answers_that_are_taken_for_each_other_cost_a_loss_but_hardly_a_gr
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_batch_that_was_built_for_other_nodes_is_refused(tmp_path, rows, granularity):
     other = LoGraMedDataCollator(
-        tiny_processor(), config=AlignmentConfig(alignment_granularity="turn" if granularity == "sample" else "sample")
+        tiny_processor(),
+        config=AlignmentConfig(
+            alignment_preset="paper", alignment_granularity="turn" if granularity == "sample" else "sample"
+        ),
     )
     with pytest.raises(ValueError, match=f"`alignment_granularity` is '{granularity}', but the batch was built for"):
         train(tmp_path, rows, data_collator=other, alignment_granularity=granularity)
@@ -328,7 +334,9 @@ def test_retrieval_is_over_the_turns_of_all_evaluation_batches(tmp_path, rows):
         metrics = trainer.evaluate()
         found.append([value for name, value in metrics.items() if "recall" in name])
     assert found[0] == pytest.approx(found[1])
-    batch = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_granularity="turn"))(list(rows))
+    batch = LoGraMedDataCollator(
+        tiny_processor(), config=AlignmentConfig(alignment_preset="paper", alignment_granularity="turn")
+    )(list(rows))
     with torch.no_grad():
         features = trainer.model.eval()(**batch).node_features
     expected = retrieval_metrics(features, batch["nodes"]["groups"], batch["nodes"]["answer_keys"])

@@ -16,6 +16,25 @@ TEXTS = {
     "question_answer_and_extended": ("question_answer", "extended"),
 }
 SCHEDULES = ("constant", "linear", "cosine")
+# What is not given is taken from these. The first is what was measured to gain answers, with a model from scratch
+# (trainer/study/RESULTS.md); the second is the paper's kind of nodes.
+PRESETS = {
+    "answer_states": {
+        "alignment_granularity": "turn",
+        "alignment_image_node": "answer_state",
+        "alignment_texts": "question_answer",
+        "alignment_text_encoder": "sentence-transformers/all-MiniLM-L6-v2",
+        "alignment_schedule": "cosine",
+    },
+    "paper": {
+        "alignment_granularity": "sample",
+        "alignment_image_node": "projector",
+        "alignment_texts": "answer_and_extended",
+        "alignment_text_encoder": "self",
+        "alignment_schedule": "constant",
+    },
+}
+DEFAULT_GRADIENT_RATIO = 9.0  # for answer states, where no weight is given
 ROWS_WITHOUT_IMAGE = ("refuse", "language_only")
 # Filled by `register_objective`. The names are a view, so that an objective registered later is a choice as well.
 OBJECTIVES: dict[str, type] = {}
@@ -67,8 +86,17 @@ class AlignmentConfig:
             has none or with the entropic estimator.
     """
 
-    alignment_weight: float = _setting(
-        1.0, "Weight of the alignment loss beside the language-modeling loss. 0 turns it off."
+    alignment_weight: float | None = _setting(
+        None,
+        "Weight of the alignment loss beside the language-modeling loss; 0 turns it off. By default 1, or for answer "
+        "states what `alignment_gradient_ratio` asks for.",
+    )
+    alignment_preset: str = _setting(
+        "answer_states",
+        "Where the defaults of granularity, image node, texts, text encoder and schedule come from: `answer_states` "
+        "(`turn`, `answer_state`, `question_answer`, all-MiniLM-L6-v2, `cosine`) or `paper` (`sample`, `projector`, "
+        "`answer_and_extended`, `self`, `constant`).",
+        tuple(PRESETS),
     )
     alignment_loss: str = _setting(
         "multi_graph",
@@ -76,27 +104,27 @@ class AlignmentConfig:
         "`alignment_weight` 0.",
         LOSSES,
     )
-    alignment_granularity: str = _setting(
-        "sample",
+    alignment_granularity: str | None = _setting(
+        None,
         "What a node of the graphs is: a `sample`, a dialogue `turn`, or a `span` (sentence) of an extended answer, "
         "of the whole batch.",
         GRANULARITIES,
     )
-    alignment_image_node: str = _setting(
-        "projector",
+    alignment_image_node: str | None = _setting(
+        None,
         "What stands for the image: the mean of its `projector` features; of its tokens' hidden states in the "
         "`language_model`; or the `answer_state`, the last hidden state at the token before an answer, from which "
         "that answer is decoded.",
         IMAGE_NODES,
     )
-    alignment_texts: str = _setting(
-        "answer_and_extended",
+    alignment_texts: str | None = _setting(
+        None,
         "What images are aligned with, one graph each: the answer, the extended answer, and question and answer as "
         "one text.",
         tuple(TEXTS),
     )
-    alignment_text_encoder: str = _setting(
-        "self",
+    alignment_text_encoder: str | None = _setting(
+        None,
         "Whose features of these texts are taken: the model's own (`self`), or those of a frozen sentence encoder, by "
         "folder or Hub id, which encodes each text once.",
     )
@@ -117,7 +145,8 @@ class AlignmentConfig:
     alignment_gradient_ratio: float | None = _setting(
         None,
         "In place of a fixed `alignment_weight`, which then serves the first step alone: the norm that the alignment "
-        "loss's gradient is to have, relative to that of the language-modeling loss, both at the answer states.",
+        "loss's gradient is to have, relative to that of the language-modeling loss, both at the answer states. By "
+        "default 9 for answer states without an `alignment_weight`.",
     )
     rows_without_image: str = _setting(
         "refuse",
@@ -125,7 +154,7 @@ class AlignmentConfig:
         "`on_bad_row`), or train them on language alone (`language_only`).",
         ROWS_WITHOUT_IMAGE,
     )
-    alignment_schedule: str = _setting("constant", "How weight or ratio go to 0 over the run, if they do.", SCHEDULES)
+    alignment_schedule: str | None = _setting(None, "How weight or ratio go to 0 over the run, if they do.", SCHEDULES)
     accumulate_graph: bool = _setting(
         False,
         "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`), exactly, for one more "
@@ -169,8 +198,7 @@ class AlignmentConfig:
     graph_dropout: float = _setting(0.1, "Share of features that it drops after each layer in training.")
 
     def __post_init__(self):
-        if self.alignment_loss == "none":
-            self.alignment_weight = 0.0
+        self._fill_in_defaults()
         for setting in fields(AlignmentConfig):
             value, choices = getattr(self, setting.name), setting.metadata.get("choices")
             if choices is not None and value not in choices:
@@ -187,6 +215,17 @@ class AlignmentConfig:
         self._check_nodes()
         if self.edge_matching == "coupled":
             self._check_coupled_edges()
+
+    def _fill_in_defaults(self):
+        for name, value in PRESETS.get(self.alignment_preset, {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if self.alignment_loss == "none":
+            self.alignment_weight = 0.0
+        if self.alignment_weight is None:
+            if self.alignment_gradient_ratio is None and self.alignment_image_node == "answer_state":
+                self.alignment_gradient_ratio = DEFAULT_GRADIENT_RATIO
+            self.alignment_weight = 1.0
 
     def alignment_config(self, **changes) -> "AlignmentConfig":
         """These settings alone, of whatever class this is, with `changes`."""

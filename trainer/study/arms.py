@@ -16,12 +16,14 @@ ANSWER_STATES = {
     "alignment_texts": "question_answer",
     "alignment_head": "mlp",
     "alignment_loss": "multi_graph",
+    "alignment_schedule": "constant",
 }
 OWN_TEXT_SPACE = {
     "alignment_image_node": "projector",
     "alignment_granularity": "sample",
     "alignment_text_encoder": "self",
     "alignment_texts": "answer_and_extended",
+    "alignment_schedule": "constant",
 }
 
 

@@ -43,7 +43,7 @@ def maps_of(model, processor, questions, **options):
 
 def trained_regions(model, processor, questions, **values):
     """What training with turns as nodes weighs in the same questions, one turn each."""
-    config = AlignmentConfig(alignment_granularity="turn", **values)
+    config = AlignmentConfig(alignment_preset="paper", alignment_granularity="turn", **values)
     rows = [
         {
             "id": row["question_id"],
@@ -125,7 +125,12 @@ def test_several_images_share_the_weight_as_in_training(questions):
         {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
     ]
     row = {"id": "all", "images": images, "messages": conversation, "extended_answers": ["a mass"]}
-    config = AlignmentConfig(alignment_granularity="turn", alignment_image_node="answer_state", alignment_regions=True)
+    config = AlignmentConfig(
+        alignment_preset="paper",
+        alignment_granularity="turn",
+        alignment_image_node="answer_state",
+        alignment_regions=True,
+    )
     with torch.no_grad():
         trained = AlignedModel(model, config=config)(**LoGraMedDataCollator(processor, config=config)([row]))
     expected = trained.attention["regions"].reshape(3, 5)[:, 1:]  # without the class token

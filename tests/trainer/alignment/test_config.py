@@ -6,16 +6,18 @@ import yaml
 from transformers import HfArgumentParser
 
 from logramed.trainer.alignment import GRANULARITIES, AlignmentConfig
+from logramed.trainer.alignment.config import PRESETS
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 
 
 # Of every field another value than its default.
 OTHER_VALUES = {
     "alignment_weight": 0.5,
+    "alignment_preset": "paper",
     "alignment_loss": "multi_graph",  # the default, which alone has coupled edges
-    "alignment_granularity": "turn",
-    "alignment_image_node": "answer_state",
-    "alignment_texts": "question_answer",
+    "alignment_granularity": "span",
+    "alignment_image_node": "answer_state",  # the default, which alone has regions and a gradient ratio
+    "alignment_texts": "question_answer_and_extended",
     "alignment_text_encoder": "some/encoder",
     "alignment_image_layer": 2,
     "alignment_regions": True,
@@ -42,7 +44,10 @@ OTHER_VALUES = {
 def test_command_line_and_yaml_reach_every_field(tmp_path):
     defaults = asdict(AlignmentConfig())
     assert list(OTHER_VALUES) == list(defaults)
-    assert [name for name, default in defaults.items() if OTHER_VALUES[name] == default] == ["alignment_loss"]
+    assert [name for name, default in defaults.items() if OTHER_VALUES[name] == default] == [
+        "alignment_loss",
+        "alignment_image_node",
+    ]
     words = [word for name, value in OTHER_VALUES.items() for word in (f"--{name}", str(value))]
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(OTHER_VALUES | {"use_cpu": True}))
@@ -52,6 +57,36 @@ def test_command_line_and_yaml_reach_every_field(tmp_path):
     for arguments in (from_words, from_file):
         assert isinstance(arguments, AlignmentConfig)
         assert {name: getattr(arguments, name) for name in OTHER_VALUES} == OTHER_VALUES
+
+
+def test_a_preset_gives_what_is_not_given():
+    nodes = ("alignment_granularity", "alignment_image_node", "alignment_texts", "alignment_text_encoder")
+
+    def chosen(**values):
+        config = AlignmentConfig(**values)
+        assert config.alignment_config() == config
+        return [getattr(config, name) for name in (*nodes, "alignment_schedule")] + [
+            config.alignment_weight,
+            config.alignment_gradient_ratio,
+        ]
+
+    encoder = "sentence-transformers/all-MiniLM-L6-v2"
+    states = ["turn", "answer_state", "question_answer", encoder, "cosine"]
+    assert chosen() == [*states, 1.0, 9.0]
+    assert chosen(alignment_weight=0.5) == [*states, 0.5, None]
+    assert chosen(alignment_weight=0.5, alignment_gradient_ratio=3) == [*states, 0.5, 3]
+    assert chosen(alignment_loss="none") == [*states, 0.0, None]
+    assert chosen(alignment_image_node="projector")[1::4] == ["projector", 1.0]  # no ratio without answer states
+    assert chosen(alignment_preset="paper") == [
+        "sample",
+        "projector",
+        "answer_and_extended",
+        "self",
+        "constant",
+        1,
+        None,
+    ]
+    assert chosen(alignment_preset="paper", alignment_texts="answer")[2] == "answer"
 
 
 def test_the_checks_of_both_parents_run():
@@ -90,15 +125,16 @@ def row_of(setting):
     """A field's row in the tables of trainer/README.md."""
     meaning, default = setting.metadata["help"], str(setting.default).lower()
     default = f"`{default}`" if isinstance(setting.default, str) else default
+    default = "preset" if setting.name in PRESETS["paper"] else default
     choices = [f"`{choice}`" for choice in setting.metadata.get("choices", ())]
     if not all(choice in meaning for choice in choices):
         meaning += f" One of {', '.join(choices)}."
     return f"| `{setting.name}` | {default} | {meaning} |"
 
 
-def test_readme_has_every_field_once_as_it_is_five_of_them_first():
+def test_readme_has_every_field_once_as_it_is_six_of_them_first():
     rows = [row_of(setting) for setting in fields(AlignmentConfig)]
     text = (Path(__file__).parents[3] / "trainer" / "README.md").read_text()
     assert [text.count(row + "\n") for row in rows] == [1] * len(rows)
-    assert "\n".join(rows[:5]) in text
-    assert "\n".join(rows[5:]) in text
+    assert "\n".join(rows[:6]) in text
+    assert "\n".join(rows[6:]) in text
