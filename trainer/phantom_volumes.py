@@ -113,20 +113,19 @@ def ask_about_volumes(volumes: list[PhantomVolume], generator: np.random.Generat
 def _write_turns(volume: PhantomVolume) -> list[Turn]:
     lower, upper = volume.sides
     both = f"the lesion nearer the feet lies {lower} and the one nearer the head {upper}: {volume.relation}"
-    turns = [
-        (
-            f"On which side is the lesion nearer the {end}?",
-            side,
-            f"the lesion nearer the {end} lies {side}",
-            end.upper(),
-        )
-        for end, side in zip(("feet", "head"), volume.sides, strict=True)
+    told = [
+        ("FEET", "On which side is the lesion nearer the feet?", lower, _place("feet", lower)),
+        ("HEAD", "On which side is the lesion nearer the head?", upper, _place("head", upper)),
+        ("BOTH", "Are the two lesions on the same side or on opposite sides?", volume.relation, both),
     ]
-    turns.append(("Are the two lesions on the same side or on opposite sides?", volume.relation, both, "BOTH"))
     return [
         Turn(question, answer, f"In this volume of the {volume.organ}, {fact}.", "CLOSED", question_type)
-        for question, answer, fact, question_type in turns
+        for question_type, question, answer, fact in told
     ]
+
+
+def _place(end: str, side: str) -> str:
+    return f"the lesion nearer the {end} lies on the {side} side"
 
 
 def describe_volumes(volumes: list[PhantomVolume]) -> list[Turn]:
