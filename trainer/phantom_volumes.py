@@ -130,8 +130,14 @@ def _place(end: str, side: str) -> str:
 
 def describe_volumes(volumes: list[PhantomVolume]) -> list[Turn]:
     """One description of each volume, for a first stage of training (see `phantom_questions.describe_phantoms`)."""
-    texts = [f"{each.organ}, near the feet {each.sides[0]}, near the head {each.sides[1]}" for each in volumes]
     return [
         Turn("Describe the volume.", text, f"In this volume the findings are: {text}.", "OPEN", "OTHER")
-        for text in texts
+        for text in map(_describe, volumes)
     ]
+
+
+def _describe(volume: PhantomVolume) -> str:
+    # The relation follows the sides here: a model that has first found the sides in images alone may never come to
+    # compare them.
+    lower, upper = volume.sides
+    return f"{volume.organ}, near the feet {lower}, near the head {upper}, {volume.relation}"
