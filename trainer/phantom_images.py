@@ -125,11 +125,11 @@ def sample_phantom(generator: np.random.Generator) -> Phantom:
     quadrants = generator.permutation(((-1, -1), (-1, 1), (1, -1), (1, 1)))[:num_lesions]
     # Several lesions are all small: large ones of neighboring quadrants could touch and be counted as one.
     radii = LARGE_RADIUS if num_lesions == 1 and generator.random() < 0.5 else SMALL_RADIUS
-    lesions = tuple(_sample_lesion(phantom, quadrant, radii, brightness_sign, generator) for quadrant in quadrants)
+    lesions = tuple(sample_lesion(phantom, quadrant, radii, brightness_sign, generator) for quadrant in quadrants)
     return dataclasses.replace(phantom, lesions=lesions)
 
 
-def _sample_lesion(
+def sample_lesion(
     phantom: Phantom,
     quadrant: np.ndarray,
     radii: tuple[float, float],

@@ -2,10 +2,12 @@
 The embedded data: simple medical-looking phantoms with questions about them, drawn from a seed.
 
     python trainer/phantoms.py --output phantoms
+    python trainer/phantoms.py --volumes --output phantom_volumes
 
 Every image shows one organ in the look of one modality, with up to three lesions and perhaps a tube. Sides are those
 of the image as it is displayed: "left" is the left half of the picture, not of a patient. Every closed question is
 asked in pairs, of one image for each of its two answers, so that within a split its text says nothing of its answer.
+Volumes, and what is asked about them, are those of `phantom_volumes`.
 """
 
 import json
@@ -19,12 +21,21 @@ from tqdm import tqdm
 from logramed.eval.command_line import run_command
 from logramed.trainer.phantom_images import Phantom, draw_phantom, sample_phantom
 from logramed.trainer.phantom_questions import Turn, ask_questions, describe_phantoms
+from logramed.trainer.phantom_volumes import (
+    FAMILY_SIZE,
+    PhantomVolume,
+    ask_about_volumes,
+    describe_volumes,
+    sample_volumes,
+    write_volume,
+)
 
 
 GENERATOR_VERSION = 1  # raised when the same arguments give other files
 ARGUMENTS_FILE = "phantoms.json"
 ORGAN_GROUPS = {"chest": "CHEST", "head": "HEAD", "abdomen": "ABD"}  # as VQA-RAD names them
 MINIMUM_IMAGE_SIZE = 32  # below it, a small lesion is a single pixel
+SPLITS = ("train", "validation", "test")
 
 
 def generate_phantoms(
@@ -34,27 +45,30 @@ def generate_phantoms(
     num_test: int = 200,
     image_size: int = 64,
     seed: int = 0,
+    volumes: bool = False,
 ) -> Path:
     """
     Draw phantoms, ask about them and write both in the formats of LLaVA-Med. Deterministic.
 
-    Writes `images/*.png` (grey), `train.json` and `validation.json` (conversations with short and extended answers),
-    `train_descriptions.json` (one description a training image, for a first stage that learns to see),
-    `validation_questions.json` and `test_questions.json` (one row a question, with `organ` and `question_type`), and
-    `phantoms.json` with the arguments. No image is in two splits. A folder that already holds the phantoms of the same
-    arguments is left as it is; other phantoms in it are replaced.
+    Writes `images/*.png` (grey) or, of volumes, `images/*.nii` (Hounsfield units), `train.json` and `validation.json`
+    (conversations with short and extended answers), `train_descriptions.json` (one description a training image, for a
+    first stage that learns to see), `validation_questions.json` and `test_questions.json` (one row a question, with
+    `organ` and `question_type`), and `phantoms.json` with the arguments. No image is in two splits. A folder that
+    already holds the phantoms of the same arguments is left as it is; other phantoms in it are replaced.
 
     Args:
         output_folder (`str` or `Path`): Folder to write; new, empty, or written by this function before.
-        num_train, num_validation, num_test (`int`): Images of each split, at least 2.
+        num_train, num_validation, num_test (`int`): Images of each split, at least 2; of volumes a multiple of 4.
         image_size (`int`): Width and height in pixels, at least 32.
         seed (`int`): Not negative. Draws everything.
+        volumes (`bool`): Whether to draw volumes, which needs the extra `volumes`.
 
     Returns:
         `Path`: `output_folder`.
 
     Raises:
         ValueError: If an argument is out of range, or the folder holds other files.
+        ImportError: If volumes are asked for and nibabel is missing.
     """
     arguments = {
         "num_train": num_train,
@@ -63,33 +77,56 @@ def generate_phantoms(
         "image_size": image_size,
         "seed": seed,
     }
-    _check_arguments(arguments)
+    _check_arguments(arguments, volumes)
     folder = Path(output_folder)
-    record = {"generator_version": GENERATOR_VERSION, "arguments": arguments}
+    record = {"generator_version": GENERATOR_VERSION, "arguments": arguments | ({"volumes": True} if volumes else {})}
     if not _prepare_folder(folder, record):
         return folder
     # Written first and completed last: a folder left by an interrupted run is known as ours and drawn anew.
     _write_json(folder / ARGUMENTS_FILE, {**record, "finished": False})
-    splits = ("train", "validation", "test")
+    write = _write_volumes if volumes else _write_images
     with tqdm(total=num_train + num_validation + num_test, desc="Drawing phantoms", unit="image") as progress:
-        for split, stream in zip(splits, np.random.SeedSequence(seed).spawn(len(splits)), strict=True):
-            generator = np.random.default_rng(stream)
-            phantoms = [sample_phantom(generator) for _ in range(arguments[f"num_{split}"])]
-            names = [f"{split}_{index:05d}" for index in range(len(phantoms))]
-            for name, phantom in zip(names, phantoms, strict=True):
-                Image.fromarray(draw_phantom(phantom, image_size)).save(folder / "images" / f"{name}.png")
-                progress.update()
-            conversations = ask_questions(phantoms, generator)
-            _write_split(folder, split, names, phantoms, conversations, describe_phantoms(phantoms, generator))
+        for split, stream in zip(SPLITS, np.random.SeedSequence(seed).spawn(len(SPLITS)), strict=True):
+            names = [f"{split}_{index:05d}" for index in range(arguments[f"num_{split}"])]
+            _write_split(
+                folder, split, *write(folder / "images", names, image_size, np.random.default_rng(stream), progress)
+            )
     _write_json(folder / ARGUMENTS_FILE, {**record, "finished": True})
     return folder
 
 
-def _check_arguments(arguments: dict[str, int]) -> None:
+def _write_images(
+    folder: Path, names: list[str], image_size: int, generator: np.random.Generator, progress: tqdm
+) -> tuple[list[str], list[Phantom], list[list[Turn]], list[Turn]]:
+    """The files written, what they show, and conversations and descriptions of it."""
+    phantoms = [sample_phantom(generator) for _ in names]
+    files = [f"{name}.png" for name in names]
+    for file, phantom in zip(files, phantoms, strict=True):
+        Image.fromarray(draw_phantom(phantom, image_size)).save(folder / file)
+        progress.update()
+    conversations = ask_questions(phantoms, generator)
+    return files, phantoms, conversations, describe_phantoms(phantoms, generator)
+
+
+def _write_volumes(
+    folder: Path, names: list[str], image_size: int, generator: np.random.Generator, progress: tqdm
+) -> tuple[list[str], list[PhantomVolume], list[list[Turn]], list[Turn]]:
+    """As `_write_images`."""
+    volumes = sample_volumes(len(names), generator)
+    files = [f"{name}.nii" for name in names]
+    for file, volume in zip(files, volumes, strict=True):
+        write_volume(folder / file, volume, image_size)
+        progress.update()
+    return files, volumes, ask_about_volumes(volumes, generator), describe_volumes(volumes)
+
+
+def _check_arguments(arguments: dict[str, int], volumes: bool) -> None:
     smallest = {"image_size": MINIMUM_IMAGE_SIZE, "seed": 0}
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < smallest.get(name, 2):
             raise ValueError(f"`{name}` must be an integer of at least {smallest.get(name, 2)}, got {value!r}.")
+        if volumes and name.startswith("num_") and value % FAMILY_SIZE:
+            raise ValueError(f"`{name}` must be a multiple of {FAMILY_SIZE} with `volumes`, got {value}.")
 
 
 def _prepare_folder(folder: Path, record: dict) -> bool:
@@ -105,9 +142,10 @@ def _prepare_folder(folder: Path, record: dict) -> bool:
             )
         if json.loads(arguments_file.read_text(encoding="utf-8")) == {**record, "finished": True}:
             return False
-        for split in ("train", "validation", "test"):
-            for old_image in (folder / "images").glob(f"{split}_*.png"):
-                old_image.unlink()
+        for split in SPLITS:
+            for suffix in (".png", ".nii"):
+                for old_image in (folder / "images").glob(f"{split}_*{suffix}"):
+                    old_image.unlink()
     (folder / "images").mkdir(parents=True, exist_ok=True)
     return True
 
@@ -115,27 +153,27 @@ def _prepare_folder(folder: Path, record: dict) -> bool:
 def _write_split(
     folder: Path,
     split: str,
-    names: list[str],
-    phantoms: list[Phantom],
+    files: list[str],
+    phantoms: list[Phantom] | list[PhantomVolume],
     conversations: list[list[Turn]],
     descriptions: list[Turn],
 ) -> None:
     if split != "test":
-        rows = [_instruct_row(name, turns) for name, turns in zip(names, conversations, strict=True)]
+        rows = [_instruct_row(file, turns) for file, turns in zip(files, conversations, strict=True)]
         _write_json(folder / f"{split}.json", rows)
     if split == "train":
-        rows = [_instruct_row(name, [turn]) for name, turn in zip(names, descriptions, strict=True)]
+        rows = [_instruct_row(file, [turn]) for file, turn in zip(files, descriptions, strict=True)]
         _write_json(folder / "train_descriptions.json", rows)
     if split != "train":
         rows = [
-            _question_row(name, phantom, turn)
-            for name, phantom, turns in zip(names, phantoms, conversations, strict=True)
+            _question_row(file, phantom, turn)
+            for file, phantom, turns in zip(files, phantoms, conversations, strict=True)
             for turn in turns
         ]
         _write_json(folder / f"{split}_questions.json", [{"id": number, **row} for number, row in enumerate(rows)])
 
 
-def _instruct_row(name: str, turns: list[Turn]) -> dict:
+def _instruct_row(file: str, turns: list[Turn]) -> dict:
     def messages(answers: list[str]) -> list[dict[str, str]]:
         questions = [turn.question for turn in turns]
         questions[0] = f"<image>\n{questions[0]}"
@@ -146,16 +184,16 @@ def _instruct_row(name: str, turns: list[Turn]) -> dict:
         ]
 
     return {
-        "id": name,
-        "image": f"{name}.png",
+        "id": Path(file).stem,
+        "image": file,
         "conversations": messages([turn.answer for turn in turns]),
         "conversations_long": messages([turn.extended_answer for turn in turns]),
     }
 
 
-def _question_row(name: str, phantom: Phantom, turn: Turn) -> dict:
+def _question_row(file: str, phantom: Phantom | PhantomVolume, turn: Turn) -> dict:
     return {
-        "image": f"{name}.png",
+        "image": file,
         "answer_type": turn.answer_type,
         "conversations": [
             {"from": "human", "value": f"{turn.question}\n<image>"},
@@ -178,6 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_test", type=int, default=200, help="test images")
     parser.add_argument("--image_size", type=int, default=64, help="width and height in pixels")
     parser.add_argument("--seed", type=int, default=0, help="draws everything")
+    parser.add_argument("--volumes", action="store_true", help="draw volumes of 8 slices (NIfTI) for images")
     options = vars(parser.parse_args(arguments))
     generate_phantoms(options.pop("output"), **options)
 

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 OTHER_RECIPES = (
     "quickstart.yaml",
     "slake_small.yaml",
+    "phantom_volumes.yaml",
     "medgemma_4b_lora.yaml",
     "qwen2_5_vl_3b_lora.yaml",
     "smolvlm_256m.yaml",
