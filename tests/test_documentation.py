@@ -14,8 +14,8 @@ from transformers import HfArgumentParser
 from logramed.eval import compare
 from logramed.eval.arguments import EvaluationArguments
 from logramed.hub_cards import push, serve
-from logramed.trainer import build_model, convert, extend_answers, mini, phantoms, train
-from logramed.trainer.data import subsets
+from logramed.trainer import build_model, convert, mini, phantoms, train
+from logramed.trainer.data import extend_answers, subsets
 from logramed.trainer.study import run as study_run
 from tests.hub_cards.space_app import space_modules
 from tests.tiny import tiny_processor
@@ -107,7 +107,7 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         assert called
     elif program in ("eval/run.py", "logramed-eval"):
         HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses(arguments)
-    elif program in ("trainer/extend_answers.py", "logramed-extend"):
+    elif program in ("trainer/data/extend_answers.py", "logramed-extend"):
         extend_answers.parse_arguments(arguments)
     elif program == "eval/compare.py":
         called = []

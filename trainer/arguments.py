@@ -13,7 +13,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 from logramed.eval.volumes import VolumeOptions
 from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 from logramed.trainer.alignment import AlignmentConfig
-from logramed.trainer.parts import parse_parts
+from logramed.trainer.engines.parts import parse_parts
 
 
 def _argument(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:

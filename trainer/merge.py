@@ -16,7 +16,7 @@ from logramed.eval.command_line import run_command
 from logramed.eval.files import require_empty, whole_folder
 from logramed.eval.model_names import naming_base_model, processor_source, resolve_adapter
 from logramed.trainer.build_model import PARTS_NAME
-from logramed.trainer.provenance import RECORD_NAME
+from logramed.trainer.checkpoints.provenance import RECORD_NAME
 
 
 # What tells of the training, which the merged model is the result of.

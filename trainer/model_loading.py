@@ -21,7 +21,7 @@ from logramed.eval.model_names import naming_base_model, naming_model, processor
 from logramed.eval.volumes import count_image_tokens
 from logramed.trainer.arguments import LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
-from logramed.trainer.parts import (
+from logramed.trainer.engines.parts import (
     complete_adapters,
     find_weights,
     freeze_parts,

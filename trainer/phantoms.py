@@ -19,9 +19,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from logramed.eval.command_line import run_command
-from logramed.trainer.phantom_images import Phantom, draw_phantom, sample_phantom
-from logramed.trainer.phantom_questions import Turn, ask_questions, describe_phantoms
-from logramed.trainer.phantom_volumes import (
+from logramed.trainer.data.phantom_images import Phantom, draw_phantom, sample_phantom
+from logramed.trainer.data.phantom_questions import Turn, ask_questions, describe_phantoms
+from logramed.trainer.data.phantom_volumes import (
     FAMILY_SIZE,
     PhantomVolume,
     ask_about_volumes,

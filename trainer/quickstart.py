@@ -23,7 +23,7 @@ from logramed import AutoModelForVision2Seq
 from logramed.eval.command_line import run_command
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.train import main as train
-from logramed.trainer.validation import answer_batch
+from logramed.trainer.watching.validation import answer_batch
 
 
 RECIPE = "quickstart.yaml"

@@ -27,17 +27,17 @@ from trl import TrlParser
 
 from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
-from logramed.trainer.checkpoints import clear_output, find_checkpoint
-from logramed.trainer.curves import plot_curves
+from logramed.trainer.checkpoints.interruption import TERMINATED_EXIT_CODE
+from logramed.trainer.checkpoints.provenance import record_run
+from logramed.trainer.checkpoints.saving import clear_output, find_checkpoint
 from logramed.trainer.data import SetEpochCallback, TurnShuffler, questions_of_rows
-from logramed.trainer.dry_run import dry_run
-from logramed.trainer.interruption import TERMINATED_EXIT_CODE
+from logramed.trainer.data.run_data import Rows, read_data
+from logramed.trainer.engines.parts import describe_trained
 from logramed.trainer.model_loading import find_image_tokens, load_model
-from logramed.trainer.parts import describe_trained
-from logramed.trainer.progress import LossProgressCallback, describe_evaluation
-from logramed.trainer.provenance import record_run
-from logramed.trainer.run_data import Rows, read_data
 from logramed.trainer.trainer import LoGraMedTrainer
+from logramed.trainer.watching.curves import plot_curves
+from logramed.trainer.watching.dry_run import dry_run
+from logramed.trainer.watching.progress import LossProgressCallback, describe_evaluation
 
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"

@@ -19,25 +19,25 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
-from logramed.trainer.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable
 from logramed.trainer.alignment import AlignmentObjective, AlignmentOutput, GraphNetwork
+from logramed.trainer.alignment.aligned_model import AlignedModel, AlignedOutput, refuse_unalignable
+from logramed.trainer.alignment.alignment_head import AlignmentHead
+from logramed.trainer.alignment.gradient_caching import StepGraph, cached_loss
+from logramed.trainer.alignment.gradient_ratio import GradientRatio, GradientRatioCallback
+from logramed.trainer.alignment.graph_nodes import Nodes, gather_nodes, same_randomness
 from logramed.trainer.alignment.retrieval import retrieval_metrics
-from logramed.trainer.alignment_head import AlignmentHead
+from logramed.trainer.alignment.text_encoder import TextEncoder
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.checkpoints import LoggedSums, ResumingCallback, WholeCheckpoints
-from logramed.trainer.collator import LoGraMedDataCollator, prepare_texts
+from logramed.trainer.checkpoints.interruption import TerminationCallback, check_gradient_norm, check_loss
+from logramed.trainer.checkpoints.saving import LoggedSums, ResumingCallback, WholeCheckpoints
+from logramed.trainer.data.collator import LoGraMedDataCollator, prepare_texts
+from logramed.trainer.data.image_cache import CachedTower
 from logramed.trainer.data.records import EXTENDED_KEYS
-from logramed.trainer.devices import check_engine, gather_own_weights, name_units
-from logramed.trainer.gradient_caching import StepGraph, cached_loss
-from logramed.trainer.gradient_ratio import GradientRatio, GradientRatioCallback
-from logramed.trainer.graph_nodes import Nodes, gather_nodes, same_randomness
-from logramed.trainer.image_cache import CachedTower
-from logramed.trainer.interruption import TerminationCallback, check_gradient_norm, check_loss
-from logramed.trainer.parts import unwrap_model
-from logramed.trainer.text_encoder import TextEncoder
-from logramed.trainer.trained_weights import freeze_unused_weights, load_weights, train_in_float32
-from logramed.trainer.validation import score_answers
-from logramed.trainer.watching import LoggedMeans
+from logramed.trainer.engines.devices import check_engine, gather_own_weights, name_units
+from logramed.trainer.engines.parts import unwrap_model
+from logramed.trainer.engines.trained_weights import freeze_unused_weights, load_weights, train_in_float32
+from logramed.trainer.watching.callbacks import LoggedMeans
+from logramed.trainer.watching.validation import score_answers
 
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 from logramed.trainer.build_model import new_model, training_texts
 from logramed.trainer.data import load_training_rows
-from logramed.trainer.parts import complete_adapters
+from logramed.trainer.engines.parts import complete_adapters
 from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.vlm_processors import tiny_qwen2_5_vl_processor

@@ -32,8 +32,8 @@ import yaml
 from tqdm import tqdm
 
 from logramed.trainer import train
-from logramed.trainer.checkpoints import STAGING_FOLDER, step_of
-from logramed.trainer.interruption import TERMINATED_EXIT_CODE
+from logramed.trainer.checkpoints.interruption import TERMINATED_EXIT_CODE
+from logramed.trainer.checkpoints.saving import STAGING_FOLDER, step_of
 from tests.trainer.conftest import write_data_file
 from tests.trainer.test_train import NEW_MODEL
 

@@ -23,13 +23,13 @@ import torch
 from transformers import AutoProcessor
 
 from logramed import LoGraMedForConditionalGeneration
-from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import AlignmentConfig, decode_matching, matching_accuracy
+from logramed.trainer.alignment.aligned_model import AlignedModel
 from logramed.trainer.alignment.retrieval import retrieval_metrics
-from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.data.turns import count_turns, with_turns
-from logramed.trainer.matching_picture import draw_matching, match_nodes
+from logramed.trainer.watching.matching_picture import draw_matching, match_nodes
 
 
 BATCH_SIZE = 50

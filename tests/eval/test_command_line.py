@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from logramed.eval.command_line import run_command
-from logramed.trainer.checkpoints import CheckpointError
+from logramed.trainer.checkpoints.saving import CheckpointError
 
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from logramed.eval.grounding.maps import read_maps
 from logramed.eval.grounding.region_weights import ATTENTION_TEMPERATURE
-from logramed.trainer.phantom_images import draw_phantom, sample_phantom
+from logramed.trainer.data.phantom_images import draw_phantom, sample_phantom
 from tests.conftest import NEEDS_CHROMIUM
 from tests.hub_cards.space_app import FOLDER, space_modules
 from tests.tiny import tiny_processor

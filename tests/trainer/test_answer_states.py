@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from logramed.trainer.aligned_model import ALIGNMENT_FILE, AlignedModel
 from logramed.trainer.alignment import LOSSES, AlignmentConfig, AlignmentObjective
-from logramed.trainer.alignment_head import AlignmentHead
-from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.gradient_ratio import GradientRatio
+from logramed.trainer.alignment.aligned_model import ALIGNMENT_FILE, AlignedModel
+from logramed.trainer.alignment.alignment_head import AlignmentHead
+from logramed.trainer.alignment.gradient_ratio import GradientRatio
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny import tiny_processor
 from tests.trainer.test_trainer import arguments, logged, small_model, train

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig
 from torch.nn import functional as F
 
-from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import AlignmentConfig
-from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.alignment.aligned_model import AlignedModel
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from tests.trainer.gradient_steps import KeepGradients, LetterEncoder
 from tests.trainer.test_families import FAMILIES, LORA, build, every_family
 from tests.trainer.test_trainer import logged, weights

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from trl import SFTTrainer
 
 from logramed.trainer.alignment import GRANULARITIES
-from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny import tiny_processor
 from tests.trainer.test_trainer import arguments, logged, small_model, weights

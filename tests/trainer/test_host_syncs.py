@@ -15,7 +15,7 @@ from tests.trainer.test_trainer import arguments, small_model
 MOST_WAITS = {
     "modeling_logramed/modeling_logramed.py": 3,  # in LLaVA: its count of image tokens (2), its forward pass (1)
     # In the pass of the texts, probably its mask (1); which tokens have labels (2), which a CPU alone asks.
-    "trainer/aligned_model.py": 3,
+    "trainer/alignment/aligned_model.py": 3,
     "tests/trainer/test_host_syncs.py": 1,  # the backward pass of the latter
     "trainer/alignment/graph_network.py": 2,  # the sparse product, which a CPU alone takes
     "trainer/alignment/objective.py": 1,  # whether the features are finite

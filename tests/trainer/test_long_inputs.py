@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.utils import ModelOutput
 
-from logramed.trainer.aligned_model import TOKENS_AT_ONCE, LanguageHead, score_logits
+from logramed.trainer.alignment.aligned_model import TOKENS_AT_ONCE, LanguageHead, score_logits
 from tests.benchmarks import long_inputs
 from tests.tiny_models import tiny_model
 

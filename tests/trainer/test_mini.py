@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, Au
 
 from logramed import AutoModelForVision2Seq, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.trainer import mini
-from logramed.trainer.provenance import find_base_models
+from logramed.trainer.checkpoints.provenance import find_base_models
 
 
 TOWER_FEATURES = "/backbone/layernorm/Add_1_output_0"  # after the last layer and its normalization

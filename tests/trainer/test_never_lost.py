@@ -19,10 +19,17 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from logramed.trainer import checkpoints, train
-from logramed.trainer.checkpoints import CheckpointError, WholeCheckpoints, clear_output, find_checkpoint, put_in_place
-from logramed.trainer.interruption import check_gradient_norm, check_loss
-from logramed.trainer.watching import LoggedMeans
+from logramed.trainer import train
+from logramed.trainer.checkpoints import saving as checkpoints
+from logramed.trainer.checkpoints.interruption import check_gradient_norm, check_loss
+from logramed.trainer.checkpoints.saving import (
+    CheckpointError,
+    WholeCheckpoints,
+    clear_output,
+    find_checkpoint,
+    put_in_place,
+)
+from logramed.trainer.watching.callbacks import LoggedMeans
 from tests.benchmarks import kill_resume
 from tests.tiny import tiny_processor
 from tests.trainer.test_trainer import LoGraMedTrainer, arguments, small_model

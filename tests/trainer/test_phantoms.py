@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from logramed.trainer.phantom_images import Phantom, draw_phantom, sample_phantom
-from logramed.trainer.phantom_questions import ATTRIBUTES, ask_questions
+from logramed.trainer.data.phantom_images import Phantom, draw_phantom, sample_phantom
+from logramed.trainer.data.phantom_questions import ATTRIBUTES, ask_questions
 from logramed.trainer.phantoms import generate_phantoms, main
 
 

@@ -17,9 +17,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 
 from logramed import LoGraMedForConditionalGeneration
-from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import GraphNetwork
-from logramed.trainer.devices import name_units
+from logramed.trainer.alignment.aligned_model import AlignedModel
+from logramed.trainer.engines.devices import name_units
 from logramed.trainer.train import RECIPE_FOLDER, parse_arguments
 from logramed.trainer.train import main as train_main
 from tests.tiny_models import tiny_model

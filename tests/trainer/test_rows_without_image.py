@@ -8,10 +8,10 @@ import torch
 
 from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.data.rows import RowError
-from logramed.trainer.devices import check_engine
+from logramed.trainer.engines.devices import check_engine
 from logramed.trainer.train import main
 from tests.tiny import tiny_processor
 from tests.trainer.test_train import write_recipe

@@ -5,16 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from logramed.trainer.aligned_model import AlignedModel, encode_images, join_image_features
 from logramed.trainer.alignment import AlignmentConfig, AlignmentObjective
-from logramed.trainer.collator import LoGraMedDataCollator
-from logramed.trainer.matching_picture import draw_matching, match_nodes
-from logramed.trainer.node_features import ATTENTION_TEMPERATURE
-from logramed.trainer.node_inputs import images_of_turns
+from logramed.trainer.alignment.aligned_model import AlignedModel, encode_images, join_image_features
+from logramed.trainer.alignment.node_features import ATTENTION_TEMPERATURE
+from logramed.trainer.alignment.node_inputs import images_of_turns
+from logramed.trainer.data.collator import LoGraMedDataCollator
+from logramed.trainer.watching.matching_picture import draw_matching, match_nodes
 from tests import vlm_models, vlm_processors
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
-from tests.trainer.test_collator import message, training_row
+from tests.trainer.data.test_collator import message, training_row
 
 
 FAMILIES = {

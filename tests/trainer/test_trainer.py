@@ -14,7 +14,7 @@ from logramed.trainer.alignment import (
 )
 from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.arguments import LoGraMedTrainingArguments
-from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model

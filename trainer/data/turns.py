@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.eval.volumes import position_texts, without_position_texts
-from logramed.trainer.node_inputs import images_of_turns
+from logramed.trainer.alignment.node_inputs import images_of_turns
 
 
 def questions_of_rows(rows: Iterable[dict]) -> list[dict]:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from logramed.eval.command_line import UserError, run_command
 from logramed.eval.files import only_one_writer, write_json
-from logramed.trainer.provenance import describe_code
+from logramed.trainer.checkpoints.provenance import describe_code
 from logramed.trainer.study.analysis import summarize
 from logramed.trainer.study.arms import (
     ARMS,

@@ -9,9 +9,9 @@ from PIL import Image
 from logramed.eval.grounding.maps import KINDS, find_grid, read_maps
 from logramed.eval.likelihood import build_answer_context
 from logramed.eval.models import load_model
-from logramed.trainer.aligned_model import AlignedModel
 from logramed.trainer.alignment import AlignmentConfig
-from logramed.trainer.collator import LoGraMedDataCollator
+from logramed.trainer.alignment.aligned_model import AlignedModel
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from tests.eval.other_families import build_tokenizer
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model

@@ -17,8 +17,8 @@ from logramed.eval.prompts import build_prompt, load_question_images
 from logramed.eval.question_images import list_sources, question_content, show_volumes
 from logramed.eval.volumes import VolumeError, VolumeOptions, count_image_tokens, open_image_reference
 from logramed.trainer.arguments import DataArguments
-from logramed.trainer.collator import LoGraMedDataCollator
 from logramed.trainer.data import load_training_rows, open_stream, questions_of_rows
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.data.records import canonical_row
 from logramed.trainer.data.rows import RowError
 from logramed.trainer.model_loading import find_image_tokens

@@ -29,11 +29,11 @@ from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
 from logramed.eval.models import load_model
 from logramed.hub_cards.publications import prepare
 from logramed.trainer.alignment.graph_network import GraphNetwork
+from logramed.trainer.checkpoints.provenance import find_base_models
 from logramed.trainer.conversion import weights
 from logramed.trainer.conversion.incoming import convert_to_logramed
 from logramed.trainer.conversion.stock import convert_to_llava
 from logramed.trainer.convert import main
-from logramed.trainer.provenance import find_base_models
 from tests.hub_client import client_of
 from tests.hub_server import TOKEN, running_hub
 from tests.modeling_logramed.test_auto_classes import FOUR, needs_four

@@ -8,8 +8,8 @@ from PIL import Image
 from logramed.eval.benchmarks.indiana import draw_split
 from logramed.eval.benchmarks.report import load_questions
 from logramed.trainer.data.rows import RowError
+from logramed.trainer.data.run_data import load_rows
 from logramed.trainer.data.sources import load_training_rows
-from logramed.trainer.run_data import load_rows
 from logramed.trainer.train import parse_arguments
 from tests.trainer.test_train import write_recipe
 

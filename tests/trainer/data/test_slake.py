@@ -8,9 +8,9 @@ from PIL import Image
 
 from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
+from logramed.trainer.data.run_data import load_rows
 from logramed.trainer.data.sources import load_training_rows
 from logramed.trainer.data.subsets import Subset, draw_subsets, select_listed
-from logramed.trainer.run_data import load_rows
 from logramed.trainer.train import main, parse_arguments
 from tests.trainer.test_train import write_recipe
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from logramed.trainer.data import subsets
 from logramed.trainer.data.rows import RowError
+from logramed.trainer.data.run_data import load_rows
 from logramed.trainer.data.sources import load_training_rows
 from logramed.trainer.data.subsets import Subset, draw_subsets, main, order_rows, select_listed
-from logramed.trainer.run_data import load_rows
 from logramed.trainer.train import parse_arguments
 
 

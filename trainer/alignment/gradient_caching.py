@@ -1,0 +1,152 @@
+"""
+One alignment graph over all micro-batches of an optimizer step, exactly, in the memory of one: gradient caching.
+
+Source: arXiv:2101.06983 (GradCache), which computes the gradient of the loss for all features first and gives each
+micro-batch its own then. Ours departs in one thing: the first micro-batch takes part with its live features, so that
+its backward pass makes the gradients of the others and those of the graph network, where DDP and FSDP see them.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from logramed.trainer.alignment.graph_nodes import Nodes
+
+
+class StepGraph:
+    """
+    The nodes of one optimizer step's micro-batches, and the gradients of their features.
+
+    In the order of use: `compute_nodes` (first pass), the loss of the first micro-batch, whose objective gets the
+    nodes that `join` returns; after its backward pass `cached_gradients` of each further micro-batch, whose forward
+    pass runs in `replay`. `finish` follows each forward pass.
+
+    Args:
+        micro_batches (`list[dict]`): The inputs of the step's micro-batches.
+    """
+
+    def __init__(self, micro_batches: list[dict[str, torch.Tensor]]):
+        self.micro_batches = micro_batches
+        self.position = 0
+        self._nodes: list[Nodes] = []
+        self._random_states: list[tuple[torch.Tensor, ...]] = []
+        self._device = torch.device("cpu")
+        self._upstream: torch.Tensor | None = None
+
+    def compute_nodes(self, compute: Callable[[dict[str, torch.Tensor]], Nodes], device: torch.device) -> None:
+        """The first pass, without gradient, over all micro-batches but the first; keeps the random states."""
+        self._device = device
+        for inputs in self.micro_batches[1:]:
+            self._random_states.append(random_state(device))
+            with torch.no_grad():
+                features, groups = compute(inputs)
+            leaves = {name: values.detach().requires_grad_() for name, values in features.items()}
+            self._nodes.append((leaves, groups))
+        self.micro_batches = []
+
+    def join(self, features: dict[str, torch.Tensor], groups: torch.Tensor) -> Nodes:
+        """The nodes of the first micro-batch and those of the others, in their order."""
+        joined = {
+            name: torch.cat([values, *(leaves[name] for leaves, _ in self._nodes)])
+            for name, values in features.items()
+        }
+        return joined, torch.cat([groups, *(more for _, more in self._nodes)])
+
+    def finish(self, loss: torch.Tensor) -> None:
+        """
+        Go on to the next micro-batch. Of the first one's loss, the whole graph's, learn what it is scaled by when it
+        is differentiated: by weights, and by the loss scaling of 16-bit training.
+        """
+        if self.position == 0:
+            loss.register_hook(self._keep_upstream)
+        self.position += 1
+
+    def _keep_upstream(self, gradient):
+        self._upstream = gradient.detach().clone()
+
+    def cached_gradients(self) -> dict[str, torch.Tensor]:
+        """Gradient of the unscaled loss for each feature of the micro-batch at hand, which is not the first."""
+        leaves, _ = self._nodes[self.position - 1]
+        if self._upstream is None:
+            raise RuntimeError(
+                "The first micro-batch of this step was not differentiated, so no gradients are cached."
+            )
+        gradients = {}
+        for name, values in leaves.items():
+            gradient = torch.zeros_like(values) if values.grad is None else values.grad
+            gradients[name] = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / self._upstream
+        return gradients
+
+    def replay(self):
+        """A context with the random state of the first pass, so that dropout is the same in the second."""
+        if self.position == 0:
+            return nullcontext()
+        return replayed(self._random_states[self.position - 1], self._device)
+
+
+def cached_loss(
+    features: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], graph_network: torch.nn.Module | None
+) -> torch.Tensor:
+    """
+    The alignment loss of micro-batches after the first, whose nodes are in the first one's graph.
+
+    Args:
+        features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` of each modality, of this micro-batch.
+        gradients (`dict[str, torch.Tensor]`): For each of these the gradient of the whole graph's loss.
+        graph_network (`nn.Module`, *optional*): Trained by the first micro-batch; its gradient here is 0.
+
+    Returns:
+        `torch.Tensor`, scalar: 0, with the gradient `gradients` for the features.
+    """
+    loss = torch.stack([_Share.apply(values, gradients[name]) for name, values in features.items()]).sum()
+    return loss if graph_network is None else loss + _touch(graph_network, next(iter(features.values())))
+
+
+class _Share(torch.autograd.Function):
+    """A loss of 0 with a given gradient. (The sum of features times gradient would be NaN where it overflows.)"""
+
+    @staticmethod
+    def forward(ctx, features, gradient):
+        ctx.save_for_backward(gradient)
+        ctx.dtype = features.dtype
+        return features.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream).to(ctx.dtype), None  # scaled first: unscaled, small ones are 0 in float16
+
+
+def _touch(graph_network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """
+    A loss of 0 that each weight of the graph network has a part in. DDP sends gradients in the last micro-batch only,
+    and waits there for every weight.
+    """
+    weight_dtype = next(graph_network.parameters()).dtype
+    node = torch.zeros_like(features[:1], dtype=weight_dtype)
+    no_edges = torch.zeros(2, 0, dtype=torch.int64, device=features.device)
+    return 0 * graph_network(node, no_edges).float().sum()
+
+
+def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The states of the random generators of the CPU and, if it is another one, of `device`."""
+    cpu = torch.get_rng_state()
+    return (cpu,) if device.type == "cpu" else (cpu, torch.get_device_module(device).get_rng_state(device))
+
+
+@contextmanager
+def replayed(state: tuple[torch.Tensor, ...], device: torch.device):
+    """A context that begins with random states of `random_state`; those outside are as if it had not been."""
+    outside = random_state(device)
+    _set_random_state(state, device)
+    try:
+        yield
+    finally:
+        _set_random_state(outside, device)
+
+
+def _set_random_state(state, device):
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.get_device_module(device).set_rng_state(state[1], device)

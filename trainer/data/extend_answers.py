@@ -1,0 +1,234 @@
+"""
+Make the extended answers that alignment needs: `logramed-extend DATA --endpoint URL --model NAME`.
+
+Each conversation is sent to a chat model, which writes every answer again with more context. Replies are checked for
+form, length, polarity and key terms (see `extension_checks`), and asked for again with the reason where they fail. The
+output goes with the data: `logramed-train --train_data DATA --extended_data OUTPUT`. A run that was stopped goes on
+with the same command. The key of the endpoint, if it needs one, is read from `LOGRAMED_EXTEND_KEY`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from logramed.eval.command_line import UserError, run_command
+from logramed.eval.files import write_json, write_json_lines
+from logramed.eval.resumable_file import ResumableFile
+from logramed.trainer.data import load_training_rows
+from logramed.trainer.data.collator import read_answer
+from logramed.trainer.data.extension_checks import SCHEMA, ReplyError, read_reply
+
+
+KEY_VARIABLE = "LOGRAMED_EXTEND_KEY"
+NO_KEY = "no-key"  # sent where there is none: without one, `openai` would look for the user's own
+PROMPT_FILE = Path(__file__).parent / "extension_prompt.txt"
+REPLY_FORMAT = {"type": "json_schema", "json_schema": {"name": "extended_answers", "schema": SCHEMA, "strict": False}}
+MAX_RETRIES = 5  # of a request that gets no reply
+Ask = Callable[[list[dict]], str]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A row's id and its turns, in the roles and texts that the output repeats."""
+
+    row_id: str
+    turns: list[tuple[str, str]]
+
+    @property
+    def answers(self) -> list[str]:
+        return [text for role, text in self.turns if role == "assistant"]
+
+    def as_request(self) -> str:
+        questions = [text for role, text in self.turns if role == "user"]
+        pairs = zip(questions, self.answers, strict=True)
+        return json.dumps([{"question": question, "answer": answer} for question, answer in pairs], ensure_ascii=False)
+
+    def extend(self, extended: Sequence[str]) -> dict[str, Any]:
+        """The row of the output: the same conversation with the extended answers."""
+        names, answers = {"user": "human", "assistant": "gpt", "system": "system"}, iter(extended)
+        turns = [(role, next(answers) if role == "assistant" else text) for role, text in self.turns]
+        return {
+            "id": self.row_id,
+            "conversations_long": [{"from": names[role], "value": text} for role, text in turns],
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(argv)
+    rows = load_training_rows(
+        arguments.data, image_folder=arguments.image_folder, require_extended=False, check_images=False
+    )
+    conversations = [
+        Conversation(row["id"], [(message["role"], read_answer(message)) for message in row["messages"]])
+        for row in rows.dataset
+    ]
+    output = Path(arguments.output)
+    folder = output.with_suffix(".parts")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_settings(folder / "settings.json", describe_settings(arguments, rows.fingerprint))
+    file = ResumableFile(folder / "done.jsonl", [c.row_id for c in conversations], lambda row: row["id"], "row")
+    missing = set(file.missing())
+    wanted = [conversation for conversation in conversations if conversation.row_id in missing]
+    failures = extend_all(wanted, file, ask_endpoint(arguments), arguments)
+    done = file.finish()
+    write_json_lines(output, done.values())
+    failures_path = output.with_suffix(".failures.jsonl")
+    write_json_lines(failures_path, failures)
+    listed = f"; {len(failures)} failed, listed in {failures_path}" if failures else ""
+    print(f"Wrote {len(done)} extended conversations to {output}{listed}.")
+    return 1 if failures else 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="logramed-extend", description=__doc__.split("\n\n")[0].strip())
+    parser.add_argument("data", help="training data in any form that `train.py` takes but a stream")
+    parser.add_argument("--image_folder", help="folder of the images, as for `train.py`")
+    parser.add_argument("--endpoint", required=True, help="URL of a server with OpenAI's chat completions")
+    parser.add_argument("--model", required=True, help="name of the model there")
+    parser.add_argument("--output", default="extended_answers.jsonl", help="file of the extended conversations")
+    parser.add_argument("--concurrency", type=int, default=8, help="requests at the same time at most")
+    parser.add_argument("--max_revisions", type=int, default=3, help="times that a faulty reply is asked for again")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds that a reply may take")
+    parser.add_argument("--max_tokens", type=int, default=4096, help="tokens of a reply at most")
+    arguments = parser.parse_args(argv)
+    if Path(arguments.output).suffix != ".jsonl":
+        parser.error(f"--output must end in .jsonl, got {arguments.output}")
+    return arguments
+
+
+@cache
+def read_prompt() -> str:
+    return PROMPT_FILE.read_text(encoding="utf-8").strip()
+
+
+def extend_all(
+    conversations: Sequence[Conversation], file: ResumableFile, ask: Ask, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Ask for all conversations, some at once, and append each that is done; the failures."""
+    failures = []
+    progress = tqdm(total=len(conversations), desc="Extending", unit="row", disable=None)
+    with ThreadPoolExecutor(arguments.concurrency) as pool, file.open_for_append() as write_row:
+        futures = {
+            pool.submit(extend, conversation, ask, arguments.max_revisions): conversation
+            for conversation in conversations
+        }
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                if isinstance(outcome, str):
+                    failures.append({"id": futures[future].row_id, "reason": outcome})
+                else:
+                    write_row(outcome)
+                progress.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    progress.close()
+    return sorted(failures, key=lambda failure: failure["id"])
+
+
+def extend(conversation: Conversation, ask: Ask, max_revisions: int) -> dict[str, Any] | str:
+    """
+    The extended row of a conversation, or why there is none.
+
+    A reply that cannot be used is asked for again, at most `max_revisions` times, with the reason told to the model.
+    """
+    first = [
+        {"role": "system", "content": read_prompt()},
+        {"role": "user", "content": conversation.as_request()},
+    ]
+    messages, reason = first, ""
+    for _ in range(max_revisions + 1):
+        reply = ""
+        try:
+            reply = ask(messages)
+            return conversation.extend(read_reply(reply, conversation.answers))
+        except ReplyError as error:
+            reason = str(error)
+        if reply:
+            told = f"That reply cannot be used. {reason} Reply again, to all turns, in the form asked for."
+            messages = [*first, {"role": "assistant", "content": reply}, {"role": "user", "content": told}]
+    return reason
+
+
+def ask_endpoint(arguments: argparse.Namespace) -> Ask:
+    """
+    The function that asks the endpoint for a reply. It raises `ReplyError` where none comes, and `UserError` where no
+    other request can do better, as with a wrong key.
+    """
+    try:
+        import openai
+    except ImportError as error:
+        raise ImportError("logramed-extend needs the package openai: pip install 'logramed[extend]'") from error
+
+    client = openai.OpenAI(
+        base_url=arguments.endpoint,
+        api_key=os.environ.get(KEY_VARIABLE) or NO_KEY,
+        timeout=arguments.timeout,
+        max_retries=MAX_RETRIES,
+    )
+
+    def ask(messages: list[dict]) -> str:
+        try:
+            completion = client.chat.completions.create(
+                model=arguments.model,
+                messages=messages,
+                temperature=0.0,
+                max_tokens=arguments.max_tokens,
+                response_format=REPLY_FORMAT,
+            )
+            return completion.choices[0].message.content or ""
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            # Not the server's words, which may show the key.
+            raise UserError(
+                f"{arguments.endpoint} answers HTTP {error.status_code}: look at `--endpoint`, `--model` and the key "
+                f"in {KEY_VARIABLE}. What was made is kept; the same command goes on."
+            ) from None
+        except openai.OpenAIError as error:
+            raise ReplyError(f"The request failed: {type(error).__name__}.") from error
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            raise ReplyError("The response holds no reply.") from error
+
+    return ask
+
+
+def describe_settings(arguments: argparse.Namespace, fingerprint: str) -> dict[str, Any]:
+    """What the extended answers depend on: the data, the model, and the prompt."""
+    return {
+        "data": fingerprint,
+        "model": arguments.model,
+        "endpoint": arguments.endpoint,
+        "prompt_sha256": hashlib.sha256(PROMPT_FILE.read_bytes()).hexdigest(),
+        "max_tokens": arguments.max_tokens,
+    }
+
+
+def check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new run; refuse to go on with one that had others."""
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = [name for name, value in settings.items() if before.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"{path.parent} holds answers made with another `{changed[0]}` ({before.get(changed[0])!r}, now "
+            f"{settings[changed[0]]!r}). Give another `--output`, or delete that folder."
+        )
+
+
+def command() -> int:
+    return run_command(main)
+
+
+if __name__ == "__main__":
+    raise SystemExit(command())

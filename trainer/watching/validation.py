@@ -1,0 +1,80 @@
+"""The accuracy of a model's answers during training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
+from logramed.eval.question_images import question_content
+from logramed.trainer.data.collator import open_image
+
+
+def score_answers(
+    model: torch.nn.Module,
+    processor: Any,
+    questions: Sequence[dict],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> dict[str, float]:
+    """
+    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric.
+
+    Returns:
+        `dict[str, float]`: `closed_accuracy` and `open_recall`, in percent, each only where there are such questions.
+    """
+    rows = sorted(questions, key=lambda question: -len(question["question"]))  # little padding in a batch
+    answers: list[str] = []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for start in range(0, len(rows), batch_size):
+            answers += answer_batch(model, processor, rows[start : start + batch_size], max_new_tokens)
+    finally:
+        for module, training in modes:  # a frozen tower has a mode of its own
+            module.training = training
+    scores = evaluate_answers(
+        predictions=answers,
+        references=[row["answer"] for row in rows],
+        answer_types=[row["answer_type"] for row in rows],
+    )
+    return {name: scores[name] for name in ("closed_accuracy", "open_recall") if name in scores}
+
+
+@torch.no_grad()
+def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], max_new_tokens: int) -> list[str]:
+    """The answers to question rows, in their order, by greedy decoding of any image-text-to-text model."""
+    conversations = []
+    for row in rows:
+        content = [
+            {"type": "image", "image": open_image(part["path"], row["question"])} if part["type"] == "image" else part
+            for part in question_content(row)
+        ]
+        conversations.append([{"role": "user", "content": content}])
+    tokenizer = processor.tokenizer
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    try:
+        inputs = processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"padding": True, "return_tensors": "pt"},
+        )
+    finally:
+        tokenizer.padding_side = side
+    sequences = model.generate(
+        **inputs.to(model.device, model.dtype),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        use_cache=True,  # activation checkpointing turns it off in the configuration
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    texts = tokenizer.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    cut = getattr(processor, "cut_answer", str)  # at a text that ends turns
+    return [cut(text).strip() for text in texts]
