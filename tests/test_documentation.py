@@ -183,3 +183,10 @@ def test_image_of_the_ten_lines_is_one_that_the_quickstart_draws(tmp_path):
 def test_links_lead_to_files_that_exist(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_files_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`([\w./]+/[\w.]+\.(?:py|md|yml|ipynb))`", text))
+    assert len(named) > 20
+    assert [path for path in sorted(named) if "NAME" not in path and not (ROOT / path).is_file()] == []
