@@ -45,14 +45,10 @@ def wordless_file(data_file):
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-def test_a_row_without_an_image_is_refused_where_it_is_read(tmp_path, mixed_file, dry_run, capsys):
+def test_a_row_without_an_image_is_refused_where_it_is_read(tmp_path, mixed_file, dry_run):
     words = r"row 2 \(id '2'\), field `image`: no image, which alignment needs; `--rows_without_image language_only`"
-    if dry_run:
-        assert main([write_recipe(tmp_path, mixed_file), "--dry_run", "true"]) == 1
-        assert "row 2 (id '2'), field `image`: no image" in capsys.readouterr().out
-    else:
-        with pytest.raises(RowError, match=words):
-            main([write_recipe(tmp_path, mixed_file)])
+    with pytest.raises(RowError, match=words):
+        main([write_recipe(tmp_path, mixed_file), "--dry_run", str(dry_run)])
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
