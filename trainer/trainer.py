@@ -468,6 +468,10 @@ def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module
             "`dataset_text_field`, `packing` and `padding_free` are for text without images, which this trainer does "
             "not take: leave them out, and give rows of `messages`."
         )
+    if args.train_sampling_strategy == "group_by_length":
+        raise ValueError(
+            "`train_sampling_strategy` 'group_by_length' needs rows of tokens, which the collator makes later."
+        )
     args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
     args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}  # the collator tokenizes
     args.assistant_only_loss = False  # the collator masks all but answers already; TRL would change the chat template

@@ -263,15 +263,6 @@ def test_engines_that_cannot_span_a_graph_are_refused():
         check_engine(arguments, engine(DistributedType.FSDP, tp_size=2, cp_size=1))
 
 
-@pytest.mark.parametrize("name", ["gradient_norm_steps", "matching_picture_steps"])
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_what_needs_the_whole_model_on_a_device_is_refused_where_it_lies_in_pieces(name, kind):
-    arguments = LoGraMedTrainingArguments(alignment_preset="paper", **{name: 5}, use_cpu=True)
-    check_engine(arguments, engine(DistributedType.MULTI_GPU))
-    with pytest.raises(ValueError, match=f"`{name}` needs the whole model .* set it to 0 under FSDP and DeepSpeed"):
-        check_engine(arguments, engine(kind))
-
-
 def test_units_that_the_model_does_not_have_are_not_named():
     model = AlignedModel(small_model(), GraphNetwork(32), head=AlignmentHead(32, 32))
     assert "CLIPTextEmbeddings" in model.model._no_split_modules  # as transformers leaves it
