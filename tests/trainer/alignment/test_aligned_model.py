@@ -20,7 +20,7 @@ from logramed.trainer.alignment.graph_network import GraphNetwork
 from tests.tiny_models import tiny_inputs, tiny_model
 
 
-FAMILIES_FILE = Path(__file__).parents[3] / "shared" / "vlm_families.py"
+FAMILIES_FILE = Path(__file__).parents[4] / "shared" / "vlm_families.py"
 IMAGE = 4
 FAMILIES = (
     "LLaVA", "LLaVA-NeXT", "LLaVA-OneVision", "Qwen2-VL", "Qwen2.5-VL", "Qwen3-VL", "Idefics3", "SmolVLM",
@@ -252,6 +252,6 @@ def test_the_graph_network_is_saved_beside_the_model_and_loaded_again(tmp_path):
 
 def test_the_readme_has_every_family_and_how_its_texts_are_laid_out():
     words = {"packed": "packed", "packed_four_axes": "packed, four axes", "padded_both_ways": "padded, both ways"}
-    readme = (Path(__file__).parents[2] / "trainer" / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "trainer" / "README.md").read_text()
     for family in ("LoGra-Med", *FAMILIES):
         assert f"| {family} | yes | {words[LAYOUTS.get(family, 'packed')]} |" in readme, family

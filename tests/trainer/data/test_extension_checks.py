@@ -14,7 +14,7 @@ from logramed.trainer.data.extension_checks import (
 )
 
 
-VQA_RAD = Path(__file__).parents[2] / ".." / "shared" / "data" / "vqa_rad"
+VQA_RAD = Path(__file__).parents[3] / ".." / "shared" / "data" / "vqa_rad"
 needs_vqa_rad = pytest.mark.skipif(not VQA_RAD.is_dir(), reason="needs the VQA-RAD files")
 TAIL = "which is what one would expect to see in an image of this kind"
 

@@ -92,13 +92,13 @@ def deal(values, num_steps):
 
 
 def launch(program, *arguments):
-    """Run a program by two processes; its path is relative to this folder."""
+    """Run a program by two processes; its path is relative to the folder above."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, str(Path(__file__).parent / program), *map(str, arguments)],
+        [*command, str(Path(__file__).parents[1] / program), *map(str, arguments)],
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONPATH": str(Path(__file__).parents[3]),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         },

@@ -14,7 +14,7 @@ from packaging.version import Version
 from logramed.trainer.engines.upstream import ATTRIBUTES, METHODS
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOURCES = [
     path for folder in ("modeling_logramed", "trainer", "eval", "hub_cards") for path in ROOT.glob(f"{folder}/**/*.py")
 ]

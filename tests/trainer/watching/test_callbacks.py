@@ -16,7 +16,7 @@ from tests.trainer.test_train import write_recipe
 from tests.trainer.test_trainer import arguments, small_model
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def trained(folder, rows, **values):
