@@ -28,6 +28,15 @@ def _kept_state():
         yield
 
 
+@pytest.fixture(scope="session")
+def default_text_encoder():
+    """A tiny stand-in for the sentence encoder that alignment uses by default, where the Hub's cache would have it."""
+    from logramed.trainer.alignment.config import PRESETS
+    from tests.tiny import cache_sentence_encoder
+
+    cache_sentence_encoder(PRESETS["answer_states"]["alignment_text_encoder"], f"{HOME}/hub")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef, request):
     seed_everything()

@@ -22,6 +22,9 @@ from tests.trainer.conftest import write_data_file
 from tests.trainer.test_never_lost import trainer_for
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 QUESTION = "Is there a lesion?"
 ANSWER = """
 import json, sys

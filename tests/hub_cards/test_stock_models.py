@@ -14,6 +14,9 @@ from tests.vlm_models import tiny_gemma3_model
 from tests.vlm_processors import tiny_gemma3_processor
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,6 +13,9 @@ from logramed.trainer.train import main
 from tests.trainer.test_train import write_recipe
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 LORA = ("--use_peft", "true", "--lora_r", "3", "--lora_alpha", "6", "--learning_rate", "0.05")
 
 

@@ -22,6 +22,9 @@ from tests.vlm_processors import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 FAMILIES = {
     "LoGra-Med": (small_model, tiny_processor),
     "LLaVA": (tiny_llava_model, tiny_llava_processor),

@@ -13,6 +13,9 @@ from logramed.trainer.trainer import LoGraMedTrainer
 from tests.tiny_models import TOWERS
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 NEW_MODEL = {
     "vision_config": {
         "model_type": "clip_vision_model",

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from logramed.trainer.alignment.aligned_model import AlignedModel, choose_text_layout, encode_texts, refuse_unalignable
+from logramed.trainer.alignment.alignment_head import AlignmentHead
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from tests.tiny_models import tiny_inputs, tiny_model
 
@@ -243,9 +244,9 @@ def test_the_graph_network_is_saved_beside_the_model_and_loaded_again(tmp_path):
     other.load_alignment(tmp_path)
     state = model.graph_network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in other.graph_network.state_dict().items())
-    reason = r"alignment.safetensors holds is not of this run's arguments: it lacks .* and has \['graph_network.conv2"
+    reason = r"alignment.safetensors holds is not of this run's arguments: it lacks .*head.* and has \['graph_network"
     with pytest.raises(ValueError, match=reason):
-        AlignedModel(tiny_model(), GraphNetwork(32, num_layers=1)).load_alignment(tmp_path)
+        AlignedModel(tiny_model(), head=AlignmentHead(32, 16)).load_alignment(tmp_path)
     with pytest.raises(ValueError, match=r"has no alignment.safetensors"):
         other.load_alignment(tmp_path / "nowhere")
 

@@ -52,6 +52,9 @@ from tests.trainer.conversion.originals import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 pytest.importorskip("sentencepiece")
 TEXT = "what is it\n<image>\n###"
 LOGITS = """

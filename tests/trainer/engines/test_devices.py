@@ -28,6 +28,9 @@ from tests.trainer.gradient_steps import UNITS, small_model, take_steps, uneven_
 from tests.trainer.test_train import write_recipe
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 EIGHT = list(range(8))
 DEALT_IN_TWOS = [0, 1, 4, 5, 2, 3, 6, 7]  # batches go to the processes in turn: 0 to 3 to the first, the others after
 JOINT = {"gather_graph": True}

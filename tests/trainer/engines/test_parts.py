@@ -29,6 +29,9 @@ from tests.trainer.test_trainer import arguments, small_model
 from tests.vlm_models import tiny_gemma3_model, tiny_llava_model, tiny_qwen2_5_vl_model, tiny_smolvlm_model
 
 
+pytestmark = pytest.mark.usefixtures("default_text_encoder")
+
+
 MODELS = [small_model, tiny_llava_model, tiny_qwen2_5_vl_model, tiny_gemma3_model, tiny_smolvlm_model]
 
 
