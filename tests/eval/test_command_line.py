@@ -64,7 +64,7 @@ MISTAKES = [
     ("logramed-subsets", ["nowhere.json", "--share", "0.1", "--output", "x"], "nowhere.json"),
     (
         "logramed-extend",
-        ["nowhere.json", "--output", "x.jsonl", "--local_model", "model", "--dry_run"],
+        ["nowhere.json", "--output", "x.jsonl", "--endpoint", "http://127.0.0.1:9/v1", "--model", "model"],
         "nowhere.json",
     ),
 ]

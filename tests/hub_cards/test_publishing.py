@@ -111,6 +111,7 @@ def test_an_adapter_trained_on_a_model_of_the_hub_names_it_and_loads_by_the_code
         "max_steps": 2,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
+        "alignment_preset": "paper",
         "push_to_hub": True,
         "hub_model_id": "tester/adapter",
         "hub_license": "apache-2.0",

@@ -124,9 +124,13 @@ def test_the_usual_call_of_trl_trains_from_a_folder(tmp_path, rows, family, monk
     plain = rows.remove_columns(["id", "extended_answers"])
     trainer = LoGraMedTrainer(model=str(folder), train_dataset=plain, peft_config=LoraConfig(**LORA))
     assert not trainer.args.uses_extended_answers
-    assert sum("no extended answers" in record.message for record in caplog.records) == 1
+    assert trainer.text_encoder.name == "sentence-transformers/all-MiniLM-L6-v2"
+    assert not any("no extended answers" in record.message for record in caplog.records)
     trainer.args.max_steps, trainer.args.report_to = 1, []
     trainer.train()
+    paper = LoGraMedTrainer(str(folder), arguments(tmp_path), train_dataset=plain, peft_config=LoraConfig(**LORA))
+    assert not paper.args.uses_extended_answers
+    assert sum("no extended answers" in record.message for record in caplog.records) == 1
 
 
 def test_rows_without_images_train_at_weight_zero(tmp_path, rows):

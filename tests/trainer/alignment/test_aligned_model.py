@@ -15,12 +15,14 @@ from transformers import (
     MllamaForConditionalGeneration,
 )
 
+from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.alignment.aligned_model import AlignedModel, choose_text_layout, encode_texts, refuse_unalignable
 from logramed.trainer.alignment.alignment_head import AlignmentHead
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from tests.tiny_models import tiny_inputs, tiny_model
 
 
+PAPER = AlignmentConfig(alignment_preset="paper")
 FAMILIES_FILE = Path(__file__).parents[4] / "shared" / "vlm_families.py"
 IMAGE = 4
 FAMILIES = (
@@ -117,7 +119,7 @@ def test_gradients_are_those_of_a_plain_computation_one_by_one(families, name):
     model = model.double().eval()
     inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
     batch, nodes = family_batch(name, model, inputs)
-    aligned = AlignedModel(model)
+    aligned = AlignedModel(model, config=PAPER)
     output = aligned(nodes=nodes, **batch)
     assert aligned._text_layout == LAYOUTS.get(name, "packed")
     expected = gradients(model, plain_features(model, batch, nodes, inputs))
@@ -136,8 +138,8 @@ def test_the_one_pass_gives_the_models_own_loss_and_logits(families, name):
     batch, nodes = family_batch(name, model, inputs)
     with torch.no_grad():
         expected = model(**batch)
-        output = AlignedModel(model)(nodes=nodes, **batch)
-        with_logits = AlignedModel(model)(nodes=nodes, output_logits=True, **batch)
+        output = AlignedModel(model, config=PAPER)(nodes=nodes, **batch)
+        with_logits = AlignedModel(model, config=PAPER)(nodes=nodes, output_logits=True, **batch)
     loss = -output.log_probs.sum() / output.label_mask.sum()
     torch.testing.assert_close(loss, expected.loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(with_logits.logits, expected.logits, rtol=1e-5, atol=1e-5)

@@ -170,6 +170,7 @@ def test_adapters_are_saved_alone_load_alone_and_answer_as_in_training(tmp_path,
 def test_a_resumed_run_with_adapters_has_the_losses_of_the_uninterrupted_one(tmp_path, data_file):
     base = saved_model(tmp_path)
     options = ["--use_peft", "true", "--lora_dropout", "0.1", "--lr_scheduler_type", "constant"]
+    options += ["--alignment_schedule", "constant"]
     whole = run(tmp_path, base, data_file, *options, "--max_steps", "4", name="whole")
     run(tmp_path, base, data_file, *options, "--max_steps", "2", name="parts")
     options += ["--max_steps", "4", "--resume_from_checkpoint", "true"]
