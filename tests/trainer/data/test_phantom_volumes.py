@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 import nibabel
 import numpy as np
 import pytest
-import SimpleITK
 
 from logramed.eval.benchmarks.phantoms import load_questions
 from logramed.eval.run import main as evaluate
@@ -111,13 +110,14 @@ def test_no_slice_is_in_two_splits(folder):
 
 
 def test_simpleitk_reads_the_slices_that_were_drawn(folder):
+    simpleitk = pytest.importorskip("SimpleITK")
     generated = sample_volumes(SIZES["num_test"], np.random.default_rng(np.random.SeedSequence(0).spawn(3)[2]))
     for number, volume in enumerate(generated[:8]):
         path = folder / "images" / f"test_{number:05d}.nii"
-        image = SimpleITK.ReadImage(str(path))
+        image = simpleitk.ReadImage(str(path))
         drawn = np.stack([draw_phantom(slice_, 32) for slice_ in volume.slices])
         expected = np.round(drawn.astype(float) * 400 / 255 - 150)
-        assert np.array_equal(SimpleITK.GetArrayFromImage(image), expected)
+        assert np.array_equal(simpleitk.GetArrayFromImage(image), expected)
         assert image.GetDirection() == (1, 0, 0, 0, 1, 0, 0, 0, 1)  # columns to the left, rows back, slices up
         assert image.GetSpacing() == pytest.approx((11.25, 11.25, 28.8))
         ours = open_volume(str(path))
