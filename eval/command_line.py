@@ -51,6 +51,8 @@ def describe_mistake(error: Exception) -> str:
     """
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1} is not YAML: {error.problem}."
     return str(error).strip() or type(error).__name__
 
 

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from torch import nn
@@ -79,18 +78,15 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
 
     Raises:
         FileNotFoundError: If there is no such recipe.
-        ValueError: If the recipe is not YAML, or it or the command line has an unknown argument.
+        ValueError: If the recipe or the command line has an unknown argument.
+        yaml.YAMLError: If the recipe is not YAML.
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
     parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
     refuse_unknown(parser, argv)
-    try:
-        return parser.parse_args_and_config(argv)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise ValueError(f"{mark.name}, line {mark.line + 1} is not YAML: {error.problem}.") from error
+    return parser.parse_args_and_config(argv)
 
 
 def find_recipe(name: str) -> Path:
