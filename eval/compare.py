@@ -7,11 +7,12 @@ Compare runs of `eval/run.py` over the same questions: tables, tests and the que
 and `comparison.json`.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.comparison.html_report import render_html, render_markdown
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.runs import Comparison, PairTest, compare_runs

@@ -5,7 +5,6 @@ Asking a judge model over the network, through the `openai` package and its retr
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -90,34 +89,23 @@ class JudgeClient:
 
     Args:
         settings (`JudgeSettings`): Which judge, and how it is asked.
-        key_variable (`str`): The variable of the environment that holds the key, which is read here.
-        options (`dict`, *optional*): Further arguments of each request, such as `response_format`.
-        before_attempt (*optional*): Called before each attempt, such as to wait for a turn.
 
     Raises:
         ImportError: If `openai` is not installed.
     """
 
-    def __init__(
-        self,
-        settings: JudgeSettings,
-        key_variable: str = KEY_VARIABLE,
-        options: dict | None = None,
-        before_attempt: Callable[[], None] | None = None,
-    ):
+    def __init__(self, settings: JudgeSettings):
         try:
             import openai
         except ImportError as error:
             raise ImportError("Asking a judge needs openai: `pip install 'logramed[judge]'`.") from error
-        self.settings, self.options, self._openai = settings, options or {}, openai
-        self._key_variable, self._key = key_variable, os.environ.get(key_variable, "").strip()
-        hooks = {"request": [lambda request: before_attempt()]} if before_attempt else {}
+        self.settings, self._openai = settings, openai
+        self._key = os.environ.get(KEY_VARIABLE, "").strip()
         self._client = openai.OpenAI(
             base_url=settings.url,
             api_key=self._key or NO_KEY,
             timeout=settings.timeout,
             max_retries=settings.max_attempts - 1,
-            http_client=openai.DefaultHttpxClient(event_hooks=hooks),
         )
 
     def ask(self, messages: list[dict]) -> Reply | Fault:
@@ -133,13 +121,12 @@ class JudgeClient:
                 model=self.settings.model,
                 temperature=0.0,
                 max_tokens=self.settings.max_tokens,
-                **self.options,
             )
             return self._read(completion)
         except self._openai.APIStatusError as error:
             said = error.body.get("message", "") if isinstance(error.body, dict) else error.body or ""
             if error.status_code == 401:  # without the server's message, which may show a part of the key
-                said = f"{self._key_variable} is {'not accepted' if self._key else 'not set'}"
+                said = f"{KEY_VARIABLE} is {'not accepted' if self._key else 'not set'}"
             reason = f"HTTP {error.status_code}: {self._redact(str(said))}"
             if error.status_code in STATUSES_THAT_STOP:
                 raise JudgeRefusedError(reason) from None

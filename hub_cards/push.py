@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from logramed.eval.command_line import ArgumentParser, UserError, run_command
+from logramed.eval.command_line import UserError, run_command
 from logramed.hub_cards.contents import REPLACED, matches
 from logramed.hub_cards.publications import REPO_TYPES, Publication, prepare
 from logramed.hub_cards.screening import find_problems
@@ -87,7 +87,7 @@ def push(
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
+    parser = argparse.ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
     parser.add_argument("folder", type=Path, help="folder of a model, adapter, evaluation, data set or Space")
     parser.add_argument("--repo", required=True, help="owner/name on the Hub")
     parser.add_argument("--license", help="licence of what is published, such as apache-2.0; needed")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from transformers.models.auto import modeling_auto
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
-from logramed.eval.command_line import ArgumentParser, run_command
+from logramed.eval.command_line import run_command
 from logramed.eval.model_names import naming_model
 
 
@@ -26,7 +26,7 @@ def register_for_serving() -> None:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """Our arguments, and those for `transformers serve`."""
-    parser = ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="logramed-serve",
         description="Serve a LoGra-Med under OpenAI's /v1/chat/completions.",
         epilog="Further options: `transformers serve --help`.",

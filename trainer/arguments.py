@@ -3,8 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from enum import Enum
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -231,15 +230,3 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
             )
         if self.hub_private_repo is None:
             self.hub_private_repo = True
-
-
-def default_arguments() -> dict[str, Any]:
-    """The defaults of all arguments that have one, by name, as `run.json` records them."""
-    defaults = {}
-    for group in (ModelArguments, DataArguments, LoGraMedTrainingArguments):
-        for argument in fields(group):
-            value = argument.default if argument.default is not MISSING else None
-            if argument.default_factory is not MISSING:
-                value = argument.default_factory()
-            defaults[argument.name] = value.value if isinstance(value, Enum) else value
-    return defaults

@@ -95,7 +95,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         if args.alignment_weight > 0 and data_collator is None:
             _align_without_extended_answers(args, kwargs.get("train_dataset"))
         super().__init__(model, args, data_collator=data_collator, **kwargs)
-        self.objectives = self._build_objectives()
+        self.objective = self._build_objective()
         self.text_encoder = self._build_text_encoder(data_collator)
         if data_collator is None:
             self.data_collator = self._build_collator(kwargs)
@@ -110,12 +110,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         self._noise_step, self._num_micro_batches = -1, 0
         self._kept_nodes: list[dict[str, torch.Tensor]] = []
 
-    def _build_objectives(self) -> dict[str, AlignmentObjective | None]:
+    def _build_objective(self) -> AlignmentObjective | None:
         if self.args.alignment_weight == 0:
-            return {"train": None, "eval": None}
+            return None
         refuse_unalignable(self.model)
-        objective = AlignmentObjective(self.args)
-        return {"train": objective, "eval": objective}
+        return AlignmentObjective(self.args)
 
     def _build_text_encoder(self, data_collator) -> TextEncoder | None:
         if data_collator is not None:
@@ -150,7 +149,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
 
     def _wrap_for_alignment(self) -> None:
         """Put the model, which `SFTTrainer` has made ready, into the wrapper that the engines get."""
-        objective = self.objectives["train"]
+        objective = self.objective
         train_in_float32(self.model, self.args)
         freeze_unused_weights(unwrap_model(self.model))
         hidden_size = self.model.config.get_text_config().hidden_size
@@ -185,7 +184,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         """`SFTTrainer`'s loss and, in a batch that brings graph nodes, the weighted alignment loss."""
         inputs = dict(inputs)
         nodes = inputs.pop("nodes", None)
-        objective = self.objectives["train" if self.model.training else "eval"]
+        objective = self.objective
         self._check_nodes(objective, nodes)
         if nodes is None or (self.model.training and objective is None):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -355,7 +354,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def get_batch_samples(self, *args, **kwargs):
         """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""
         micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
-        spans = self.args.accumulate_graph and self.objectives["train"] is not None and len(micro_batches) > 1
+        spans = self.args.accumulate_graph and self.objective is not None and len(micro_batches) > 1
         self._step_graph = StepGraph(micro_batches) if spans else None
         return micro_batches, num_items_in_batch
 

@@ -86,12 +86,10 @@ def test_a_judge_that_cannot_be_asked_at_all_stops_everything(monkeypatch, statu
         assert len(server.requests) == 1
 
 
-def test_something_can_be_done_before_each_attempt():
-    calls = []
+def test_a_failed_attempt_is_followed_by_one_more():
     with JudgeServer(faults={KEY: ["503"]}) as server:
-        settings = JudgeSettings(url=server.url, model="judge")
-        JudgeClient(settings, before_attempt=lambda: calls.append(1)).ask(MESSAGES)
-    assert len(calls) == len(server.requests) == 2
+        ask(server)
+    assert len(server.requests) == 2
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch):

@@ -228,7 +228,7 @@ def gradients_at_answer_states(trainer, batch):
             loss = -(outputs.log_probs * outputs.label_mask).sum() / outputs.label_mask.sum()
         else:
             generator = torch.Generator().manual_seed(0)
-            objective = trainer.objectives["train"]
+            objective = trainer.objective
             loss = objective(
                 outputs.node_features, model.graph_network, generator=generator, groups=nodes["groups"]
             ).loss

@@ -71,7 +71,7 @@ def plain_losses(trainer, batch, layer, smoothing):
     states = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
     features = {name: nodes[f"{name}_embeddings"] for name in ("answer", "extended")}
     features = model.head({"image": states.flatten(0, 1)[nodes["answer_places"]].float(), **features})
-    objective = trainer.objectives["train"]
+    objective = trainer.objective
     alignment = objective(features, model.graph_network, generator=torch.Generator(), groups=nodes["groups"]).loss
     return language, alignment, states
 

@@ -168,7 +168,7 @@ def test_arguments_reach_the_objective_and_the_graph_network(tmp_path, rows):
     trainer = LoGraMedTrainer(
         small_model(), arguments(tmp_path, **values), processing_class=tiny_processor(), train_dataset=rows
     )
-    objective = trainer.objectives["train"]
+    objective = trainer.objective
     assert (objective.is_coupled, objective.has_noise, objective.margin) == (True, True, 0.1)
     assert trainer.model.graph_network.dropout.p == 0.3
 
