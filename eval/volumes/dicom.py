@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import SAMPLES, check_rescale, find_voi, get_floats, get_number, header_of_frame, read_header
+from .dicom_header import SAMPLES, find_rescale, find_voi, get_floats, get_number, header_of_frame, read_header
 from .dicom_pixels import read_frame
 from .errors import VolumeError, import_optional, reading
 from .volume import Volume, find_orientation, reorder
@@ -39,6 +39,11 @@ class Slice:
         return read_frame(self.path, self.header, self.frame)
 
 
+def is_dicom(head: bytes) -> bool:
+    """Whether the first bytes of a file say that it is DICOM."""
+    return head[PREAMBLE : PREAMBLE + len(MARK)] == MARK
+
+
 def open_file(path: str) -> Volume:
     """
     The frames of a DICOM file: sorted in space where they have places, else as they come.
@@ -51,7 +56,7 @@ def open_file(path: str) -> Volume:
         return arrange(path, slices)
     first = slices[0]
     mapping = _common([one.mapping for one in slices])
-    if mapping is None and first.header.get("BitsAllocated") == 8 and _is_plain(first):
+    if mapping is None and first.header.BitsAllocated == 8 and _is_plain(first):
         mapping = Range(0, 2**first.header.BitsStored - 1)  # such pixels are grey levels
     size = (len(slices), first.header.Rows, first.header.Columns)
     return Volume(path, size, lambda number: slices[number].read(), mapping=mapping, **_nature(first))
@@ -82,9 +87,8 @@ def open_folder(path: str) -> Volume:
 
 
 def has_mark(path: str) -> bool:
-    """Whether the first bytes of a file say that it is DICOM."""
     with open(path, "rb") as file:
-        return file.read(PREAMBLE + len(MARK))[PREAMBLE:] == MARK
+        return is_dicom(file.read(PREAMBLE + len(MARK)))
 
 
 def read_slices(path: str, several: bool = False) -> list[Slice]:
@@ -101,7 +105,7 @@ def read_slice(path: str, header: Any, frame: int) -> Slice:
     own = header_of_frame(header, frame)
     is_color = SAMPLES[header.PhotometricInterpretation] == 3 or header.PhotometricInterpretation == "PALETTE COLOR"
     if not is_color:
-        check_rescale(path, own)
+        find_rescale(path, own)  # refused now
     return Slice(path, frame, header, None if is_color else find_voi(path, own), *read_place(path, own))
 
 
@@ -125,16 +129,17 @@ def arrange(path: str, slices: Sequence[Slice]) -> Volume:
     """
     The volume of slices, sorted along their normal, and laid out as `PLANES` has it.
 
-    Distances may differ, as their positions tell, up to `GAP` times the usual one.
+    A slice that stands twice, pixel for pixel, counts once. Distances may differ, as their positions tell, up to
+    `GAP` times the usual one.
 
     Raises:
-        VolumeError: If slices lack a place, differ in size, orientation, spacing or kind, lie at one place, or if one
-            seems to be missing between two.
+        VolumeError: If slices lack a place, differ in size, orientation, spacing or kind, lie at one place and differ,
+            or if one seems to be missing between two.
     """
     check_alike(path, slices)
     columns_go, rows_go = slices[0].directions
     normal = np.cross(columns_go, rows_go)
-    slices = sorted(slices, key=lambda one: (float(one.corner @ normal), one.path))
+    slices = drop_repeated(path, sorted(slices, key=lambda one: (float(one.corner @ normal), one.path)), normal)
     places = [float(one.corner @ normal) for one in slices]
     step = check_gaps(path, places)
     spacing = (step, *slices[0].pixel_spacing)
@@ -179,16 +184,25 @@ def check_alike(path: str, slices: Sequence[Slice]) -> None:
             raise VolumeError(f"{path}: its slices differ in PixelSpacing")
 
 
+def drop_repeated(path: str, slices: Sequence[Slice], normal: np.ndarray) -> list[Slice]:
+    """Sorted slices without those that repeat the one before."""
+    kept = [slices[0]]
+    for one in slices[1:]:
+        if (one.corner - kept[-1].corner) @ normal > SAME_PLACE:
+            kept.append(one)
+        elif not np.array_equal(one.read(), kept[-1].read()):
+            raise VolumeError(
+                f"{path}: several of its slices lie at one ImagePositionPatient and differ, as of several times or "
+                "echoes; give each its own folder"
+            )
+    return kept
+
+
 def check_gaps(path: str, places: Sequence[float]) -> float:
     """The usual distance of slices in millimetres; 1 where there is one slice alone."""
     distances = np.diff(places)
     if not len(distances):
         return 1.0
-    if distances.min() < SAME_PLACE:
-        raise VolumeError(
-            f"{path}: several of its slices lie at one ImagePositionPatient, as copies, or those of several times or "
-            "echoes, do; keep one of each place"
-        )
     usual = float(np.median(distances))
     if distances.max() > GAP * usual:
         number = int(distances.argmax()) + 1
@@ -206,9 +220,7 @@ def _common(mappings: Sequence[Mapping | None]) -> Mapping | None:
 
 def _is_plain(one: Slice) -> bool:
     own = header_of_frame(one.header, one.frame)
-    return (
-        one.header.get("PixelRepresentation") == 0 and "RescaleSlope" not in own and "ModalityLUTSequence" not in own
-    )
+    return one.header.PixelRepresentation == 0 and "RescaleSlope" not in own and "ModalityLUTSequence" not in own
 
 
 def _nature(one: Slice) -> dict[str, bool]:

@@ -1,6 +1,8 @@
 """The tags of a DICOM file that its pixels are read by, and what is wrong with them."""
 
 import math
+import os
+import zlib
 from typing import Any
 
 from .errors import VolumeError, import_optional, reading
@@ -9,8 +11,9 @@ from .windows import FUNCTIONS, LookupTable, Mapping, Window
 
 # Values of one frame, and slices or frames of a volume, at most: with float copies a frame takes a few times 4 bytes.
 MOST_FRAME_VALUES, MOST_SLICES = 1 << 25, 8192
+# Bytes of a file whose frames are compressed, and of what a deflated file unpacks to, at most.
+LARGEST_COMPRESSED, LARGEST_INFLATED = 512 << 20, 256 << 20
 
-COLORS = ("Red", "Green", "Blue")
 # Nothing else of a file is kept: no names, dates and places.
 IMAGE_KEYWORDS = (
     "SOPClassUID",
@@ -25,8 +28,15 @@ IMAGE_KEYWORDS = (
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
-    *(f"{color}PaletteColorLookupTableDescriptor" for color in COLORS),
-    *(f"{kind}{color}PaletteColorLookupTableData" for kind in ("", "Segmented") for color in COLORS),
+    "RedPaletteColorLookupTableDescriptor",
+    "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+    "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData",
+    "SegmentedBluePaletteColorLookupTableData",
 )
 # What may also stand in the functional groups of each frame.
 FRAME_KEYWORDS = (
@@ -43,7 +53,8 @@ FRAME_KEYWORDS = (
     "PixelSpacing",
 )
 GROUP_KEYWORDS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-KEYWORDS = [*IMAGE_KEYWORDS, *FRAME_KEYWORDS, *GROUP_KEYWORDS, "SeriesInstanceUID"]
+SERIES_KEYWORDS = ("SeriesInstanceUID",)
+KEYWORDS = [*IMAGE_KEYWORDS, *FRAME_KEYWORDS, *GROUP_KEYWORDS, *SERIES_KEYWORDS]
 
 SAMPLES = {
     "MONOCHROME1": 1,
@@ -62,6 +73,7 @@ NO_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.77.1.6": "the tiles of a whole slide",
 }
 DICOMDIR = "1.2.840.10008.1.3.10"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 def read_header(path: str) -> Any:
@@ -72,25 +84,49 @@ def read_header(path: str) -> Any:
         VolumeError: If the file is damaged or holds no image, or its tags are missing, impossible or contradict each
             other.
     """
+    pydicom = import_optional("pydicom")
     with reading(path):
-        header = import_optional("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+        _check_inflated(path)
+        with open(path, "rb") as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=KEYWORDS)
+            pixels_start = file.tell()
         for keyword in KEYWORDS:  # read now, one by one, so that an impossible value is known by its tag
             with reading(path, f"its {keyword}"):
                 header.get(keyword)
         check_kind(path, header)
-        check_pixels(path, header)
+        num_bytes = check_pixels(path, header)
+        check_storage(path, header, num_bytes, os.path.getsize(path) - pixels_start)
     return header
 
 
+def _check_inflated(path: str) -> None:
+    """Refuse a deflated file that would unpack to more than there is room for, before pydicom unpacks all of it."""
+    meta = import_optional("pydicom.filereader").read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DEFLATED:
+        return
+    start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # behind the preamble and the group length itself
+    with open(path, "rb") as file:
+        file.seek(start)
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        size, rest = 0, file.read(LARGEST_COMPRESSED)
+        while rest and size <= LARGEST_INFLATED:
+            size += len(inflate.decompress(rest, 1 << 24))
+            rest = inflate.unconsumed_tail
+    if size > LARGEST_INFLATED:
+        raise VolumeError(f"{path}: it unpacks to more than {LARGEST_INFLATED >> 20} MiB")
+
+
 def check_kind(path: str, header: Any) -> None:
-    """Raise for what is no picture: lists of files, plans, reports, curves, doses and masks."""
+    """Refuse what is no picture: lists of files, plans, reports, curves, doses and masks."""
     kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind == DICOMDIR:
         raise VolumeError(f"{path}: it is a DICOMDIR, a list of files, and no image; name the folder of one series")
     if kind in NO_PICTURES:
         raise VolumeError(f"{path}: it holds {NO_PICTURES[kind]}, and no image")
     if header.get("Rows") is None and header.get("Columns") is None:
-        raise VolumeError(f"{path}: it has no Rows and Columns, and is no image")
+        registered = import_optional("pydicom.uid").UID_dictionary.get(kind)
+        what = f"it is of the kind {registered[0]}" if registered else "it is of no known kind"
+        raise VolumeError(f"{path}: {what}, without Rows and Columns, and no image")
 
 
 def get_number(path: str, header: Any, keyword: str, least: int = 0, default: int | None = None) -> int:
@@ -124,27 +160,47 @@ def get_floats(path: str, header: Any, keyword: str, count: int | None = None) -
     return numbers
 
 
-def check_pixels(path: str, header: Any) -> None:
-    """Raise for pixels that are too many, or stored in a way that pydicom does not notice to be unknown or wrong."""
-    rows, columns, samples = (
-        get_number(path, header, keyword, least=1) for keyword in ("Rows", "Columns", "SamplesPerPixel")
-    )
+def check_pixels(path: str, header: Any) -> int:
+    """Refuse pixels that the tags cannot be right about, or that are too many; how many bytes they take unpacked."""
+    rows, columns = (get_number(path, header, keyword, least=1) for keyword in ("Rows", "Columns"))
     frames = get_number(path, header, "NumberOfFrames", least=1, default=1)
-    stored = get_number(path, header, "BitsStored", least=1)
-    if header.get("PhotometricInterpretation") not in SAMPLES:
-        raise VolumeError(f"{path}: its PhotometricInterpretation is none of {', '.join(SAMPLES)}")
-    if samples != SAMPLES[header.PhotometricInterpretation]:
+    samples = get_number(path, header, "SamplesPerPixel", least=1)
+    allocated, stored = (get_number(path, header, keyword, least=1) for keyword in ("BitsAllocated", "BitsStored"))
+    interpretation = header.get("PhotometricInterpretation")
+    if interpretation not in SAMPLES:
+        known = ", ".join(SAMPLES)
+        raise VolumeError(f"{path}: its PhotometricInterpretation is none of {known}")
+    if samples != SAMPLES[interpretation]:
         raise VolumeError(f"{path}: its SamplesPerPixel and PhotometricInterpretation contradict each other")
+    if allocated not in (8, 16, 32):
+        raise VolumeError(f"{path}: its BitsAllocated is not 8, 16 or 32")
+    if stored > allocated:
+        raise VolumeError(f"{path}: its BitsStored is more than its BitsAllocated")
+    if get_number(path, header, "PixelRepresentation") > 1:
+        raise VolumeError(f"{path}: its PixelRepresentation is not 0 or 1")
     if rows * columns * samples > MOST_FRAME_VALUES or frames > MOST_SLICES:
         raise VolumeError(
             f"{path}: its Rows, Columns and NumberOfFrames ask for too much; frames have at most {MOST_FRAME_VALUES} "
             f"values, and there are at most {MOST_SLICES}"
         )
+    return rows * columns * samples * frames * allocated // 8
+
+
+def check_storage(path: str, header: Any, num_bytes: int, num_left: int) -> None:
+    """Refuse an unknown way of storing pixels, and files with fewer bytes left for them than they take."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_transfer_syntax:
         raise VolumeError(f"{path}: its TransferSyntaxUID is missing or unknown")
-    if not syntax.is_compressed and get_number(path, header, "HighBit", default=stored - 1) != stored - 1:
+    if syntax.is_encapsulated or syntax.is_deflated:
+        if os.path.getsize(path) > LARGEST_COMPRESSED:
+            raise VolumeError(f"{path}: it is larger than {LARGEST_COMPRESSED >> 20} MiB, and compressed")
+        return
+    if get_number(path, header, "HighBit", default=header.BitsStored - 1) != header.BitsStored - 1:
         raise VolumeError(f"{path}: its HighBit and BitsStored contradict each other")
+    if header.PhotometricInterpretation == "YBR_FULL_422":
+        num_bytes = num_bytes * 2 // 3
+    if num_left < num_bytes + (8 if syntax.is_implicit_VR else 12):  # the tag, its kind and length
+        raise VolumeError(f"{path}: its PixelData is shorter than Rows, Columns and NumberOfFrames say")
 
 
 def header_of_frame(header: Any, frame: int) -> Any:
@@ -189,15 +245,23 @@ def find_voi(path: str, header: Any) -> Mapping | None:
     return Window(centers[0], widths[0], function)
 
 
-def check_rescale(path: str, header: Any) -> None:
-    """Raise for what pydicom would pass over: one of slope and intercept alone, a slope of 0, or a table beside it."""
+def find_rescale(path: str, header: Any) -> LookupTable | None:
+    """
+    The table from stored values to those of the modality; `None` where slope and intercept, or nothing, stand for it.
+
+    Raises:
+        VolumeError: If one of slope and intercept is missing, the slope is 0, or a table stands beside them.
+    """
     slope, intercept = (get_floats(path, header, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if len(slope) != len(intercept):
         raise VolumeError(f"{path}: its {'RescaleIntercept' if slope else 'RescaleSlope'} is missing")
-    if slope and header.get("ModalityLUTSequence"):
-        raise VolumeError(f"{path}: its ModalityLUTSequence and RescaleSlope contradict each other")
+    if header.get("ModalityLUTSequence"):
+        if slope:
+            raise VolumeError(f"{path}: its ModalityLUTSequence and RescaleSlope contradict each other")
+        return read_table(path, header, "ModalityLUTSequence")
     if slope == [0.0]:
         raise VolumeError(f"{path}: its RescaleSlope is 0")
+    return None
 
 
 def read_table(path: str, header: Any, keyword: str) -> LookupTable:

@@ -4,16 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import KEYWORDS, SAMPLES, header_of_frame
+from .dicom_header import SAMPLES, find_rescale, header_of_frame
 from .errors import VolumeError, import_optional, reading
-from .windows import Range, by_parts
+from .windows import LookupTable, Range, by_parts
 
 
+# Where the header of a compressed frame says how large it is: markers of JPEG and JPEG-LS frames, and of JPEG 2000.
+JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 NO_DECODER = (
     "its transfer syntax needs a decoder that is not installed; that of lossless JPEG is under the GPL: pip install "
     "'logramed[volumes-gpl]'"
 )
-PIXEL_KEYWORDS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
 
 
 def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
@@ -37,17 +39,72 @@ def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
             return Range(0, np.iinfo(colors.dtype).max)(colors[..., :3])
     if SAMPLES[header.PhotometricInterpretation] == 3:
         return stored if header.BitsStored == 8 else Range(0, 2**header.BitsStored - 1)(stored)
-    processing, own = import_optional("pydicom.pixels.processing"), header_of_frame(header, frame)
-    with reading(path, "its ModalityLUTSequence"):
-        return by_parts(lambda part: processing.apply_modality_lut(part, own), stored, np.float32)
+    return rescale(path, stored, header_of_frame(header, frame))
+
+
+def rescale(path: str, stored: np.ndarray, header: Any) -> np.ndarray:
+    """Values of the modality, float32, of stored ones."""
+    transform = find_rescale(path, header)
+    if isinstance(transform, LookupTable):
+        return transform.look_up(stored)
+    processing = import_optional("pydicom.pixels.processing")
+    return by_parts(lambda part: processing.apply_modality_lut(part, header), stored, np.float32)
 
 
 def decode(path: str, header: Any, frame: int) -> np.ndarray:
     """One frame as it is stored, but colours as RGB: `(rows, columns)` or `(rows, columns, 3)`."""
-    pixels, syntax = import_optional("pydicom.pixels"), header.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated and not pixels.get_decoder(syntax).is_available:
-        raise VolumeError(f"{path}: {NO_DECODER}")
+    pydicom, pixels = import_optional("pydicom"), import_optional("pydicom.pixels")
+    syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated and not syntax.is_deflated:
         return next(pixels.iter_pixels(path, indices=[frame]))
-    dataset = import_optional("pydicom").dcmread(path, specific_tags=[*KEYWORDS, *PIXEL_KEYWORDS])
+    if syntax.is_encapsulated and not pixels.get_decoder(syntax).is_available:
+        raise VolumeError(f"{path}: {NO_DECODER}")
+    dataset = pydicom.dcmread(path, specific_tags=[*PIXEL_KEYWORDS])
+    if syntax.is_encapsulated:
+        num_frames = int(header.get("NumberOfFrames") or 1)
+        encoded = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=num_frames)
+        if find_encoded_size(encoded) not in (None, (header.Rows, header.Columns)):
+            raise VolumeError(f"{path}: its PixelData has another size than its Rows and Columns say")
     return next(pixels.iter_pixels(dataset, indices=[frame]))
+
+
+PIXEL_KEYWORDS = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "PixelData",
+)
+
+
+def find_encoded_size(encoded: bytes) -> tuple[int, int] | None:
+    """
+    Height and width that the header of a compressed frame claims, `None` where it has none.
+
+    Decoders reserve as much memory as this asks for, whatever Rows and Columns say.
+    """
+    start = encoded[:4096].find(JPEG_2000_START)
+    if start >= 0:
+        numbers = [int.from_bytes(encoded[place : place + 4], "big") for place in range(start + 8, start + 24, 4)]
+        return numbers[1] - numbers[3], numbers[0] - numbers[2]
+    if not encoded.startswith(JPEG_START):
+        return None
+    place = 2
+    while place + 9 <= len(encoded):
+        if encoded[place] != 0xFF:
+            place += 1
+        elif encoded[place + 1] in JPEG_FRAMES:
+            return tuple(int.from_bytes(encoded[place + step : place + step + 2], "big") for step in (5, 7))
+        elif encoded[place + 1] == 0xFF:
+            place += 1
+        else:
+            place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+    return None

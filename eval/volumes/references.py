@@ -9,6 +9,8 @@ that is there as a whole is that file, whatever it is called, and only the last 
 import hashlib
 import os
 import re
+import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +19,14 @@ from PIL import Image
 from logramed.eval.files import hash_file
 
 from . import nifti
-from .dicom import has_mark, open_file, open_folder
+from .dicom import is_dicom, open_file, open_folder
 from .errors import VolumeError
 from .volume import POSITION_TEXT, UNIFORM, Selection, Volume, select
 from .windows import AUTO, check_named, parse_window
 
 
 REFERENCE = re.compile(r"(.+)#slices=(\d{1,6})(?:-(\d{1,6}))?&window=([a-z_]+|-?[\d.]+,[\d.]+)", re.DOTALL | re.ASCII)
+HEAD_SIZE = 4096  # bytes
 DICOM, FOLDER, NIFTI = "DICOM file", "folder of DICOM files", "NIfTI file"
 
 
@@ -57,15 +60,27 @@ def parse_reference(text: str) -> Reference:
 
 
 def find_kind(path: str) -> str | None:
-    """What a path leads to: a DICOM file (by its content), a NIfTI file (by its name), a folder with a DICOM file."""
+    """What a path leads to by its content: a DICOM or NIfTI file, a folder with a DICOM file, or none of these."""
     try:
-        if os.path.isdir(path):
-            return FOLDER if any(entry.is_file() and has_mark(entry.path) for entry in os.scandir(path)) else None
-        if os.path.isfile(path):
-            return DICOM if has_mark(path) else NIFTI if nifti.is_nifti(path) else None
-    except OSError:  # not to be read
-        pass
-    return None
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return (
+                FOLDER
+                if any(entry.is_file() and is_dicom(read_head(entry.path)) for entry in os.scandir(path))
+                else None
+            )
+        head = read_head(path) if stat.S_ISREG(mode) else b""
+    except (OSError, ValueError):  # none there, or a name that no file can have
+        return None
+    if is_dicom(head):
+        return DICOM
+    return NIFTI if nifti.is_nifti(head) else None
+
+
+def read_head(path: str) -> bytes:
+    """The first bytes of a file, enough to tell what it is."""
+    with open(path, "rb") as file:
+        return file.read(HEAD_SIZE)
 
 
 def is_volume(image: str | Path) -> bool:
@@ -129,7 +144,7 @@ def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AU
     if reference.selection is not None:
         return [(path, "")]
     parse_window(window)
-    volume = _open_cached(path)
+    volume = _open_cached(path, _status(path))
     check_named(path, window, volume.is_hounsfield)
     if volume.num_slices == 1:
         return [(path if window == AUTO else str(Reference(path, (1, 1), window)), "")]
@@ -160,7 +175,7 @@ def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = A
 
 def count_slices(path: str) -> int:
     """Of the volume at a path."""
-    return _open_cached(path).num_slices
+    return _open_cached(path, _status(path)).num_slices
 
 
 def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
@@ -216,7 +231,7 @@ def open_image_reference(reference: str) -> Image.Image:
         VolumeError: If it cannot be used, or if a path alone has several slices.
     """
     path, selection, window = parse_reference(str(reference))
-    volume = _open_cached(path)
+    volume = _open_cached(path, _status(path))
     if selection is None:
         if volume.num_slices > 1:
             raise VolumeError(
@@ -232,18 +247,20 @@ def open_image_reference(reference: str) -> Image.Image:
         raise VolumeError(f"{path}: {error}") from None
 
 
-_last_opened: dict[tuple, Volume] = {}
+@lru_cache(maxsize=1)
+def _open_one(path: str, status: tuple) -> Volume:
+    return open_volume(path)
 
 
-def _open_cached(path: str) -> Volume:
+def _open_cached(path: str, status: tuple) -> Volume:
     """The volume opened last, or another one; the last is let go before another takes memory."""
-    if find_kind(path) is None:
-        return open_volume(path)  # raises
-    key = (path, image_status(path))
-    if key not in _last_opened:
-        _last_opened.clear()
-        _last_opened[key] = open_volume(path)
-    return _last_opened[key]
+    if _last_opened != [(path, status)]:
+        _open_one.cache_clear()
+        _last_opened[:] = [(path, status)]
+    return _open_one(path, status)
+
+
+_last_opened: list[tuple] = []
 
 
 def _files_of(path: str) -> list[str]:
@@ -251,6 +268,15 @@ def _files_of(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
     return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
+
+
+def _status(path: str) -> tuple:
+    """What changes with what a path leads to: sizes and times of change."""
+    try:
+        statuses = [os.stat(file) for file in _files_of(path)]
+    except (OSError, ValueError):
+        return ()
+    return tuple((status.st_size, status.st_mtime_ns) for status in statuses)
 
 
 def image_status(image: str) -> tuple[int, int]:

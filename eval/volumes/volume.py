@@ -12,6 +12,8 @@ from .errors import VolumeError, import_optional
 from .windows import AUTO, ROBUST_PERCENTILES, ROBUST_RANGE, Mapping, Range, check_named, parse_window
 
 
+# Bytes of all slices in one array, at most.
+LARGEST_ARRAY = 768 << 20
 # Slices, and values in all, that the robust range of a volume is read from: evenly spaced, so that it takes no longer
 # and no more memory for a large one.
 RANGE_SLICES, RANGE_VALUES = 32, 1 << 20
@@ -63,8 +65,19 @@ class Volume:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """All slices, `(num_slices, height, width)` float32, or `(num_slices, height, width, 3)` uint8."""
-        return np.stack([self.read(number) for number in range(self.num_slices)])
+        """
+        All slices, `(num_slices, height, width)` float32, or `(num_slices, height, width, 3)` uint8.
+
+        Raises:
+            VolumeError: If they are too many for one array.
+        """
+        first = self.read(0)
+        if first.nbytes * self.num_slices > LARGEST_ARRAY:
+            raise VolumeError(f"{self.path}: all its slices in one array would take more than {LARGEST_ARRAY} bytes")
+        values = np.empty((self.num_slices, *first.shape), first.dtype)
+        for number in range(self.num_slices):
+            values[number] = self.read(number)
+        return values
 
     @cached_property
     def robust_range(self) -> Range:

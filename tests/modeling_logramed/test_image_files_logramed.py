@@ -226,7 +226,7 @@ def test_other_files_are_named_with_what_to_do(tmp_path, name):
         load_image(path)
     assert name.split()[-1] in str(refused.value)
     problem = find_decoding_problem(str(path))
-    if name.endswith("DICOM"):  # training and evaluation read them by what they hold, and these are none
+    if name.endswith(("DICOM", "NIfTI")):  # training and evaluation read them, and these are none
         assert "scan.dat: it " in problem
     else:
         assert problem in str(refused.value)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from logramed.eval.volumes import VolumeError, expand_volume, open_image_reference
+from tests.benchmarks.dicom_table import list_files
 
-from .dicom_files import FILES, phantom, write_series, write_slice
+from .dicom_files import phantom, write_series, write_slice
 
 
 LONGEST_SECONDS, MOST_MEMORY = 30, 1 << 30
@@ -49,9 +50,7 @@ def sources(folder):
     values = np.random.default_rng(0).integers(0, 99, (9, 8, 7)).astype(np.int16)
     for name in ("a.nii", "a.nii.gz"):
         nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 3, 1])), folder / name)
-    dicom = [
-        path for path in sorted(FILES.rglob("*.dcm")) if path.stat().st_size > 132 and "TINY_ALPHA" not in path.parts
-    ]
+    dicom = [path for path in list_files() if path.stat().st_size > 132 and "TINY_ALPHA" not in path.parts]
     return [folder / "a.nii", folder / "a.nii.gz", *dicom]
 
 
@@ -83,7 +82,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 
 
 def test_damaged_copies_are_refused_or_shown(tmp_path):
-    run_apart(tmp_path, copies=2)
+    run_apart(tmp_path, copies=4)
 
 
 @pytest.mark.slow
@@ -94,7 +93,7 @@ def test_many_damaged_copies_are_refused_or_shown(tmp_path, part):
 
 @pytest.mark.parametrize("folder_of", ["series", "mixed"])
 def test_damaged_series_are_refused_or_shown(tmp_path, folder_of):
-    for seed in range(15):
+    for seed in range(40):
         folder = tmp_path / f"{folder_of}{seed}"
         write_series(folder, phantom())
         for file in sorted(folder.iterdir())[: 1 if folder_of == "series" else 6]:
@@ -105,6 +104,6 @@ def test_damaged_series_are_refused_or_shown(tmp_path, folder_of):
 def test_huge_claims_are_refused_before_memory_is_taken(tmp_path):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for tags in ({"Rows": 65535, "Columns": 65535}, {"NumberOfFrames": 2**31 - 1}, {"Rows": 5000, "Columns": 5000}):
-        with pytest.raises(VolumeError, match=r"ask for too much|its PixelData cannot be read"):
+        with pytest.raises(VolumeError, match=r"ask for too much|shorter than"):
             open_image_reference(write_slice(Path(tmp_path) / "a", phantom()[0], **tags))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024  # KiB

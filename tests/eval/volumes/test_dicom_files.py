@@ -3,12 +3,9 @@
 import numpy as np
 import pydicom
 import pytest
-from pydicom.pixels import get_decoder
-from pydicom.uid import JPEGTransferSyntaxes
 
 from logramed.eval.volumes import VolumeError, open_image_reference, open_volume
-
-from .dicom_files import FILES
+from tests.benchmarks.dicom_table import FILES, build_table, list_files, read_table
 
 
 simpleitk = pytest.importorskip("SimpleITK")
@@ -24,13 +21,9 @@ def opened(path):
         return None
 
 
-# The extra `volumes` installs no pylibjpeg-libjpeg; where it is installed all the same, it is not used here.
-for syntax in JPEGTransferSyntaxes:
-    if "pylibjpeg" in get_decoder(syntax).available_plugins:
-        get_decoder(syntax).remove_plugin("pylibjpeg")
 # GDCM mixes up the bytes of deep colours in RLE; they show the picture of the file with 8 bits, and then its negative.
 DEEP_COLOURS = "SC_rgb_rle_[13]*.dcm"
-LOADED = {path: values for path in sorted(FILES.rglob("*")) if path.is_file() and (values := opened(path)) is not None}
+LOADED = {path: values for path in list_files() if (values := opened(path)) is not None}
 
 
 def expected_values(path):
@@ -72,6 +65,10 @@ def test_most_files_with_pixels_load():
 def test_what_needs_a_decoder_under_the_gpl_says_so():
     with pytest.raises(VolumeError, match=r"jpeg_gdcm.dcm: its transfer syntax .*'logramed\[volumes-gpl\]'$"):
         open_image_reference(str(FILES / "SC_rgb_jpeg_gdcm.dcm"))
+
+
+def test_table_of_the_readme_is_that_of_the_files():
+    assert read_table() == build_table()
 
 
 def test_windowed_image_equals_pydicoms():

@@ -63,10 +63,13 @@ def test_transposed_slices_are_laid_out_as_others(tmp_path):
     assert np.array_equal(volume.values, values)
 
 
-def test_several_slices_at_one_place_are_refused(tmp_path):
-    write_series(tmp_path, phantom())
-    write_slice(tmp_path / "copy", phantom()[2], (10.0, -20.0, 105.0))
-    with pytest.raises(VolumeError, match="several of its slices lie at one ImagePositionPatient"):
+def test_slice_that_stands_twice_counts_once_and_another_at_its_place_is_refused(tmp_path):
+    values = phantom()
+    write_series(tmp_path, values)
+    write_slice(tmp_path / "copy", values[2], (10.0, -20.0, 105.0))
+    assert np.array_equal(open_volume(str(tmp_path)).values, values)
+    write_slice(tmp_path / "copy", values[3], (10.0, -20.0, 105.0))
+    with pytest.raises(VolumeError, match="lie at one ImagePositionPatient and differ"):
         open_volume(str(tmp_path))
 
 
