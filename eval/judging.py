@@ -9,11 +9,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from logramed.eval.files import write_json
-from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings
+from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings, in_threads
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
 from logramed.eval.metrics.reply_reader import without_reasoning
@@ -59,15 +58,10 @@ NO_CONTEXT = "Nothing is known but the question."
 
 def build_messages(question: Mapping, answer: str, order: str) -> list[dict]:
     """
-    What the judge is asked: the question, what is known about its image, and both answers, neither called reference.
-    Of the model's answer its reasoning is left out.
+    What the judge is asked: the question, what is known about its image (`context`), and the model's answer without
+    its reasoning beside the reference, neither called so, in an order of `ORDERS`.
 
     The code in the lines around each text comes from the texts themselves, so that no answer can hold such a line.
-
-    Args:
-        question (`Mapping`): Row of a chat benchmark: `question`, `answer` (the reference), `context`.
-        answer (`str`): The model's.
-        order (`str`): "reference_first" or "model_first".
 
     Example:
         >>> question = {"question": "What is it?", "answer": "A cyst.", "context": "Fig. 1. CT."}
@@ -96,9 +90,8 @@ def fingerprint(value: object) -> str:
 
 def judgement_file(path: Path, question_ids: Sequence[str]) -> ResumableFile:
     """
-    The file of a judge's replies: `question_id`, `order`, `reply` and `judge_model` in each line.
-
-    Its keys are pairs of question and order, "reference_first" before "model_first".
+    The file of a judge's replies: `question_id`, `order`, `reply` and `judge_model` in each line, by pairs of question
+    and order.
 
     Example:
         >>> judgement_file(Path("judgements.jsonl"), ["1"]).keys
@@ -123,23 +116,16 @@ def judge_answers(
     """
     Let a judge compare each answer with its reference, and score the replies. Asks only for what `path` does not hold.
 
-    Args:
-        questions: Rows of a chat benchmark: `question_id`, `question`, `answer` (the reference), `context`, `domains`,
-            and `groups` with `question_type`; with `image_id` intervals are by image.
-        predictions: The model's answer to each, by question id.
-        settings (`JudgeSettings`): Which judge, and how it is asked.
-        path (`Path`): File of the replies, "judgements.jsonl". Beside it "judgements.settings.json" says of what.
+    `questions` are rows of a chat benchmark, with `image_id` for intervals by image; `predictions` are by question id.
+    Beside `path`, "judgements.settings.json" says what was judged.
 
-    Returns:
-        `dict`: `overall` and `groups` (`question_type`, `domain`) with `relative_score` in percent, `num_items`,
-        `num_asked`, `intervals` and `counts`; `release_protocol`, the same by the release's aggregation of the replies
-        with the reference first, or `missing` with the reason; `mean_scores` in points; `position_bias`; `not_judged`,
-        a list of `question_id`, `order` and `reason`; `judge`; and `scores`, `{"relative_score": x}` by question id.
+    Returns `overall` and `groups` (`question_type`, `domain`) with `relative_score` in percent, `num_items`,
+    `num_asked`, `intervals` and `counts`; `release_protocol`, the same by the release's aggregation of the replies
+    with the reference first, or `missing` with the reason; `mean_scores` in points; `position_bias`; `not_judged`, a
+    list of `question_id`, `order` and `reason`; `judge`; and `scores`, `{"relative_score": x}` by question id.
 
-    Raises:
-        JudgeRefusedError: If the judge cannot be asked: wrong key, URL or model, or no connection.
-        ValueError: If answers and questions do not fit, `path` holds replies about something else, or not one question
-            could be judged.
+    Raises `JudgeRefusedError` if the judge cannot be asked, and `ValueError` if answers and questions do not fit,
+    `path` holds replies about something else, or not one question could be judged.
     """
     path = Path(path)
     if not questions:
@@ -203,7 +189,7 @@ def ask_for(
     if not missing:
         return {}
     client = JudgeClient(settings)
-    with judgements.open_for_append() as write_line, ThreadPoolExecutor(settings.concurrency) as pool:
+    with judgements.open_for_append() as write_line:
 
         def judge(key: tuple[str, str]) -> str | None:
             question_id, order = key
@@ -217,12 +203,7 @@ def ask_for(
             write_line({"question_id": question_id, "order": order, "reply": reply.text, "judge_model": reply.model})
             return None
 
-        futures = {pool.submit(judge, key): key for key in missing}
-        try:
-            reasons = {futures[future]: future.result() for future in as_completed(futures)}
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        reasons = dict(in_threads(judge, missing, settings.concurrency))
     faults = {key: reasons[key] for key in missing if reasons[key] is not None}
     for (question_id, order), reason in faults.items():
         logger.warning("Not judged: question %s, %s: %s. Start again to ask for it.", question_id, order, reason)

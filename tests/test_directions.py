@@ -21,9 +21,11 @@ SHARED = (
     "grounding.tints",
 )
 OF_EVAL = tuple(f"logramed.eval.{name}" for name in SHARED)
-# Splits by image are the same lists for training and evaluation, reports are read once, and the study's tests are
-# those of a comparison.
+# Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key. Splits
+# by image are the same lists for training and evaluation, reports are read once, and the study's tests are those of a
+# comparison.
 EXCEPTIONS = {
+    ("trainer/data/extend_answers.py", "logramed.eval.judge_client"),
     ("trainer/data/official.py", "logramed.eval.benchmarks"),
     ("trainer/data/reports.py", "logramed.eval.benchmarks"),
     ("trainer/study/analysis.py", "logramed.eval.comparison"),

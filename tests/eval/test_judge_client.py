@@ -15,6 +15,7 @@ from tests.eval.judge_server import STALL, TEXTS, JudgeServer, make_prediction, 
 SECRET = "sk-judge-4f9c21aa07b3"
 KEY = ("q1", "reference_first")
 MESSAGES = build_messages(make_question(1), make_prediction(1), "reference_first")
+OTHER_MESSAGES = build_messages(make_question(2), make_prediction(2), "reference_first")
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def ask(server, messages=MESSAGES, **settings):
     return JudgeClient(JudgeSettings(**{"url": server.url, "model": "judge"} | settings)).ask(messages)
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "408", "429", "429 after 0.3", "drop", "cut"])
+@pytest.mark.parametrize("fault", [*TEXTS, "500", "502", "503", "408", "429", "429 after 0.3", "drop", "cut"])
 def test_faults_that_pass_are_asked_again(fault):
     with JudgeServer(faults={KEY: [fault]}) as server:
         assert ask(server).text.startswith("7 4\nOf q1")
@@ -37,8 +38,9 @@ def test_faults_that_pass_are_asked_again(fault):
 
 @pytest.mark.parametrize("fault", TEXTS)
 def test_a_response_without_a_reply_is_no_reply(fault):
-    with JudgeServer(faults={KEY: [fault]}) as server:
-        assert ask(server) == Fault("the response holds no reply")
+    with JudgeServer(faults={KEY: [fault] * 9}) as server:
+        assert ask(server, max_attempts=2) == Fault("the response holds no reply")
+        assert len(server.requests) == 2
 
 
 def test_a_fault_that_does_not_pass_gives_its_reason_after_the_last_attempt():
@@ -81,8 +83,10 @@ def test_a_request_that_the_server_cannot_take_is_not_repeated(status):
 def test_a_judge_that_cannot_be_asked_at_all_stops_everything(monkeypatch, status, key, words):
     monkeypatch.setenv(KEY_VARIABLE, key)
     with JudgeServer(faults={KEY: [status]}) as server:
-        with pytest.raises(JudgeRefusedError, match=words):
-            ask(server)
+        client = JudgeClient(JudgeSettings(url=server.url, model="judge"))
+        for messages in (MESSAGES, OTHER_MESSAGES):
+            with pytest.raises(JudgeRefusedError, match=words):
+                client.ask(messages)
         assert len(server.requests) == 1
 
 
@@ -133,6 +137,30 @@ def test_without_a_key_no_other_one_is_sent(monkeypatch):
     with JudgeServer() as server:
         ask(server)
         assert [request.authorization for request in server.requests] == ["Bearer no-key"]
+
+
+@pytest.mark.parametrize("key", ["sk-\u00e9t\u00e9-4f9c21aa", "sk-judge 4f9c21aa", "sk-judge\n4f9c21aa"])
+def test_a_key_that_no_request_can_carry_is_refused_unseen(monkeypatch, key):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(ValueError, match=f"{KEY_VARIABLE} must be printable ASCII without spaces") as refusal:
+        JudgeClient(JudgeSettings(url="http://host/v1", model="judge"))
+    assert "4f9c21aa" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": ""}, "`model` must name the model"),
+        ({"concurrency": 0}, "`concurrency` must be at least 1, got 0"),
+        ({"max_attempts": 0}, "`max_attempts` must be at least 1"),
+        ({"max_tokens": 0}, "`max_tokens` must be at least 1"),
+        ({"timeout": 0}, "`timeout` must be a number of seconds above 0, got 0"),
+        ({"timeout": float("nan")}, "`timeout` must be a number of seconds above 0, got nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(settings, words):
+    with pytest.raises(ValueError, match=words):
+        JudgeSettings(**{"url": "http://host/v1", "model": "judge"} | settings)
 
 
 @pytest.mark.parametrize("url", ["gpt-4", "http://", "HTTP://host"])

@@ -13,7 +13,7 @@ import pytest
 
 from logramed.eval.judge_client import KEY_VARIABLE, JudgeRefusedError, JudgeSettings
 from logramed.eval.judging import build_messages, judge_answers, judgement_file
-from tests.eval.judge_server import ORDERS, JudgeServer, make_prediction, make_question, scores_of
+from tests.eval.judge_server import ORDERS, TEXTS, JudgeServer, make_prediction, make_question, scores_of
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -269,7 +269,7 @@ def test_lines_that_are_no_judgement_are_refused_with_their_number(path, line, w
 # Faults, seen from here: what could not be judged
 
 
-@pytest.mark.parametrize("fault", ["503", "drop"])
+@pytest.mark.parametrize("fault", [*TEXTS, "503", "drop"])
 def test_a_fault_that_passes_leaves_no_trace_in_the_figures(path, tmp_path, fault):
     with JudgeServer() as server:
         expected = judge(server, tmp_path / "straight.jsonl", num_questions=3)
@@ -325,7 +325,8 @@ def test_replies_under_way_are_written_when_the_judge_refuses(path):
     with JudgeServer(faults={("q0", "model_first"): ["403"]}, delay=0.6) as server:
         with pytest.raises(JudgeRefusedError, match="HTTP 403: refused"):
             judge(server, path, concurrency=2)
-        assert ("q0", "reference_first") in {(line["question_id"], line["order"]) for line in read_lines(path)}
+        assert [(line["question_id"], line["order"]) for line in read_lines(path)] == [("q0", "reference_first")]
+        assert len(server.requests) == 2
         judge(server, path)
         assert server.count() == dict.fromkeys(KEYS, 1) | {("q0", "model_first"): 2}
 

@@ -10,7 +10,7 @@ from tests.eval.judge_server import JudgeServer, Request
 class ExtensionServer(JudgeServer):
     """
     As `JudgeServer`, which conversations are told apart by their first answer. Further faults are of what is replied:
-    "fenced" (no fault), "no json", "one too few", "flipped", "other words", "too long", "empty".
+    "fenced" (no fault), "no json", "one too few", "flipped", "other words", "too long", "empty", "cut off".
     """
 
     def handle(self, http):
@@ -36,14 +36,14 @@ class ExtensionServer(JudgeServer):
             extended[0] += " and so on" * 40
         elif fault == "empty":
             extended[0] = ""
-        elif fault not in (None, "fenced", "no json"):
+        elif fault not in (None, "fenced", "no json", "cut off"):
             self.respond(http, key, fault)
             return
         self.think()
         text = json.dumps({"extended_answers": extended})
         text = {"fenced": f"```json\n{text}\n```", "no json": "Certainly! Here they are."}.get(fault, text)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-        choice["finish_reason"] = "stop"
+        choice["finish_reason"] = "length" if fault == "cut off" else "stop"
         usage = {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140}
         body = {"id": "1", "model": "extender", "created": 0, "choices": [choice], "usage": usage}
         self.send(http, 200, json.dumps(body))

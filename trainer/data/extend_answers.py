@@ -10,9 +10,7 @@ with the same command. The key of the endpoint, if it needs one, is read from `L
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +20,7 @@ from tqdm.auto import tqdm
 
 from logramed.eval.command_line import UserError, run_command
 from logramed.eval.files import write_json, write_json_lines
+from logramed.eval.judge_client import Fault, JudgeClient, JudgeRefusedError, JudgeSettings, Reply, in_threads
 from logramed.eval.resumable_file import ResumableFile
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.collator import read_answer
@@ -29,11 +28,9 @@ from logramed.trainer.data.extension_checks import SCHEMA, ReplyError, read_repl
 
 
 KEY_VARIABLE = "LOGRAMED_EXTEND_KEY"
-NO_KEY = "no-key"  # sent where there is none: without one, `openai` would look for the user's own
 PROMPT_FILE = Path(__file__).parent / "extension_prompt.txt"
 REPLY_FORMAT = {"type": "json_schema", "json_schema": {"name": "extended_answers", "schema": SCHEMA, "strict": False}}
-MAX_RETRIES = 5  # of a request that gets no reply
-Ask = Callable[[list[dict]], str]
+Ask = Callable[[list[dict]], Reply | Fault]
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = ResumableFile(folder / "done.jsonl", [c.row_id for c in conversations], lambda row: row["id"], "row")
     missing = set(file.missing())
     wanted = [conversation for conversation in conversations if conversation.row_id in missing]
-    failures = extend_all(wanted, file, ask_endpoint(arguments), arguments)
+    try:
+        failures = extend_all(wanted, file, open_client(arguments).ask, arguments)
+    except JudgeRefusedError as error:
+        raise UserError(
+            f"{arguments.endpoint}: {error}. Look at `--endpoint`, `--model` and the key in {KEY_VARIABLE}. What was "
+            "made is kept; the same command goes on."
+        ) from None
     done = file.finish()
     write_json_lines(output, done.values())
     failures_path = output.with_suffix(".failures.jsonl")
@@ -115,24 +118,18 @@ def extend_all(
 ) -> list[dict[str, Any]]:
     """Ask for all conversations, some at once, and append each that is done; the failures."""
     failures = []
-    progress = tqdm(total=len(conversations), desc="Extending", unit="row", disable=None)
-    with ThreadPoolExecutor(arguments.concurrency) as pool, file.open_for_append() as write_row:
-        futures = {
-            pool.submit(extend, conversation, ask, arguments.max_revisions): conversation
-            for conversation in conversations
-        }
-        try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                if isinstance(outcome, str):
-                    failures.append({"id": futures[future].row_id, "reason": outcome})
-                else:
-                    write_row(outcome)
-                progress.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    progress.close()
+
+    def extend_one(conversation: Conversation) -> dict[str, Any] | str:
+        return extend(conversation, ask, arguments.max_revisions)
+
+    with file.open_for_append() as write_row:
+        outcomes = in_threads(extend_one, conversations, arguments.concurrency)
+        progress = tqdm(outcomes, total=len(conversations), desc="Extending", unit="row", disable=None)
+        for conversation, outcome in progress:
+            if isinstance(outcome, str):
+                failures.append({"id": conversation.row_id, "reason": outcome})
+            else:
+                write_row(outcome)
     return sorted(failures, key=lambda failure: failure["id"])
 
 
@@ -148,57 +145,29 @@ def extend(conversation: Conversation, ask: Ask, max_revisions: int) -> dict[str
     ]
     messages, reason = first, ""
     for _ in range(max_revisions + 1):
-        reply = ""
+        reply = ask(messages)
+        if isinstance(reply, Fault):
+            return reply.reason
         try:
-            reply = ask(messages)
-            return conversation.extend(read_reply(reply, conversation.answers))
+            if reply.is_cut:
+                raise ReplyError("The reply was cut off at `max_tokens`.")
+            return conversation.extend(read_reply(reply.text, conversation.answers))
         except ReplyError as error:
             reason = str(error)
-        if reply:
-            told = f"That reply cannot be used. {reason} Reply again, to all turns, in the form asked for."
-            messages = [*first, {"role": "assistant", "content": reply}, {"role": "user", "content": told}]
+        told = f"That reply cannot be used. {reason} Reply again, to all turns, in the form asked for."
+        messages = [*first, {"role": "assistant", "content": reply.text}, {"role": "user", "content": told}]
     return reason
 
 
-def ask_endpoint(arguments: argparse.Namespace) -> Ask:
-    """
-    The function that asks the endpoint for a reply. It raises `ReplyError` where none comes, and `UserError` where no
-    other request can do better, as with a wrong key.
-    """
-    try:
-        import openai
-    except ImportError as error:
-        raise ImportError("logramed-extend needs the package openai: pip install 'logramed[extend]'") from error
-
-    client = openai.OpenAI(
-        base_url=arguments.endpoint,
-        api_key=os.environ.get(KEY_VARIABLE) or NO_KEY,
+def open_client(arguments: argparse.Namespace) -> JudgeClient:
+    settings = JudgeSettings(
+        url=arguments.endpoint,
+        model=arguments.model,
+        concurrency=arguments.concurrency,
         timeout=arguments.timeout,
-        max_retries=MAX_RETRIES,
+        max_tokens=arguments.max_tokens,
     )
-
-    def ask(messages: list[dict]) -> str:
-        try:
-            completion = client.chat.completions.create(
-                model=arguments.model,
-                messages=messages,
-                temperature=0.0,
-                max_tokens=arguments.max_tokens,
-                response_format=REPLY_FORMAT,
-            )
-            return completion.choices[0].message.content or ""
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-            # Not the server's words, which may show the key.
-            raise UserError(
-                f"{arguments.endpoint} answers HTTP {error.status_code}: look at `--endpoint`, `--model` and the key "
-                f"in {KEY_VARIABLE}. What was made is kept; the same command goes on."
-            ) from None
-        except openai.OpenAIError as error:
-            raise ReplyError(f"The request failed: {type(error).__name__}.") from error
-        except (ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ReplyError("The response holds no reply.") from error
-
-    return ask
+    return JudgeClient(settings, KEY_VARIABLE, {"response_format": REPLY_FORMAT})
 
 
 def describe_settings(arguments: argparse.Namespace, fingerprint: str) -> dict[str, Any]:

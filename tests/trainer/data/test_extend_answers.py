@@ -50,7 +50,7 @@ def test_extended_file_is_what_training_merges_with_its_data(tmp_path, data_file
 @pytest.mark.parametrize(
     "fault",
     ["429 after 0.05", "503", "drop", "cut", "not json", "no json", "one too few", "flipped", "other words",
-     "too long", "empty"],
+     "too long", "empty", "cut off"],
 )  # fmt: skip
 def test_a_faulty_reply_is_asked_for_again_and_the_reason_told(tmp_path, data_file, fault):
     with ExtensionServer({"right lung": [fault]}) as server:
@@ -66,6 +66,7 @@ def test_a_faulty_reply_is_asked_for_again_and_the_reason_told(tmp_path, data_fi
         "other words": "leaves out right, lung",
         "too long": "may have at most 80",
         "empty": "not of the form",
+        "cut off": "The reply was cut off at `max_tokens`.",
     }
     if fault in told:
         assert told[fault] in asked[1][-1]["content"]
@@ -101,12 +102,21 @@ def test_conversations_that_fail_for_good_are_listed_and_the_rest_is_kept(tmp_pa
     assert "1 failed, listed in" in capsys.readouterr().out
 
 
+def test_a_request_that_the_server_cannot_take_is_not_repeated(tmp_path, data_file):
+    with ExtensionServer({"left heart": ["413"] * 9}) as server:
+        assert run(server, data_file, tmp_path)[0] == 1
+        assert len(server.requests) == 8
+    [failure] = read_lines(tmp_path / "extended.failures.jsonl")
+    assert failure["reason"] == "HTTP 413: refused"
+
+
 def test_a_wrong_key_stops_at_once_and_is_never_shown(tmp_path, data_file, monkeypatch, capsys, caplog):
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret-of-ours-123")
+    words = f"HTTP 401: {KEY_VARIABLE} is not accepted. Look at .* the key in {KEY_VARIABLE}"
     with ExtensionServer({answer: ["401"] for answer in ANSWERS}) as server:
-        with pytest.raises(UserError, match=f"HTTP 401: look at .* the key in {KEY_VARIABLE}") as error:
+        with pytest.raises(UserError, match=words) as error:
             run(server, data_file, tmp_path, "--concurrency", "1")
-        assert len(server.requests) <= 2
+        assert len(server.requests) == 1
         assert server.requests[0].authorization == "Bearer sk-secret-of-ours-123"
     printed = capsys.readouterr()
     written = "".join(path.read_text() for path in tmp_path.rglob("*.json*"))
