@@ -1,12 +1,12 @@
 """Cards of data sets: extended answers, and the answers of a model to a benchmark."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 from huggingface_hub import DatasetCardData
 
+from logramed.eval.benchmarks.rows import read_records
 from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.hub_cards.model_card import Card, describe_evaluation, render
 from logramed.hub_cards.results import Evaluation, as_json, hub_ids, read_results
@@ -27,12 +27,7 @@ PREDICTION_FILES = {
 def write_extended_card(
     folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
 ) -> Card:
-    """
-    The card of `extended_answers.jsonl` as `logramed-extend` writes it, and what is published with it.
-
-    Raises:
-        ValueError: If a line of it is not valid JSON.
-    """
+    """The card of `extended_answers.jsonl` as `logramed-extend` writes it, and what is published with it."""
     rows = read_lines(folder / EXTENDED_NAME)
     answers = [answer for row in rows for answer in list_answers(row)]
     statistics = {
@@ -62,13 +57,7 @@ def list_answers(row: dict) -> list[str]:
 
 def read_lines(path: Path) -> list[dict]:
     """The rows of a JSON Lines file; none if there is no such file."""
-    rows: list[dict] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is not valid JSON: {line[:80]!r}.") from error
-    return rows
+    return [row for _, row in read_records(path)] if path.is_file() else []
 
 
 def write_predictions_card(
@@ -76,9 +65,7 @@ def write_predictions_card(
 ) -> Card:
     """
     The card of the answers in a folder of `logramed-eval`, and what is published with it: no image and no local path.
-
-    Raises:
-        ValueError: If the folder is not that of a finished evaluation.
+    Raises `ValueError` if the folder is not that of a finished evaluation.
     """
     run, metrics = read_run_folder(folder), read_results(folder / "metrics.json")
     there = {name: text for name, text in PREDICTION_FILES.items() if (folder / name).is_file()}
@@ -87,7 +74,7 @@ def write_predictions_card(
         front_matter=write_metadata(license, language, ["predictions", run.run["benchmark"]], datasets),
         name=repo_id.rpartition("/")[2],
         system=run.system,
-        evaluation=describe_evaluation(Evaluation(run, metrics, "metrics.json")),
+        evaluation=describe_evaluation(Evaluation(metrics, "metrics.json")),
         files=there,
     )
     files = {name: (folder / name).read_bytes() for name in there}

@@ -21,24 +21,22 @@ import importlib
 from types import ModuleType
 
 
+# Titles by the name of the module.
 BENCHMARKS = {
-    "vqa_rad": "logramed.eval.benchmarks.vqa_rad",
-    "slake": "logramed.eval.benchmarks.slake",
-    "path_vqa": "logramed.eval.benchmarks.path_vqa",
-    "pmc_vqa": "logramed.eval.benchmarks.pmc_vqa",
-    "omnimedvqa": "logramed.eval.benchmarks.omnimedvqa",
-    "chat": "logramed.eval.benchmarks.chat",
-    "report": "logramed.eval.benchmarks.report",
-    "phantoms": "logramed.eval.benchmarks.phantoms",
+    "vqa_rad": "VQA-RAD",
+    "slake": "SLAKE",
+    "path_vqa": "PathVQA",
+    "pmc_vqa": "PMC-VQA",
+    "omnimedvqa": "OmniMedVQA",
+    "chat": "LLaVA-Med's chat questions",
+    "report": "image reports",
+    "phantoms": "generated phantoms",
 }
 
 
 def get_benchmark(name: str) -> ModuleType:
     """
-    The module of a benchmark.
-
-    Raises:
-        ValueError: If there is none of that name.
+    The module of a benchmark; `ValueError` for an unknown name.
 
     Example:
         >>> get_benchmark("vqa_rad").TASK
@@ -46,4 +44,4 @@ def get_benchmark(name: str) -> ModuleType:
     """
     if name not in BENCHMARKS:
         raise ValueError(f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {name!r}.")
-    return importlib.import_module(BENCHMARKS[name])
+    return importlib.import_module(f"logramed.eval.benchmarks.{name}")

@@ -21,6 +21,8 @@ from logramed.eval.benchmarks.rows import (
     read_text,
     warn_of_differences,
 )
+from logramed.eval.metrics.medical_chat_judge.judge_scoring import NO_DOMAIN
+from logramed.eval.metrics.medical_chat_judge.judge_scoring import RELEASE_DOMAINS as DOMAINS
 
 
 TASK = "chat"
@@ -31,9 +33,6 @@ FILES = (NAME, f"eval/{NAME}", f"data/eval/{NAME}")
 # Seen from the file's folder: beside it, and where LLaVA-Med's commands look (`data/images` for `data/eval/...`).
 IMAGE_FOLDERS = ("images", "qa50_images", "../images", "../qa50_images", ".")
 IMAGE_ARCHIVES = ("images.zip", "qa50_images.zip", "../qa50_images.zip")
-# The order in which LLaVA-Med's scoring looks for the domain that a question counts in.
-DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
-NO_DOMAIN = "none"
 # Source: the official file, whose questions are numbered 0 to 192 and are conversation up to 142; the same 143 + 50 =
 # 193 head the paper's table of the chat evaluation.
 EXPECTED_COUNTS = {"questions": 193, "images": 50}
@@ -43,16 +42,9 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions, with GPT-4's `answer`, `context` (what a judge may read of the figure) and `domains`.
-
-    A question of several domains counts in the first, in the order of `DOMAINS`, as LLaVA-Med counts, so that groups
-    add up to the whole.
-
-    Args:
-        data (`str` or `Path`): The file, or the folder with it: the one it lies in, or `data/` of LLaVA-Med's
-            repository, or the repository. Images lie in `images/` or `qa50_images/` (or `qa50_images.zip`) beside the
-            file or one folder up.
-        split, subset, skipped: See `logramed.eval.benchmarks`.
+    The questions, with GPT-4's `answer`, `context` (what a judge may read of the figure) and `domains`, of which the
+    first, in the order of `DOMAINS`, counts, as in LLaVA-Med. `data` is the file or a folder with it, or with
+    LLaVA-Med's repository.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "chat")
@@ -105,7 +97,8 @@ def read_domains(record: Mapping[str, Any], where: str) -> list[str]:
         ['histology', 'gross']
     """
     domain = record.get("domain") or {}
-    if not isinstance(domain, dict) or not set(domain) <= set(DOMAINS):
+    is_known = isinstance(domain, dict) and set(domain) <= set(DOMAINS)
+    if not is_known or not all(value in (True, False, None) for value in domain.values()):
         raise ValueError(f"{where}, `domain`: expected {', '.join(DOMAINS)} with true or false, got {domain!r}.")
     return [name for name in DOMAINS if domain.get(name)]
 

@@ -39,17 +39,10 @@ def read_converted_rows(
     skipped: list[str] | None = None,
 ) -> list[dict]:
     """
-    Question rows of one file.
-
-    Args:
-        path (`Path`): The file.
-        image_folders (sequence of `str`): Where the images may lie, seen from the file's folder.
-        groups (sequence of `str`): Fields to break figures down by, which every row must have.
-        read_type (callable): Reads the answer type of a row, given it and its place in words.
-        skipped (`list[str]`, *optional*): Bad rows are left out and described here (see `read_rows`).
-
-    Raises:
-        ValueError: If a row is not of this form or its image is missing; with file, id and field.
+    Question rows of one file, whose images lie in one of `image_folders`, seen from the file's folder. `groups` are
+    fields to break figures down by, which every row must have; `read_type` reads the answer type of a row, given it
+    and its place. A row that is not of this form, or whose image is missing, raises `ValueError` with file, id and
+    field, or is `skipped` (see `read_rows`).
     """
 
     def read_row(record: dict, where: str, images: Path) -> dict:

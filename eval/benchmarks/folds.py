@@ -2,7 +2,7 @@
 Folds of a benchmark by image: each image of its training and validation files is held out in exactly one fold.
 
 `fold_2` is the questions about the images of fold 2, `without_fold_2` those about all other images, to train on. Which
-fold an image is in depends on its name and the seed alone: not on the other images, the order of rows or the machine.
+fold an image is in depends on its name and `SEED` alone: not on the other images, the order of rows or the machine.
 """
 
 import hashlib
@@ -17,20 +17,16 @@ FOLD_SPLITS = (*HELD_OUT_SPLITS, *(f"{REST}{fold}" for fold in range(NUM_FOLDS))
 FOLD_TRAINING_SPLITS = {f"{HELD_OUT}{fold}": f"{REST}{fold}" for fold in range(NUM_FOLDS)}
 
 
-def fold_of(image: str, seed: int = SEED, num_folds: int = NUM_FOLDS) -> int:
+def fold_of(image: str) -> int:
     """
-    The fold that holds an image out, from 0 on.
-
-    Args:
-        image (`str`): Its name in the files of the benchmark, such as "xmlab7/source.jpg".
-        seed (`int`): Of the draw.
+    The fold, from 0 on, that holds an image out, by its name in the files of the benchmark ("xmlab7/source.jpg").
 
     Example:
         >>> [fold_of(f"xmlab{number}/source.jpg") for number in range(1, 9)]
         [0, 3, 3, 1, 4, 3, 1, 4]
     """
-    digest = hashlib.sha256(f"{seed}:{image}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % num_folds
+    digest = hashlib.sha256(f"{SEED}:{image}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % NUM_FOLDS
 
 
 def is_in_fold_split(image: str, split: str) -> bool:

@@ -22,15 +22,9 @@ ROWS_AT_ONCE = 64
 
 def locate(data: str | Path, benchmark: str, hub_id: str, files: Sequence[str]) -> Path:
     """
-    The folder with the files of a benchmark: `data` itself, or where they lie after a download.
-
-    Args:
-        data (`str` or `Path`): A folder, or the id of a data set of the Hugging Face Hub (a `Path` is never an id).
-        benchmark (`str`), hub_id (`str`): Its name and the id of its own data set, for the error.
-        files (sequence of `str`): What to download, as patterns ("data/test-*.parquet").
-
-    Raises:
-        ValueError: If `data` is neither, or the download fails.
+    The folder with the files of a benchmark: `data` itself, or where they lie after a download of `files` (patterns)
+    from the data set of the Hugging Face Hub that `data` names; a `Path` is never an id. Raises `ValueError` if `data`
+    is neither, or the download fails.
     """
     folder = Path(data).expanduser()
     if folder.is_dir():
@@ -83,13 +77,9 @@ def read_questions(
     id_field: str | None = None,
 ) -> list[dict]:
     """
-    The question rows of a file, or of records from it, whose images lie together.
-
-    Args:
-        read_row (callable): Makes a question row of a record, its place in words and the folder of the images.
-        skipped, id_field: As for `read_rows`.
-        image_fields: Fields of a record that name images.
-        folder (`Path`, *optional*): Where `image_folders` and `archives` are looked for; by default beside the file.
+    The question rows of a file, or of records from it, whose images lie together: what `read_row` makes of a record,
+    its place in words and the folder of the images, which the record names in `image_fields`. `image_folders` and
+    `archives` are looked for in `folder`, by default beside the file; for `skipped` and `id_field` see `read_rows`.
     """
     if isinstance(records, Path):
         folder = folder or records.parent
@@ -103,17 +93,9 @@ def image_folder(
     folder: Path, candidates: Sequence[str], names: Collection[str], archives: Sequence[str] = ()
 ) -> Path:
     """
-    The folder that the images `names` lie in.
-
-    Args:
-        folder (`Path`): Folder of the benchmark.
-        candidates (sequence of `str`): Folders in it where they may lie ("." is itself); the first that has any of
-            them is taken.
-        names (collection of `str`): The images' paths, as the rows name them.
-        archives (sequence of `str`): Zip files, the first of which is unpacked where no folder has any of them.
-
-    Returns:
-        `Path`: where nothing is found, the first candidate that exists, so that the error about the image names it.
+    The folder that the images `names` lie in: the first of `candidates` in `folder` ("." is itself) that has any of
+    them, else where the first of the zip files `archives` is unpacked; where nothing is found, the first candidate
+    that exists, so that the error about the image names it.
     """
     for candidate in candidates:
         if any(image_exists(str(folder / candidate / name)) for name in names):
@@ -137,10 +119,8 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
 
 def read_parquet_rows(paths: Sequence[Path]) -> Iterator[Located]:
     """
-    Rows of a table with images, whose bytes become files: `image` a path, or `images` a list of paths.
-
-    Raises:
-        ValueError: If a file cannot be read, or a row has no image; with file and row.
+    Rows of a table with images, whose bytes become files: `image` a path, or `images` a list of paths. A file that
+    cannot be read, or a row without an image, raises `ValueError` with file and row.
     """
     for path in paths:
         try:
@@ -154,9 +134,12 @@ def read_parquet_rows(paths: Sequence[Path]) -> Iterator[Located]:
 
 
 def _save_images(record: dict[str, Any], where: str) -> dict[str, Any]:
-    if record.get("images"):
-        return {"images": [save_image(image, f"{where}, `images[{n}]`") for n, image in enumerate(record["images"])]}
-    return {"image": save_image(record.get("image"), f"{where}, `image`")}
+    images = record.get("images")
+    if images is None or record.get("image") is not None:
+        return {"image": save_image(record.get("image"), f"{where}, `image`")}
+    if not images:
+        raise ValueError(f"{where}, `images` is an empty list.")
+    return {"images": [save_image(image, f"{where}, `images[{n}]`") for n, image in enumerate(images)]}
 
 
 def save_image(image: Any, where: str) -> str:
@@ -174,17 +157,11 @@ def save_image(image: Any, where: str) -> str:
 
 def unpack(archive: Path, names: Collection[str]) -> Path:
     """
-    Write files of a zip archive to the cache, once, and return the folder they are in.
+    Write the files `names` of a zip archive to the cache, once, and return the folder they are in.
 
     An archive may hold more folders above a name than the rows that name it ("figures/a.jpg" for "a.jpg"): the end of
-    the path counts. An unpacking that was stopped goes on. Names that the archive does not hold are left out.
-
-    Args:
-        archive (`Path`): The zip file. Another file, or a changed one, has another folder.
-        names (collection of `str`): Paths of the files, as they are to lie in the folder.
-
-    Raises:
-        ValueError: If the file is no zip archive, is damaged, or holds two files for a name.
+    the path counts. An unpacking that was stopped goes on. Another archive, or a changed one, has another folder.
+    Names that it does not hold are left out; one that is damaged, or holds two files for a name, raises `ValueError`.
     """
     status = archive.stat()
     identity = hashlib.sha256(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()

@@ -40,15 +40,8 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one data set, or of all; `groups`: `dataset`, `modality` and `question_type`.
-
-    Options C and D may be missing. `gt_answer` need not be spelled as its option (see `options.match_option`).
-
-    Args:
-        data (`str` or `Path`): Folder with `QA_information/Open-access/*.json` and `Images/`, or with
-            `OmniMedVQA.zip`; or the Hub id "foreverbeliever/OmniMedVQA" (11 GB).
-        subset (`str`, *optional*): The name of one file ("Chest CT Scan").
-        split, skipped: See `logramed.eval.benchmarks`.
+    The questions of one data set (`subset`, the name of a file, "Chest CT Scan"), or of all; `groups`: `dataset`,
+    `modality` and `question_type`. Options C and D may be missing. `gt_answer` need not be spelled as its option.
     """
     check_split(split, SPLITS)
     folder = locate(data, "OmniMedVQA", HUB_ID, (ARCHIVE,))

@@ -5,10 +5,7 @@ from collections.abc import Iterable
 
 def collect_options(texts: Iterable[str | None], where: str, field: str) -> list[str]:
     """
-    The different, non-empty texts, without blanks around them, in their order.
-
-    Raises:
-        ValueError: If fewer than two are left; with `where` and `field`.
+    The different, non-empty texts, without blanks around them, in their order. Fewer than two raise `ValueError`.
 
     Example:
         >>> collect_options([" CT", "MRI ", None, "CT"], "a.json, row 0", "option_A")
@@ -23,9 +20,7 @@ def collect_options(texts: Iterable[str | None], where: str, field: str) -> list
 def match_option(answer: str, options: list[str], where: str, field: str) -> str:
     """
     The option that an answer names: itself or, if it is none, the one that differs in blanks, capitals or a last stop.
-
-    Raises:
-        ValueError: If it is none of them, or could be two; with `where` and `field`.
+    Raises `ValueError` if it is none of them, or could be two.
 
     Example:
         >>> match_option("ct ", ["CT.", "MRI."], "a.json, row 0", "gt_answer")

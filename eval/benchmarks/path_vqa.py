@@ -45,17 +45,10 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one split; `groups`: `question_type` ("what", "where", ...), which only the official files have.
-
-    Official files call a question "yes/no", "number" or "other": the first counts as "CLOSED", as ExGra-Med converts
-    it. The Hub's copy has no types: there a question whose answer is yes or no is "CLOSED". Ids that several rows
-    share (converted files give the image's) get "-1", "-2", ...
-
-    Args:
-        data (`str` or `Path`): Folder with `qas/test_vqa.pkl` and `images/test/` (or a folder `pvqa` with these), or
-            with `test_w_options_new.json` or `test.json` and `images/`; or the Hub id "flaviagiammarino/path-vqa", or
-            a folder with its files.
-        split, subset, skipped: See `logramed.eval.benchmarks`.
+    The questions of one split of the files above; `groups`: `question_type` ("what", "where", ...), which only the
+    official files have. They call a question "yes/no", "number" or "other": the first counts as "CLOSED", as ExGra-Med
+    converts it. The Hub's copy has no types: there a question whose answer is yes or no is "CLOSED". Ids that several
+    rows share (converted files give the image's) get "-1", "-2", ...
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "path_vqa")
@@ -82,10 +75,8 @@ def count_differences(questions: Sequence[dict], split: str, subset: str | None 
 
 def read_plain_pickle(path: Path) -> Any:
     """
-    The plain values (lists, dicts, texts, numbers) of a pickle file; nothing in it is run.
-
-    Raises:
-        ValueError: If the file names any class or function, or is no pickle.
+    The plain values (lists, dicts, texts, numbers) of a pickle file; nothing in it is run. Raises `ValueError` if it
+    names any class or function, or is no pickle.
     """
     with path.open("rb") as file:
         try:

@@ -17,21 +17,8 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    Read the questions about held-out phantoms.
-
-    Args:
-        data (`str` or `Path`): A folder that `generate_phantoms` wrote.
-        split (`str`): "test" or "validation".
-        subset (`None`): There are none.
-        skipped (`list[str]`, *optional*): Bad rows are left out and added here in words (see `read_rows`).
-
-    Returns:
-        `list[dict]`: one row a question, in the order of the file, with `question_id` (str), `image` (str, absolute
-        path), `question` (str, without image placeholder), `answer` (str), `answer_type` ("OPEN" or "CLOSED") and
-        `groups` (a value for each of `GROUPS`).
-
-    Raises:
-        ValueError: If `split` has no questions of its own, or the file of the questions or an image is missing.
+    The questions about held-out phantoms in a folder that `generate_phantoms` wrote; `groups`: `organ` and
+    `question_type`.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "phantoms")

@@ -17,6 +17,7 @@ from logramed.eval.benchmarks.rows import (
     find_image,
     read_records,
     read_text,
+    require_columns,
     warn_of_differences,
 )
 
@@ -54,17 +55,13 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one file. Their ids are the row numbers.
+    The questions of one file: "clean" (the default subset; its training file is that of v1), "v1" or "v2". Their ids
+    are the row numbers.
 
     Choices lose their letter ("A:Focal uptake" becomes "Focal uptake"), empty and repeated ones are left out. The
     right one is that of `Answer_label` or, where that is missing or no letter, of `Answer`: a letter or the choice
-    itself, blanks and capitals aside.
-
-    Args:
-        data (`str` or `Path`): Folder with the csv files and `images/` or `images.zip` (version 2: `images_2/`,
-            `figures/` or `images_2.zip`); or the Hub id "RadGenome/PMC-VQA" or "xmcmic/PMC-VQA" (tens of GB).
-        subset (`str`, *optional*): "clean" (the default; its training file is that of v1), "v1" or "v2".
-        split, skipped: See `logramed.eval.benchmarks`.
+    itself, blanks and capitals aside. `data` has the csv files and `images/` or `images.zip` (version 2: `images_2/`,
+    `figures/` or `images_2.zip`), or is the Hub id "RadGenome/PMC-VQA" or "xmcmic/PMC-VQA" (tens of GB).
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "pmc_vqa")
@@ -74,9 +71,7 @@ def load_questions(
     folder = locate(data, "PMC-VQA", HUB_ID, (*names, *archives))
     path = require_file(folder, names, "PMC-VQA")
     records = read_records(path)
-    missing = [column for column in COLUMNS if records and column not in records[0][1]]
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(records[0][1])}.")
+    require_columns(path, records, COLUMNS)
     questions = read_questions(
         [(where, record | {"number": str(number)}) for number, (where, record) in enumerate(records)],
         _question_row,

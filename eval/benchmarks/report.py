@@ -52,7 +52,6 @@ SPLITS = ("test", "train", "validation")
 BOTH = "both"
 SUBSETS = (*SECTIONS, BOTH)
 HUB_ID = "dz-osamu/IU-Xray"
-QUESTION = "Write the findings of a radiology report on this image."
 SECTION_NAMES = {None: "findings", "findings": "findings", "impression": "impression", BOTH: "findings and impression"}
 SPLIT_NAMES = {"test": ("test",), "train": ("train",), "validation": ("validation", "val", "valid", "validate")}
 ENDINGS = ("json", "jsonl", "csv")
@@ -76,14 +75,10 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The reports of one split; `question` is an instruction, `num_images` those of the report, with a subset `section`.
-
-    Args:
-        data (`str` or `Path`): A file or folder in one of the layouts above, or the Hub id "dz-osamu/IU-Xray".
-        split (`str`): "test", "train" or "validation". A file that knows no splits is taken whole.
-        subset (`str`, *optional*): "findings", "impression" or "both". Reports that lack what is asked for are left
-            out, with a warning that counts them.
-        skipped: See `logramed.eval.benchmarks`.
+    The reports of one split of a file or folder in one of the layouts above, or of the Hub's copy; a file that knows
+    no splits is taken whole. `question` is an instruction, `num_images` those of the report. With a subset
+    ("findings", "impression" or "both"), which is also in `section`, reports that lack what is asked for are left out,
+    with a warning that counts them.
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "report")
@@ -123,16 +118,9 @@ def read_reports(
     path: Path, split: str, section: str | None = None, skipped: list[str] | None = None
 ) -> list[Located]:
     """
-    The reports of one split of a file, whose images may be missing.
-
-    Args:
-        path (`Path`): A file in one of the layouts above.
-        split (`str`), section (`str`, *optional*), skipped (`list[str]`, *optional*): As for `load_questions`, section
-            being its subset.
-
-    Returns:
-        `list[tuple[str, tuple[int, dict, dict]]]`: for each its place in words, number, record and fields: `report`
-        (the section), `images` (all) and `image_field`.
+    The reports of one split of a file in one of the layouts above, whose images may be missing. For each its place in
+    words, and a tuple of that, its number, record and fields: `report` (the section), `images` (all) and
+    `image_field`. Arguments as for `load_questions`, `section` being its subset.
     """
     numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
     read = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where, section))), skipped)
@@ -155,10 +143,7 @@ def find_reports(folder: Path) -> Path | None:
 
 def write_question(section: str | None, num_images: int = 1) -> str:
     """
-    The instruction to write a report.
-
-    Args:
-        section (`str`, *optional*): One of `SUBSETS`.
+    The instruction to write a report, or one section of it (of `SUBSETS`).
 
     Example:
         >>> write_question("impression")

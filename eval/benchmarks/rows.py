@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from logramed.eval.metrics.medical_vqa.vqa_scoring import ANSWER_TYPES
 from logramed.eval.question_images import IMAGE_PLACEHOLDER, all_sources, describe_mismatch
 from logramed.eval.text_values import number_repeated, to_text
 from logramed.eval.volumes import image_exists
 
 
-ANSWER_TYPES = ("OPEN", "CLOSED")
 NUM_NAMED = 3  # bad rows named in a sentence
 Located = tuple[str, Any]  # a record, behind its file and place in words
 
@@ -34,37 +34,59 @@ def check_subset(subset: str | None, subsets: Sequence[str], benchmark: str) -> 
     raise ValueError(f"`subset` of {benchmark} must be one of {', '.join(subsets)}, got {subset!r}.")
 
 
-def read_records(path: Path) -> list[Located]:
+def read_records(path: Path, form: str | None = None) -> list[Located]:
     """
-    The rows of a JSON list, of JSON lines or of a CSV file, each behind its place in words.
-
-    Raises:
-        ValueError: If the file is of another form; with file and row or line.
+    The rows of a JSON list, of JSON lines or of a CSV file, each behind its place in words: as `form` (".json",
+    ".jsonl" or ".csv") says or, by default, the file's ending. Raises `ValueError` with row or line if it is of
+    another form.
     """
-    text = read_file(path)
-    if path.suffix == ".csv":
-        try:  # pandas would read the texts "None" and "NA" as missing
-            return list_rows(path, list(csv.DictReader(io.StringIO(text))))
-        except csv.Error as error:
-            raise ValueError(f"{path} is no table with commas: {error}.") from error
-    if path.suffix != ".jsonl":
+    text, form = read_file(path), form or path.suffix
+    if form == ".csv":
+        return _read_csv(path, text)
+    if form != ".jsonl":
         return list_rows(path, parse_json(path, text))
+    # Not `splitlines`: texts may hold other line separators than "\n".
     lines = [(f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     return [(where, check_record(where, parse_json(where, line))) for where, line in lines]
 
 
+def _read_csv(path: Path, text: str) -> list[Located]:
+    # Not pandas, which would read "None" and "NA" as missing. `strict` refuses a quote that is never closed.
+    reader, rows, last = csv.DictReader(io.StringIO(text, newline=""), strict=True), [], 0
+    try:
+        names, last = reader.fieldnames or [], reader.line_num
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path} names a column twice in its header: {', '.join(names)}.")
+        for row in reader:
+            last = reader.line_num
+            if None in row:
+                raise ValueError(f"{path}, line {last} has more cells than the header.")
+            rows.append((f"{path}, line {last}", row))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table after line {last}: {error}.") from error
+    return rows
+
+
+def require_columns(path: Path, records: Sequence[Located], columns: Sequence[str]) -> None:
+    """Raise `ValueError` if the first of `records` lacks one of `columns`."""
+    missing = [column for column in columns if records and column not in records[0][1]]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(records[0][1])}.")
+
+
 def read_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        # Not `read_text`, which would make "\n" of the "\r\n" inside quoted cells.
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
 
 
 def parse_json(where: str | Path, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from error
+        raise ValueError(f"{where} is not JSON: {error}. It begins {text[:40]!r}.") from error
 
 
 def list_rows(where: str | Path, rows: Any) -> list[Located]:
@@ -87,13 +109,8 @@ def read_rows(
     id_field: str | None = None,
 ) -> list[Any]:
     """
-    What `read_row` makes of each record and its place.
-
-    Args:
-        records: From `read_records`.
-        read_row (callable): Raises `ValueError` for a bad row.
-        skipped (`list[str]`, *optional*): Bad rows are left out, and described here. Without it they raise.
-        id_field (`str`, *optional*): Field of the id that these descriptions name.
+    What `read_row` makes of each record and its place. Bad rows, for which it raises `ValueError`, are left out and
+    described in `skipped`, with the id in `id_field`; without such a list they raise.
 
     Example:
         >>> skipped = []
@@ -127,10 +144,8 @@ def describe_skipped(skipped: Sequence[str]) -> str:
 
 def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
     """
-    The text in a field, without blanks around it. Numbers count as text: the field's files hold both.
-
-    Raises:
-        ValueError: If the field is missing, empty, or not text (see `to_text`); with `where` and `field`.
+    The text in a field, without blanks around it. Numbers count as text: the field's files hold both. One that is
+    missing, empty, or not text (see `to_text`) raises `ValueError` with `where` and `field`.
 
     Example:
         >>> read_text({"answer": 2}, "answer", "test.json, row 0")
@@ -175,10 +190,8 @@ def infer_answer_type(answer: str) -> str:
 
 def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     """
-    The absolute path of an image in `folder` or below it, or of a folder with DICOM files.
-
-    Raises:
-        ValueError: If `name` is no relative path, leads out of `folder`, or is not there; with `where` and `field`.
+    The absolute path of an image in `folder` or below it, or of a folder with DICOM files. A `name` that is no
+    relative path, leads out of `folder`, or is not there raises `ValueError` with `where` and `field`.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}, `{field}`: expected the path of an image below {folder}, got {name!r}.")
@@ -194,10 +207,7 @@ def find_image(folder: Path, name: Any, where: str, field: str) -> str:
 def find_images(folder: Path, record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     The images of a record in `folder`, as a question row has them: `image` (a path), or `images` of a list in `images`
-    or `image`.
-
-    Raises:
-        ValueError: If both fields are filled, or as `find_image`; with `where` and field.
+    or `image`. Raises `ValueError` if both fields are filled, or as `find_image`.
     """
     field = "images" if record.get("images") is not None else "image"
     if field == "images" and record.get("image") is not None:
@@ -235,10 +245,8 @@ def _normalize_path(name: str) -> str:
 def read_question(record: Mapping[str, Any], field: str, where: str, images: Sequence[str] | None = None) -> str:
     """
     The text in a field (see `read_text`) without the image placeholder; of a row with a list of `images` it keeps the
-    placeholders, which are their places.
-
-    Raises:
-        ValueError: If nothing else is there, or not one placeholder for each of `images`; with `where` and `field`.
+    placeholders, which are their places. Raises `ValueError` if nothing else is there, or not one placeholder for each
+    of `images`.
 
     Example:
         >>> read_question({"value": "Is there a mass?\\n<image>"}, "value", "test.json, row 0")
@@ -273,10 +281,7 @@ def number_repeated_ids(questions: Sequence[dict]) -> list[dict]:
 
 def describe_count_differences(questions: Sequence[dict], expected: Mapping[str, int]) -> list[str]:
     """
-    What differs from the known numbers, in words; `[]` if nothing does.
-
-    Args:
-        expected (`Mapping[str, int]`): Known numbers of "questions", "images", "OPEN questions", "CLOSED questions".
+    What differs from the known numbers of "questions", "images", "OPEN questions" or "CLOSED questions", in words.
 
     Example:
         >>> describe_count_differences([{"image": "/a.png"}], {"questions": 2000, "images": 1})

@@ -58,17 +58,11 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one split in one language or both; `groups`: `content_type` ("Organ", "Position"), `modality`,
-    `location` and, with "all", `language`. Converted files have no groups.
-
-    Args:
-        data (`str` or `Path`): Folder with `test.json` and `imgs/` or `imgs.zip`, or with LLaVA-Med's converted file
-            (named `test.json` or `test_w_options_new.json`); or the Hub id "BoKelvin/SLAKE".
-        split (`str`): "test", "train" or "validation"; or "fold_0" to "fold_4" and "without_fold_0" to
-            "without_fold_4", the questions of the training and validation files about the images of a fold, and about
-            the others (see `folds`).
-        subset (`str`, *optional*): "en" (the default, which the published figures are for), "zh" or "all".
-        skipped: See `logramed.eval.benchmarks`.
+    The questions of one split of the files above in one language or both (subset "en", the default, which the
+    published figures are for, "zh" or "all"); `groups`: `content_type` ("Organ", "Position"), `modality`, `location`
+    and, with "all", `language`; none of converted files. The splits "fold_0" to "fold_4" and "without_fold_0" to
+    "without_fold_4" are the questions of the training and validation files about the images of a fold, and about the
+    others (see `folds`).
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "slake")
@@ -136,16 +130,8 @@ def _question_row(record: dict, where: str, images: Path, subset: str) -> dict:
 
 def load_boxes(data: str | Path, questions: Sequence[dict]) -> dict[str, list[Box]]:
     """
-    The boxes of the images of `questions`, by the absolute path of the image.
-
-    Args:
-        data (`str` or `Path`): The folder that the questions were read from, with `boxes.json`, whose images go by the
-            names of their folders ("xmlab1").
-        questions: Question rows of `load_questions`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not of its form (see `read_box_file`).
+    The boxes of the images of `questions`, by the absolute path of the image, from `boxes.json` in the folder `data`,
+    where images go by the names of their folders ("xmlab1"). Raises as `read_box_file`.
     """
     boxes = read_box_file(Path(data).expanduser().resolve() / BOXES_FILE)
     return {path: boxes.get(Path(path).parent.name, []) for path in all_images(questions)}

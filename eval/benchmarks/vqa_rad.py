@@ -59,18 +59,10 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one split; `groups`: `organ` (HEAD, CHEST, ABD) and `question_type`.
-
-    The converted files and the Hub's copy have no groups; of the latter, whose ids are row numbers, only yes/no
-    questions count as closed.
-
-    Args:
-        data (`str` or `Path`): Folder with `images/` and `testset.json` (`trainset.json`), with the release's
-            `VQA_RAD Dataset Public.json` and `VQA_RAD Image Folder/`, or with `images/` and `test_w_options_new.json`
-            or `test.json`; or the Hub id "flaviagiammarino/vqa-rad", or a folder with its files.
-        split (`str`): "test" or "train"; or "by_image_test", "by_image_validation" or "by_image_train", which share no
-            image (see `by_image`): the questions of `trainset.json` and `testset.json` about theirs.
-        subset, skipped: See `logramed.eval.benchmarks`.
+    The questions of one split of the files above, whose images lie in `images/` or the release's `VQA_RAD Image
+    Folder/`; `groups`: `organ` (HEAD, CHEST, ABD) and `question_type`, which the converted files and the Hub's copy
+    lack. Of the latter, whose ids are row numbers, only yes/no questions count as closed. The splits by image (see
+    `by_image`) are the questions of `trainset.json` and `testset.json` about their images.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "vqa_rad")

@@ -7,9 +7,6 @@ Sources of the forms, as their scripts write them: microsoft/LLaVA-Med `llava/ev
 """
 
 import ast
-import csv
-import io
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -17,19 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logramed.eval.benchmarks.rows import read_file, read_records
 from logramed.eval.text_values import to_text
 
 
 @dataclass(frozen=True)
 class Form:
     """
-    In which columns a system writes what.
-
-    Args:
-        name (`str`): What users call it.
-        columns (`dict[str, str]`): The column of `answer` and, where there are such, of `question_id`, `question` and
-            `reference`. Each row must have them.
-        alone (`bool`): Other columns make it another form.
+    In which `columns` a system writes what: that of `answer` and, where there are such, of `question_id`, `question`
+    and `reference`; each row must have them. Other columns make it another form if these stand `alone`.
     """
 
     name: str
@@ -45,12 +38,8 @@ class Form:
 @dataclass(frozen=True)
 class ForeignRow:
     """
-    One answer of another system and what its file says of the question.
-
-    Args:
-        where (`str`): File and line or row, for errors.
-        answer (`str`, *optional*): Without blanks around it. `None` if the file holds none.
-        question_id, question, reference (`str`, *optional*): `None` where the form has no such column.
+    One answer of another system, without blanks around it (`None` if there is none), and what its file says of the
+    question, `None` where the form has no such column.
     """
 
     where: str
@@ -70,6 +59,7 @@ FORMS = (
     ),
     Form("RadFM outputs", {"answer": "Pred", "question": "Question", "reference": "Ground Truth"}),
     Form("BiomedGPT answers", {"answer": "answer", "question_id": "question_id"}, alone=True),
+    Form("LoGra-Med answers", TABLE | {"question": "question", "reference": "answer"}),
     Form("table with questions", TABLE | {"question": "question"}),
     Form("table", TABLE),
 )
@@ -77,19 +67,17 @@ FORMS = (
 
 def read_rows(path: str | Path) -> tuple[Form, list[ForeignRow]]:
     """
-    Read a file of answers, in whichever known form it is.
-
-    Args:
-        path (`str` or `Path`): JSON lines, a JSON list, or CSV with a header; UTF-8, byte order mark or not.
-
-    Returns:
-        `tuple[Form, list[ForeignRow]]`: the form, and the rows in the order of the file.
-
-    Raises:
-        ValueError: If the file is missing, empty, broken or of no known form, or if a row lacks a column or holds what
-            is no text or number; with file and row.
+    The rows of a file of answers (JSON lines, a JSON list, or CSV with a header), in whichever known form it is, and
+    that form. Raises `ValueError`, with file and row, if the file is missing, empty, broken or of no known form, or if
+    a row lacks a column or holds what is no text or number.
     """
-    records = read_records(Path(path))
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    kind = {"[": ".json", "{": ".jsonl"}.get(read_file(path).lstrip()[:1], ".csv")
+    records = read_records(path, kind)
+    if kind == ".csv":
+        records = [(where, {name: cell or None for name, cell in row.items()}) for where, row in records]
     if not records:
         raise ValueError(f"{path} holds no answers.")
     columns = list(records[0][1])
@@ -98,54 +86,6 @@ def read_rows(path: str | Path) -> tuple[Form, list[ForeignRow]]:
         known = "; ".join(f"{form.name} ({', '.join(form.columns.values())})" for form in FORMS)
         raise ValueError(f"{path} is of no known form: it has the columns {', '.join(columns[:20])}. Known: {known}.")
     return form, [_to_row(form, record, where) for where, record in records]
-
-
-def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The objects or table rows of a file, each with its place in words. Empty CSV cells are `None`."""
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    try:
-        # Not `read_text`, which would make "\n" of the "\r\n" inside quoted cells.
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
-    if text.lstrip()[:1] not in ("[", "{"):
-        return _read_csv(text, path)
-    records = _read_json(text, path)
-    for where, record in records:
-        if not isinstance(record, dict):
-            raise ValueError(f"{where}: expected an object with fields, got {type(record).__name__}.")
-    return records
-
-
-def _read_json(text: str, path: Path) -> list[tuple[str, Any]]:
-    if text.lstrip().startswith("["):
-        try:
-            return [(f"{path}, row {number}", value) for number, value in enumerate(json.loads(text), start=1)]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from error
-    values = []
-    # Not `splitlines`: answers may hold other line separators than "\n".
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                values.append((f"{path}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}. It begins {line[:40]!r}.") from error
-    return values
-
-
-def _read_csv(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
-    records = []
-    try:
-        # `strict` refuses a quote that is never closed; otherwise it would swallow all rows after it.
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), strict=True), start=2):
-            if None in row:
-                raise ValueError(f"{path}, row {number} has more cells than the header.")
-            records.append((f"{path}, row {number}", {name: cell or None for name, cell in row.items()}))
-    except csv.Error as error:
-        raise ValueError(f"{path} is broken after row {len(records) + 1}: {error}.") from error
-    return records
 
 
 def _to_row(form: Form, record: dict[str, Any], where: str) -> ForeignRow:

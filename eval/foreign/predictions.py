@@ -36,23 +36,14 @@ def read_predictions(
     Forms (see `forms`): answers of LLaVA-Med and ExGra-Med, RadFM's CSV, BiomedGPT's result JSON, and tables of
     `question_id` and `prediction`, such as our own `predictions.jsonl`. Rows are joined by their ids, or by the texts
     of question and right answer. Where a file says what was asked, it must be what the benchmark asks: option hints,
-    image placeholders, role words, blanks and case aside.
+    image placeholders, role words, blanks and case aside. The prompts of reports are not compared: each system has its
+    own, one for all images. Those of multiple choice may hold more than the question.
 
-    Args:
-        path (`str` or `Path`): The file.
-        questions: All question rows of the benchmark's split (see `eval/benchmarks`).
-        task (`str`): "vqa", "multiple_choice", "chat" or "report". The prompts of reports are not compared: each
-            system has its own, one for all images. Those of multiple choice may hold more than the question.
-        missing_as_empty (`bool`): Count what the file does not answer as an empty, so wrong, answer.
-
-    Returns:
-        `tuple[dict[str, str], dict]`: the answers by `question_id`, in the order of `questions`; and what was read,
-        ready for JSON: `file`, `form`, `num_rows`, `joined_by`, `num_missing_as_empty`, and in `notes` what a reader
-        of the figures must know.
-
-    Raises:
-        ValueError: If the file is of no known form; if rows hold no answer, or answer what was not asked, another
-            question than the benchmark's, or one question differently; or if questions have no answer.
+    Returns the answers by `question_id`, in the order of `questions`, and what was read, ready for JSON: `file`,
+    `form`, `num_rows`, `joined_by`, `num_missing_as_empty` (what the file does not answer, counted as an empty, so
+    wrong, answer) and, in `notes`, what a reader of the figures must know. Raises `ValueError` if the file is of no
+    known form; if rows hold no answer, or answer what was not asked, another question than the benchmark's, or one
+    question differently; or if questions have no answer.
 
     Example:
         >>> import json, tempfile
@@ -132,11 +123,8 @@ def join(
     rows: Sequence[ForeignRow], questions: Sequence[dict], joined_by: str, of_row: Callable, of_question: Callable
 ) -> tuple[list[Pair], list[str]]:
     """
-    Rows beside the questions of the same key, in their orders, and notes on where that matters.
-
-    Raises:
-        ValueError: If a key of rows is none of the questions', or has more rows than questions, unless all of these
-            give the same answer.
+    Rows beside the questions of the same key, in their orders, and notes on where that matters. Raises `ValueError` if
+    a key of rows is none of the questions', or has more rows than questions, unless all of these give the same answer.
     """
     asked, given = _group(questions, of_question), _group(rows, of_row)
     surplus = [f"{row.where} ({_name(row)})" for key, group in given.items() if key not in asked for row in group]
@@ -176,10 +164,8 @@ def _group(items: Sequence, key_of: Callable) -> dict[Hashable, list]:
 
 def check_texts(pairs: Sequence[Pair], task: str) -> None:
     """
-    Refuse rows whose question or right answer is not that of the benchmark's question they were joined to.
-
-    Raises:
-        ValueError: With the first such row, both texts, and how many rows differ.
+    Raise `ValueError`, with the first such row, if the question or right answer of rows is not that of the benchmark's
+    question they were joined to.
     """
 
     def asks(prompt: str, question: str) -> bool:

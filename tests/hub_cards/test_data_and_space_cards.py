@@ -53,10 +53,19 @@ def test_card_of_extended_answers_counts_them_and_names_the_model(extended):
     assert set(publication.contents.files) == {"README.md", "extended_answers.jsonl", "statistics.json"}
 
 
+def test_answers_with_other_line_separators_than_a_newline_are_whole(extended):
+    turns = [{"from": "human", "value": "Mass?"}, {"from": "gpt", "value": "No\u2028mass\u0085here"}]
+    with (extended / "extended_answers.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"id": "3", "conversations_long": turns}, ensure_ascii=False) + "\n")
+    publication = prepare(extended, "someone/extended", license="cc0-1.0")
+    assert "| conversations | 4 |" in publication.card
+    assert "| extended answers | 4 |" in publication.card
+
+
 def test_a_line_of_extended_answers_that_is_no_json_is_named(extended):
     with (extended / "extended_answers.jsonl").open("a") as file:
         file.write("{broken\n")
-    with pytest.raises(ValueError, match=r"extended_answers\.jsonl, line 4, is not valid JSON"):
+    with pytest.raises(ValueError, match=r"extended_answers\.jsonl, line 4 is not JSON"):
         prepare(extended, "someone/extended", license="cc0-1.0")
 
 

@@ -40,7 +40,7 @@ class Table:
         if len(whole.encode()) < len(written):
             write_whole(path, whole)
         self.rows: dict[RowKey, dict] = {}
-        for line in whole.splitlines():
+        for line in whole.split("\n")[:-1]:  # not `splitlines`, which knows other line separators too
             row = json.loads(line)
             if row_key(row) in self.rows:
                 raise ValueError(f"{path} has two rows of {row['run']} ({row['split']}). Delete one of the lines.")
@@ -106,7 +106,7 @@ def read_scores(evaluation: Path, ending: str = ".jsonl") -> list[dict] | None:
     path = evaluation / f"scores{ending}"
     if not path.is_file():
         return None
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, filter(None, path.read_text(encoding="utf-8").split("\n")))
     return [
         {**row, "score": row["scores"][SCORE_NAMES[row["answer_type"]]]}
         for row in rows

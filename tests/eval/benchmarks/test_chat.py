@@ -131,10 +131,11 @@ def test_other_counts_are_named(folder):
         ({"fig_caption": None}, r"line 2 has no `fig_caption`"),
         (
             {"in_text_mention": "a text"},
-            r"line 2, `in_text_mention`: expected a list of objects or null, got",
+            r"line 2, `in_text_mention`: expected a list of objects or null, got 'a text'",
         ),
         ({"in_text_mention": [{"entities": []}]}, r"line 2, `in_text_mention\[0\]` has no `tokens`"),
         ({"domain": {"xray": True}}, r"line 2, `domain`: expected chest_xray, mri, .*, got {'xray': True}"),
+        ({"domain": {"mri": "yes"}}, r"line 2, `domain`: expected .* with true or false, got {'mri': 'yes'}"),
         ({"type": None}, r"line 2 has no `type`"),
         ({"image": "gone.jpg"}, r"line 2, `image`: .*gone\.jpg is missing"),
         ({"image": "../a.jpg"}, r"line 2, `image`: expected a path that stays in"),

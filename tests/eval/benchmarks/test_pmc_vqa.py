@@ -111,17 +111,17 @@ def test_empty_and_repeated_choices_are_left_out(folder):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"Answer_label": "E", "Answer": "Bone"}, r"test_clean\.csv, row 0, `Answer`: 'Bone' is none of \["),
-        ({"Answer_label": "A", "Choice A": " "}, r"row 0, `Answer_label`: '' is none of \["),
-        ({"Answer_label": "", "Answer": "Bone"}, r"row 0, `Answer`: 'Bone' is none of \["),
-        ({"Answer_label": "", "Answer": ""}, r"row 0, `Answer` is empty"),
+        ({"Answer_label": "E", "Answer": "Bone"}, r"test_clean\.csv, line 2, `Answer`: 'Bone' is none of \["),
+        ({"Answer_label": "A", "Choice A": " "}, r"line 2, `Answer_label`: '' is none of \["),
+        ({"Answer_label": "", "Answer": "Bone"}, r"line 2, `Answer`: 'Bone' is none of \["),
+        ({"Answer_label": "", "Answer": ""}, r"line 2, `Answer` is empty"),
         (
             {"Choice B": "", "Choice C": "", "Choice D": ""},
-            r"row 0, `Choice A to D`: expected two options or more, got",
+            r"line 2, `Choice A to D`: expected two options or more, got",
         ),
-        ({"Question": ""}, r"row 0, `Question` is empty"),
-        ({"Figure_path": "PMC2_F1.jpg"}, r"row 0, `Figure_path`: .*images/PMC2_F1\.jpg is missing"),
-        ({"Figure_path": "../secret.jpg"}, r"row 0, `Figure_path`: expected a path that stays in"),
+        ({"Question": ""}, r"line 2, `Question` is empty"),
+        ({"Figure_path": "PMC2_F1.jpg"}, r"line 2, `Figure_path`: .*images/PMC2_F1\.jpg is missing"),
+        ({"Figure_path": "../secret.jpg"}, r"line 2, `Figure_path`: expected a path that stays in"),
     ],
 )
 def test_bad_rows_are_refused_by_file_row_and_column(folder, fields, words):
@@ -139,7 +139,7 @@ def test_files_without_a_column_are_refused(folder):
 
 def test_a_file_that_is_no_table_is_refused_by_name(folder):
     (folder / "test_clean.csv").write_bytes(b"Figure_path\n" + b'"' + b"x" * 200_000)
-    with pytest.raises(ValueError, match=r"test_clean\.csv is no table"):
+    with pytest.raises(ValueError, match=r"test_clean\.csv is no table after line 1"):
         load_questions(folder)
 
 

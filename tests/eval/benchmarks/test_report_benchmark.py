@@ -11,7 +11,6 @@ from logramed.eval.benchmarks.indiana import draw_split, read_indiana
 from logramed.eval.benchmarks.report import (
     EXPECTED_REPORTS,
     HUB_ID,
-    QUESTION,
     count_differences,
     load_questions,
     write_question,
@@ -20,6 +19,7 @@ from tests.eval.benchmarks.conftest import write_image, write_json, write_zip
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:This report (test|validation|train) split has")
+QUESTION = "Write the findings of a radiology report on this image."
 IDS = ("CXR1_IM-0001", "CXR2_IM-0002-1001", "CXR3_IM-0003")
 
 
@@ -259,11 +259,12 @@ def test_kaggles_tables_give_studies_with_the_frontal_image_first(tmp_path):
     assert question["section"] == "impression"
 
 
-def test_the_split_of_a_study_is_drawn_by_its_uid_in_the_shares_of_r2gen():
+def test_the_split_of_a_study_is_drawn_by_its_uid_in_the_shares_of_r2gen(monkeypatch):
     drawn = [draw_split(str(uid)) for uid in range(4000)]
     for split, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
         assert drawn.count(split) / 4000 == pytest.approx(share, abs=0.02)
-    assert [draw_split(str(uid), seed=7) for uid in range(4000)] != drawn
+    monkeypatch.setattr("logramed.eval.benchmarks.indiana.SEED", 7)
+    assert [draw_split(str(uid)) for uid in range(4000)] != drawn
 
 
 def test_studies_without_the_section_are_left_out_and_counted(tmp_path):
@@ -298,13 +299,14 @@ def test_sections_of_whole_reports_are_found_by_their_headings(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("indiana_reports.csv", "uid,findings,impression\n1,a,b\n1,a,b\n", r"row 1, `uid`: 1 is that of .*row 0 too"),
-        ("indiana_reports.csv", "uid,findings,impression\n,a,b\n", r"row 0, `uid` is empty"),
-        ("indiana_projections.csv", "uid,filename,projection\n1,,Frontal\n", r"row 0, `filename` is empty"),
+        ("indiana_reports.csv", "uid,findings,impression\n1,a,b\n1,a,b\n", r"line 3, `uid`: 1 is that of .*line 2"),
+        ("indiana_reports.csv", "uid,findings\n1,Clear.\n", r"indiana_reports\.csv has no column impression; it has"),
+        ("indiana_reports.csv", "uid,findings,impression\n,a,b\n", r"line 2, `uid` is empty"),
+        ("indiana_projections.csv", "uid,filename,projection\n1,,Frontal\n", r"line 2, `filename` is empty"),
         ("indiana_projections.csv", None, r"There is no .*indiana_projections\.csv"),
     ],
 )
-def test_bad_tables_of_kaggle_are_refused_by_file_and_row(tmp_path, name, text, words):
+def test_bad_tables_of_kaggle_are_refused_by_file_and_line(tmp_path, name, text, words):
     folder = write_indiana(tmp_path, range(1, 3))
     (folder / name).unlink()
     if text is not None:

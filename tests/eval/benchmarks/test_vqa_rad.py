@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.benchmarks import BENCHMARKS, get_benchmark
+from logramed.eval.benchmarks.rows import infer_answer_type
 from logramed.eval.benchmarks.vqa_rad import (
     RELEASE_FILE,
     count_differences,
@@ -78,6 +79,16 @@ def test_the_constant_answer_no_scores_the_known_floor():
 
     constant = best_constant_answer(load_questions(VQA_RAD))
     assert constant == {"answer": "no", "closed_accuracy": pytest.approx(100 * 133 / 272)}
+
+
+@needs_vqa_rad
+def test_the_copy_on_the_hub_is_known_by_its_counts():
+    """It has the same test rows without their types; here made of the official ones."""
+    test = [row | {"answer_type": infer_answer_type(row["answer"]), "groups": {}} for row in load_questions(VQA_RAD)]
+    assert count_differences(test, "test") == [
+        "251 CLOSED questions instead of 272",
+        "200 OPEN questions instead of 179",
+    ]
 
 
 @wrong_counts

@@ -55,7 +55,7 @@ FORMS = {
     "v1.5": ("LLaVA-Med", lambda path: write_lines(path, v15_rows(QUESTIONS, ANSWERS))),
     "radfm": ("RadFM", lambda path: write_radfm(path, radfm_rows(QUESTIONS, ANSWERS))),
     "biomedgpt": ("BiomedGPT", lambda path: write_list(path, biomedgpt_rows(QUESTIONS, ANSWERS))),
-    "own": ("table with questions", lambda path: write_lines(path, own_rows(QUESTIONS, ANSWERS))),
+    "own": ("LoGra-Med answers", lambda path: write_lines(path, own_rows(QUESTIONS, ANSWERS))),
     "json lines": ("table", lambda path: write_lines(path, table_rows(QUESTIONS, ANSWERS))),
     "json list": ("table", lambda path: write_list(path, table_rows(QUESTIONS, ANSWERS))),
 }
@@ -100,18 +100,35 @@ def test_json_lines_with_byte_order_mark_blank_lines_and_odd_separators_are_read
     assert set(read(tmp_path / "answers.jsonl")[0].values()) == {"a\u2028b"}
 
 
+def test_what_pandas_writes_is_read(tmp_path):
+    # Row numbers under no name, and ids that became floating point.
+    (tmp_path / "a.csv").write_text(",question_id,prediction\n0,30.0,yes\n1,10.0,2.0\n2,20.0,no\n3,40.0,left\n")
+    assert list(read(tmp_path / "a.csv")[0].values()) == ["yes", "2.0", "no", "left"]
+    (tmp_path / "a.json").write_text(json.dumps(table_rows(QUESTIONS, [2.0, 3, 2.5, "x"])))
+    assert list(read(tmp_path / "a.json")[0].values()) == ["2", "3", "2.5", "x"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"question_id,prediction\n30,\xff\n", r"is not UTF-8 text.*Save it as UTF-8"),
-        (b'question_id,prediction\n30,yes\n10,"left\n20,x\n', r"a.csv is broken after row 2"),
-        (b"question_id,prediction\n30,yes,left\n", r"a.csv, row 2 has more cells than the header"),
-        (b"question_id,prediction\n,yes\n", r"a.csv, row 2 has no value in `question_id`"),
+        (b'question_id,prediction\n30,yes\n10,"left\n20,x\n', r"a.csv is no table after line 2"),
+        (b"question_id,prediction\n30,yes,left\n", r"a.csv, line 2 has more cells than the header"),
+        (b"question_id,prediction\n,yes\n", r"a.csv, line 2 has no value in `question_id`"),
+        (
+            b"question_id,prediction,prediction\n30,yes,left\n",
+            r"names a column twice in its header: question_id, prediction, prediction",
+        ),
         (b'{"question_id": 1, "prediction": "x"}\n{"question_id"', r"a.csv, line 2 is not JSON.*begins '\{\"quest"),
         (b'{"question_id": 1, "prediction": "x"}\n{"question_id": 2}', r"line 2 has no `prediction`, unlike the rows"),
         (b'{"question_id": 1, "prediction": ["x"]}', r"line 1, `prediction`: expected a text, got \['x'\]"),
+        (
+            b'{"question_id": 1, "prediction": "half \\ud83d"}',
+            r"line 1, `prediction`: expected a text, got half of a surrogate pair",
+        ),
+        (b'{"question_id": 1, "prediction": [2]}', r"line 1, `prediction`: expected a text, got \[2\]"),
         (b'{"question_id": 1, "prediction": true}', r"line 1, `prediction`: expected a text, got True"),
-        (b'["yes", "no"]', r"a.csv, row 1: expected an object with fields, got str"),
+        (b'["yes", "no"]', r"a.csv, row 0: expected an object with fields, got str"),
         (b'[{"question_id": 1', r"a.csv is not JSON"),
         (b"\n", r"a.csv holds no answers"),
         (b"question_id,prediction\n", r"a.csv holds no answers"),
@@ -181,7 +198,7 @@ def test_rows_without_an_answer_are_refused_or_counted(value, tmp_path):
 
 def test_an_empty_csv_cell_may_be_no_answer_and_is_refused(tmp_path):
     path = write_table(tmp_path / "a.csv", table_rows(QUESTIONS, ANSWERS))
-    with pytest.raises(ValueError, match=r"1 of 4 rows hold no answer: .*a.csv, row 4"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows hold no answer: .*a.csv, line 4"):
         read(path)
 
 
@@ -201,7 +218,7 @@ def test_a_row_said_twice_counts_once_and_a_contradiction_is_refused(tmp_path):
     assert "1 rows repeat an answer word for word and were left out." in description["notes"]
     path = write_list(tmp_path / "a", [*rows, rows[0] | {"answer": "no"}])
     with pytest.raises(
-        ValueError, match=r"row 5 answers 'no' to what .*row 1 answers 'Assistant: Yes' \(question '30'\)"
+        ValueError, match=r"row 4 answers 'no' to what .*row 0 answers 'Assistant: Yes' \(question '30'\)"
     ):
         read(path)
 
@@ -230,6 +247,15 @@ def test_a_shuffled_file_is_refused_with_both_texts(tmp_path):
         row["prompt"] = other["prompt"]
     texts = r"'How many\\n<image>' instead of 'Is there a mass\?'"
     with pytest.raises(ValueError, match=rf"line 1 has another question than .* '30': {texts}. So have 4 of 4"):
+        read(write_lines(tmp_path / "a", rows))
+
+
+def test_another_right_answer_is_refused(tmp_path):
+    rows = own_rows(QUESTIONS, ANSWERS)
+    rows[1]["answer"] = "right lung"
+    with pytest.raises(
+        ValueError, match=r"line 2 has another right answer .*'right lung' instead of 'left lung'. So have 1"
+    ):
         read(write_lines(tmp_path / "a", rows))
 
 
@@ -309,15 +335,20 @@ def test_radfm_repeated_questions_are_paired_in_order_and_noted(tmp_path):
 
 def test_radfm_rows_with_another_right_answer_are_refused(tmp_path):
     rows = radfm_rows([QUESTIONS[0] | {"answer": "no"}, *QUESTIONS[1:]], ANSWERS)
-    with pytest.raises(ValueError, match=r"1 of 4 rows .*row \d \('Is there a mass\?', right answer 'no'\)"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows .*line \d \('Is there a mass\?', right answer 'no'\)"):
         read(write_radfm(tmp_path / "a.csv", rows))
 
 
 def test_radfm_cells_that_are_no_list_of_one_are_refused(tmp_path):
     rows = radfm_rows(QUESTIONS, ANSWERS)
     rows[1][2] = ["a", "b"]
-    with pytest.raises(ValueError, match=r"row 3, `Pred`: expected a list of one text, got \"\['a', 'b'\]\""):
+    with pytest.raises(ValueError, match=r"line 3, `Pred`: expected a list of one text, got \"\['a', 'b'\]\""):
         read(write_radfm(tmp_path / "a.csv", rows))
+
+
+def test_radfm_cells_without_lists_are_read_too(tmp_path):
+    rows = [[cell[0] for cell in row] for row in radfm_rows(QUESTIONS, ["yes", "left", "quoted", "2"])]
+    assert list(read(write_radfm(tmp_path / "a.csv", rows))[0].values()) == ["yes", "left", "quoted", "2"]
 
 
 def test_radfm_answers_that_its_script_dropped_are_missing(tmp_path):

@@ -66,6 +66,12 @@ def test_table_has_one_row_a_run_and_split_and_drops_a_line_that_was_cut_off(tmp
     assert [row["value"] for row in map(json.loads, path.read_text().splitlines())] == [1, 3, 4, 5]
 
 
+def test_rows_with_other_line_separators_than_a_newline_are_whole(tmp_path):
+    path = tmp_path / "table.jsonl"
+    Table(path).append({"run": "a", "split": "test", "note": "one\u2028two\u0085three"})
+    assert [row["note"] for row in Table(path).rows.values()] == ["one\u2028two\u0085three"]
+
+
 def test_two_rows_of_a_run_are_refused(tmp_path):
     path = tmp_path / "table.jsonl"
     path.write_text('{"run": "a", "split": "test"}\n' * 2)
