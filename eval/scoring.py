@@ -1,6 +1,6 @@
 """The figures of answered questions, by the metric of their benchmark's task."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from logramed.eval.metrics.medical_multiple_choice.choice_scoring import evaluate_choices
 from logramed.eval.metrics.medical_report.report_scoring import evaluate_reports
@@ -12,42 +12,6 @@ def images_of(rows: Sequence[dict]) -> list[str] | None:
     return [row["image_id"] for row in rows] if rows and "image_id" in rows[0] else None
 
 
-def score_vqa(rows: Sequence[dict], protocol: str, candidates: Sequence | Mapping | None = None, **options) -> dict:
-    """`medical_vqa` of question rows with `prediction`."""
-    columns = ([row[name] for row in rows] for name in ("prediction", "answer", "answer_type"))
-    return evaluate_answers(*columns, protocol=protocol, candidates=candidates, clusters=images_of(rows), **options)
-
-
-def score_multiple_choice(rows: Sequence[dict], protocol: str, candidates: None = None, **options) -> dict:
-    """`medical_multiple_choice` of question rows, by their `option_scores` where they have them."""
-    predictions = [row.get("option_scores", row["prediction"]) for row in rows]
-    references, choices = ([row[name] for row in rows] for name in ("answer", "options"))
-    return evaluate_choices(predictions, references, choices, protocol=protocol, clusters=images_of(rows), **options)
-
-
-def score_reports(rows: Sequence[dict], protocol: str, candidates: None = None, **options) -> dict:
-    """`medical_report` of question rows with `prediction`; it has one protocol."""
-    return evaluate_reports([row["prediction"] for row in rows], [row["answer"] for row in rows], **options)
-
-
-def have_sections(rows: Sequence[dict]) -> bool:
-    """Whether both sections of a report, findings and impression, were asked for in each row."""
-    return all(row.get("section") == "both" for row in rows)
-
-
-def score_sections(rows: Sequence[dict]) -> dict:
-    """The figures of findings and of impression, each by itself, of report rows that have both."""
-    texts = ([row[name] for row in rows] for name in ("prediction", "answer"))
-    return evaluate_reports(*texts, by_section=True)["sections"]
-
-
-SCORERS: dict[str, Callable[..., dict]] = {
-    "vqa": score_vqa,
-    "multiple_choice": score_multiple_choice,
-    "report": score_reports,
-}
-
-
 def score_rows(
     rows: Sequence[dict],
     task: str,
@@ -56,15 +20,10 @@ def score_rows(
     return_items: bool = False,
 ) -> dict:
     """
-    The figures of answered questions.
-
-    Args:
-        rows: Question rows with `prediction`; at least one. Those with `image_id` get intervals by image.
-        task (`str`): "vqa", "multiple_choice" or "report". Chat answers are scored by a judge (see `judging`).
-        protocol (`str`): "strict", or "release" where the task has it.
-        candidates (*optional*): Answers to choose from, for `open_accuracy`.
-        return_items (`bool`): Also give the figures of each question by itself, in percent, under `items`; those that
-            do not apply to it are absent.
+    The figures of question rows with `prediction`, by the metric of their task (chat answers are scored by a judge,
+    see `judging`), under "strict" or, where the task has it, "release"; with `image_id` intervals are by image. With
+    `return_items`, `items` has the figures of each question by itself, in percent, without those that do not apply to
+    it.
 
     Example:
         >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
@@ -72,7 +31,16 @@ def score_rows(
         >>> result["closed_accuracy"], result["items"]
         (100.0, [{'closed_accuracy': 100.0}])
     """
-    figures = SCORERS[task](rows, protocol, candidates, return_items=return_items)
+    predictions, references = ([row[name] for row in rows] for name in ("prediction", "answer"))
+    options = {"protocol": protocol, "clusters": images_of(rows), "return_items": return_items}
+    if task == "report":  # it has one protocol, and reports are drawn one by one
+        figures = evaluate_reports(predictions, references, return_items)
+    elif task == "multiple_choice":
+        chosen = [row.get("option_scores", row["prediction"]) for row in rows]
+        figures = evaluate_choices(chosen, references, [row["options"] for row in rows], **options)
+    else:
+        kinds = [row["answer_type"] for row in rows]
+        figures = evaluate_answers(predictions, references, kinds, candidates=candidates, **options)
     if return_items:
         figures["items"] = [
             {name: value for name, value in item.items() if isinstance(value, float)} for item in figures["items"]

@@ -11,6 +11,10 @@ import json
 import re
 
 
+HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # the Han characters of every block
+_ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(_ZERO_TO_TEN)}
+
 # Tags and tokens around the thoughts of models that reason first, as their templates write them.
 _NAMES = r"think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|seed:think"
 _OPENS = re.compile(

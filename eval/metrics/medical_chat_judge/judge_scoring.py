@@ -33,9 +33,7 @@ def join_orders(
 ) -> list[dict]:
     """
     The questions in the order of their first reply, each with its replies by order, and its cluster if there are any.
-
-    Raises:
-        ValueError: If a question has two replies in one order, or another type, cluster or other domains there.
+    Raises `ValueError` if a question has two replies in one order, or another type, cluster or other domains there.
 
     Example:
         >>> (question,) = join_orders(["8 7", "6 8"], ["1", "1"], ["conversation"] * 2, [["mri"]] * 2, ORDERS)
@@ -63,12 +61,9 @@ def join_orders(
 
 def judge_question(question: dict) -> tuple[dict | None, list[dict]]:
     """
-    The scores of one question from its two replies, or why it has none.
-
-    Returns:
-        `tuple`: the item (`reference_score` and `model_score` in points, each the mean of both orders;
-        `relative_score`; `POSITION_FIGURES`) or `None`, and for each order that could not be used its `question_id`,
-        `order` and `reason`.
+    The scores of one question from its two replies (`reference_score` and `model_score` in points, each the mean of
+    both orders; `relative_score`; `POSITION_FIGURES`) or `None`, and for each order that could not be used its
+    `question_id`, `order` and `reason`.
 
     Example:
         >>> question = {"question_id": "1", "question_type": "conversation", "domains": ["mri"]}
@@ -102,11 +97,9 @@ def judge_question(question: dict) -> tuple[dict | None, list[dict]]:
 
 def judge_question_release(question: dict) -> dict:
     """
-    The scores of one question as the release has them: one reply, in which the reference stands first.
-
-    Raises:
-        ValueError: If its reply cannot be read or gives the reference 0 points, if it has another reply, or if the
-            release does not know any of its domains.
+    The scores of one question as the release has them: one reply, in which the reference stands first. Raises
+    `ValueError` if it cannot be read or gives the reference 0 points, if there is another reply, or if the release
+    does not know any of its domains.
 
     Example:
         >>> question = {"question_id": "1", "question_type": "conversation", "domains": ["gross", "histology"]}
@@ -150,29 +143,21 @@ def evaluate_judgements(
     clusters: Sequence[str] | None = None,
 ) -> dict:
     """
-    Score a model by a judge's replies.
+    Score a model by a judge's replies: one entry for each, its text (`None` or "" if there is none), the question's
+    id, its type, the list of its image domains, and which answer the judge read first, "reference_first" or
+    "model_first".
 
-    Args:
-        predictions, question_ids, question_types, domains, orders:
-            One entry per reply of the judge: its text (`None` or "" if there is none), the question, its type, the
-            list of its image domains, and which answer the judge read first, "reference_first" or "model_first".
-            Replies to one question are joined by its id.
-        protocol (`str`): "strict" (ours) or "release" (the judge script of LLaVA-Med / ExGra-Med).
-        return_items (`bool`): Also return the scores of every judged question, under `items`.
-        num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
-        clusters: What the question of each reply belongs to, such as its image: the bootstrap draws whole clusters.
-            `None` draws questions.
+    `protocol` is "strict" (ours) or "release" (the judge script of LLaVA-Med / ExGra-Med). `return_items` adds the
+    scores of every judged question, under `items`. 0 `num_resamples` of the bootstrap leave `intervals` out; it draws
+    whole `clusters`, such as the image of each reply's question, or questions without them.
 
-    Returns:
-        `dict`: `relative_score` in percent, `model_score` and `reference_score` in points, `num_items` (questions
-        judged), `num_asked` (questions given), `num_clusters` (of those judged, with `clusters`), `counts` and
-        `intervals` (95%) by figure, and `groups`: the same for every value of `question_type` and `domain` that has a
-        judged question. Under "strict" also `position_bias` and `not_judged`.
+    Returns `relative_score` in percent, `model_score` and `reference_score` in points, `num_items` (questions judged),
+    `num_asked` (questions given), `num_clusters` (of those judged, with `clusters`), `counts` and `intervals` (95%) by
+    figure, and `groups`: the same for every value of `question_type` and `domain` that has a judged question. Under
+    "strict" also `position_bias` and `not_judged`.
 
-    Raises:
-        ValueError: If the lists are empty or of different length, contradict each other, or not one question could be
-            judged; under "release" if one could not.
-        TypeError: If a list holds something other than text.
+    Raises `ValueError` if the lists are empty or of different length, contradict each other, or not one question could
+    be judged (under "release" if one could not), and `TypeError` if a list holds something other than text.
 
     Example:
         >>> columns = (["1", "1"], ["conversation"] * 2, [["mri"]] * 2, ["reference_first", "model_first"])

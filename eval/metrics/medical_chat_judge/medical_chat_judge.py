@@ -23,18 +23,4 @@ class MedicalChatJudge(evaluate.Metric):
             features=datasets.Features(features | {"domains": datasets.List(text)}),
         )
 
-    def _compute(
-        self,
-        predictions: list[str],
-        question_ids: list[str],
-        question_types: list[str],
-        domains: list[list[str]],
-        orders: list[str],
-        protocol: str = "strict",
-        return_items: bool = False,
-        num_resamples: int = 1000,
-        seed: int = 0,
-        clusters: list[str] | None = None,
-    ) -> dict:
-        columns = (predictions, question_ids, question_types, domains, orders)
-        return evaluate_judgements(*columns, protocol, return_items, num_resamples, seed, clusters)
+    _compute = staticmethod(evaluate_judgements)

@@ -81,10 +81,8 @@ def beginning(reply: str) -> str:
 
 def parse_scores_release(reply: str) -> tuple[float, float]:
     """
-    The scores as the release reads them: the first line, split on single spaces, must be two numbers and nothing else.
-
-    Raises:
-        ValueError: If it is not, or is not finite.
+    The scores as the release reads them: the first line, split on single spaces, must be two finite numbers and
+    nothing else; otherwise raises `ValueError`.
 
     Example:
         >>> parse_scores_release("8 7\\nBoth are good.")

@@ -17,13 +17,8 @@ from logramed.eval.metrics.medical_multiple_choice.option_matching import choose
 
 def choose_by_scores(scores: Sequence[float], options: Sequence[str | None]) -> int | None:
     """
-    The index of the option with the highest score; `None` if different options share it.
-
-    Args:
-        scores: One for each option that is not missing, any unit; higher is better.
-
-    Raises:
-        ValueError: If there are not as many scores as options, or one is NaN.
+    The index of the option with the highest score, of one for each option that is not missing; `None` if different
+    options share it. Raises `ValueError` if there are not as many scores as options, or one is NaN.
 
     Example:
         >>> choose_by_scores([-2.0, -0.5, -3.0], ["CT", "MRI", "X-ray"])
@@ -44,10 +39,9 @@ def choose_by_scores(scores: Sequence[float], options: Sequence[str | None]) -> 
 
 def choose_by_release(prediction: str, options: Sequence[str | None]) -> tuple[int | None, list[float]]:
     """
-    The index that the release's zero-shot script chooses, and the ratios it compares.
-
-    The ratio is `difflib.SequenceMatcher(None, option, prediction).ratio()`, character by character. The first highest
-    one is chosen; none at all if every ratio is 0. Missing options have no ratio.
+    The index that the release's zero-shot script chooses, `None` if every ratio is 0, and the ratios it compares:
+    `difflib.SequenceMatcher(None, option, prediction).ratio()` of each option that is not missing, character by
+    character.
 
     Source: `find_most_similar_index` of the ExGra-Med zero-shot script.
 
@@ -65,21 +59,12 @@ def score_choice(
     prediction: str | Sequence[float], reference: str, options: Sequence[str | None], protocol: str = "strict"
 ) -> dict:
     """
-    Score one answer.
+    Score one answer: a generated text, or one score for each option that is not missing. Missing options are `None` or
+    empty and keep their letter.
 
-    Args:
-        prediction: The generated text, or one score for each option that is not missing.
-        reference (`str`): The text of the right option.
-        options: Two texts or more. Missing ones are `None` or empty and keep their letter.
-        protocol (`str`): "strict" or "release" (generated text only).
-
-    Returns:
-        `dict`: `accuracy`, 1.0 or 0.0; `index` of the chosen option, `None` if undecided, which counts as wrong; under
-        "release" also `ratios`.
-
-    Raises:
-        ValueError: If there are fewer than two options, if `reference` is none of them ("strict" only), if there are
-            not as many scores as options or one is NaN.
+    Returns `accuracy`, 1.0 or 0.0; `index` of the chosen option, `None` if undecided, which counts as wrong; under
+    "release" (generated text only) also `ratios`. Raises `ValueError` if there are fewer than two options, if
+    `reference` is none of them ("strict" only), if there are not as many scores as options or one is NaN.
 
     Example:
         >>> score_choice("B. MRI", "MRI", ["CT", "MRI"])
@@ -119,32 +104,21 @@ def evaluate_choices(
     references: Sequence[str],
     options: Sequence[Sequence[str | None]],
     protocol: str = "strict",
-    groups: Sequence[str] | None = None,
     return_items: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
     clusters: Sequence[str] | None = None,
 ) -> dict:
     """
-    Score answers to multiple-choice questions.
+    Score answers to multiple-choice questions: one entry for each, as for `score_choice`.
 
-    Args:
-        predictions, references, options: One entry per question, see `score_choice`.
-        protocol (`str`): "strict" (ours) or "release" (the ExGra-Med zero-shot script).
-        groups: One text per question, such as its modality, to break the figures down by.
-        return_items (`bool`): Also return what `score_choice` says of every question, under `items`, in percent.
-        num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
-        clusters: What each question belongs to, such as its image: the bootstrap draws whole clusters. `None` draws
-            questions.
+    `protocol` is "strict" (ours) or "release" (the ExGra-Med zero-shot script). `return_items` adds what
+    `score_choice` says of every question, under `items`, in percent. 0 `num_resamples` of the bootstrap leave
+    `intervals` out; it draws whole `clusters`, such as the image of each question, or questions without them.
 
-    Returns:
-        `dict`: `accuracy` and `chance` in percent, `num_items`, `num_undecided`, `num_clusters` (with `clusters`),
-        `counts`, `intervals`; with `groups` also `groups`, the same for each value.
-
-    Raises:
-        ValueError: See `score_choice`, with the number of the item; also if the lists are empty or of different
-            length, or `num_resamples` is negative.
-        TypeError: If a reference, group or cluster is not text.
+    Returns `accuracy` and `chance` in percent, `num_items`, `num_undecided`, `num_clusters` (with `clusters`),
+    `counts` and `intervals`. Raises `ValueError` as `score_choice`, with the number of the item, or if the lists are
+    empty or of different length, or `num_resamples` is negative; `TypeError` if a reference or cluster is not text.
 
     Example:
         >>> result = evaluate_choices(["B", "CT or MRI"], ["MRI", "CT"], [["CT", "MRI"]] * 2)
@@ -152,39 +126,25 @@ def evaluate_choices(
         (50.0, 50.0, 1, 2)
     """
     check_settings(protocol, num_resamples)
-    columns = {"predictions": predictions, "references": references, "options": options}
-    texts = {"groups": groups, "clusters": clusters}
-    check_columns(columns | texts, texts=["references", *texts])
+    columns = {"predictions": predictions, "references": references, "options": options, "clusters": clusters}
+    check_columns(columns, texts=["references", "clusters"])
     items = []
     for position, arguments in enumerate(zip(predictions, references, options, strict=True)):
         try:
             items.append(score_choice(*arguments, protocol))
         except (ValueError, TypeError) as error:
             raise ValueError(f"Item {position}: {error}") from error
-    chances = [1 / num_different_options(of_item) for of_item in options]
-
-    def summarize(places: Sequence[int]) -> dict:
-        chosen = [items[place] for place in places]
-        its_clusters = None if clusters is None else [clusters[place] for place in places]
-        figures = {
-            "accuracy": sum(item["accuracy"] for item in chosen) / len(chosen) * 100,
-            "chance": sum(chances[place] for place in places) / len(places) * 100,
-            "num_items": len(chosen),
-            "num_undecided": sum(item["index"] is None for item in chosen),
-            "counts": {"accuracy": len(chosen)},
-        }
-        if its_clusters is not None:
-            figures["num_clusters"] = len(set(its_clusters))
-        if num_resamples:
-            figures["intervals"] = bootstrap_intervals(chosen, ["accuracy"], num_resamples, seed, its_clusters, 100)
-        return figures
-
-    results = summarize(range(len(items)))
-    if groups is not None:
-        results["groups"] = {
-            value: summarize([place for place, group in enumerate(groups) if group == value])
-            for value in sorted(set(groups))
-        }
+    results = {
+        "accuracy": sum(item["accuracy"] for item in items) / len(items) * 100,
+        "chance": sum(1 / num_different_options(of_item) for of_item in options) / len(items) * 100,
+        "num_items": len(items),
+        "num_undecided": sum(item["index"] is None for item in items),
+        "counts": {"accuracy": len(items)},
+    }
+    if clusters is not None:
+        results["num_clusters"] = len(set(clusters))
+    if num_resamples:
+        results["intervals"] = bootstrap_intervals(items, ["accuracy"], num_resamples, seed, clusters, 100)
     if return_items:
         results["items"] = [item | {"accuracy": 100 * item["accuracy"]} for item in items]
     return results

@@ -27,18 +27,4 @@ class MedicalMultipleChoice(evaluate.Metric):
             ],
         )
 
-    def _compute(
-        self,
-        predictions: list,
-        references: list[str],
-        options: list[list[str]],
-        protocol: str = "strict",
-        groups: list[str] | None = None,
-        return_items: bool = False,
-        num_resamples: int = 1000,
-        seed: int = 0,
-        clusters: list[str] | None = None,
-    ) -> dict:
-        return evaluate_choices(
-            predictions, references, options, protocol, groups, return_items, num_resamples, seed, clusters
-        )
+    _compute = staticmethod(evaluate_choices)

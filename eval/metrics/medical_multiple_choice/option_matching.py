@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-from logramed.eval.metrics.reply_reader import read_reply
+from logramed.eval.metrics.reply_reader import HAN, NUMBER_WORDS, read_reply
 
 
 # A letter stands for its option alone ("B", "(b)."), before the text ("B: MRI", "(B) MRI", "B is right") or after a
@@ -26,14 +26,12 @@ _LETTER_AFTER_WORD = re.compile(
     r"(?<!\bnot )(?<!n't )\b(?i:answer|options?|choice)\b(?:\s+(?:is|are|would be|should be|must be))?(?:\s+option)?"
     rf"\s*[:=]?\s*\**({_LETTERS}|\(?[a-z]\)?(?=\W*$|[.;:]|,(?!\s*\(?[a-z]\b)))(?!['\u2019\w])"
     rf"|\b(?i:choose|select|pick|it is|it's)\s+({_LETTERS})(?=\W*$|[.,;:])"
+    rf"|(?<![不非别勿])(?<!不能)(?<!不该)(?<!不应该)(?<!不应当)(?:答案|选项?|选择)(?:应该|应当)?[是为]?[\s:\uff1a]*({_LETTERS})"
 )
 
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
 _MARK = r"[.,;:!?\n\u3002\u3001]"
-_TOKEN = re.compile(rf"\d+(?:\.\d+)*|[{_HAN}]|[^\W\d_{_HAN}][^\W_{_HAN}]*|{_MARK}")
-_ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_ZERO_TO_TEN)}
+_TOKEN = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*|{_MARK}")
 # From a negation to a mark or a "but", options are ruled out, not chosen.
 _NEGATION = (
     "no|not|non|without|never|neither|nor|cannot|cant|dont|doesnt|isnt|arent|wasnt|werent|rather than|instead of"
@@ -63,7 +61,7 @@ def spaced_words(text: str) -> str:
         'its 1 ct scan , not mri ,'
     """
     folded = _APOSTROPHES.sub("", unicodedata.normalize("NFKC", text).casefold())
-    tokens = (_NUMBERS.get(token, token) for token in _TOKEN.findall(folded))
+    tokens = (NUMBER_WORDS.get(token, token) for token in _TOKEN.findall(folded))
     return " ".join("," if re.fullmatch(_MARK, token) else token for token in tokens)
 
 
@@ -82,14 +80,12 @@ def option_words(option: str) -> str:
 
 def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None:
     """
-    The index of the one option that a generated text chooses, `None` if it is undecided.
+    The index of the one option that a generated text chooses, `None` if it is undecided. Missing options are `None`
+    and keep their letter; of equal texts the first is the option.
 
     In this order: the whole text is an option; it gives a letter (and names no other option beside it); it names one
     option in whole words, the words "a" and "I" only at the end of a clause. Of options within each other the longest
     counts ("CT angiography" is not "CT"). What stands after a negation, up to the next mark or "but", is ruled out.
-
-    Args:
-        options: The texts, `None` for a missing one, which keeps its letter. Of equal texts the first is the option.
 
     Example:
         >>> options = ["CT", "MRI scan", "CT angiography"]
@@ -145,7 +141,7 @@ def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
         # "C. difficile" is an option, and gives no letter.
         if not any(start.startswith(f"{letter.casefold()} ") and words.startswith(f"{start} ") for start in starts):
             return _places(letter, len(options))
-    after = (match[1] or match[2] for match in _LETTER_AFTER_WORD.finditer(text))
+    after = (match[1] or match[2] or match[3] for match in _LETTER_AFTER_WORD.finditer(text))
     return {place for letters in after for place in _places(letters, len(options))}
 
 

@@ -22,13 +22,4 @@ class MedicalReport(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text}),
         )
 
-    def _compute(
-        self,
-        predictions: list[str],
-        references: list[str],
-        return_items: bool = False,
-        num_resamples: int = 1000,
-        seed: int = 0,
-        by_section: bool = False,
-    ) -> dict:
-        return evaluate_reports(predictions, references, return_items, num_resamples, seed, by_section)
+    _compute = staticmethod(evaluate_reports)

@@ -42,26 +42,18 @@ def evaluate_reports(
     by_section: bool = False,
 ) -> dict:
     """
-    Score generated reports.
+    Score generated reports against the right ones. An empty prediction is scored as wrong.
 
-    Args:
-        predictions, references:
-            One text per report: the generated one and the right one. An empty prediction is scored as wrong.
-        return_items (`bool`): Also return the scores of every report, under `items`.
-        num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
-        by_section (`bool`): Also score findings and impression by themselves, under `sections` (see `split_sections`).
+    `return_items` adds the scores of every report, under `items`; `by_section` those of findings and impression by
+    themselves, under `sections` (see `split_sections`). 0 `num_resamples` of the bootstrap leave `intervals` out.
 
-    Returns:
-        `dict`: `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
-        reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. Orders of
-        BLEU that no reference is long enough for are absent, and so is `cider` without two different references. Items
-        have no BLEU, which is a figure of all reports together.
+    Returns `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
+    reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. Orders of BLEU
+    that no reference is long enough for are absent, and so is `cider` without two different references. Items have no
+    BLEU, which is a figure of all reports together.
 
-    Raises:
-        ValueError: If the lists are empty or of different length, a reference has no words, or `num_resamples` is
-            negative.
-        TypeError: If a report is not text.
-        ImportError: If sacrebleu or pycocoevalcap is not installed.
+    Raises `ValueError` if the lists are empty or of different length, a reference has no words, or `num_resamples` is
+    negative; `TypeError` if a report is not text; `ImportError` if sacrebleu or pycocoevalcap is not installed.
 
     Example:
         >>> result = evaluate_reports(["No effusion."], ["There is no pleural effusion."])
@@ -96,10 +88,8 @@ def evaluate_reports(
 
 def score_sections(predictions: Sequence[str], references: Sequence[str], num_resamples: int, seed: int) -> dict:
     """
-    The figures of each section, over the references that have it; a prediction without it is scored as empty.
-
-    Returns:
-        `dict`: figures as from `evaluate_reports` by section; sections that no reference has are left out.
+    The figures of each section (as from `evaluate_reports`), over the references that have it; a prediction without it
+    is scored as empty. Sections that no reference has are left out.
     """
     pairs = [
         (split_sections(read_reply(prediction)), split_sections(reference))

@@ -23,18 +23,4 @@ class MedicalVQA(evaluate.Metric):
             features=datasets.Features({"predictions": text, "references": text, "answer_types": text}),
         )
 
-    def _compute(
-        self,
-        predictions: list[str],
-        references: list[str],
-        answer_types: list[str],
-        protocol: str = "strict",
-        candidates: list | dict | None = None,
-        return_items: bool = False,
-        num_resamples: int = 1000,
-        seed: int = 0,
-        clusters: list[str] | None = None,
-    ) -> dict:
-        return evaluate_answers(
-            predictions, references, answer_types, protocol, candidates, return_items, num_resamples, seed, clusters
-        )
+    _compute = staticmethod(evaluate_answers)

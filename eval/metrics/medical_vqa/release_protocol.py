@@ -13,10 +13,11 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from functools import lru_cache
 
+from logramed.eval.metrics.reply_reader import NUMBER_WORDS
+
 
 ARTICLES = ("a", "an", "the")
-_ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-NUMBER_WORDS = {word: str(value) for value, word in enumerate(_ZERO_TO_TEN)} | {"none": "0"}
+DIGIT_OF_WORD = NUMBER_WORDS | {"none": "0"}
 BLEU_WEIGHTS = {1: (1, 0, 0, 0), 2: (0, 1, 0, 0), 3: (0, 0, 1, 0), 4: (0.25, 0.25, 0.25, 0.25)}
 # Every item is compared with every candidate answer, so the same few thousand texts are normalized again and again.
 _cache = lru_cache(maxsize=100_000)
@@ -77,7 +78,7 @@ def normalize_release(text: str) -> str:
         touches_space = f"{mark} " in text or f" {mark}" in text
         unmarked = unmarked.replace(mark, "" if touches_space or delete_all else " ")
     unmarked = _STOP.sub("", unmarked, count=_RELEASE_MAX_STOPS)
-    words = [NUMBER_WORDS.get(word, word) for word in unmarked.lower().split()]
+    words = [DIGIT_OF_WORD.get(word, word) for word in unmarked.lower().split()]
     words = [CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES]
     return " ".join(words).replace(",", "")
 

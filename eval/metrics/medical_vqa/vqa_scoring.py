@@ -19,13 +19,13 @@ import numpy as np
 from logramed.eval.metrics.aggregation import bootstrap_intervals, bootstrap_means, check_columns, check_settings
 from logramed.eval.metrics.medical_vqa.release_protocol import (
     ARTICLES,
-    NUMBER_WORDS,
+    DIGIT_OF_WORD,
     bleu_scores,
     precision_recall_f1,
     score_closed_release,
     score_open_release,
 )
-from logramed.eval.metrics.reply_reader import read_reply, strip_role_words
+from logramed.eval.metrics.reply_reader import HAN, read_reply, strip_role_words
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
@@ -35,8 +35,7 @@ _cache = lru_cache(maxsize=100_000)
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
 _HAN_NUMBERS = {character: str(value) for value, character in enumerate("零一二三四五六七八九十")} | {"两": "2"}
-_DIGITS = NUMBER_WORDS | _HAN_NUMBERS
-HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # the Han characters of every block
+_DIGITS = DIGIT_OF_WORD | _HAN_NUMBERS
 _HAN = re.compile(f"[{HAN}]")
 _WORD = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*")
 
@@ -268,8 +267,10 @@ def candidate_list(candidates: Sequence | Mapping | None) -> list[str] | None:
         if list(candidates) != ["0"]:
             raise ValueError(f'`candidates` as a mapping must have the one key "0", got {list(candidates)}.')
         candidates = candidates["0"]
-    if isinstance(candidates, str) or len(candidates) == 0:
+    if isinstance(candidates, str | Set) or len(candidates) == 0:  # of a set no candidate is the first
         raise ValueError(f"`candidates` must be a list of at least one answer or `None`, got {candidates!r}.")
+    if None in list(candidates):
+        raise TypeError(f"`candidates[{list(candidates).index(None)}]` must be text, got None.")
     return [str(candidate) for candidate in candidates]
 
 
@@ -302,27 +303,20 @@ def evaluate_answers(
     clusters: Sequence[str] | None = None,
 ) -> dict:
     """
-    Score answers to open and closed questions.
+    Score answers to open and closed questions: one entry for each, the model's answer, the right one, and "OPEN" or
+    "CLOSED".
 
-    Args:
-        predictions, references, answer_types:
-            One entry per question: the model's answer, the right one, and "OPEN" or "CLOSED".
-        protocol (`str`): "strict" (ours) or "release" (the LLaVA-Med / ExGra-Med `run_eval`).
-        candidates: Answers to choose from for `open_accuracy`, which is left out without them.
-        return_items (`bool`): Also return the scores of every question, under `items`.
-        num_resamples, seed: Of the bootstrap; 0 resamples leaves `intervals` out.
-        clusters: What each question belongs to, such as its image: the bootstrap draws whole clusters. `None` draws
-            questions.
+    `protocol` is "strict" (ours) or "release" (the LLaVA-Med / ExGra-Med `run_eval`). `candidates` are answers to
+    choose from for `open_accuracy`, which is left out without them. `return_items` adds the scores of every question,
+    under `items`. 0 `num_resamples` of the bootstrap leave `intervals` out; it draws whole `clusters`, such as the
+    image of each question, or questions without them.
 
-    Returns:
-        `dict`: figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones,
-        `average` only with both), `num_open`, `num_closed`, `num_clusters` (with `clusters`), `counts`, the number of
-        questions behind each figure, and `intervals`, a 95% interval `[low, high]` in percent for each figure.
+    Returns figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones, `average`
+    only with both), `num_open`, `num_closed`, `num_clusters` (with `clusters`), `counts`, the number of questions
+    behind each figure, and `intervals`, a 95% interval `[low, high]` in percent for each figure.
 
-    Raises:
-        ValueError: If the lists are empty or of different length, or hold an unknown type, or an empty reference under
-            "strict"; if `num_resamples` is negative.
-        TypeError: If an answer, a type or a cluster is not text.
+    Raises `ValueError` if the lists are empty or of different length, or hold an unknown type, or an empty reference
+    under "strict", or if `num_resamples` is negative; and `TypeError` if an answer, a type or a cluster is not text.
 
     Example:
         >>> result = evaluate_answers(["Yes", "left lung"], ["yes", "lung"], ["CLOSED", "OPEN"])

@@ -206,27 +206,11 @@ def choose(right, clusters=None, **options):
     return evaluate_choices(*columns, clusters=clusters, **options)
 
 
-def test_groups_draw_their_own_clusters():
-    result = choose([1, 1, 0, 1], ["a", "a", "b", "b"], groups=["x", "x", "x", "y"])
-    assert (result["num_clusters"], result["groups"]["x"]["num_clusters"]) == (2, 2)
-    assert result["groups"]["x"]["intervals"]["accuracy"] == [0.0, 100.0]  # of 2/2, 2/3 and 0/1
-    assert result["intervals"]["accuracy"] == [50.0, 100.0]
-    assert result["groups"]["y"]["num_clusters"] == 1
-
-
-def test_groups_add_up_to_the_whole():
-    result = evaluate_choices(
-        ["A", "B", "A"], ["CT"] * 3, [["CT", "MRI"]] * 3, groups=["head", "chest", "head"], return_items=True
-    )
-    head, chest = result["groups"]["head"], result["groups"]["chest"]
-    assert (head["accuracy"], head["num_items"], chest["accuracy"], chest["counts"]) == (
-        100.0,
-        2,
-        0.0,
-        {"accuracy": 1},
-    )
-    assert result["accuracy"] == pytest.approx(200 / 3)
-    assert [item["accuracy"] for item in result["items"]] == [100.0, 0.0, 100.0]
+def test_intervals_draw_whole_clusters():
+    assert choose([1, 1, 0], ["a", "a", "b"])["intervals"]["accuracy"] == [0.0, 100.0]  # of 2/2, 2/3 and 0/1
+    result = choose([1, 1, 0, 1], ["a", "a", "b", "b"], return_items=True)
+    assert (result["num_clusters"], result["intervals"]["accuracy"]) == (2, [50.0, 100.0])
+    assert [item["accuracy"] for item in result["items"]] == [100.0, 100.0, 0.0, 100.0]
 
 
 @pytest.mark.parametrize(
@@ -243,11 +227,32 @@ def test_groups_add_up_to_the_whole():
         ((["A"], ["CT"], [["CT", "MRI"]], "lenient"), ValueError, r"`protocol`.*got 'lenient'"),
         ((["A"], ["CT", "CT"], [["CT", "MRI"]]), ValueError, r"equally long, got `predictions` 1, `references` 2"),
         (([], [], []), ValueError, r"nothing to score"),
-        ((["A"], ["CT"], [["CT", "MRI"]], "strict", ["a", "b"]), ValueError, r"equally long"),
-        ((["A"] * 2, ["CT"] * 2, [["CT", "MRI"]] * 2, "strict", ["a", None]), TypeError, r"groups\[1\].*got None"),
-        ((["A"], ["CT"], [["CT", "MRI"]], "strict", None, False, -1), ValueError, r"num_resamples.*got -1"),
+        (
+            (["A"], ["CT"], [["CT", "MRI"]], "strict", False, 0, 0, ["a", "b"]),
+            ValueError,
+            r"equally long, .*`clusters` 2",
+        ),
+        (
+            (["A"] * 2, ["CT"] * 2, [["CT", "MRI"]] * 2, "strict", False, 0, 0, ["a", None]),
+            TypeError,
+            r"`clusters\[1\]` must be text, got None",
+        ),
+        (
+            (["A"], ["CT"], [["CT", "MRI"]], "strict", False, 0, 0, [math.nan]),
+            TypeError,
+            r"`clusters\[0\]` must be text, got nan \(float\)",
+        ),
+        ((["A"], ["CT"], [["CT", "MRI"]], "strict", False, -1), ValueError, r"num_resamples.*got -1"),
     ],
 )
 def test_refusals_name_the_item(arguments, error, words):
     with pytest.raises(error, match=words):
         evaluate_choices(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("选A", 0), ("应该选择B", 1), ("答案是 C", 2), ("不选A", None), ("不应该选择B", None), ("非答案A", None)],
+)
+def test_letters_in_chinese_are_chosen_unless_they_are_ruled_out(text, expected):
+    assert score_choice(text, "lung", ["liver", "lung", "heart"])["index"] == expected

@@ -459,6 +459,11 @@ def test_items_carry_the_scores_of_each_question_and_average_to_the_figures():
         ((["a"], [" . "], ["OPEN"]), ValueError, r"references\[0\].*no words"),
         ((["a"], ["a"], ["OPEN"], "lenient"), ValueError, r"protocol.*strict.*release.*got 'lenient'"),
         ((["a"], ["a"], ["OPEN"], "strict", []), ValueError, r"candidates.*got \[\]"),
+        ((["a"], ["a"], ["OPEN"], "strict", {"lung", "liver"}), ValueError, r"must be a list of at least one answer"),
+        ((["a"], ["a"], ["OPEN"], "strict", ["a", None]), TypeError, r"candidates\[1\].*got None"),
+        ((["a"], ["a"], [None]), TypeError, r"answer_types\[0\].*got None"),
+        ((["a"], [np.float64("nan")], ["OPEN"]), TypeError, r"references\[0\].*nan"),
+        ((["yes"], [True], ["CLOSED"]), TypeError, r"references\[0\].*got True \(bool\)"),
         ((["a"], ["a"], ["OPEN"], "strict", {"1": ["a"]}), ValueError, r'one key "0", got \[\'1\'\]'),
     ],
 )
