@@ -34,9 +34,6 @@ class EvaluationArguments:
         default=False, metadata={"help": "Count questions that `predictions` does not answer as answered wrong."}
     )
     system: str | None = field(default=None, metadata={"help": "Name of what answers, in tables and plots."})
-    training_data_share: float | None = field(
-        default=None, metadata={"help": "Share of the training data it saw, in percent, for curves over several runs."}
-    )
     split: str | None = field(default=None, metadata={"help": "Split of the benchmark. By default the one tested on."})
     subset: str | None = field(
         default=None,
@@ -113,7 +110,3 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        if self.training_data_share is not None and not 0 < self.training_data_share <= 100:
-            raise ValueError(
-                f"`training_data_share` must be above 0 and at most 100 percent, got {self.training_data_share}."
-            )

@@ -24,18 +24,8 @@ def training_rows(
     split: str = "train",
 ) -> list[dict] | str:
     """
-    The rows of the training split of a benchmark, or why there are none.
-
-    Nothing about the training files stops a run.
-
-    Args:
-        benchmark (module): One of `logramed.eval.benchmarks`.
-        data (`str` or `Path`), subset (`str`, *optional*): As given to its `load_questions`.
-        skipped (`list[str]`, *optional*): Bad rows, which are left out, are added here in words.
-        split (`str`): Which training split (see `training_split`).
-
-    Returns:
-        `list[dict]`: question rows as from `load_questions`, or `str`: the reason, a sentence part without full stop.
+    The rows of the training split of a benchmark, or why there are none, as a part of a sentence: nothing about the
+    training files stops a run. Bad rows are left out and added to `skipped` in words.
     """
     name = benchmark.__name__.rpartition(".")[2]
     if "train" not in benchmark.SPLITS:
@@ -73,23 +63,13 @@ def find_leakage(
 
     Images are the same if their files hold the same bytes, whichever slices of a volume are shown: a copy under
     another name is found, a copy saved anew is not. Questions are compared as `comparable_question` reads them: the
-    test and the training file may be of two forms. Of the training images only those are read whose size a test
-    image has.
+    test and the training file may be of two forms. Of the training images only those are read whose size a test image
+    has.
 
-    Args:
-        questions, training (sequences of `dict`): Question rows; `image` or `images`, `question` and `answer` are
-            read, and `question_id` of the test ones.
-        skipped (sequence of `str`): Bad rows that `training` lacks, in words.
-        split (`str`): Name of the training split.
-
-    Returns:
-        `dict`: `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them` (on any of them),
-        `num_triplets_in_training` (test questions whose triplet, with all its images in their order, stands in
-        training), `triplet_question_ids` (theirs, in the order of `questions`), `compared_with` and, where there are
-        any, `bad_training_rows`.
-
-    Raises:
-        ValueError: If there are no test questions or no training rows: then nothing can be said.
+    Returns `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them` (on any of them),
+    `num_triplets_in_training` (test questions whose triplet, with all its images in their order, stands in training),
+    `triplet_question_ids` (theirs, in the order of `questions`), `compared_with` and, where there are any,
+    `bad_training_rows`. Raises `ValueError` without test questions or training rows.
     """
     if not questions or not training:
         raise ValueError(
@@ -114,12 +94,6 @@ def find_leakage(
         + (f", {describe_skipped(skipped)}" if skipped else ""),
         **({"bad_training_rows": list(skipped)} if skipped else {}),
     }
-
-
-def without_leaked_triplets(questions: Sequence[dict], leakage: dict) -> list[dict]:
-    """The `questions` whose triplet does not stand in training, by the report of `find_leakage`; in their order."""
-    leaked = set(leakage["triplet_question_ids"])
-    return [question for question in questions if question["question_id"] not in leaked]
 
 
 def _hash_where_sizes_meet(questions: Sequence[dict], training: Sequence[dict]) -> tuple[dict, dict]:

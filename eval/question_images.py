@@ -1,6 +1,7 @@
 """The images of a question: one, or several at any place in its text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,11 @@ def all_sources(questions: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> tuple[list[dict], dict[str, str]]:
     """
-    Question rows that show the slices of volumes (DICOM, NIfTI).
+    Question rows that show the slices of volumes (DICOM, NIfTI), and by path what is wrong with volumes that cannot be
+    shown; their paths stay.
 
     In place of a volume's path `images` has a reference for each of its slices, and `position_texts` a list of their
     texts ("" for none), as it has for every other image of the row. Rows without such texts lack that field.
-
-    Returns:
-        `tuple[list[dict], dict[str, str]]`: the rows, and by path what is wrong with volumes that cannot be shown;
-        their paths stay.
     """
     shown, problems = {}, {}
     for image in filter(is_volume, all_images(questions)):
@@ -83,6 +81,22 @@ def _show_slices(question: dict, shown: Mapping[str, tuple[list[str], list[dict]
         return question | ({"images": names} if "images" in question else {"image": names[0]})
     rest = {key: value for key, value in question.items() if key != "image"}
     return rest | {"images": names, "position_texts": texts}
+
+
+def in_turns(groups: Sequence[Hashable]) -> list[int]:
+    """
+    Places in a list: the first of each group, then the second of each, and so on.
+
+    Example:
+        >>> in_turns(["liver", "liver", "lung", "liver"])
+        [0, 2, 1, 3]
+    """
+    seen: Counter = Counter()
+    turns = []
+    for group in groups:
+        turns.append(seen[group])
+        seen[group] += 1
+    return sorted(range(len(groups)), key=turns.__getitem__)
 
 
 def name_images(question: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,12 +132,9 @@ def question_content(question: Mapping[str, Any]) -> list[dict[str, str]]:
     """
     What a user's message about a question row holds: text parts, and image parts with their `path`, in their order.
 
-    `images` stand where the question has its placeholders, or before its text if it has none. The one `image` of a
-    row stands before the text, which is shown as it is. Where `position_texts` says so (see `show_volumes`), a place
-    has several images, each with its text behind it.
-
-    Raises:
-        ValueError: If there are another number of placeholders than of images, naming the question.
+    `images` stand where the question has its placeholders, or before its text if it has none; another number of
+    placeholders raises `ValueError`. The one `image` of a row stands before the text, which is shown as it is. Where
+    `position_texts` says so (see `show_volumes`), a place has several images, each with its text behind it.
 
     Example:
         >>> row = {"question": "<image> Then <image> Has it grown?", "images": ["/a.png", "/b.png"]}

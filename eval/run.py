@@ -30,7 +30,9 @@ from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.candidates import training_candidates
 from logramed.eval.command_line import refuse_unknown, run_command
-from logramed.eval.comparison.html_report import write_run_report
+from logramed.eval.comparison.html_report import render_markdown, write_run_report
+from logramed.eval.comparison.run_folder import read_run_folder
+from logramed.eval.comparison.runs import compare_runs
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.grounding import measure as grounding
@@ -49,10 +51,10 @@ from logramed.eval.leakage import find_leakage, hide_folder, training_rows, trai
 from logramed.eval.likelihood import score_options
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.models import fingerprint_model, load_model, read_stop_string
-from logramed.eval.predictions import PredictionFile
 from logramed.eval.prompts import list_options
-from logramed.eval.question_images import all_images, list_images, show_volumes
-from logramed.eval.report import compute_metrics, figures_without_leakage, format_grounding, format_table
+from logramed.eval.question_images import all_images, list_images, name_images, show_volumes
+from logramed.eval.report import compute_metrics, figures_without_leakage
+from logramed.eval.resumable_file import ResumableFile
 from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
@@ -87,11 +89,14 @@ RESULTS = (
     several_images.FILE,
     several_images.PICTURE,
 )
+PRINTED = ("summary", "remarks", "figures", "judge", "sight", "groups", "release")  # sections of the report
+NO_BLANK = "they were turned off (`no_blank_images`)"
+NO_BLANK_OF_ANOTHER = "another system answered; pass what it answers to blank images as `blank_predictions`"
 UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: of this process), print the table and return 0."""
+    """Run the command line `argv` (default: of this process), print the main tables and return 0."""
     parser = HfArgumentParser(EvaluationArguments)
     argv = sys.argv[1:] if argv is None else list(argv)
     refuse_unknown(parser, argv)
@@ -100,22 +105,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if metrics is None:
         print(UNJUDGED)
         return 0
-    print(format_table(metrics))
-    if "grounding" in metrics:
-        print(format_grounding(metrics["grounding"]))
+    print(render_markdown(compare_runs([read_run_folder(arguments.output)]), PRINTED))
     print(f"Report: {Path(arguments.output) / 'report.html'}")
     return 0
 
 
 def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
     """
-    Ask what is not yet answered in `arguments.output`, and write answers, figures and a report there.
-
-    Returns:
-        `dict`: the content of `metrics.json`; `None` if chat answers were written but no judge was named.
-
-    Raises:
-        ValueError: If the output folder holds answers of a run with other settings, or another run is writing there.
+    Ask what is not yet answered in `arguments.output`, and write answers, figures and a report there. Returns the
+    content of `metrics.json`, `None` if chat answers were written but no judge was named. Raises `ValueError` if the
+    output folder holds answers of a run with other settings, or another run is writing there.
     """
     run = Run(arguments)
     run.output.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ def answer_and_score(run: "Run") -> dict | None:
         "protocol": "strict",
         "interval_unit": "report" if run.task == "report" else "image",
         **figures[False],
-        "blank_images": figures.get(True, {"missing": run.why_no_blank()}),
+        "blank_images": figures.get(True, {"missing": NO_BLANK if run.arguments.model else NO_BLANK_OF_ANOTHER}),
         "leakage": run.find_leakage(answered[False]),
         "differences": run.find_differences(),
     }
@@ -156,12 +155,7 @@ def answer_and_score(run: "Run") -> dict | None:
 
 
 class Run:
-    """
-    One system's answers to the questions of one benchmark, with or without sight.
-
-    Args:
-        arguments (`EvaluationArguments`): What to ask and whom.
-    """
+    """One system's answers to the questions of one benchmark, with or without sight."""
 
     def __init__(self, arguments: EvaluationArguments):
         self.arguments = arguments
@@ -232,12 +226,6 @@ class Run:
             return self.arguments.blank_images or not blank
         return (self.arguments.blank_predictions if blank else self.arguments.predictions) is not None
 
-    def why_no_blank(self) -> str:
-        """Why there are no figures without sight."""
-        if self.arguments.model is None:
-            return "another system answered; pass what it answers to blank images as `blank_predictions`"
-        return "they were turned off (`no_blank_images`)"
-
     @cached_property
     def model(self) -> tuple[torch.nn.Module, Any]:
         """Model and processor, loaded when the first question has to be asked."""
@@ -248,16 +236,22 @@ class Run:
 
     def collect_answers(self, blank: bool) -> list[dict]:
         """The question rows with `prediction`: those in the file, and what is missing there, asked now."""
-        file = PredictionFile(self.path("predictions", blank), self.questions)
+        path, by_id = self.path("predictions", blank), {row["question_id"]: row for row in self.questions}
         if self.arguments.model is None:  # reading costs nothing, and the file of blank answers may be another now
             answers, _ = self.foreign_answers["blank_predictions" if blank else "predictions"]
-            return file.replace(answers)
-        unanswered = file.resume()
-        if unanswered:
-            with file.open_for_append() as write_answer:
-                for question, answer, fields in self.ask(unanswered, blank):
-                    write_answer(question, answer, **fields)
-        return file.finish()
+            rows = [prediction_row(row, answers[question_id]) for question_id, row in by_id.items()]
+            write_json_lines(path, rows)
+            return rows
+        file = ResumableFile(path, list(by_id), lambda row: row["question_id"], kind="answer")
+        missing = file.missing()
+        if missing:
+            with file.open_for_append() as write_line:
+                for question, answer, fields in self.ask([by_id[key] for key in missing], blank):
+                    # The benchmark's row: the one that was shown may ask otherwise.
+                    write_line(prediction_row(by_id[question["question_id"]], answer) | fields)
+        rows = list(file.finish().values())
+        assert len(rows) == len(by_id)
+        return rows
 
     def ask(self, questions: Sequence[dict], blank: bool) -> Iterator[tuple[dict, str, dict]]:
         """Question rows, their answers and, where options were scored, `option_scores`."""
@@ -265,7 +259,8 @@ class Run:
         options = {"batch_size": self.arguments.batch_size, "blank_images": blank}
         if self.task == "multiple_choice" and self.settings["multiple_choice"] == "likelihood":
             for question, scores in score_options(*self.model, shown, **options):
-                yield question, likeliest(question["options"], scores), {"option_scores": scores}
+                likeliest = question["options"][scores.index(max(scores))]
+                yield question, likeliest, {"option_scores": scores}
             return
         stop_strings = [self.settings["stop_string"]] if self.settings["stop_string"] else []
         options |= {"max_new_tokens": self.settings["max_new_tokens"], "stop_strings": stop_strings}
@@ -378,11 +373,15 @@ class Run:
         notes = [note for description in read.values() for note in description["notes"]]
         return {
             "system": self.arguments.system,
-            "training_data_share": self.arguments.training_data_share,
             "read": read or None,
             "notes": notes or None,
             "window": self.arguments.window if any(map(is_volume, all_images(self.questions))) else None,
         }
+
+
+def prediction_row(question: dict, answer: str) -> dict:
+    """A line of `predictions.jsonl`: the question's row, with its images by file name, and the `prediction`."""
+    return question | name_images(question) | {"prediction": answer}
 
 
 def show_question(question: dict, yes_no_hint: str = "") -> dict:
@@ -398,17 +397,6 @@ def show_question(question: dict, yes_no_hint: str = "") -> dict:
     if question.get("answer_type") == "CLOSED" and yes_or_no(question["answer"]) is not None:
         return question | {"question": question["question"] + yes_no_hint}
     return question
-
-
-def likeliest(options: Sequence[str], scores: Sequence[float]) -> str:
-    """
-    The option with the highest score, the first of several.
-
-    Example:
-        >>> likeliest(["CT", "MRI"], [-2.0, -0.5])
-        'MRI'
-    """
-    return options[max(range(len(scores)), key=scores.__getitem__)]
 
 
 def identify_images(question: dict, hashes: Mapping[str, bytes]) -> str:
@@ -450,9 +438,7 @@ def describe_run(
 
 
 def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]) -> None:
-    """
-    Write `settings` to `path`; raise `ValueError` if answers of other settings, versions aside, lie beside it.
-    """
+    """Write `settings` to `path`; raise `ValueError` if answers of other settings, versions aside, lie beside it."""
     written = [answers for answers in predictions_paths if answers.is_file() and answers.stat().st_size]
     if not written:
         for name in RESULTS:

@@ -5,13 +5,14 @@ Everything that was asked or answered is escaped: an answer cannot become part o
 """
 
 import base64
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from logramed.eval.benchmarks import BENCHMARKS
 from logramed.eval.comparison.grounding_tables import grounding_tables
 from logramed.eval.comparison.plots import draw_figures
 from logramed.eval.comparison.run_folder import read_run_folder
@@ -21,6 +22,7 @@ from logramed.eval.comparison.tables import (
     Table,
     all_figures_table,
     bootstrap_table,
+    capitalize,
     figures_table,
     group_tables,
     judge_table,
@@ -42,15 +44,6 @@ MATCHED_TEXT = (
     "one scale for all images of a question; the weights of its images sum to 100%"
 )
 TEMPLATES = Path(__file__).with_name("templates")
-BENCHMARK_TITLES = {
-    "vqa_rad": "VQA-RAD",
-    "slake": "SLAKE",
-    "path_vqa": "PathVQA",
-    "pmc_vqa": "PMC-VQA",
-    "omnimedvqa": "OmniMedVQA",
-    "chat": "Visual chat",
-    "report": "Report writing",
-}
 
 
 @dataclass(frozen=True)
@@ -66,30 +59,18 @@ class Section:
 
 def write_run_report(folder: str | Path, images: bool = True) -> Path:
     """
-    Write `report.html` of a single finished run into its folder.
-
-    Args:
-        folder (`str` or `Path`): With `metrics.json`, `predictions.jsonl` and `scores.jsonl`.
-        images (`bool`, *optional*, defaults to `True`): Embed small images of the worst questions, where their files
-            lie on this machine.
-
-    Returns:
-        `Path`: the file.
-
-    Raises:
-        ValueError: If the folder is not that of a finished run (see `read_run_folder`).
+    Write `report.html` of a single finished run into its folder, with small `images` of the worst questions where
+    their files lie on this machine. Raises `ValueError` as `read_run_folder`.
     """
     comparison = compare_runs([read_run_folder(folder)])
     return write_whole(Path(folder) / "report.html", render_html(comparison, images=images))
 
 
 def report_title(comparison: Comparison) -> str:
-    """
-    The benchmark, its subset and split in words, such as "SLAKE (en), test split".
-    """
+    """The benchmark, its subset and split in words, such as "SLAKE (en), test split"."""
     run = comparison.runs[0].run
     subset = f" ({run['subset']})" if run["subset"] else ""
-    return f"{BENCHMARK_TITLES.get(run['benchmark'], run['benchmark'])}{subset}, {run['split']} split"
+    return f"{capitalize(BENCHMARKS[run['benchmark']])}{subset}, {run['split']} split"
 
 
 def report_facts(comparison: Comparison) -> str:
@@ -137,53 +118,30 @@ def _pictures(comparison: Comparison, figure: str, name: str, text: str) -> list
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# HTML
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _environment() -> Environment:
-    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return Environment(loader=FileSystemLoader(TEMPLATES), **options)
-
-
 def render_html(comparison: Comparison, images: bool = True) -> str:
-    """
-    The page of a comparison.
-
-    Args:
-        comparison ([`Comparison`]): From `compare_runs`.
-        images (`bool`, *optional*, defaults to `True`): Whether to embed the images of the worst questions.
-    """
-    return _environment().get_template("report.html.jinja").render(_page(comparison, images))
-
-
-def _page(comparison: Comparison, images: bool) -> dict:
-    """What the template fills in."""
+    """The page of a comparison, with or without the images of the worst questions."""
     questions = question_sections(comparison.runs, images)
     sections = report_sections(comparison, images)
     shown = [image["address"] for kind in questions for card in kind["cards"] for image in card["images"]]
-    return {
-        "title": report_title(comparison),
-        "facts": report_facts(comparison),
-        "names": comparison.names,
-        "sections": sections,
-        "plot": Markup(draw_figures(comparison)),
-        "questions": questions,
-        "embeds_images": any([*shown, *(section.pictures for section in sections)]),
-    }
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), **options)
+    return environment.get_template("report.html.jinja").render(
+        title=report_title(comparison),
+        facts=report_facts(comparison),
+        names=comparison.names,
+        sections=sections,
+        plot=Markup(draw_figures(comparison)),
+        questions=questions,
+        embeds_images=any([*shown, *(section.pictures for section in sections)]),
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Markdown
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def render_markdown(comparison: Comparison) -> str:
-    """The same in Markdown, without the questions and pictures."""
+def render_markdown(comparison: Comparison, keys: Collection[str] | None = None) -> str:
+    """The same in Markdown, without the questions and pictures; of `keys`, if given, the sections of these alone."""
     parts = [f"# {escape(report_title(comparison))}", escape(report_facts(comparison))]
     for section in report_sections(comparison, images=False):
+        if keys is not None and section.key not in keys:
+            continue
         parts += [f"## {section.title}", "\n".join(f"- {escape(line)}" for line in section.lines)]
         parts += [format_table(table) for table in section.tables]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -18,14 +18,9 @@ TIE = 1e-9
 @dataclass(frozen=True)
 class BootstrapTest:
     """
-    A difference between two systems.
-
-    Attributes:
-        difference (`float`): First minus second, in the unit of the scores.
-        low, high (`float`): Its 95% interval.
-        p_value (`float`): Two-sided.
-        num_items (`int`): Questions it is over.
-        num_clusters (`int`): Images they are about, or questions where these were drawn.
+    A `difference` between two systems, first minus second, in the unit of the scores, with its 95% interval and
+    two-sided p-value, over `num_items` questions about `num_clusters` images (or as many questions, where these were
+    drawn).
     """
 
     difference: float
@@ -39,12 +34,7 @@ class BootstrapTest:
 @dataclass(frozen=True)
 class McNemarTest:
     """
-    How often only one of two systems is right.
-
-    Attributes:
-        num_only_first, num_only_second (`int`): Questions that only the first, only the second system has right.
-        p_value (`float`): Two-sided, exact.
-        num_items (`int`): Questions both answered.
+    How many of `num_items` questions only the first, and only the second of two systems has right; two-sided, exact.
     """
 
     num_only_first: int
@@ -62,22 +52,15 @@ def paired_bootstrap(
     """
     Test a mean difference by drawing images again, with replacement and with all their questions.
 
+    `differences` are the score of the first system minus that of the second, for each question: one array for a mean
+    over questions, several for a mean of such means (the average of open and closed): images with the same kinds of
+    questions are drawn among their own, so that each resample has both. `clusters` are the image of each question, in
+    the same form; without them questions are drawn. Raises `ValueError` if an array is empty.
+
     The interval is the percentile interval. The p-value is its counterpart: twice the share of resamples on the other
     side of 0 than most, ties counted against, so that it is below 0.05 where the interval leaves out 0. One is added
     to both counts, so that it is never 0: the least possible is `2 / (num_resamples + 1)`. Over fewer than some 50
     images such intervals are a little too narrow and such p-values a little too small.
-
-    Args:
-        differences (`Sequence[np.ndarray]`):
-            Score of the first system minus that of the second, for each question. One array for a mean over
-            questions. Several for a mean of such means (the average of open and closed): images with the same kinds of
-            questions are drawn among their own, so that each resample has both.
-        num_resamples (`int`, *optional*, defaults to 10,000): Draws.
-        seed (`int`, *optional*, defaults to 0): The same gives the same result.
-        clusters (*optional*): The image of each question, in the form of `differences`. Without, questions are drawn.
-
-    Raises:
-        ValueError: If an array is empty.
 
     Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 and 15; the 1 that is added:
     Davison and Hinkley 1997, section 4.2.
@@ -107,16 +90,12 @@ def paired_bootstrap(
 
 def mcnemar_test(first: np.ndarray, second: np.ndarray, clusters: Sequence[str] | None = None) -> McNemarTest:
     """
-    Exact McNemar test: of the questions that only one system has right, is its share compatible with one half?
+    Exact McNemar test of whether each system has each question right (bool, `(num_items,)`): of the questions that
+    only one system has right, is its share compatible with one half? Raises `ValueError` if the shapes differ or there
+    are no questions.
 
     With `clusters`, the image of each question, the questions of an image change sides together: an exact sign-flip
     test of the images' sums. With one question an image it is McNemar's.
-
-    Args:
-        first, second (`np.ndarray` of shape `(num_items,)`, bool): Whether each system has each question right.
-
-    Raises:
-        ValueError: If the shapes differ or there are no questions.
 
     Source: McNemar 1947; two-sided exact binomial test. By image: Fisher's randomization test of paired differences.
 

@@ -13,14 +13,9 @@ NOT_RUN_HERE = (
 
 def published_for(metrics: dict) -> tuple[list[dict], list[str]]:
     """
-    The published figures over the questions of a run, and sentences on where they come from.
-
-    Args:
-        metrics (`dict`): Content of the run's `metrics.json`.
-
-    Returns:
-        `tuple[list[dict], list[str]]`: rows with `name`, `source` and `figures` in percent, and notes. Of a benchmark
-        without published figures, another split or part of it, no rows, and a note that says so.
+    The published figures over the questions of a run, by its `metrics.json`: rows with `name`, `source` and `figures`
+    in percent, and notes on where they come from. No rows, and a note that says so, for a benchmark without published
+    figures, another split or part of it.
 
     Example:
         >>> run = {"benchmark": "slake", "split": "test", "subset": "zh", "limit": None}

@@ -1,10 +1,11 @@
 """A run folder as `eval/run.py` writes it, read back: what `eval/compare.py` compares."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+
+from logramed.eval.benchmarks.rows import parse_json, read_records
 
 
 MAIN_FIGURES = {
@@ -21,28 +22,16 @@ SAME_JUDGE = ("model", "prompt_fingerprint")  # scores of different judges canno
 
 @dataclass(frozen=True)
 class RunFolder:
-    """
-    One run: what was asked, what was answered and how it scored.
-
-    Attributes:
-        path (`Path`): The folder.
-        metrics (`dict`): Content of `metrics.json`.
-        rows (`dict[str, dict]`): Question rows with `prediction`, by question id, in the benchmark's order.
-        scores (`dict[str, dict[str, float]]`): The figures of each question in percent, strict protocol, by question
-            id. A figure that does not apply to a question is absent.
-        blank_scores (`dict[str, dict[str, float]]`, *optional*): The same of the run without sight.
-        images (`dict[str, list[str]]`): Where the images of a question lie on this machine, by question id.
-        image_ids (`dict[str, str]`): Which image, or list of images, a question is about, by question id. Empty for
-            reports, which are drawn one by one.
-    """
+    """One run: what was asked, what was answered and how it scored."""
 
     path: Path
-    metrics: dict
-    rows: dict[str, dict]
+    metrics: dict  # content of `metrics.json`
+    rows: dict[str, dict]  # question rows with `prediction`, by question id, in the benchmark's order
+    # The figures of each question in percent, strict protocol; one that does not apply to a question is absent.
     scores: dict[str, dict[str, float]]
-    blank_scores: dict[str, dict[str, float]] | None = None
-    images: dict[str, list[str]] = field(default_factory=dict)
-    image_ids: dict[str, str] = field(default_factory=dict)
+    blank_scores: dict[str, dict[str, float]] | None = None  # the same without sight
+    images: dict[str, list[str]] = field(default_factory=dict)  # where they lie on this machine
+    image_ids: dict[str, str] = field(default_factory=dict)  # empty for reports, which are drawn one by one
 
     @property
     def run(self) -> dict:
@@ -95,48 +84,22 @@ def last_part(name: str) -> str:
     return PurePath(name.replace("\\", "/")).name
 
 
-def count_of(figures: dict, figure: str) -> int:
-    """
-    How many questions a figure of `metrics.json` is over.
-
-    Args:
-        figures (`dict`): `overall`, or the same form of a group.
-        figure (`str`): Its name.
-
-    Example:
-        >>> count_of({"open_recall": 50.0, "num_open": 4}, "open_recall"), count_of({"counts": {"cider": 7}}, "cider")
-        (4, 7)
-    """
-    if figure in figures.get("counts", {}):
-        return figures["counts"][figure]
-    kind = figure.split("_")[0]
-    return figures[f"num_{kind}" if kind in ("open", "closed") else "num_items"]
-
-
-def interval_unit(metrics: dict) -> str:
-    """What the bootstrap behind the intervals of `metrics.json` drew: "image" or "report"."""
-    return metrics["interval_unit"]
-
-
 def drawn_units(metrics: dict) -> str:
     """
-    The same in words, with its number where it is not that of the questions.
+    What the bootstrap behind the intervals of `metrics.json` drew, in words; with its number of images.
 
     Example:
         >>> drawn_units({"interval_unit": "image", "overall": {"num_clusters": 203}})
         '203 images'
     """
     number = metrics["overall"].get("num_clusters")
-    return f"{number:,} images" if number else f"{interval_unit(metrics)}s"
+    return f"{number:,} images" if number else f"{metrics['interval_unit']}s"
 
 
 def read_run_folder(path: str | Path) -> RunFolder:
     """
     Read `metrics.json`, `predictions.jsonl` and `scores.jsonl`; `scores.blank_images.jsonl` and `local_paths.json` if
-    they are there.
-
-    Raises:
-        ValueError: If a file is missing or broken, or the files are not about the same questions.
+    they are there. Raises `ValueError` if a file is missing or broken, or the files are not about the same questions.
     """
     path = Path(path)
     metrics = _read_json(path / "metrics.json")
@@ -148,7 +111,7 @@ def read_run_folder(path: str | Path) -> RunFolder:
     scored = _read_scored(path / "scores.jsonl", rows)
     blank, images = path / "scores.blank_images.jsonl", path / "local_paths.json"
     blank_scored = _read_scored(blank, rows) if blank.is_file() else None
-    by_image = interval_unit(metrics) == "image"
+    by_image = metrics["interval_unit"] == "image"
     paths = _read_json(images)["images"] if images.is_file() else {}
     return RunFolder(
         path=path,
@@ -162,27 +125,17 @@ def read_run_folder(path: str | Path) -> RunFolder:
 
 
 def _read_json(path: Path) -> dict:
-    return _parse(_read_text(path), path)
+    return parse_json(path, _require(path).read_text(encoding="utf-8"))
 
 
-def _read_text(path: Path) -> str:
+def _require(path: Path) -> Path:
     if not path.is_file():
         raise ValueError(f"{path} is missing: a finished run of eval/run.py has it. Run it again there.")
-    return path.read_text(encoding="utf-8")
-
-
-def _parse(text: str, where: object) -> dict:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}.") from error
+    return path
 
 
 def _read_lines(path: Path) -> dict[str, dict]:
-    # Not `splitlines`: answers may hold other line separators than "\n".
-    lines = _read_text(path).removesuffix("\n").split("\n")
-    rows = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-    return {row["question_id"]: row for row in rows}
+    return {row["question_id"]: row for _, row in read_records(_require(path))}
 
 
 def _read_scored(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
@@ -199,11 +152,8 @@ def _read_scored(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
 
 def check_same_questions(runs: Sequence[RunFolder]) -> None:
     """
-    Refuse runs that cannot be compared.
-
-    Raises:
-        ValueError: If two runs differ in task, benchmark, split, subset, limit, judge, or the fingerprint of
-            questions, answers and images.
+    Raise `ValueError` if two runs differ in task, benchmark, split, subset, limit, judge, or the fingerprint of
+    questions, answers and images.
     """
     first = _what_must_agree(runs[0])
     for run in runs[1:]:
@@ -225,13 +175,8 @@ def _what_must_agree(run: RunFolder) -> dict:
 
 
 def name_runs(runs: Sequence[RunFolder]) -> list[str]:
-    """
-    A name for each run, unique: its system; where several have that, with the share of training data; where that is
-    not enough, with the folder's name, and then a number.
-    """
-    shares = [run.run.get("training_data_share") for run in runs]
+    """A unique name for each run: its system; where several have that, with the folder's name, and then a number."""
     endings = (
-        ["" if share is None else f", {share:g}% of the data" for share in shares],
         [f" ({run.path.resolve().name})" for run in runs],
         [f", run {number}" for number in range(1, len(runs) + 1)],
     )

@@ -19,7 +19,6 @@ from logramed.eval.comparison.run_folder import (
     MAIN_FIGURES,
     RunFolder,
     check_same_questions,
-    interval_unit,
     name_runs,
 )
 
@@ -30,13 +29,8 @@ SIGNIFICANCE = 0.05  # a corrected p-value below it is called significant
 @dataclass(frozen=True)
 class PairTest:
     """
-    A test between two systems.
-
-    Attributes:
-        figure (`str`): What was tested.
-        first, second (`int`): Places of the two runs; the same run twice where it is tested against itself blind.
-        test ([`BootstrapTest`] or [`McNemarTest`]): Its result.
-        corrected_p_value (`float`): Holm-corrected for all tests of its table.
+    A test between two systems: of a `figure`, between the runs at the places `first` and `second` (the same one twice
+    where it is tested against itself blind), with its p-value Holm-corrected for all tests of its table.
     """
 
     figure: str
@@ -53,15 +47,9 @@ class PairTest:
 @dataclass(frozen=True)
 class Comparison:
     """
-    What `compare_runs` found.
-
-    Attributes:
-        runs (`list[RunFolder]`): In the order given.
-        names (`list[str]`): Of the runs, unique.
-        figures (`list[str]`): The main figures that any of the runs has.
-        bootstrap_tests (`list[PairTest]`): Paired bootstrap of each pair and main figure.
-        mcnemar_tests (`list[PairTest]`): McNemar of each pair and figure that is right or wrong.
-        sight_tests (`list[PairTest]`): Paired bootstrap of each run against itself without sight.
+    Runs in the order given, with unique names, the main `figures` that any of them has, the paired bootstrap of each
+    pair and main figure, McNemar of each pair and figure that is right or wrong, and the paired bootstrap of each run
+    against itself without sight.
     """
 
     runs: list[RunFolder]
@@ -74,16 +62,13 @@ class Comparison:
     @property
     def unit(self) -> str:
         """What the tests draw: "image" or "report"."""
-        return interval_unit(self.runs[0].metrics)
+        return self.runs[0].metrics["interval_unit"]
 
 
 def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     """
-    Bring runs together and test each pair, joining questions by their id.
-
-    Raises:
-        ValueError: If two runs are not over the same questions (see `check_same_questions`), or a run has none of the
-            figures of its task.
+    Bring runs together and test each pair, joining questions by their id. Raises `ValueError` as
+    `check_same_questions`, or if a run has none of the figures of its task.
     """
     check_same_questions(runs)
     for run in runs:

@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 from logramed.eval.comparison.paired_tests import NUM_RESAMPLES
 from logramed.eval.comparison.published_figures import published_for
-from logramed.eval.comparison.run_folder import AVERAGE, RunFolder, count_of, drawn_units, last_part
+from logramed.eval.comparison.run_folder import AVERAGE, RunFolder, drawn_units, last_part
 from logramed.eval.comparison.runs import SIGNIFICANCE, Comparison, PairTest
 
 
@@ -62,20 +62,15 @@ def format_figure(figures: dict | None, figure: str, with_count: bool = True) ->
     A figure of `metrics.json` with its 95% interval and number of questions; a dash where it is not there.
 
     Example:
-        >>> figures = {"accuracy": 50.0, "intervals": {"accuracy": [40.0, 60.0]}, "num_items": 80}
+        >>> figures = {"accuracy": 50.0, "intervals": {"accuracy": [40.0, 60.0]}, "counts": {"accuracy": 80}}
         >>> format_figure(figures, "accuracy"), format_figure(figures, "rouge_l")
         ('50.0 (40.0 to 60.0) of 80', '-')
     """
     if figures is None or figure not in figures:
         return NOT_THERE
     low, high = figures["intervals"][figure]
-    count = f" of {count_of(figures, figure)}" if with_count else ""
+    count = f" of {figures['counts'][figure]}" if with_count else ""
     return f"{figures[figure]:.1f} ({low:.1f} to {high:.1f}){count}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def figures_table(comparison: Comparison) -> Table:
@@ -134,11 +129,6 @@ def release_table(comparison: Comparison) -> Table | None:
         cells = (f"{row['figures'][name]:.2f}" if name in row["figures"] else NOT_THERE for name in figures)
         rows.append([row["name"], row["source"], *cells])
     return Table("Release protocol", ["system", "source", *map(figure_title, figures)], rows, notes)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tests
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def bootstrap_table(comparison: Comparison) -> Table | None:
@@ -206,11 +196,6 @@ def mcnemar_table(comparison: Comparison) -> Table | None:
         _holm_note(tests),
     ]
     return Table("McNemar's test", columns, rows, notes) if rows else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sight, leakage, the judge
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def sight_table(comparison: Comparison) -> Table | None:
@@ -300,11 +285,6 @@ def not_judged_table(comparison: Comparison) -> Table | None:
             ]
     notes = ["A question that was not judged in both orders is in no figure. Start the run again to ask for it."]
     return Table("Not judged", ["system", "question", "order", "why"], rows, notes) if rows else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# How it was made
-# ---------------------------------------------------------------------------------------------------------------------
 
 
 def settings_table(comparison: Comparison) -> Table:

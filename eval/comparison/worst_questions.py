@@ -3,12 +3,11 @@
 import base64
 import io
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from logramed.eval.comparison.run_folder import MAIN_FIGURES, RunFolder
-from logramed.eval.question_images import list_images
+from logramed.eval.question_images import in_turns, list_images
 from logramed.eval.volumes import open_if_volume, parse_reference
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
@@ -51,12 +50,8 @@ def choose_divided(runs: Sequence[RunFolder]) -> list[str]:
 
 def spread(question_ids: Sequence[str], run: RunFolder) -> list[str]:
     """`question_ids`, but a second question about an image only after all images had their first."""
-    seen, turns = Counter(), {}
-    for key in question_ids:
-        images = tuple(list_images(run.rows[key]))
-        turns[key] = seen[images]
-        seen[images] += 1
-    return sorted(turns, key=turns.get)
+    places = in_turns([tuple(list_images(run.rows[key])) for key in question_ids])
+    return [question_ids[place] for place in places]
 
 
 def question_sections(runs: Sequence[RunFolder], images: bool) -> list[dict]:
@@ -115,9 +110,7 @@ def _card_images(runs: Sequence[RunFolder], row: dict) -> list[dict[str, str | N
 
 
 def read_thumbnail(path: Path) -> str | None:
-    """
-    A small JPEG of an image, as a model sees it, as a `data:` address; `None` if it cannot be read as an image.
-    """
+    """A small JPEG of an image, as a model sees it, as a `data:` address; `None` if it cannot be read as an image."""
     try:
         shown = convert_to_rgb(open_if_volume(path) or load_image(path), (0, 0, 0))
     except (OSError, ValueError):

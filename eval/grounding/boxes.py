@@ -26,10 +26,8 @@ class Box:
 @dataclass(frozen=True)
 class Window:
     """
-    The rectangle of an image that the grid of tokens covers, in shares of the image's sides.
-
-    It reaches beyond the image (`left` below 0, `width` above 1) where the image was padded, and less far than the
-    image where that was cropped.
+    The rectangle of an image that the grid of tokens covers, in shares of the image's sides. It reaches beyond the
+    image (`left` below 0, `width` above 1) where that was padded, and less far where it was cropped.
     """
 
     left: float
@@ -43,12 +41,8 @@ WHOLE_IMAGE = Window(0.0, 0.0, 1.0, 1.0)
 
 def read_box_file(path: Path) -> dict[str, list[Box]]:
     """
-    The boxes in a JSON file `{"image": [["Liver", x, y, width, height], ...]}`, by image.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not of this form, or a box is empty or reaches out of its image; with file, image
-            and number of the box.
+    The boxes in a JSON file `{"image": [["Liver", x, y, width, height], ...]}`, by image. Raises `FileNotFoundError`,
+    or `ValueError` with image and number if a box is not of this form, empty, or reaches out of its image.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`grounding` needs the boxes of the images, but there is no {path}.")
@@ -80,10 +74,8 @@ def _read_box(entry: Any, where: str) -> Box:
 
 def find_window(image_size: tuple[int, int], image_processor: Any) -> Window:
     """
-    What of an image of `(width, height)` pixels the model sees after an image processor's padding or cropping.
-
-    Raises:
-        ValueError: If the processor neither pads to a square, nor crops its middle, nor stretches to a fixed size.
+    What of an image of `(width, height)` pixels the model sees after an image processor's padding or cropping. Raises
+    `ValueError` if that neither pads to a square, nor crops its middle, nor stretches to a fixed size.
 
     Example:
         >>> from logramed.image_processing_logramed import LoGraMedImageProcessor
@@ -111,14 +103,10 @@ def find_window(image_size: tuple[int, int], image_processor: Any) -> Window:
 @dataclass(frozen=True)
 class Cells:
     """
-    The cells of a grid of image tokens, all `(num_rows, num_columns)`.
-
-    Attributes:
-        inside (`np.ndarray`): The share of each cell's area that lies in one of the boxes, 0 to 1.
-        visible (`np.ndarray`): The share that lies in the image; the rest is padding.
-        is_positive (`np.ndarray`, bool): Cells of the boxes: their middle lies in a box, or a box's middle in them, so
-            that a box smaller than a cell has one too.
-        is_candidate (`np.ndarray`, bool): Cells of the image: half of them lies in it, or they are positive.
+    The cells of a grid of image tokens, arrays `(num_rows, num_columns)`: the shares of each cell's area that lie
+    `inside` the boxes, and that are `visible`, not padding; which are positive (their middle lies in a box, or a box's
+    middle in them, so that a box smaller than a cell has one too); and which are candidates (half of them lies in the
+    image, or they are positive).
     """
 
     inside: np.ndarray
@@ -129,12 +117,7 @@ class Cells:
 
 def lay_on_grid(boxes: list[Box], grid: tuple[int, int], window: Window = WHOLE_IMAGE) -> Cells:
     """
-    Lay boxes on the grid of an image's tokens.
-
-    Args:
-        boxes (`list[Box]`): One or more; where they overlap, their union counts.
-        grid (`tuple[int, int]`): Rows and columns of tokens, of equal cells of `window`.
-        window ([`Window`]): What of the image they cover.
+    Lay boxes (their union, where they overlap) on the `(rows, columns)` of an image's tokens, equal cells of `window`.
 
     Example:
         >>> cells = lay_on_grid([Box("Liver", 0.0, 0.0, 0.5, 1.0)], (2, 2))

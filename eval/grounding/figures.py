@@ -14,18 +14,13 @@ CENTER, RANDOM, BLANK_ENDING = "center", "random", ", blank image"
 
 def summarize(items: Sequence[dict], num_resamples: int = 10_000, min_questions: int = MIN_QUESTIONS) -> dict:
     """
-    The figures of all questions, and of each thing that many of them name.
+    The figures of all questions, and of each thing that many of them name, by items with `group`, `image_id` and
+    `scores`, the figures of each map and baseline by name.
 
-    Args:
-        items: One a question: `group`, `image_id`, and `scores`, the figures of each map and baseline by name.
-        num_resamples (`int`): Of each bootstrap.
-        min_questions (`int`): Smaller groups are named and counted, without figures.
-
-    Returns:
-        `dict`: `overall` and `groups` (by group, the largest first), each with `num_questions`, `num_images` and
-        `maps`: by map, baselines among them, and figure `value` and `interval` (95%, images drawn) and, for maps of
-        the model, `differences` from each baseline with `value`, `interval` and `p_value`; and `small_groups`, the
-        number of questions of each group with fewer.
+    Returns `overall` and `groups` (by group, the largest first), each with `num_questions`, `num_images` and `maps`:
+    by map, baselines among them, and figure `value` and `interval` (95%, images drawn) and, for maps of the model,
+    `differences` from each baseline with `value`, `interval` and `p_value`; and `small_groups`, the number of
+    questions of each group with fewer than `min_questions`.
     """
     by_group: dict[str, list[dict]] = {}
     for item in items:
@@ -52,12 +47,13 @@ def summarize_items(items: Sequence[dict], num_resamples: int) -> dict:
             own = _column(items, name, metric)
             if np.isnan(own).all():
                 continue
-            figure = _describe(own, images, num_resamples)
+            figure = describe_mean(own, images, num_resamples)
             figure.pop("p_value")  # that a figure is 0 is no hypothesis
             others = baselines_of(name, items[0]["scores"])
             if others:
                 figure["differences"] = {
-                    other: _describe(own - _column(items, other, metric), images, num_resamples) for other in others
+                    other: describe_mean(own - _column(items, other, metric), images, num_resamples)
+                    for other in others
                 }
             maps[name][metric] = figure
     return {"num_questions": len(items), "num_images": len(set(images)), "maps": maps}
@@ -82,7 +78,8 @@ def _column(items: Sequence[dict], name: str, metric: str) -> np.ndarray:
     return np.array([item["scores"][name][metric] for item in items], dtype=float)
 
 
-def _describe(values: np.ndarray, images: Sequence[str], num_resamples: int) -> dict:
+def describe_mean(values: np.ndarray, images: Sequence[str], num_resamples: int) -> dict:
+    """The mean of the values that are not NaN, its interval and p-value with images drawn, and their number."""
     has_value = ~np.isnan(values)
     drawn = [image for image, has in zip(images, has_value, strict=True) if has]
     test = paired_bootstrap([values[has_value]], num_resamples, clusters=[drawn])

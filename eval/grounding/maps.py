@@ -47,20 +47,11 @@ def read_maps(
     projected image, over a temperature (see `weigh_by_cosine`), and both can be had of a model that was trained
     otherwise. `attention` is the mean over heads and the last half of the layers.
 
-    Args:
-        model: LoGra-Med or LLaVA, whose image tokens are a square grid; adapters may be on it.
-        processor: Its processor, with a chat template.
-        questions: Question rows: `question` and `image` or `images` are read.
-        batch_size (`int`): Questions read at once, one of several images alone. Attention takes memory as its square
-            of the tokens.
-        blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
+    The model is a LoGra-Med or LLaVA, whose image tokens must be a square grid (else `ValueError`); adapters may be on
+    it. A question of several images is read alone: attention takes memory as its square of the tokens.
 
-    Yields:
-        `tuple[dict, dict[str, np.ndarray]]`: a question row as it was given, and for each of `KINDS` the weights
-        `(num_images, num_rows, num_columns)`, float64, summing to 1 over all images of the question.
-
-    Raises:
-        ValueError: If the image tokens of the model are not a square grid.
+    Yields each question row and, for each of `KINDS`, the weights `(num_images, num_rows, num_columns)`, float64,
+    which sum to 1 over all images of the question.
     """
     if any(len(list_images(question)) > 1 for question in questions):
         batch_size = 1
@@ -84,10 +75,8 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 
 def find_grid(config: Any) -> tuple[int, int]:
     """
-    Rows (and columns) of a model's image tokens, and how many tokens of an image stand before them.
-
-    Raises:
-        ValueError: If they are not a square grid.
+    Rows (and columns) of a model's image tokens, and how many tokens of an image stand before them. Raises
+    `ValueError` if they are not a square grid.
     """
     vision = getattr(config, "vision_config", None)
     image_size, patch_size = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
@@ -170,14 +159,9 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def read_attention(attentions: Sequence[torch.Tensor], is_image: torch.Tensor) -> torch.Tensor:
     """
-    Attention of the last token to the image tokens, averaged over heads and the last layers.
-
-    Args:
-        attentions: Of each layer, `(batch_size, num_heads, sequence_length, sequence_length)`.
-        is_image (`torch.Tensor` of shape `(batch_size, sequence_length)`, bool): As many image tokens in each row.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_image_tokens)`, float32.
+    Attention of the last token to the image tokens (`is_image`, as many in each row), averaged over heads and the last
+    layers: `(batch_size, num_image_tokens)`, float32, of `(batch_size, num_heads, sequence_length, sequence_length)`
+    for each layer.
     """
     num_layers = -int(-len(attentions) * SHARE_OF_LAYERS // 1)
     mean = torch.stack([layer[:, :, -1].float().mean(dim=1) for layer in attentions[-num_layers:]]).mean(dim=0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from logramed.eval.comparison.html_report import MAP_PICTURE
 from logramed.eval.files import write_json
@@ -38,23 +37,13 @@ def measure_grounding(
     pictures: bool = True,
 ) -> dict:
     """
-    Measure how a model's maps point at the boxes of what questions name, and write it to `output`.
+    Measure how a model's maps point at the boxes (by the path of the image) of what question rows with `image_id`
+    name, and write it to `grounding.json` in `output`, with `settings`, what the maps depend on; draw some into
+    `grounding.png` if `pictures`. With `blank_images`, maps of evenly grey images are a baseline.
 
-    Args:
-        model, processor: As for `read_maps`.
-        rows: Question rows as they are asked, with `image_id`.
-        boxes: By the path of the image.
-        output (`Path`): Folder for `grounding.json` and `grounding.png`.
-        settings (`dict`): What the maps depend on; written to the file.
-        blank_images (`bool`): Also read the maps of evenly grey images, as a baseline.
-        pictures (`bool`): Draw some maps over their images.
-
-    Returns:
-        `dict`: as from `summarize`, with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight` (questions
-        whose boxes lie in a part of the image that was cropped off) and `questions`, the figures of each.
-
-    Raises:
-        ValueError: If no question names a boxed thing, or the model has no grid of image tokens.
+    Returns as `summarize`, with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight` (questions whose
+    boxes lie in a part of the image that was cropped off) and `questions`, the figures of each. Raises `ValueError` if
+    no question names a boxed thing, or the model has no grid of image tokens.
     """
     grid = (find_grid(unwrap(model).config)[0],) * 2
     placed = place_questions(find_boxed_questions(rows, boxes), grid, processor)
@@ -110,24 +99,17 @@ def place_questions(
     for question in questions:
         path = question.row["image"]
         if path not in windows:
-            windows[path] = find_window(_upright_size(path), image_processor)
+            # Turned as its metadata say, as the model sees it.
+            windows[path] = find_window(load_image(path).size, image_processor)
         placed.append((question, windows[path], lay_on_grid(question.boxes, grid, windows[path])))
     return placed
-
-
-def _upright_size(path: str) -> tuple[int, int]:
-    image: Image.Image = load_image(path)  # turned as its metadata say, as the model sees it
-    return image.size
 
 
 def score_question(
     question: BoxedQuestion, window: Window, cells: Cells, maps: Mapping[str, Mapping[str, dict[str, np.ndarray]]]
 ) -> dict:
     """
-    The figures of one question under each map and baseline.
-
-    Args:
-        maps: By ending of their names ("" and of blank images) and question id, the maps by kind.
+    The figures of one question under each map and baseline; `maps` are by the ending of their names and question id.
     """
     row = question.row
     scores = {

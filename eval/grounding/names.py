@@ -23,14 +23,9 @@ SIDE_BEFORE = re.compile(
 @dataclass(frozen=True)
 class Thing:
     """
-    Something with boxes that a question can name.
-
-    Attributes:
-        name (`str`): Its own name, the key in `names.json`.
-        group (`str`): What figures are broken down by.
-        is_finding (`bool`): A finding; else an organ.
-        labels (`tuple[str, ...]`): The labels of its boxes, one or two ("Left Lung", "Right Lung").
-        names (`tuple[str, ...]`): What questions call it, in small letters, singular.
+    Something with boxes that a question can name: its own name, the key in `names.json`; the group that figures are
+    broken down by; whether it is a finding, else an organ; the labels of its boxes, one or two ("Left Lung", "Right
+    Lung"); and what questions call it, in small letters, singular.
     """
 
     name: str
@@ -128,19 +123,13 @@ def names_a_place(question: str) -> bool:
 
 def resolve_labels(question: str, answer: str, boxed: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
     """
-    The labels of the boxes that a question is about, and the group it counts in; `None` if it names nothing boxed.
+    The group that a question counts in, and the labels of the boxes that it is about, in its order; `None` if it names
+    nothing that is among the labels `boxed` of its image.
 
     Everything that it names must be boxed, one side at least: where a question compares liver and spleen and only the
     liver has a box, what lies on the spleen would count as wrong. A finding that is looked for at a place and is not
     there ("no") has its box elsewhere, if any: such a question is left out. Answers are not searched for names: a
     question that does not name a thing ("What is the largest organ?") is asked before the model has found it.
-
-    Args:
-        question, answer (`str`): Of one row.
-        boxed (`Collection[str]`): The labels of the image's boxes.
-
-    Returns:
-        `tuple[str, tuple[str, ...]]`: group and labels, in the order of the question.
 
     Example:
         >>> resolve_labels("How many kidneys in this image?", "2", {"Liver", "Right Kidney"})

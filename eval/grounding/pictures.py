@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from logramed.eval.grounding.boxes import Box
+from logramed.eval.question_images import in_turns
 
 
 NUM_SHOWN = 6
@@ -28,20 +29,9 @@ class Cell:
     boxes: Sequence[Box] = ()
 
 
-def choose_shown(groups: Sequence[Hashable], num_shown: int = NUM_SHOWN) -> list[int]:
-    """
-    Places of the questions to draw: the first of each group, then the second of each, by no figure of theirs.
-
-    Example:
-        >>> choose_shown(["liver", "liver", "lung", "liver"], 3)
-        [0, 2, 1]
-    """
-    seen: dict[Hashable, int] = {}
-    ranked = []
-    for place, group in enumerate(groups):
-        ranked.append((seen.get(group, 0), place))
-        seen[group] = seen.get(group, 0) + 1
-    return [place for _, place in sorted(ranked)[:num_shown]]
+def choose_shown(groups: Sequence[Hashable]) -> list[int]:
+    """Places of the questions to draw: the first of each group, then the second of each, by no figure of theirs."""
+    return in_turns(groups)[:NUM_SHOWN]
 
 
 def draw_lines(lines: Sequence[tuple[str, Sequence[Cell]]], path: Path) -> Path:

@@ -15,18 +15,13 @@ TIE = 1e-6
 
 def score_map(weights: np.ndarray, cells: Cells) -> dict[str, float]:
     """
-    The three figures of one map.
+    The three figures of one map of weights `(num_rows, num_columns)`, not negative, of any sum. What lies on padding
+    counts neither for nor against; `cells` has one positive at least.
 
-    Args:
-        weights (`np.ndarray` of shape `(num_rows, num_columns)`): Not negative, of any sum. What lies on padding
-            counts neither for nor against.
-        cells ([`Cells`]): Where the boxes lie on the same grid, one positive cell at least.
-
-    Returns:
-        `dict[str, float]`: `pointing_accuracy`, in percent: 100 where the largest weight is that of a positive cell,
-        and of several equal ones the share that is. `energy_over_area`: the share of the weight that lies in the
-        boxes over their share of the image's area, 1 for an even map. `auc`: the chance that a positive cell weighs
-        more than another one, 0.5 for chance; NaN where there is no other one.
+    `pointing_accuracy`, in percent: 100 where the largest weight is that of a positive cell, and of several equal ones
+    the share that is. `energy_over_area`: the share of the weight that lies in the boxes over their share of the
+    image's area, 1 for an even map. `auc`: the chance that a positive cell weighs more than another one, 0.5 for
+    chance; NaN where there is no other one.
 
     Source: the pointing game of Zhang et al. 2016 (arXiv:1608.00507), and the energy of Wang et al. 2020
     (arXiv:1910.01279) over the area; both with cells for pixels, which is ours.
@@ -86,12 +81,7 @@ def score_random(cells: Cells) -> dict[str, float]:
 
 
 def center_map(grid: tuple[int, int], window: Window) -> np.ndarray:
-    """
-    Weights that fall off from the middle of the image, as a normal density of `CENTER_WIDTH`.
-
-    Returns:
-        `np.ndarray` of shape `grid`.
-    """
+    """Weights of shape `grid` that fall off from the middle of the image, as a normal density of `CENTER_WIDTH`."""
     num_rows, num_columns = grid
     y = window.top + window.height * (np.arange(num_rows) + 0.5) / num_rows - 0.5
     x = window.left + window.width * (np.arange(num_columns) + 0.5) / num_columns - 0.5

@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from logramed.eval.command_line import run_command
-from logramed.eval.comparison.paired_tests import holm_correction, paired_bootstrap
-from logramed.eval.comparison.tables import format_p
+from logramed.eval.comparison.grounding_tables import FORMS, TITLES, format_grounding_figure
+from logramed.eval.comparison.html_report import format_table
+from logramed.eval.comparison.paired_tests import holm_correction
+from logramed.eval.comparison.tables import Table
 from logramed.eval.files import write_json
-from logramed.eval.grounding.figures import summarize
+from logramed.eval.grounding.figures import describe_mean, summarize
 from logramed.eval.grounding.maps import KINDS
 from logramed.eval.grounding.measure import FILE
 from logramed.eval.grounding.pointing import METRICS
@@ -30,12 +32,7 @@ POOLED_FILE = "grounding_of_arms.json"
 
 
 def read_items(folder: Path) -> list[dict]:
-    """
-    The questions of a run with their scores.
-
-    Raises:
-        ValueError: If the run did not measure grounding.
-    """
+    """The questions of a run with their scores. Raises `ValueError` if it did not measure grounding."""
     path = folder / FILE
     if not path.is_file():
         raise ValueError(f"{folder} has no {FILE}: evaluate that model with `logramed-eval --grounding` first.")
@@ -44,10 +41,8 @@ def read_items(folder: Path) -> list[dict]:
 
 def pool_items(runs: Sequence[Sequence[dict]]) -> list[dict]:
     """
-    One item a question: the first run's, with the mean of all runs' scores.
-
-    Raises:
-        ValueError: If two runs know different things of a question, such as its boxes' area.
+    One item a question: the first run's, with the mean of all runs' scores. Raises `ValueError` if two runs know
+    different things of a question, such as its boxes' area.
 
     Example:
         >>> def item(value):
@@ -78,46 +73,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def compare_arms(first: Sequence[dict], second: Sequence[dict], num_resamples: int = 10_000) -> dict:
     """
-    The first arm's scores minus the second's, over the questions that both were asked, images drawn.
-
-    Returns:
-        `dict`: by kind of map and figure `value`, `interval`, `p_value` and `num_questions`.
-
-    Raises:
-        ValueError: If they share no question.
+    The first arm's scores minus the second's, over the questions that both were asked, images drawn: by kind of map
+    and figure `value`, `interval`, `p_value` and `num_questions`. Raises `ValueError` if they share no question.
     """
     others = {item["question_id"]: item for item in second}
     pairs = [(item, others[item["question_id"]]) for item in first if item["question_id"] in others]
     if not pairs:
         raise ValueError("Two arms were asked no question in common.")
+    images = [item["image_id"] for item, _ in pairs]
     found: dict[str, dict] = {}
     for kind in KINDS:
         for metric in METRICS:
             values = np.array([[item["scores"][kind][metric] for item in pair] for pair in pairs], dtype=float)
-            has_value = ~np.isnan(values).any(axis=1)
-            if not has_value.any():
-                continue
-            images = [pair[0]["image_id"] for pair, has in zip(pairs, has_value, strict=True) if has]
-            differences = values[has_value, 0] - values[has_value, 1]
-            test = paired_bootstrap([differences], num_resamples, clusters=[images])
-            found.setdefault(kind, {})[metric] = {
-                "value": test.difference,
-                "interval": [test.low, test.high],
-                "p_value": test.p_value,
-                "num_questions": test.num_items,
-            }
+            differences = values[:, 0] - values[:, 1]
+            if not np.isnan(differences).all():
+                found.setdefault(kind, {})[metric] = describe_mean(differences, images, num_resamples)
     return found
 
 
 def pool_arms(arms: dict[str, Sequence[Path]], num_resamples: int = 10_000) -> dict:
     """
-    Figures of each arm, and of each pair of arms the differences, p-values corrected for all of them (Holm).
-
-    Args:
-        arms: The folders of each arm's runs, by its name.
-
-    Returns:
-        `dict`: `arms` (by name, as from `summarize`, and `num_runs`) and `differences`.
+    Figures of each arm (`arms`, by name as from `summarize`, with `num_runs`), and of each pair of arms the
+    `differences`, p-values corrected for all of them (Holm), by the folders of each arm's runs.
     """
     items = {name: pool_items([read_items(folder) for folder in folders]) for name, folders in arms.items()}
     differences = {
@@ -133,27 +110,18 @@ def pool_arms(arms: dict[str, Sequence[Path]], num_resamples: int = 10_000) -> d
 
 def format_arms(pooled: dict) -> str:
     """The overall figures of each arm and its baselines, and the differences, as a Markdown table."""
-    lines = ["| | pointing accuracy | energy over area | AUC |", "| --- | --- | --- | --- |"]
-    for arm, figures in pooled["arms"].items():
-        for name, values in figures["overall"]["maps"].items():
-            lines.append(f"| {arm}: {name.replace('_', ' ')} | {_cells(values)} |")
+    figures = {}
+    for arm, of_arm in pooled["arms"].items():
+        figures |= {f"{arm}: {name}": values for name, values in of_arm["overall"]["maps"].items()}
     for pair, kinds in pooled["differences"].items():
         for kind, values in kinds.items():
-            lines.append(f"| {pair}: {kind.replace('_', ' ')} | {_cells(values)} |")
-    return "\n".join(lines)
-
-
-def _cells(values: dict) -> str:
-    cells = []
-    for metric in METRICS:
-        figure = values.get(metric)
-        if figure is None:
-            cells.append("-")
-            continue
-        low, high = figure["interval"]
-        p = f", p {format_p(figure['p_value_holm'])}" if "p_value_holm" in figure else ""
-        cells.append(f"{figure['value']:.3g} ({low:.3g} to {high:.3g}{p})")
-    return " | ".join(cells)
+            corrected = {metric: figure | {"p_value": figure["p_value_holm"]} for metric, figure in values.items()}
+            figures[f"{pair}: {kind}"] = corrected
+    rows = [
+        [name.replace("_", " "), *(format_grounding_figure(values.get(metric), FORMS[metric]) for metric in METRICS)]
+        for name, values in figures.items()
+    ]
+    return format_table(Table("Where the models look", ["", *TITLES.values()], rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

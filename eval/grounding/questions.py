@@ -12,12 +12,7 @@ from logramed.eval.question_images import list_images
 @dataclass(frozen=True)
 class BoxedQuestion:
     """
-    A question and the boxes of what it names.
-
-    Attributes:
-        row (`dict`): The question row.
-        group (`str`): The named thing, or "several".
-        boxes (`list[Box]`): Of the labels that the question names.
+    A question row, the thing that it names (or "several") as its group, and the boxes of the labels that it names.
     """
 
     row: dict
@@ -31,12 +26,7 @@ def has_boxes(benchmark: ModuleType) -> bool:
 
 
 def check_questions(benchmark: ModuleType, questions: Sequence[dict]) -> None:
-    """
-    Refuse a benchmark without boxes whose questions have one image each.
-
-    Raises:
-        ValueError: In one sentence.
-    """
+    """Raise `ValueError` for a benchmark without boxes whose questions have one image each."""
     if not has_boxes(benchmark) and not with_several_images(questions):
         name = benchmark.__name__.rpartition(".")[2]
         raise ValueError(
@@ -52,14 +42,8 @@ def with_several_images(questions: Iterable[dict]) -> list[dict]:
 
 def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -> list[BoxedQuestion]:
     """
-    The rows whose question names something that has a box in its image.
-
-    Args:
-        rows: Question rows with `image`, `question` and `answer`.
-        boxes: By the path of the image.
-
-    Raises:
-        ValueError: If there is none.
+    The rows whose question names something that has a box in its image, by the boxes of each image path. Raises
+    `ValueError` if there is none.
     """
     found = []
     for row in rows:

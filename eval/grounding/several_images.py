@@ -25,20 +25,11 @@ def draw_matched_images(
     model: Any, processor: Any, rows: Sequence[dict], output: Path, *, settings: dict, pictures: bool = True
 ) -> dict:
     """
-    Weigh all regions of all images of some questions by the answer state, and draw it; written to `output`.
+    Weigh all regions of all images of some questions by the answer state, draw it into `matched_images.png` if
+    `pictures`, and write it to `matched_images.json` in `output`, with `settings`, what the weights depend on.
 
-    The questions are the first about each list of images, then the second, six in all.
-
-    Args:
-        model, processor: As for `read_maps`.
-        rows: Question rows as they are asked, with several images each.
-        output (`Path`): Folder for `matched_images.json` and `matched_images.png`.
-        settings (`dict`): What the weights depend on; written to the file.
-        pictures (`bool`): Whether to draw.
-
-    Returns:
-        `dict`: `settings`, and `questions`: of each `question_id` and `shares`, the weights of its images, which sum
-        to 1.
+    The questions are the first about each list of images, then the second, six in all. Returns `settings`, and
+    `questions`: of each `question_id` and `shares`, the weights of its images, which sum to 1.
     """
     chosen = [rows[place] for place in choose_shown([tuple(list_images(row)) for row in rows])]
     maps = {row["question_id"]: found[MAP] for row, found in read_maps(model, processor, chosen, batch_size=1)}

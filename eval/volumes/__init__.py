@@ -24,11 +24,9 @@ from .references import (
     volume_content,
     without_position_texts,
 )
-from .volume import Volume
 
 
 __all__ = [
-    "Volume",
     "VolumeError",
     "VolumeOptions",
     "budgeted_slices",

@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import SAMPLES, find_rescale, find_voi, get_floats, get_number, header_of_frame, read_header
+from .dicom_header import (
+    MOST_SLICES,
+    SAMPLES,
+    find_rescale,
+    find_voi,
+    get_floats,
+    get_number,
+    header_of_frame,
+    read_header,
+)
 from .dicom_pixels import read_frame
 from .errors import VolumeError, import_optional, reading
 from .volume import Volume, find_orientation, reorder
@@ -16,7 +25,6 @@ from .windows import Mapping, Range
 
 
 PREAMBLE, MARK = 128, b"DICM"
-MOST_FILES = 8192
 # Of direction cosines, and of pixel spacings relative to each other, at most.
 DIRECTION_TOLERANCE, SPACING_TOLERANCE = 1e-2, 1e-3
 # Slices closer than this lie at one place, in millimetres; a distance of so many usual ones is a gap.
@@ -72,8 +80,8 @@ def open_folder(path: str) -> Volume:
     """
     with reading(path):
         names = sorted(entry.path for entry in os.scandir(path) if entry.is_file() and entry.name != "DICOMDIR")
-    if len(names) > MOST_FILES:
-        raise VolumeError(f"{path}: it holds more than {MOST_FILES} files")
+    if len(names) > MOST_SLICES:
+        raise VolumeError(f"{path}: it holds more than {MOST_SLICES} files")
     with reading(path):
         names = [name for name in names if has_mark(name)]
     if not names:

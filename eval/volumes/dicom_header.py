@@ -14,10 +14,8 @@ MOST_FRAME_VALUES, MOST_SLICES = 1 << 25, 8192
 # Bytes of a file whose frames are compressed, and of what a deflated file unpacks to, at most.
 LARGEST_COMPRESSED, LARGEST_INFLATED = 512 << 20, 256 << 20
 
-# Nothing else of a file is kept: no names, dates and places.
-IMAGE_KEYWORDS = (
-    "SOPClassUID",
-    "Modality",
+# What frames are decoded by.
+PIXEL_KEYWORDS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "PlanarConfiguration",
@@ -28,6 +26,12 @@ IMAGE_KEYWORDS = (
     "BitsStored",
     "HighBit",
     "PixelRepresentation",
+)
+# Nothing else of a file is kept: no names, dates and places.
+IMAGE_KEYWORDS = (
+    "SOPClassUID",
+    "Modality",
+    *PIXEL_KEYWORDS,
     "RedPaletteColorLookupTableDescriptor",
     "GreenPaletteColorLookupTableDescriptor",
     "BluePaletteColorLookupTableDescriptor",

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .dicom_header import SAMPLES, find_rescale, header_of_frame
+from .dicom_header import PIXEL_KEYWORDS, SAMPLES, find_rescale, header_of_frame
 from .errors import VolumeError, import_optional, reading
 from .windows import LookupTable, Range, by_parts
 
@@ -12,6 +12,7 @@ from .windows import LookupTable, Range, by_parts
 # Where the header of a compressed frame says how large it is: markers of JPEG and JPEG-LS frames, and of JPEG 2000.
 JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
+STORED_KEYWORDS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
 NO_DECODER = (
     "its transfer syntax needs a decoder that is not installed; that of lossless JPEG is under the GPL: pip install "
     "'logramed[volumes-gpl]'"
@@ -59,30 +60,13 @@ def decode(path: str, header: Any, frame: int) -> np.ndarray:
         return next(pixels.iter_pixels(path, indices=[frame]))
     if syntax.is_encapsulated and not pixels.get_decoder(syntax).is_available:
         raise VolumeError(f"{path}: {NO_DECODER}")
-    dataset = pydicom.dcmread(path, specific_tags=[*PIXEL_KEYWORDS])
+    dataset = pydicom.dcmread(path, specific_tags=[*PIXEL_KEYWORDS, *STORED_KEYWORDS])
     if syntax.is_encapsulated:
         num_frames = int(header.get("NumberOfFrames") or 1)
         encoded = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=num_frames)
         if find_encoded_size(encoded) not in (None, (header.Rows, header.Columns)):
             raise VolumeError(f"{path}: its PixelData has another size than its Rows and Columns say")
     return next(pixels.iter_pixels(dataset, indices=[frame]))
-
-
-PIXEL_KEYWORDS = (
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "PixelData",
-)
 
 
 def find_encoded_size(encoded: bytes) -> tuple[int, int] | None:

@@ -292,8 +292,11 @@ def hash_image(image: str) -> bytes:
     """
     path, selection, window = parse_reference(image)
     if selection is None and not os.path.isdir(path):
-        return hash_file(Path(path))
-    digest = hashlib.sha256(f"{selection} {window}".encode())
-    for file in _files_of(path):
-        digest.update(hash_file(Path(file)))
-    return digest.digest()
+        return hash_file(path)
+    return hashlib.sha256(f"{selection} {window}".encode() + _hash_files(path, _status(path))).digest()
+
+
+@lru_cache(maxsize=8)
+def _hash_files(path: str, status: tuple) -> bytes:
+    """The hashes of the files of a volume, read once for all its slices while their `status` stays the same."""
+    return b"".join(hash_file(file) for file in _files_of(path))

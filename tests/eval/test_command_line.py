@@ -153,7 +153,7 @@ def test_codes_of_a_command_are_kept_and_an_interruption_has_its_own(capsys):
     assert capsys.readouterr().err == "Interrupted.\n"
 
 
-@pytest.mark.parametrize("script", ["trainer/train.py", "eval/run.py"])
+@pytest.mark.parametrize("script", ["trainer/train.py", "eval/run.py", "hub_cards/push.py"])
 def test_commands_begin_without_a_line_of_other_packages(script):
     environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
     done = subprocess.run(

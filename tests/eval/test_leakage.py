@@ -11,7 +11,7 @@ from PIL import Image
 from logramed.eval import leakage
 from logramed.eval.benchmarks import omnimedvqa, phantoms, pmc_vqa, slake, vqa_rad
 from logramed.eval.candidates import training_candidates
-from logramed.eval.leakage import find_leakage, training_rows, without_leaked_triplets
+from logramed.eval.leakage import find_leakage, training_rows
 
 
 VQA_RAD = Path(__file__).parents[3] / "shared" / "data" / "vqa_rad"
@@ -113,11 +113,6 @@ def test_rows_of_any_task_are_compared(images):
 def test_without_anything_in_common_nothing_leaks(images):
     report = find_leakage([row(images["a"], "Which?", "CT", "1")], [row(images["b"], "Which?", "CT")])
     assert (report["num_test_images_in_training"], report["triplet_question_ids"]) == (0, [])
-
-
-def test_the_clean_part_is_what_is_left(images):
-    questions = [row(images["a"], "Which?", "CT", name) for name in "123"]
-    assert without_leaked_triplets(questions, {"triplet_question_ids": ["2"]}) == [questions[0], questions[2]]
 
 
 def test_only_images_of_a_size_that_both_have_are_read(images, tmp_path, monkeypatch):

@@ -77,8 +77,9 @@ def comparison(folders):
     return compare_runs([read_run_folder(folder) for folder in folders])
 
 
-def test_page_is_balanced_and_loads_nothing(comparison):
-    text = render_html(comparison)
+@pytest.mark.parametrize("num_runs", [1, 3])
+def test_page_is_balanced_and_loads_nothing(num_runs, folders):
+    text = make_page(folders[:num_runs])
     page = Page(text)
     assert page.open_tags == []
     assert text.startswith("<!doctype html>")

@@ -113,16 +113,13 @@ def test_systems_are_named_after_what_answered(tmp_path, settings, expected):
 def test_names_of_runs_are_unique(tmp_path):
     run = read_run_folder(write_run_folder(tmp_path / "run1", run={"system": "A"}))
 
-    def make(name, share, folder):
-        settings = run.run | {"system": name, "training_data_share": share}
+    def make(name, folder):
+        settings = run.run | {"system": name}
         return replace(run, path=tmp_path / folder, metrics=run.metrics | {"run": settings})
 
-    assert name_runs([make("A", None, "x"), make("B", None, "y")]) == ["A", "B"]
-    assert name_runs([make("A", 10, "x"), make("B", 40, "y")]) == ["A", "B"]
-    runs = [make("A", 10, "x"), make("A", 40.5, "y"), make("B", 10, "z")]
-    assert name_runs(runs) == ["A, 10% of the data", "A, 40.5% of the data", "B"]
-    assert name_runs([make("A", None, "x"), make("A", None, "y")]) == ["A (x)", "A (y)"]
-    assert name_runs([make("A", None, "p/x"), make("A", None, "q/x")]) == ["A (x), run 1", "A (x), run 2"]
+    assert name_runs([make("A", "x"), make("B", "y")]) == ["A", "B"]
+    assert name_runs([make("A", "x"), make("A", "y"), make("B", "z")]) == ["A (x)", "A (y)", "B"]
+    assert name_runs([make("A", "p/x"), make("A", "q/x")]) == ["A (x), run 1", "A (x), run 2"]
 
 
 def test_figure_without_questions_is_absent_and_never_zero(tmp_path):

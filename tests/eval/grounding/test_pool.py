@@ -51,7 +51,7 @@ def test_the_command_writes_figures_and_corrected_differences(tmp_path, capsys):
     figure = pooled["differences"]["aligned minus plain"]["attention"]["auc"]
     assert figure["value"] == 1.0
     assert figure["p_value_holm"] == pytest.approx(9 * figure["p_value"])
-    assert "| aligned minus plain: attention | 100 (100 to 100, p " in capsys.readouterr().out
+    assert "| aligned minus plain: attention | 100.0 (100.0 to 100.0), p " in capsys.readouterr().out
 
 
 def test_runs_without_grounding_and_arms_without_runs_are_refused(tmp_path):
