@@ -23,6 +23,8 @@ UNSUPPORTED = {
     "response_format": (None, {"type": "text"}),
     "tools": (None, []),
 }
+LEAST = {"max_tokens": 1, "max_completion_tokens": 1, "temperature": 0}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # What a request can make the processor or the loader raise: wrong values, damaged images, unknown models.
 REQUEST_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError)
 
@@ -49,19 +51,28 @@ def adapt_request(body: dict[str, Any]) -> None:
     Make `developer` messages `system` ones and a single `stop` a list, in place.
 
     Raises:
-        ValueError: If a field is not supported, or a text has the placeholder of an image.
+        ValueError: If a field is not supported or out of range, or a text has the placeholder of an image.
     """
     for name, allowed in UNSUPPORTED.items():
         if body.get(name) not in allowed:
             raise ValueError(f"`{name}` is not supported, got {body[name]!r:.100}.")
+    for name, least in LEAST.items():
+        if body.get(name) is not None and not body[name] >= least:
+            raise ValueError(f"`{name}` must be {least} or more, got {body[name]!r:.100}.")
     if isinstance(body.get("stop"), str):
         body["stop"] = [body["stop"]]
+    if not body.get("messages"):
+        raise ValueError("`messages` must be a list of one message at least.")
     for message in body["messages"]:
-        if message["role"] == "developer":
-            message["role"] = "system"
-        parts = message["content"] if isinstance(message["content"], list) else [{"text": message["content"]}]
-        if any(IMAGE_PLACEHOLDER in part.get("text", "") for part in parts):
-            raise ValueError(f"A text has {IMAGE_PLACEHOLDER} in it: send images as parts of type `image_url`.")
+        if message["role"] not in ROLES:
+            raise ValueError(f"`role` of a message must be one of {', '.join(ROLES)}, got {message['role']!r:.100}.")
+        message["role"] = ROLES[message["role"]]
+        content = message["content"]
+        for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
+            if part["type"] not in ("text", "image_url"):
+                raise ValueError(f"A part must be of type text or image_url, got {part['type']!r:.100}.")
+            if IMAGE_PLACEHOLDER in part.get("text", ""):
+                raise ValueError(f"A text has {IMAGE_PLACEHOLDER} in it: send images as parts of type `image_url`.")
 
 
 class StoppingManager:

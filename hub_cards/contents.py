@@ -31,12 +31,8 @@ NEVER_PUBLISHED = ("__pycache__", ".*", "*.pyc")
 @dataclass
 class Contents:
     """
-    What is to be uploaded.
-
-    Attributes:
-        files (`dict[str, Path | bytes]`): Paths in the repository, and the file or the content that comes there.
-        left_out (`list[str]`): What of the folder is not published.
-        generated_images (`set[str]`): Paths in the repository of images that show no patient.
+    What is to be uploaded: `files`, by their paths in the repository, as a path or content; `left_out`, what of the
+    folder is not published; and `generated_images`, paths in the repository of images that show no patient.
     """
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
@@ -58,14 +54,9 @@ class Contents:
 
 def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
     """
-    Weights, code, settings and processor of a model's or adapter's folder, and what `include` names.
-
-    Args:
-        folder (`Path`): As `save_pretrained` or a training run writes it.
-        include: Patterns of further files, relative to the folder; `**` goes into folders.
-
-    Raises:
-        ValueError: If weights are missing or are no safetensors, or `include` matches no file.
+    Weights, code, settings and processor of a model's or adapter's folder, and further files by the patterns of
+    `include`, relative to the folder (`**` goes into folders). Raises `ValueError` if weights are missing or are no
+    safetensors, or `include` matches no file.
     """
     contents = Contents()
     for path in sorted(folder.iterdir()):
@@ -86,10 +77,7 @@ def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
 
 
 def check_weights(folder: Path) -> None:
-    """
-    Raises:
-        ValueError: If `folder` has no weights as safetensors, or lacks a file that their index names.
-    """
+    """Raise `ValueError` if `folder` has no weights as safetensors, or lacks a file that their index names."""
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no weights as safetensors: save the model with `save_pretrained`.")
     for path in folder.glob("*.safetensors.index.json"):

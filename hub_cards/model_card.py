@@ -9,7 +9,9 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from logramed.eval.comparison.run_folder import MAIN_FIGURES, count_of, interval_unit
+from logramed.eval.benchmarks import BENCHMARKS
+from logramed.eval.comparison.run_folder import MAIN_FIGURES
+from logramed.eval.comparison.summary import baseline_lines, question_lines
 from logramed.hub_cards.results import Evaluation, as_json, hub_ids, read_results
 
 
@@ -17,16 +19,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 RUN_RECORD, TRAINING_RESULTS, CURVES = "run.json", "train_metrics.json", "curves.png"
 BASE = "base_model_name_or_path"
 PARTS_FILE = "parts.json"  # what a model was joined or converted from
-TITLES = {
-    "vqa_rad": "VQA-RAD",
-    "slake": "SLAKE",
-    "path_vqa": "PathVQA",
-    "pmc_vqa": "PMC-VQA",
-    "omnimedvqa": "OmniMedVQA",
-    "chat": "LLaVA-Med chat questions",
-    "report": "image reports",
-    "phantoms": "generated phantoms",
-}
 LABELS = {
     "open_recall": "open recall",
     "closed_accuracy": "closed accuracy",
@@ -50,13 +42,7 @@ METRIC_ROWS = (
 
 @dataclass
 class Card:
-    """
-    A card, and the files beside it.
-
-    Attributes:
-        text (`str`): `README.md`.
-        files (`dict[str, bytes]`): Result files and pictures, by their paths in the repository.
-    """
+    """The text of a card (`README.md`), and result files and pictures beside it, by their paths in the repository."""
 
     text: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -81,18 +67,11 @@ def write_model_card(
     language: str = "en",
 ) -> Card:
     """
-    The card of the model or adapter in `folder`.
+    The card of the model or adapter in `folder`, as a training run or `save_pretrained` leaves it.
 
-    Args:
-        folder (`Path`): As a training run or `save_pretrained` leaves it.
-        repo_id (`str`): Where it will be on the Hub, or where it is on this machine.
-        license (`str`, *optional*): Identifier of the licence; without one the card names none.
-        evaluations: Of this very model (see `read_evaluations`).
-        datasets, base_models: Ids on the Hub, beside those that the record of the run names.
-        language (`str`): Code of the language that it answers in.
-
-    Raises:
-        ValueError: If a file cannot be read.
+    `repo_id` is where it will be on the Hub, or where it is on this machine; `evaluations` are of this very model (see
+    `read_evaluations`); `datasets` and `base_models` are ids on the Hub beside those that the record of the run names;
+    `language` is the code of the language it answers in. Without a `license` the card names none.
     """
     record, training = read_results(folder / RUN_RECORD), read_results(folder / TRAINING_RESULTS)
     config, parts = read_results(folder / "config.json"), read_results(folder / PARTS_FILE)
@@ -160,7 +139,7 @@ def list_results(evaluation: Evaluation) -> Iterable[EvalResult]:
         yield EvalResult(
             task_type="image-text-to-text" if metrics["task"] in ("chat", "report") else "visual-question-answering",
             dataset_type=run["benchmark"],
-            dataset_name=TITLES[run["benchmark"]],
+            dataset_name=BENCHMARKS[run["benchmark"]],
             dataset_split=run["split"],
             dataset_config=run.get("subset"),
             dataset_args={"num_questions": run["num_questions"], "data_fingerprint": run["data_fingerprint"]},
@@ -186,7 +165,7 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
             "label": LABELS[figure],
             "value": overall[figure],
             "interval": tuple(overall["intervals"][figure]),
-            "count": count_of(overall, figure),
+            "count": overall["counts"][figure],
             "blank": blank[figure] if blank else None,
         }
         for figure in MAIN_FIGURES[metrics["task"]]
@@ -195,12 +174,13 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     constant = (metrics.get("constant_answer") or {}).get("closed_accuracy")
     closed = next((row for row in rows if row["figure"] == "closed_accuracy"), None)
     return {
-        "title": TITLES[metrics["run"]["benchmark"]],
+        "title": BENCHMARKS[metrics["run"]["benchmark"]],
         "file": evaluation.file,
         "metrics": metrics,
         "rows": rows,
+        "lines": [*question_lines(metrics), *baseline_lines(metrics)],
         "has_blank": bool(blank),
-        "interval_unit": interval_unit(metrics),
+        "interval_unit": metrics["interval_unit"],
         "beats_constant": closed is None or constant is None or closed["interval"][0] > constant,
     }
 

@@ -31,13 +31,8 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 @dataclass
 class Publication:
     """
-    What is published.
-
-    Attributes:
-        folder (`Path`): Where it lies on this machine.
-        kind (`str`): Of `REPO_TYPES`.
-        contents (`Contents`): The files.
-        card (`str`): `README.md` among them.
+    What is published: the `folder` on this machine, its `kind` (of `REPO_TYPES`), the files, and the `card` among
+    them.
     """
 
     folder: Path
@@ -47,12 +42,7 @@ class Publication:
 
 
 def find_kind(folder: Path) -> str:
-    """
-    What a folder holds, by its files: one of `REPO_TYPES`.
-
-    Raises:
-        ValueError: If it cannot be told.
-    """
+    """What a folder holds, by its files: one of `REPO_TYPES`. Raises `ValueError` if it cannot be told."""
     files = {
         "adapter": ["adapter_config.json"],
         "model": ["config.json"],
@@ -80,21 +70,13 @@ def prepare(
     language: str = "en",
 ) -> Publication:
     """
-    Choose the files of a folder that are published, and write the card.
+    Choose the files of a folder that are published as `repo_id` (`owner/name`), and write the card.
 
-    Args:
-        folder (`str` or `Path`): What is published.
-        repo_id (`str`): `owner/name` on the Hub.
-        license (`str`): Identifier of the licence. Needed but for Spaces, which have this project's, and for converted
-            models, whose folder records it.
-        evaluations: Folders of `logramed-eval` whose figures the card shows; by default those found beside the model.
-        datasets, base_models: Ids on the Hub, for the card.
-        include: Patterns of further files of a model's folder.
-        language (`str`): Code of the language of the answers.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If something is missing, or the card would be wrong.
+    A `license` is needed but for Spaces, which have this project's, and for converted models, whose folder records it.
+    `evaluations` are folders of `logramed-eval` whose figures the card shows, by default those found beside the model;
+    `datasets` and `base_models` are ids on the Hub, for the card; `include` has patterns of further files of a model's
+    folder; `language` is the code of the language of the answers. Raises `FileNotFoundError` if there is no such
+    folder, and `ValueError` if something is missing, or the card would be wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -133,10 +115,7 @@ def prepare(
 
 
 def check_license(license: str | None, folder: Path, repo_type: str) -> None:
-    """
-    Raises:
-        ValueError: If what needs a licence has none, or `license` is no identifier of one.
-    """
+    """Raise `ValueError` if what needs a licence has none, or `license` is no identifier of one."""
     if license is None and repo_type != "space":
         raise ValueError(
             f"Say with `--license` under which terms {folder} is published, such as apache-2.0 or cc-by-nc-4.0. Those "
@@ -148,10 +127,7 @@ def check_license(license: str | None, folder: Path, repo_type: str) -> None:
 
 def name_base_model(folder: Path, card: str) -> bytes:
     """
-    `adapter_config.json` with the base model that the card names, in place of a folder of this machine.
-
-    Raises:
-        ValueError: If the card names none.
+    `adapter_config.json` with the base model that the card names (`ValueError` if none), in place of a local folder.
     """
     bases = read_front_matter(card).get("base_model")
     if not bases:

@@ -22,10 +22,7 @@ class PushError(UserError):
 
 
 def check(publication: Publication) -> None:
-    """
-    Raises:
-        PushError: Naming each file that must not be published, and why.
-    """
+    """Raise `PushError`, naming each file that must not be published, and why."""
     problems = find_problems(publication.contents, publication.folder)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -42,21 +39,12 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Upload in one commit. Files of an earlier push that this one lacks are removed; others in the repository stay.
+    Upload in one commit, to `owner/name` on the Hub, made if there is none; the hash of the commit is returned. Files
+    of an earlier push that this one lacks are removed; others in the repository stay.
 
-    Args:
-        publication (`Publication`): What is published (see `prepare`).
-        repo_id (`str`): `owner/name` on the Hub. The repository is made if there is none.
-        private (`bool`): Of a new repository; one that is public already is refused then.
-        revision (`str`, *optional*): Branch to commit to, made if there is none; by default `main`.
-        message (`str`): Of the commit.
-        token (`str`, *optional*): By default the one that is logged in.
-
-    Returns:
-        `str`: the hash of the commit that holds the files.
-
-    Raises:
-        PushError: If a file must not be published, or the Hub cannot be reached or refuses.
+    A `private` push to a public repository is refused. `revision` is a branch, made if there is none, by default
+    `main`; `token` is by default the one that is logged in. Raises `PushError` if a file must not be published, or the
+    Hub cannot be reached or refuses.
     """
     check(publication)
     api, repo_type = HfApi(token=token), REPO_TYPES[publication.kind]

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
-from logramed.eval.comparison.run_folder import RunFolder, last_part, read_run_folder
+from logramed.eval.comparison.run_folder import last_part, read_run_folder
 from logramed.eval.models import fingerprint_model
 
 
@@ -16,10 +15,8 @@ DATA_ENDINGS = (".json", ".jsonl", ".yaml", ".yml", ".png", ".jpg", ".parquet", 
 
 def read_results(path: Path) -> dict[str, Any]:
     """
-    A JSON file of results as it may be published, without local paths; empty if there is no such file.
-
-    Raises:
-        ValueError: If it holds no JSON object.
+    A JSON file of results as it may be published, without local paths; empty if there is no such file. Raises
+    `ValueError` if it holds no JSON object.
     """
     if not path.is_file():
         return {}
@@ -84,32 +81,18 @@ def hub_ids(names: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(ids))
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """
-    One evaluation of the model whose card is written.
+class Evaluation(NamedTuple):
+    """`metrics.json` of a run of the model, without local paths, and where it will be in the repository."""
 
-    Attributes:
-        run (`RunFolder`): As `logramed-eval` wrote it.
-        metrics (`dict`): Its `metrics.json`, without local paths.
-        file (`str`): Where that file will be in the repository.
-    """
-
-    run: RunFolder
     metrics: dict[str, Any]
     file: str
 
 
 def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list[Evaluation]:
     """
-    The evaluations of the model in the folder `model`, told by the fingerprint of its weights.
-
-    Args:
-        model (`Path`): The model.
-        folders (*optional*): Folders of `logramed-eval`; by default those in and beside `model` that fit it.
-
-    Raises:
-        ValueError: If one of `folders` is unfinished or of other weights, or two are of the same questions.
+    The evaluations of the model in the folder `model`, told by the fingerprint of its weights: in `folders` of
+    `logramed-eval`, by default those in and beside `model` that fit it. Raises `ValueError` if one of `folders` is
+    unfinished or of other weights, or two are of the same questions.
     """
     found = [
         path.parent for place in (model, model.parent) for path in sorted(place.glob("evaluation*/**/metrics.json"))
@@ -118,7 +101,8 @@ def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list
     known = fingerprint_model(str(model)) if paths else ""
     evaluations: dict[str, Evaluation] = {}
     for path in paths:
-        settings = read_results(path / "metrics.json").get("run", {})
+        metrics = read_results(path / "metrics.json")
+        settings = metrics.get("run", {})
         if not _is_same_model(str(settings.get("model_fingerprint")), known):
             if folders is None:
                 continue
@@ -130,8 +114,8 @@ def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list
         name = "_".join(part for part in parts if part)
         if name in evaluations:
             raise ValueError(f"{path} is a second evaluation of {name}: name one of them with `--evaluation`.")
-        metrics = read_results(path / "metrics.json")
-        evaluations[name] = Evaluation(read_run_folder(path), metrics, f"evaluation/{name}/metrics.json")
+        read_run_folder(path)  # raises if it is unfinished
+        evaluations[name] = Evaluation(metrics, f"evaluation/{name}/metrics.json")
     return list(evaluations.values())
 
 

@@ -36,11 +36,8 @@ HOME = re.compile(rb"(?:/(?:home/|Users/|root/)|[A-Z]:\\\\?Users\\\\?)[^/\\\s\"'
 
 def find_problems(contents: Contents, folder: Path | None = None) -> list[str]:
     """
-    What stands against publishing these files, a sentence each that names the file; empty if nothing does.
-
-    Args:
-        contents (`Contents`): The files. Of weights only the header is read, where safetensors keep their metadata.
-        folder (`Path`, *optional*): Where they come from on this machine: its path must not be in them.
+    What stands against publishing these files, a sentence each that names the file. Of weights only the header is
+    read, where safetensors keep their metadata. The path of the local `folder` they come from must not be in them.
     """
     here = {Path.home(), Path.cwd(), *([folder.resolve()] if folder else [])} - {Path("/")}
     places = [str(place).encode() for place in here]

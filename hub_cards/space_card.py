@@ -33,12 +33,7 @@ def choose_demo_files(folder: Path) -> Contents:
 
 
 def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
-    """
-    The card of the demo's Space.
-
-    Raises:
-        ValueError: Unless `models` names one model on the Hub.
-    """
+    """The card of the demo's Space. Raises `ValueError` unless `models` names one model on the Hub."""
     ids = hub_ids(models)
     if len(ids) != 1:
         raise ValueError(
@@ -61,9 +56,7 @@ def write_metric_card(folder: Path) -> Card:
     """
     The card of a metric's Space: the text of its `README.md`, with metadata for the gradio that is installed. With it
     travel the page and the modules that the metric imports, so that the Space needs nothing else of this project.
-
-    Raises:
-        ValueError: If the folder's card has no title or description.
+    Raises `ValueError` if the folder's card has no title or description.
     """
     _, metadata_text, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     known = yaml.safe_load(metadata_text)
@@ -115,12 +108,7 @@ def write_metadata(title: str, tags: list[str], **further) -> str:
 
 
 def gradio_version() -> str:
-    """
-    Of the installed package, which the demo was tried with.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
+    """Of the installed package, which the demo was tried with. Raises `ValueError` if it is not installed."""
     try:
         return metadata.version("gradio")
     except metadata.PackageNotFoundError as error:

@@ -66,12 +66,7 @@ Updates = dict[Any, Any]
 
 
 class Page:
-    """
-    The page and what happens on it. What a user has said and seen lies in that user's state alone.
-
-    Args:
-        assistant (`Assistant`): Who answers.
-    """
+    """The page and what happens on it. What a user has said and seen lies in that user's state alone."""
 
     def __init__(self, assistant: Assistant):
         self.assistant = assistant
@@ -190,12 +185,8 @@ class Page:
 
     def ask(self, message: dict[str, Any], turns: Sequence[Turn], *settings) -> Iterator[Updates]:
         """
-        Answer a message, piece by piece. A message that cannot be answered stays where it was written.
-
-        Args:
-            message (`dict`): `text` and `files`, paths of uploads.
-            turns: The conversation so far.
-            settings: The values of `Settings`, in their order.
+        Answer a message (`text`, and `files`, paths of uploads), piece by piece, after the `turns` so far and with the
+        values of `Settings`. A message that cannot be answered stays where it was written.
         """
         try:
             turn = self.read_message(message or {}, turns)
@@ -204,7 +195,8 @@ class Page:
             return
         turns = [*turns, turn]
         yield {
-            **self._no_relevance(),
+            **{button: gradio.Button(interactive=False) for button in self.show.values()},
+            **self._nothing_drawn(),
             self.chat: write_chat(turns, is_busy=True),
             self.turns: turns,
             self.message: gradio.MultimodalTextbox(value=None, interactive=False),
@@ -237,10 +229,8 @@ class Page:
 
     def read_message(self, message: dict[str, Any], turns: Sequence[Turn]) -> Turn:
         """
-        The turn that a message begins, its images read, checked and kept.
-
-        Raises:
-            UploadError: If there is nothing to answer.
+        The turn that a message begins, its images read, checked and kept. Raises `UploadError` if there is nothing to
+        answer.
         """
         question = (message.get("text") or "").strip()
         files = message.get("files") or []
@@ -277,20 +267,8 @@ class Page:
 
     def start_anew(self) -> Updates:
         """An empty conversation."""
-        return {
-            **self._no_relevance(),
-            self.chat: [],
-            self.turns: [],
-            self.message: gradio.MultimodalTextbox(value=None, interactive=True),
-            self.status: "",
-            self.stop: gradio.Button(visible=False),
-        }
-
-    def _no_relevance(self) -> Updates:
-        return {
-            **{button: gradio.Button(interactive=False) for button in self.show.values()},
-            **self._nothing_drawn(),
-        }
+        empty = {self.message: gradio.MultimodalTextbox(value=None, interactive=True)}
+        return self._ready([]) | self._nothing_drawn() | empty
 
     def _nothing_drawn(self) -> Updates:
         return {

@@ -23,13 +23,8 @@ NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do 
 @dataclass
 class Settings:
     """
-    How answers are generated.
-
-    Args:
-        max_new_tokens (`int`): Longest answer.
-        temperature (`float`): 0 takes the likeliest token each time.
-        top_p (`float`): With a temperature, draw from the likeliest tokens that have this share.
-        seed (`int`): Of the draws.
+    How answers are generated: a `temperature` of 0 takes the likeliest token each time; above it, tokens are drawn
+    from the likeliest ones that have the share `top_p`.
     """
 
     max_new_tokens: int = 64
@@ -49,14 +44,8 @@ class Settings:
 @dataclass
 class Turn:
     """
-    A question, the images that came with it, and the answer so far.
-
-    Args:
-        question (`str`): As it was asked.
-        images (`list[str]`): Paths.
-        answer (`str`): Empty before the first word.
-        confidence (`float`, *optional*): Geometric mean of the probabilities of the answer's tokens, 0 to 1; None
-            until the answer is complete.
+    A question, the paths of the images that came with it, the answer so far (empty before the first word) and, when
+    that is complete, the geometric mean of the probabilities of its tokens, 0 to 1.
     """
 
     question: str
@@ -67,9 +56,8 @@ class Turn:
 
 def refuse_foreign(model_id: str, revision: str | None) -> None:
     """
-    Raises:
-        ValueError: If the model is a checkpoint of LLaVA's own code, which transformers would take for its own LLaVA,
-            of 7 billion new weights.
+    Raise `ValueError` for a checkpoint of LLaVA's own code, which transformers would take for its own LLaVA, of 7
+    billion new weights.
     """
     settings, _ = PretrainedConfig.get_config_dict(model_id, revision=revision)
     model_type = settings.get("model_type")
@@ -78,13 +66,7 @@ def refuse_foreign(model_id: str, revision: str | None) -> None:
 
 
 class Assistant:
-    """
-    A model that answers, and what it is called.
-
-    Args:
-        model_id (`str`): A folder, or an id on the Hub.
-        revision (`str`, *optional*): Branch, tag or commit there.
-    """
+    """A model that answers (a folder, or an id on the Hub, there at a `revision`), and what it is called."""
 
     def __init__(self, model_id: str, revision: str | None = None):
         options = {"trust_remote_code": True, "revision": revision}
@@ -122,11 +104,8 @@ class Assistant:
     def answer(self, turns: Sequence[Turn], settings: Settings) -> Iterator[Turn]:
         """
         Answer the last question of `turns`, yielding its turn after every piece of text and, complete, at the end.
-
         Leaving the iteration early ends the generation. An answer ends before the processor's `stop_string`, if any.
-
-        Raises:
-            Exception: Whatever the generation raised.
+        Raises whatever the generation raised.
         """
         turn = turns[-1]
         inputs = self.encode(turns)
@@ -210,24 +189,20 @@ class StopAtText(StoppingCriteria):
 
     def __init__(self, tokenizer, text: str, num_prompt_tokens: int):
         self.tokenizer, self.text, self.num_prompt_tokens = tokenizer, text, num_prompt_tokens
+        # A text of n bytes lies within n tokens, as a token may be a byte; two more for what begins within a token.
+        self.num_tokens = len(text.encode()) + 2
 
     def __call__(self, input_ids, scores, **kwargs):
-        answer = self.tokenizer.decode(input_ids[0, self.num_prompt_tokens :])
-        return torch.full((len(input_ids),), self.text in answer, device=input_ids.device)
+        answer = input_ids[0, self.num_prompt_tokens :]
+        last = self.tokenizer.decode(answer[-self.num_tokens :])
+        return torch.full((len(input_ids),), self.text in last, device=input_ids.device)
 
 
 def mean_probability(logits: torch.Tensor, tokens: torch.Tensor) -> float:
     """
-    The geometric mean of the probabilities of an answer's tokens.
-
-    It says how sure the model is of its words, one after the other; not how often such an answer is right.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`): Of each token, before any temperature.
-        tokens (`torch.Tensor` of shape `(num_tokens,)`, int64): Those taken.
-
-    Returns:
-        `float`: 0 to 1.
+    The geometric mean, 0 to 1, of the probabilities of an answer's tokens, by their `logits` `(num_tokens,
+    vocab_size)` before any temperature. It says how sure the model is of its words, one after the other; not how often
+    such an answer is right.
 
     Example:
         >>> round(mean_probability(torch.tensor([[0.0, 0.0], [0.0, float("-inf")]]), torch.tensor([1, 0])), 4)

@@ -24,13 +24,10 @@ class UploadError(ValueError):
 
 def read_upload(path: str | Path) -> Image.Image:
     """
-    An uploaded image, upright, as 8-bit grey or RGB of at most `SHOWN_SIDE` pixels a side.
-
-    Deep pixels are scaled from the smallest usual bit depth that holds them, so that 12-bit images in 16-bit files are
-    not black. Transparent parts become black.
-
-    Raises:
-        UploadError: If it is no PNG or JPEG, is damaged, or has more than `MAX_PIXELS` pixels; it names the file.
+    An uploaded image, upright, as 8-bit grey or RGB of at most `SHOWN_SIDE` pixels a side. Deep pixels are scaled from
+    the smallest usual bit depth that holds them, so that 12-bit images in 16-bit files are not black. Transparent
+    parts become black. Raises `UploadError`, naming the file, if it is no PNG or JPEG, is damaged, or has more than
+    `MAX_PIXELS` pixels.
     """
     name = Path(path).name
     try:

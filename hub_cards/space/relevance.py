@@ -27,22 +27,13 @@ Drawn = list[tuple[Image.Image, str]]
 
 def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndarray]:
     """
-    How much each region of each image counts for the last answer.
+    How much each region of each image counts for the last answer: a square float array for each image in the order of
+    the conversation, rows from the top, as the model sees the image (padded to a square, if its processor does that).
 
     The relevance of an image token is the absolute value of its projected features times the gradient of the answer's
     log-probability with respect to them. It is a first-order measure of what changes the answer's probability, no
-    explanation of it: a model can be right for reasons that this does not show.
-
-    Args:
-        assistant (`Assistant`): Model and processor.
-        turns: The conversation; the last turn has an answer.
-
-    Returns:
-        `list[np.ndarray]`: a square float array for each image in the order of the conversation, rows from the top, as
-        the model sees the image (padded to a square, if its processor does that).
-
-    Raises:
-        ValueError: If the model has no projector between images and language, or its image tokens form no square.
+    explanation of it: a model can be right for reasons that this does not show. Raises `ValueError` if the model has
+    no projector between images and language, or its image tokens form no square.
     """
     prompt = assistant.encode(turns)
     inputs = assistant.encode(turns, with_last_answer=True)
@@ -60,17 +51,8 @@ def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndar
 def matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> list[list[np.ndarray]]:
     """
     How each question weighs the regions of all images so far, on one scale: by the cosines of the state before its
-    answer with the projected regions (see `weigh_by_cosine`), as alignment with answer states trains it.
-
-    Args:
-        assistant (`Assistant`): Model and processor.
-        turns: The conversation, an image in its first turn.
-
-    Returns:
-        `list[list[np.ndarray]]`: for each turn a square float array for each image so far; those of a turn sum to 1.
-
-    Raises:
-        ValueError: As in `image_relevance`.
+    answer with the projected regions (see `weigh_by_cosine`), as alignment with answer states trains it. For each turn
+    a square float array for each image so far, those of a turn summing to 1. Raises as `image_relevance`.
     """
     inputs = assistant.encode(turns)
     ends = [assistant.encode(turns[: number + 1])["input_ids"].shape[1] for number in range(len(turns))]

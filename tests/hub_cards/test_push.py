@@ -208,3 +208,4 @@ def test_an_adapter_names_its_base_on_the_hub_and_no_folder_of_this_machine(tmp_
     assert publication.kind == "adapter"
     assert "library_name: peft" in publication.card
     assert 'base, adapter = "someone/base", "tester/logramed-mini"' in publication.card
+    assert "An adapter (LoRA) for LoGra-Med" in publication.card

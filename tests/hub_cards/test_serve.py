@@ -172,11 +172,17 @@ def test_an_answer_ends_before_a_stop(client, folder, stream):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"max_tokens": 0}, "max_new_tokens"),
+        ({"max_tokens": 0}, "`max_tokens` must be 1 or more, got 0"),
+        ({"max_completion_tokens": -1}, "`max_completion_tokens` must be 1 or more, got -1"),
+        ({"temperature": -1}, "`temperature` must be 0 or more, got -1"),
         ({"n": 2}, "`n` is not supported, got 2."),
         ({"stop": [""]}, "at least one character"),
         ({"logprobs": True}, "`logprobs` is not supported"),
+        ({"response_format": {"type": "json_object"}}, "`response_format` is not supported"),
         ({"model": "someone/other"}, "someone/other"),
+        ({"messages": []}, "`messages` must be a list of one message at least"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "`role` of a message must be one of"),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "type text or image_url"),
         ({"messages": ask("data:image/png;base64,bm8gaW1hZ2U=")}, "image"),
         ({"messages": [{"role": "user", "content": "an <image> of a lung"}]}, "A text has <image> in it"),
     ],
