@@ -35,23 +35,15 @@ def answer_questions(
     rounding of the model's dtype. Between batches the model is in the state (training or evaluation, module by module)
     it was given in, and so is the tokenizer's padding side.
 
-    Args:
-        model: Any image-text-to-text model of transformers, on the device to run on. Runs without gradients.
-        processor: Its processor, with a chat template.
-        questions: Question rows (see `eval/benchmarks`): `question` and `image` or `images` are read.
-        batch_size, max_new_tokens (`int`): Questions in a batch, tokens of an answer at most.
-        blank_images (`bool`): Show an evenly grey image of the same size instead of each image.
-        stop_strings: An answer ends before the first of these, for models trained to write one instead of an end
-            token ("###" for those of LLaVA-Med v1.0). By default the `stop_string` of the processor, if it has one.
-        progress (`bool`): Show a progress bar.
+    The model is any image-text-to-text model of transformers, on the device to run on, and its processor has a chat
+    template; of question rows (see `eval/benchmarks`) `question` and `image` or `images` are read. With `blank_images`
+    an evenly grey image of the same size is shown instead of each. An answer ends before the first of `stop_strings`,
+    for models trained to write one instead of an end token ("###" for those of LLaVA-Med v1.0), by default the
+    `stop_string` of the processor, if it has one.
 
-    Yields:
-        `tuple[dict, str]`: a question row as it was given, and the answer without blanks around it.
-
-    Raises:
-        ValueError: If `batch_size` or `max_new_tokens` is below 1, the processor has no chat template, or a question
-            has another number of placeholders than of images.
-        FileNotFoundError: If an image is missing.
+    Yields a question row as it was given, and the answer without blanks around it. Raises `ValueError` if `batch_size`
+    or `max_new_tokens` is below 1, the processor has no chat template, or a question has another number of
+    placeholders than of images, and `FileNotFoundError` if an image is missing.
     """
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(

@@ -24,12 +24,8 @@ MISTAKES = (UserError, ValueError, OSError, ImportError, yaml.YAMLError, StrictD
 
 def run_command(main: Callable[[], int | None]) -> int:
     """
-    The exit code of `main`; a mistake of its user is printed as one message, without a traceback.
-
-    `LOGRAMED_DEBUG=1` in the environment shows the traceback.
-
-    Args:
-        main (`Callable`): The command, which returns its exit code, or `None` for 0.
+    The exit code of `main` (`None` is 0); a mistake of its user is printed as one message, without a traceback, which
+    `LOGRAMED_DEBUG=1` in the environment shows.
     """
     try:
         return main() or 0

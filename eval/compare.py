@@ -36,15 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_comparison(folders: Sequence[str | Path], output: str | Path, images: bool = True) -> Comparison:
     """
-    Compare the runs of `folders` and write `comparison.html`, `.md` and `.json` to `output`.
-
-    Args:
-        folders (`Sequence[str | Path]`): Run folders over the same questions.
-        output (`str` or `Path`): A folder; made if need be.
-        images (`bool`, *optional*, defaults to `True`): Embed small images of the worst questions in the HTML.
-
-    Raises:
-        ValueError: If a folder is not a finished run, or the runs are not over the same questions.
+    Compare the runs of `folders` and write `comparison.html`, `.md` and `.json` to `output`; with `images` the HTML
+    embeds small ones of the worst questions. Raises `ValueError` if a folder is not a finished run, or the runs are
+    not over the same questions.
     """
     comparison = compare_runs([read_run_folder(folder) for folder in folders])
     output = Path(output)

@@ -37,10 +37,8 @@ def write_bytes_whole(path: Path, content: bytes) -> Path:
 @contextmanager
 def whole_folder(folder: Path, argument: str = "--output") -> Iterator[Path]:
     """
-    An empty folder to write to, which becomes `folder` when all is written, and is gone if that fails.
-
-    Raises:
-        ValueError: If `folder`, which `argument` named, is there and not empty.
+    An empty folder to write to, which becomes `folder` when all is written, and is gone if that fails. Raises as
+    `require_empty`.
     """
     require_empty(folder, argument)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +52,7 @@ def whole_folder(folder: Path, argument: str = "--output") -> Iterator[Path]:
 
 
 def require_empty(folder: Path, argument: str = "--output") -> None:
-    """
-    Raises:
-        ValueError: If `folder`, which `argument` named, is there and not empty.
-    """
+    """Raise `ValueError` if `folder`, which `argument` named, is there and not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{argument} {folder} is not empty")
 

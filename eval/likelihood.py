@@ -32,23 +32,12 @@ def score_options(
     progress: bool = True,
 ) -> Iterator[tuple[dict, list[float]]]:
     """
-    The log-probability a token of each option as the answer to its question.
+    The mean log-probability (natural logarithm, 0 at most) of the tokens of each option as the answer to its question,
+    with each question row. Arguments as for `answering.answer_questions`; rows also have `options`.
 
     All options of the questions in a batch go through the model in one forward pass. The mean over an option's tokens,
-    not their sum, is compared, so that long options are not at a disadvantage.
-
-    Args:
-        model, processor, blank_images, progress: As in `answering.answer_questions`.
-        questions: Question rows of a multiple-choice benchmark: `question`, `image` or `images`, and `options`
-            are read.
-        batch_size (`int`): Questions in a batch, with all their options.
-
-    Yields:
-        `tuple[dict, list[float]]`: a question row as it was given, and for each of its options the mean natural
-        logarithm of its tokens' probabilities, 0 at most.
-
-    Raises:
-        ValueError: If `batch_size` is below 1, an option has no tokens, or the processor has no chat template.
+    not their sum, is compared, so that long options are not at a disadvantage. Raises `ValueError` if `batch_size` is
+    below 1, an option has no tokens, or the processor has no chat template.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -119,13 +108,8 @@ def mean_log_probabilities(
     logits: torch.Tensor, input_ids: torch.Tensor, num_option_tokens: Sequence[int]
 ) -> list[float]:
     """
-    The mean log-probability of the last tokens of each row.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_rows, num_kept, vocab_size)`):
-            Of the last tokens, `num_kept` more than any row's `num_option_tokens`.
-        input_ids (`torch.Tensor` of shape `(num_rows, sequence_length)`): Padded on the left.
-        num_option_tokens: For each row, how many of its last tokens count.
+    The mean log-probability of the last tokens of each row, as many as `num_option_tokens` says, by `logits` of shape
+    `(num_rows, num_kept, vocab_size)`, of one token more than any row's count, and `input_ids`, padded on the left.
 
     Example:
         >>> logits = torch.zeros(1, 3, 2)  # two tokens in the vocabulary, equally likely each time

@@ -30,10 +30,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def refuse_missing_path(name: str, argument: str) -> None:
-    """
-    Raises:
-        ValueError: If `name` looks like a path and there is no such folder.
-    """
+    """Raise `ValueError` if `name` looks like a path and there is no such folder."""
     if not Path(name).is_dir() and looks_like_path(name):
         raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.")
 
@@ -41,16 +38,10 @@ def refuse_missing_path(name: str, argument: str) -> None:
 @contextmanager
 def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iterator[None]:
     """
-    Make one sentence, with the argument that a user gave, of a model that cannot be found.
+    Make one sentence, with the `argument` that a user gave, of a model that cannot be found when it is loaded inside.
 
-    Args:
-        name (`str` or `Path`): Folder or Hub id of what is loaded inside.
-        argument (`str`): What names it, such as "`--model`".
-        foreign (`bool`): It may be a checkpoint of another code, which is to be converted.
-
-    Raises:
-        ValueError: If `name` looks like a path and there is no such folder, if a folder holds no model, or one that
-            must be converted first, or if neither a folder nor the Hub has it.
+    Raises `ValueError` if `name` looks like a path and there is no such folder, if a folder holds no model, or (unless
+    it may be `foreign`) one that must be converted first, or if neither a folder nor the Hub has it.
     """
     name = str(name)
     refuse_missing_path(name, argument)
@@ -71,9 +62,8 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
 
 def refuse_foreign(name: str, argument: str) -> None:
     """
-    Raises:
-        ValueError: If a folder, or a repository of the Hub, holds a checkpoint of LLaVA's own code, which transformers
-            does not know or, worse, takes for its own; names the command that converts it.
+    Raise `ValueError`, with the command that converts it, if a folder, or a repository of the Hub, holds a checkpoint
+    of LLaVA's own code, which transformers does not know or, worse, takes for its own.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name)

@@ -31,16 +31,9 @@ MODEL_FILES = (
 
 def load_model(model: str, adapter: str | None = None, trust_remote_code: bool = False) -> tuple[torch.nn.Module, Any]:
     """
-    A model in its own dtype, in evaluation mode, on the GPU if there is one, and its processor.
-
-    Args:
-        model (`str`): Folder or Hub id of any image-text-to-text model of transformers, or of a PEFT adapter, whose
-            configuration names its base model.
-        adapter (`str`, *optional*): Folder or Hub id of a PEFT adapter to put on `model`.
-        trust_remote_code (`bool`): Run model code that comes with the model.
-
-    Raises:
-        ValueError: If both name an adapter, or one of the models is not found.
+    A model in its own dtype, in evaluation mode, on the GPU if there is one, and its processor: by folder or Hub id
+    any image-text-to-text model of transformers, or a PEFT adapter, whose configuration names its base; an `adapter`
+    is put on it. Raises `ValueError` if both name an adapter, or one of the models is not found.
     """
     given = model
     base, adapter = resolve_adapter(model, adapter)

@@ -11,16 +11,11 @@ from logramed.eval.files import to_json_line, write_json_lines, write_whole
 
 class ResumableFile:
     """
-    One JSON object a line, each with a key of its own.
+    One JSON object a line, each with a key of its own (`key_of` gives it, or raises `KeyError` or `TypeError`); `keys`
+    are those of all lines to come, unique, in their final order. `kind` is what a line is, for errors: "answer".
 
     Lines are appended in any order; `finish` puts them into that of the keys, so that the finished file is the same
     whether or not the run was stopped in between.
-
-    Args:
-        path (`Path`): The file; it need not exist.
-        keys (`Sequence[Hashable]`): Of all lines to come, unique, in their final order.
-        key_of: Function of a line's object that gives its key; `KeyError` or `TypeError` if it is no such object.
-        kind (`str`): What a line is, for errors: "answer".
 
     Example:
         >>> import tempfile

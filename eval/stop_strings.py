@@ -12,16 +12,9 @@ from logramed.processing_logramed import cut_at_stop_string
 
 class StopStrings:
     """
-    Whether tokens say one of some texts, looking only at the last few of them.
-
-    Args:
-        tokenizer: Of the model that writes the tokens.
-        texts: What ends an answer. Each is at least one character.
-        turn_end (`str`, *optional*): The one of them with which the model ends its turns: a beginning of it at the
-            very end of an answer is no part of the answer either (see `cut_at_stop_string`).
-
-    Raises:
-        ValueError: If a text is empty.
+    Whether tokens say one of some texts, looking only at the last few of them. Each text is at least one character. Of
+    `turn_end`, the one with which the model ends its turns, a beginning at the very end of an answer is no part of the
+    answer either (see `cut_at_stop_string`).
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], turn_end: str | None = None):

@@ -10,14 +10,9 @@ from typing import Any
 
 def to_text(value: Any) -> str:
     r"""
-    A text without blanks around it, or a finite number as a person would write it.
-
-    Args:
-        value: What JSON, CSV, Parquet or `datasets` hold in a cell.
-
-    Raises:
-        ValueError: If it is none of these (a truth value, null, a list, a date, NaN, ...), or text that cannot be
-            written as UTF-8; the message says what it is instead.
+    A text without blanks around it, or a finite number as a person would write it. Anything else (a truth value, null,
+    a list, a date, NaN, ...), and text that cannot be written as UTF-8, raises `ValueError`, whose message says what
+    it is.
 
     Example:
         >>> [to_text(value) for value in (" yes\n", 2, 2.0, 2.5, 1e-05)]
