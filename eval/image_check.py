@@ -1,7 +1,9 @@
 """The check that images can be decoded: one parallel pass over those that no earlier run has checked."""
 
+import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -45,8 +47,7 @@ def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
     if len(unknown) <= CHUNK_SIZE:
         return {key: problem for key, image in unknown.items() if (problem := find_decoding_problem(image))}
     problems = {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(path.with_suffix(".lock")):
+    with _lock(path) as path:
         unknown = _leave_out_known(by_key, path)
         with path.open("a", encoding="ascii") as memory:
             for keys, found in _decode_in_chunks(unknown):
@@ -54,6 +55,18 @@ def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
                 memory.write("".join(f"{key}\n" for key in keys if key not in problems))
                 memory.flush()
     return problems
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[Path]:
+    """`path`, which one process at a time has, or a passing file where the cache cannot be written to."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(WeakFileLock(path.with_suffix(".lock")))
+        except OSError:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+        yield path
 
 
 def image_key(image: EncodedImage) -> str:

@@ -95,6 +95,11 @@ def test_embedded_images_are_known_by_their_bytes(cache, images):
     assert find_unreadable([{**image, "path": "elsewhere.png"} for image in embedded]).keys() == expected
 
 
+def test_a_cache_that_cannot_be_written_to_stops_nothing(cache, images):
+    Path(datasets_config.HF_CACHE_HOME).write_text("no folder")
+    assert find_unreadable(images).keys() == {image_key(images[number]) for number in BROKEN}
+
+
 def test_the_check_draws_no_random_number(cache, images):
     torch.manual_seed(0)
     before = torch.get_rng_state()
