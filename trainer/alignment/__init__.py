@@ -8,10 +8,10 @@ from .config import (
     register_objective,
 )
 from .decoding import decode_matching
-from .gradients import differentiable_matching, hamming_loss, imle_loss
+from .gradients import differentiable_matching, hamming_loss
 from .graph_network import GraphNetwork
 from .graphs import nearest_neighbor_edges, unit_vectors
-from .losses import entropic_loss, infonce_loss, siglip_loss, sinkhorn_matching
+from .losses import entropic_loss, infonce_loss, sinkhorn_matching
 from .matching import match_graphs, matching_cost
 from .objective import AlignmentObjective, AlignmentOutput
 from .retrieval import matching_accuracy, recall_at_k
@@ -28,7 +28,6 @@ __all__ = [
     "differentiable_matching",
     "entropic_loss",
     "hamming_loss",
-    "imle_loss",
     "infonce_loss",
     "match_graphs",
     "matching_accuracy",
@@ -37,7 +36,6 @@ __all__ = [
     "objectives",
     "recall_at_k",
     "register_objective",
-    "siglip_loss",
     "sinkhorn_matching",
     "unit_vectors",
 ]

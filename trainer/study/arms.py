@@ -58,8 +58,6 @@ ARMS = {
     "first_order": Arm({**ANSWER_STATES, "alignment_loss": "first_order"}),
     "former_default": Arm({**OWN_TEXT_SPACE, "alignment_loss": "multi_graph"}, strength="alignment_weight"),
     "extended_answers": Arm({**ANSWER_STATES, "alignment_texts": "extended"}),
-    "siglip": Arm({**ANSWER_STATES, "alignment_loss": "siglip"}),
-    "coupled_imle": Arm({**ANSWER_STATES, "edge_matching": "coupled", "gradient_estimator": "imle"}),
     "paper_form": Arm({**OWN_TEXT_SPACE, "alignment_loss": "paper"}, strength="alignment_weight"),
     "no_head": Arm({**ANSWER_STATES, "alignment_head": "none"}),
     # The gradient ratio is measured at answer states, so other nodes have a fixed weight.
@@ -177,7 +175,7 @@ PARTS = (
         "scratch",
         "slake",
         (10,),
-        ("siglip", "coupled_imle", "paper_form", "no_head", "language_model_nodes", "projector_nodes"),
+        ("paper_form", "no_head", "language_model_nodes", "projector_nodes"),
         FEW_SEEDS,
     ),
 )
