@@ -79,6 +79,7 @@ def build_node_inputs(
     single_row: bool = False,
     answer_places: torch.Tensor | None = None,
     text_encoder: Callable[[list[str]], torch.Tensor] | None = None,
+    places: Sequence[int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     All that alignment needs of a batch, made before the batch goes to a device, so that the device is asked nothing.
@@ -98,6 +99,7 @@ def build_node_inputs(
             the token before each turn's answer in the flattened batch.
         text_encoder (`Callable`, *optional*): From texts to their embeddings `(num_texts, embedding_size)`; without
             one the model encodes the texts.
+        places (`Sequence[int]`, *optional*): Those of the samples in the batch, where others have no nodes.
 
     Returns:
         `dict[str, torch.Tensor]`, int64 but for embeddings:
@@ -125,7 +127,7 @@ def build_node_inputs(
     Raises:
         ValueError: If a sample has no image or a text no content token, naming the row.
     """
-    image_sample = is_image.nonzero()[:, 0]
+    image_sample = (is_image if places is None else is_image[places]).nonzero()[:, 0]
     _check_images(node_texts.row_ids, image_sample)
     nodes = {"image_sample": image_sample, "image_places": is_image.flatten().nonzero().squeeze(1)}
     if granularity == "sample":

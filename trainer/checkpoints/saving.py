@@ -194,8 +194,7 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     if isinstance(wanted, str) and wanted.lower() in ("true", "false"):
         wanted = wanted.lower() == "true"
     if wanted is True:
-        found = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
-        found = broadcast_object_list([found])[0]
+        found = broadcast_object_list([find_last_checkpoint(output_dir)])[0]
         if found is None:
             logger.warning(f"There is no checkpoint in {output_dir}: training starts from the beginning.")
         return found
@@ -204,6 +203,10 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     if not Path(wanted).is_dir():
         raise CheckpointError(f"`resume_from_checkpoint` is {wanted}, but there is no such folder.")
     return str(wanted)
+
+
+def find_last_checkpoint(output_dir: str | Path) -> str | None:
+    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
 
 
 def step_of(checkpoint: str | Path) -> int:
@@ -257,7 +260,7 @@ def announce_last_checkpoint(output_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        checkpoint = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+        checkpoint = find_last_checkpoint(output_dir)
         if checkpoint is None:
             error.add_note(f"There is no checkpoint of this run in {output_dir} to go on from.")
         else:

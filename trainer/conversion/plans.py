@@ -159,14 +159,9 @@ def read_license(folder: Path) -> dict[str, str]:
     return {name: str(found[name]) for name in LICENSE_NAMES if found.get(name)}
 
 
-def graph_network_names(files: WeightFiles) -> dict[str, str]:
-    """The weights of a checkpoint's graph network in the files, and their names in `GraphNetwork`."""
-    return {name: match.group(1) for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
-
-
 def save_graph_network(files: WeightFiles, folder: Path) -> None:
     """The graph network of a checkpoint, if it has one, as `GraphNetwork.load_state_dict` takes it."""
-    names = graph_network_names(files)
+    names = {name: match.group(1) for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
     if names:
         path = folder / GRAPH_NETWORK_FILE
         path.parent.mkdir()

@@ -23,15 +23,17 @@ def freeze_unused_weights(model: nn.Module) -> None:
                 part.requires_grad_(False)
 
 
+def layers_read(config) -> list[int]:
+    """The numbers, ascending, of the hidden states of the vision tower that the projector of a LLaVA reads."""
+    selected = config.vision_feature_layer
+    selected = selected if isinstance(selected, list | tuple) else [selected]
+    num_states = config.vision_config.num_hidden_layers + 1
+    return sorted({layer % num_states for layer in (*selected, *(getattr(config, "connected_layers", None) or ()))})
+
+
 def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Parameter]:
     """Layers behind the last hidden state that `config` reads, what follows them, and embeddings of masked patches."""
-    num_layers = config.vision_config.num_hidden_layers
-    selected = config.vision_feature_layer
-    read = [
-        *(selected if isinstance(selected, list | tuple) else [selected]),
-        *getattr(config, "connected_layers", ()),
-    ]
-    num_used = max(layer % (num_layers + 1) for layer in read)
+    num_layers, num_used = config.vision_config.num_hidden_layers, max(layers_read(config))
     parts = [value for name, value in tower.named_parameters() if name.endswith("mask_token")]
     for module in tower.modules():
         children = [name for name, _ in module.named_children()]

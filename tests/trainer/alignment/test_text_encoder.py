@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 
 import pytest
@@ -125,6 +126,16 @@ def test_each_text_is_encoded_once(folder, encoded):
     assert encoder.prepare(text for text in TEXTS * 2) == 6
     assert encoder(TEXTS[::-1] * 2).shape == (12, 16)
     assert encoded == [4, 2]
+
+
+def test_a_pickled_encoder_holds_its_table_and_no_model(folder, encoded):
+    encoder = TextEncoder(folder)
+    empty = len(pickle.dumps(encoder))
+    expected = encoder(TEXTS)
+    assert len(pickle.dumps(encoder)) - empty < 6 * 500
+    copy = pickle.loads(pickle.dumps(encoder))
+    assert torch.equal(copy(TEXTS), expected)
+    assert sum(encoded) == 6
 
 
 def test_a_caller_that_changes_embeddings_changes_no_later_answer(folder):
