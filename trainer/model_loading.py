@@ -44,8 +44,8 @@ def find_image_tokens(arguments: ModelArguments, training: LoGraMedTrainingArgum
 
 def load_processor(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> ProcessorMixin:
     """
-    Raises:
-        ValueError: If transformers gives the tokenizer alone, as where the processor's class needs another package.
+    The processor of a model or adapter; `ValueError` if transformers gives the tokenizer alone, as where the
+    processor's class needs another package.
     """
     base, adapter = resolve_adapter(arguments.model)
     with naming_base_model(arguments.model, base):
@@ -114,9 +114,7 @@ def load_model(
 def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
     """
     The model with an adapter that is trained further, and what the adapter's folder has beside it (the projector).
-
-    Raises:
-        ValueError: If the arguments ask for an adapter of another kind than this one is.
+    Raises `ValueError` if the arguments ask for an adapter of another kind than this one is.
     """
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     config = model.active_peft_config

@@ -216,7 +216,7 @@ def test_evaluation_gives_recall_between_all_modalities(tmp_path, rows):
 
 
 def test_evaluation_is_without_noise(tmp_path, rows):
-    trainer = train(tmp_path, rows, eval_dataset=rows, noise_scale=5.0)
+    trainer = train(tmp_path, rows, eval_dataset=rows, alignment_loss="paper")
     trainer.evaluate()
     trainer.evaluate()
     first, second = logged(trainer, "eval_alignment_loss")

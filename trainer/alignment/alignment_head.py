@@ -41,11 +41,7 @@ class AlignmentHead(nn.Module):
                 self.text_map = columns if text_size == larger else columns.T.contiguous()
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            features (`dict[str, torch.Tensor]`): `"image"` and maybe `"region"` `(num_nodes, hidden_size)`, the others
-                `(num_nodes, text_size)`.
-        """
+        """Maps `"image"`, and maybe `"region"`, `(num_nodes, hidden_size)` and texts `(num_nodes, text_size)`."""
         with torch.autocast(features["image"].device.type, enabled=False):
             return {name: self._map(name, values) for name, values in features.items()}
 

@@ -53,10 +53,8 @@ LEAST = {
 
 def register_objective(name: str):
     """
-    A decorator that makes a subclass of `AlignmentObjective` the objective of this name, for `alignment_loss`.
-
-    Raises:
-        ValueError: If the name is taken.
+    A decorator that makes a subclass of `AlignmentObjective` the objective of this name, for `alignment_loss`;
+    `ValueError` if the name is taken.
     """
 
     def register(objective: type) -> type:

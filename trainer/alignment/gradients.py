@@ -27,8 +27,6 @@ def differentiable_matching(
     target_edge_index: torch.Tensor,
     *,
     step: float,
-    allow_unmatched: bool = False,
-    generator: torch.Generator | None = None,
     solver: Callable[..., torch.Tensor] = match_graphs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -39,10 +37,10 @@ def differentiable_matching(
     gradient, so loss weights, loss scaling and accumulation act as they should; the published form is not.
 
     Args:
-        node_costs, edge_costs, source_edge_index, target_edge_index, allow_unmatched, generator:
+        node_costs, edge_costs, source_edge_index, target_edge_index:
             As in `match_graphs`; `edge_costs` may lack or broadcast the leading dimensions of `node_costs`.
         step (`float`): How far the costs move, in their own unit.
-        solver (*optional*): Takes the place of `match_graphs`, with its arguments; tests inject recorded matchings.
+        solver (*optional*): Takes these four in the place of `match_graphs`.
 
     Returns:
         0/1 matchings `(*batch, num_nodes, num_nodes)` in the dtype of `node_costs`, and their labels as `match_graphs`
@@ -58,11 +56,7 @@ def differentiable_matching(
         >>> labels.tolist(), costs.grad.tolist()
         ([1, 0], [[0.125, -0.125], [-0.125, 0.125]])
     """
-
-    def solve(*problem):
-        return solver(*problem, allow_unmatched=allow_unmatched, generator=generator)
-
-    return _Matching.apply(node_costs, edge_costs, source_edge_index, target_edge_index, solve, step)
+    return _Matching.apply(node_costs, edge_costs, source_edge_index, target_edge_index, solver, step)
 
 
 class _Matching(torch.autograd.Function):

@@ -20,19 +20,11 @@ NO_TOKEN = -1  # stands between two texts whose token ids become one key
 @dataclass(frozen=True)
 class NodeTexts:
     """
-    The texts of the graph nodes of a batch.
-
-    Attributes:
-        texts (`dict[str, list[str]]`):
-            By kind, in the order `"question"` (of turns alone), `"answer"` (maybe with its question before it),
-            `"extended"`, as far as they are used; of each kind one for each sample or, where nodes are turns or spans,
-            for each turn.
-        samples (`list[int]`):
-            The place in the batch of the sample that each text of a kind belongs to, ascending.
-        row_ids (`list[str]`):
-            Of the samples.
-        sentences (`list[list[tuple[int, int]]]`, *optional*):
-            Start and end, in characters, of the spans of each extended answer; None where nodes are samples.
+    The texts of the graph nodes of a batch: by kind, in the order `"question"` (of turns alone), `"answer"` (maybe
+    with its question before it), `"extended"`, as far as they are used, one for each sample or, where nodes are turns
+    or spans, for each turn. `samples` has the place of the sample that each text of a kind belongs to, ascending,
+    `row_ids` the ids of the samples, and `sentences`, where nodes are no samples, start and end, in characters, of the
+    spans of each extended answer.
     """
 
     texts: dict[str, list[str]]
@@ -44,15 +36,10 @@ class NodeTexts:
 @dataclass(frozen=True)
 class NodeImages:
     """
-    Which images the nodes of a batch are about.
-
-    Attributes:
-        numbers (`torch.Tensor` of shape `(num_image_tokens,)`, int64):
-            The image of each image token, counted in its sample; where nodes are samples, slices of one volume count
-            as one image (see `number_volumes`).
-        of_turns (`list[tuple[int, int]]`):
-            Where nodes are turns or spans, for each turn the first image of its sample that it is about, and the one
-            after the last (see `images_of_turns`); else empty.
+    Which images the nodes of a batch are about: `numbers` `(num_image_tokens,)` has the image of each image token,
+    counted in its sample (where nodes are samples, slices of one volume count as one image: see `number_volumes`);
+    `of_turns`, for each turn, the first image of its sample that it is about, and the one after the last (see
+    `images_of_turns`).
     """
 
     numbers: torch.Tensor
@@ -219,15 +206,8 @@ def encode_texts(
 
 def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
     """
-    The number of the span of each token, -1 for tokens without characters in any.
-
-    Args:
-        offsets (`list[tuple[int, int]]`): Start and end of each token, in characters; equal for special tokens.
-        spans (`list[tuple[int, int]]`): In their order. Those without a token are not counted.
-
-    Example:
-        >>> number_spans([(0, 0), (0, 3), (3, 4), (5, 9)], [(0, 4), (5, 9)])
-        [-1, 0, 0, 1]
+    The number of the span of each token, -1 for tokens without characters in any, from start and end of tokens (equal
+    for special tokens) and of `spans`, in characters. Spans without a token are not counted.
     """
     found = [
         next((n for n, (first, last) in enumerate(spans) if start < last and end > first), NO_SPAN)
@@ -358,15 +338,7 @@ def index_spans(spans: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 def index_members(owners: torch.Tensor, num_owners: int) -> torch.Tensor:
-    """
-    The members of each owner: `(num_owners, most members)` int64, filled up with -1.
-
-    Example:
-        >>> index_members(torch.tensor([0, 0, 2]), 3)
-        tensor([[ 0,  1],
-                [-1, -1],
-                [ 2, -1]])
-    """
+    """The members of each owner: `(num_owners, most members)` int64, filled up with -1."""
     members = torch.arange(len(owners)).split(torch.bincount(owners, minlength=num_owners).tolist())
     return torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 

@@ -155,7 +155,7 @@ class AlignmentObjective:
     def pair_loss(self, similarity: torch.Tensor, temperature: float, right: torch.Tensor) -> torch.Tensor:
         """
         Loss, a scalar, of cosines `(num_pairs, n, n)` between nodes or edges, in training less the margin where
-        `right`, bool of that shape or of `(n, n)`, says that they belong together.
+        `right`, bool `(n, n)`, says that they belong together.
         """
         # In units of cosine, as the margin is.
         return self.config.alignment_temperature * entropic_loss(similarity, temperature, right)

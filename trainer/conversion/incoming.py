@@ -302,10 +302,8 @@ def padding_rows(num_rows: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
 
 def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """
-    Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone.
-
-    Raises:
-        ValueError: If the base lacks a weight, or has another shape.
+    Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone. Raises
+    `ValueError` if the base lacks a weight, or has another shape.
     """
     by_name = {}
     for name in base.tensors:

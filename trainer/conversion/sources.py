@@ -102,10 +102,7 @@ def rename(name: str, renames: tuple[tuple[str, str | None], ...] = RENAMES) -> 
 
 
 def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: If `folder` has no config.json, or that is no JSON object.
-    """
+    """The config.json of a folder; `ValueError` if it has none, or that holds no JSON object."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{argument} {folder} has no config.json: it is no folder of a model.")
@@ -113,10 +110,7 @@ def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: If the file holds no JSON object.
-    """
+    """The object in a file; `ValueError` if it holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -127,10 +121,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None:
-    """
-    Raises:
-        ValueError: If config.json tells of another kind of checkpoint than `kind`.
-    """
+    """Raises `ValueError` if config.json tells of another kind of checkpoint than `kind`."""
     if config.get("model_type") == "llava" and "text_config" in config:
         found = "llava"
     elif config.get("model_type") == "logramed":
@@ -178,10 +169,8 @@ def vision_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def choose_dense_connector(width: int, tower_size: int, given: str | None) -> str:
     """
-    The dense connector of a projector whose first layer takes `width` features of a tower of `tower_size`.
-
-    Raises:
-        ValueError: If it cannot be told from the width, or does not fit it.
+    The dense connector of a projector whose first layer takes `width` features of a tower of `tower_size`;
+    `ValueError` if it cannot be told from the width, or does not fit it.
     """
     if width == tower_size:
         if given in ("sci", "dci"):

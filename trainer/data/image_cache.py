@@ -19,18 +19,11 @@ TENSOR_NAME = "hidden_states"
 
 class CachedTower:
     """
-    Takes the place of a vision tower's `forward`: hidden states that were computed before are read from disk.
-
-    An image is known by the pixels that the image processor made of it, and the folder by the tower's configuration
-    and weights, the layers that are read and the dtype computed in: another image, processor or tower finds nothing
-    and is computed. Files appear whole or not at all, and several processes may share a folder.
-
-    Args:
-        model (`LoGraMedForConditionalGeneration`): With a vision tower that is not trained.
-        folder (`str` or `Path`): Of the cache; towers have folders of their own in it.
-
-    Raises:
-        ValueError: If the tower is trained, or the model is of another class than this project's.
+    Takes the place of the `forward` of a vision tower that is not trained: hidden states that were computed before are
+    read from `folder`. An image is known by the pixels that the image processor made of it, and the folder by the
+    tower's configuration and weights, the layers that are read and the dtype computed in: another image, processor or
+    tower finds nothing and is computed. Files appear whole or not at all, and several processes may share a folder.
+    Raises `ValueError` if the tower is trained, or the model is of another class than this project's.
     """
 
     def __init__(self, model: nn.Module, folder: str | Path):

@@ -62,11 +62,7 @@ class Subset:
 
     @classmethod
     def read(cls, path: str | Path) -> "Subset":
-        """
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no list of ids written by this module.
-        """
+        """The list at `path`; `ValueError` if it is no list of ids written by this module."""
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:

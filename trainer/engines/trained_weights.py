@@ -47,10 +47,8 @@ def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Paramete
 def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
     """
     Give what is trained beside a frozen 16-bit or quantized base (adapters and parts saved with them) float32, where
-    16 bits would lose most steps of an optimizer. TRL puts it into bfloat16 beside a quantized base.
-
-    Raises:
-        ValueError: If a part that is no adapter would then meet 16-bit inputs without autocast (`bf16`, `fp16`).
+    16 bits would lose most steps of an optimizer. TRL puts it into bfloat16 beside a quantized base. Raises
+    `ValueError` if a part that is no adapter would then meet 16-bit inputs without autocast (`bf16`, `fp16`).
     """
     if not isinstance(model, PeftModel):
         return
@@ -71,13 +69,9 @@ def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """
-    Load a model that `save_pretrained` wrote into one that is there, each weight in the dtype it has.
-
-    By `from_pretrained`, which knows the names that the model's weights have in files.
-
-    Raises:
-        ValueError: If the folder lacks a weight or has one that the model has not: a run would go on with a random
-            one, or keep it as the best.
+    Load a model that `save_pretrained` wrote into one that is there, each weight in the dtype it has, by
+    `from_pretrained`, which knows the names in files. Raises `ValueError` if the folder lacks a weight or has an
+    unknown one: a run would go on with a random one, or keep it as the best.
     """
     loaded, found = type(model).from_pretrained(folder, output_loading_info=True)
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])

@@ -21,10 +21,8 @@ def score_answers(
     max_new_tokens: int,
 ) -> dict[str, float]:
     """
-    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric.
-
-    Returns:
-        `dict[str, float]`: `closed_accuracy` and `open_recall`, in percent, each only where there are such questions.
+    `closed_accuracy` and `open_recall`, in percent, of answers to `questions` by the strict protocol of the
+    `medical_vqa` metric; each only where there are such questions.
     """
     rows: list[dict] = []
     answers: list[str] = []
