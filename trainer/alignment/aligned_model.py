@@ -240,12 +240,12 @@ class AlignedModel(nn.Module):
         try:
             found = self.load_state_dict(safetensors.torch.load_file(path), strict=False)
         except RuntimeError as error:
-            raise ValueError(f"What {path} holds is not of this run's arguments: {error}") from error
+            raise ValueError(f"{path} does not fit this run's arguments: {error}") from error
         missing = [name for name in found.missing_keys if not name.startswith("model.")]
         if missing or found.unexpected_keys:
             raise ValueError(
-                f"What {path} holds is not of this run's arguments: it lacks {missing[:3]} and has "
-                f"{found.unexpected_keys[:3]}, which this run has not."
+                f"{path} does not fit this run's arguments: it lacks {missing[:3]} and has "
+                f"{found.unexpected_keys[:3]}, which this run does not have."
             )
 
 

@@ -164,7 +164,7 @@ def find_folder(name: str) -> Path:
                 name, allow_patterns=[*SETTINGS, weights], ignore_patterns=["onnx/*", "openvino/*"]
             )
         except (OSError, ValueError) as error:
-            raise ValueError("it is no folder, and no Hub model that is cached or can be downloaded") from error
+            raise ValueError("it is neither a folder nor a Hub model that is cached or can be downloaded") from error
         folder = Path(snapshot)
         if any(folder.glob(weights)):
             break

@@ -105,7 +105,7 @@ def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
     """The config.json of a folder; `ValueError` if it has none, or that holds no JSON object."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{argument} {folder} has no config.json: it is no folder of a model.")
+        raise ValueError(f"{argument} {folder} has no config.json: it is not a model folder.")
     return read_json_object(path)
 
 
@@ -114,7 +114,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object, and holds a {type(content).__name__}.")
     return content

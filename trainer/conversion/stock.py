@@ -90,7 +90,7 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
     with merged(fetch(model, "DIR"), output) as folder:
         settings = read_config(folder, "DIR")
         if settings.get("model_type") != "logramed":
-            raise ValueError(f"DIR {model} has the model type {settings.get('model_type')!r}, and is no LoGra-Med.")
+            raise ValueError(f"DIR {model} has the model type {settings.get('model_type')!r}, and is not a LoGra-Med.")
         config = LoGraMedConfig.from_pretrained(folder)
         refuse_what_llava_lacks(config)
         files = WeightFiles(folder)
@@ -293,7 +293,7 @@ def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
     image_token_id = settings.get("image_token_index", settings.get("image_token_id"))
     if first is None or image_token_id is None:
         missing = FIRST_LAYER if first is None else "image_token_index in its config.json"
-        raise ValueError(f"{source} has no {missing}: it is no whole LLaVA.")
+        raise ValueError(f"{source} has no {missing}: it is not a complete LLaVA.")
     is_linear = stock.projector_hidden_act == "linear"
     if is_linear:
         refuse_second_layer(files, first, source)

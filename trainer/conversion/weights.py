@@ -143,7 +143,7 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
             places[name].add(weight)
         missing = [name for name in places if not (folder / name).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{found} is no index of weight files: {error}") from error
+        raise ValueError(f"{found} is not an index of weight files: {error}") from error
     if missing:
         raise ValueError(f"{found.name} names {len(missing)} files that are not in {folder}: {', '.join(missing)}.")
     return {folder / name: weights for name, weights in places.items()}

@@ -242,10 +242,8 @@ def test_a_missing_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["someone/encoder-not-there", "folder with spaces"])
 def test_a_missing_encoder_is_refused_in_one_sentence(name):
-    words = (
-        f"^`alignment_text_encoder` {name} can't be used: it is no folder, and no Hub model that is cached or can be "
-    )
-    with pytest.raises(ValueError, match=words + r"downloaded\.$"):
+    words = f"^`alignment_text_encoder` {name} can't be used: it is neither a folder nor a Hub model "
+    with pytest.raises(ValueError, match=words + r"that is cached or can be downloaded\.$"):
         TextEncoder(name)
 
 
