@@ -11,7 +11,6 @@ paired by seed; the last training batches' loss and matching accuracy; and milli
 """
 
 import argparse
-import itertools
 import math
 import os
 import time
@@ -28,7 +27,7 @@ from logramed.trainer.alignment import (
     AlignmentConfig,
     AlignmentObjective,
     GraphNetwork,
-    recall_at_k,
+    retrieval_metrics,
 )
 
 
@@ -86,8 +85,8 @@ def held_out_recall(encoders, held_out, center: bool = False) -> float:
         features = {name: encoders[name](view) for name, view in held_out.items()}
     if center:
         features = {name: values - values.mean(0) for name, values in features.items()}
-    pairs = itertools.permutations(features, 2)
-    recalls = [recall_at_k(features[first], features[second]) for first, second in pairs]
+    metrics = retrieval_metrics(features, torch.arange(len(features["image"])))
+    recalls = [recall for name, recall in metrics.items() if name.startswith("recall_at_1_")]
     return sum(recalls) / len(recalls)
 
 

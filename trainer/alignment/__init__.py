@@ -14,7 +14,7 @@ from .graphs import nearest_neighbor_edges, unit_vectors
 from .losses import entropic_loss, infonce_loss, sinkhorn_matching
 from .matching import match_graphs, matching_cost
 from .objective import AlignmentObjective, AlignmentOutput
-from .retrieval import matching_accuracy, recall_at_k
+from .retrieval import matching_accuracy, retrieval_metrics
 
 
 __all__ = [
@@ -34,8 +34,8 @@ __all__ = [
     "matching_cost",
     "nearest_neighbor_edges",
     "objectives",
-    "recall_at_k",
     "register_objective",
+    "retrieval_metrics",
     "sinkhorn_matching",
     "unit_vectors",
 ]

@@ -11,8 +11,8 @@ from logramed.trainer.alignment import (
     GraphNetwork,
     entropic_loss,
     hamming_loss,
-    recall_at_k,
     register_objective,
+    retrieval_metrics,
 )
 from logramed.trainer.alignment.config import OBJECTIVES
 from tests.host_syncs import count_host_syncs
@@ -343,7 +343,7 @@ def test_training_on_the_objective_aligns_held_out_items(case):
     def recall():
         with torch.no_grad():
             held_out = features(50)
-        return recall_at_k(held_out["image"], held_out["answer"])
+        return retrieval_metrics(held_out, torch.arange(50))["recall_at_1_image_to_answer"]
 
     before = recall()
     for _ in range(60):
