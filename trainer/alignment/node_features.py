@@ -72,19 +72,11 @@ def text_features(
     kinds: tuple[str, ...] = ("answer", "extended"),
 ) -> NodeFeatures:
     """
-    One feature for each node and kind of text: the mean of the language model's last hidden states over its tokens,
-    special tokens left out.
-
-    Where nodes are turns, `"extended"` is the spans of the extended answer, pooled by attention with that answer's own
-    mean as query; where they are spans, it is the span's own mean, and other texts are those of its turn.
-
-    Args:
-        text_tokens (`torch.Tensor` of shape `(num_content_tokens, hidden_size)`): Hidden states of the texts' tokens.
-        nodes (`dict[str, torch.Tensor]`): As `logramed.trainer.alignment.node_inputs` makes them.
-        granularity (`str`, *optional*, defaults to `"sample"`): What a node is.
-        kinds (`tuple[str, ...]`, *optional*): The kinds of texts in the batch, in their order.
-
-    Source: arXiv:2410.02615, section 3; where the release averages over padding too, this does not.
+    One feature for each node and kind of text: the mean of the hidden states `text_tokens` `(num_content_tokens,
+    hidden_size)` over its tokens, special tokens left out (arXiv:2410.02615, section 3, whose release averages over
+    padding too). Where nodes are turns, `"extended"` is the spans of the extended answer, pooled by attention with
+    that answer's own mean as query; where they are spans, it is the span's own mean, and other texts are those of its
+    turn.
     """
     num_all = len(nodes["text_input_ids"])
     means = segment_mean(text_tokens, nodes["text_of_token"], num_all).split(num_all // len(kinds))

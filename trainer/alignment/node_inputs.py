@@ -347,17 +347,12 @@ def node_keys(
     texts: dict[str, list[list[int]]], granularity: str, text_of_node: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
-
+    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for nodes whose `texts`, by kind, are.
     The first is the groups of the objective. Samples are one if their answers are; turns if all their texts but the
     question are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
     many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
-    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about.
-
-    Args:
-        texts (`dict[str, list[list[int]]]`): By kind, what makes each text, such as its token ids.
-        text_of_node (`torch.Tensor` of shape `(num_nodes,)`, *optional*): The text of each node that is a span, or an
-            image of a sample; by default each text is a node's.
+    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about. `text_of_node`
+    has the text of each node that is a span, or an image of a sample.
     """
     aligned = [own for kind, own in texts.items() if kind != "question"]
     answer_keys = groups = text_keys(aligned[0])

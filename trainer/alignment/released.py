@@ -40,25 +40,12 @@ def released_matchings(
     solver: Callable[..., torch.Tensor] = match_graphs,
 ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """
-    Match every modality with the barycenter, both ways, as the release does, with a gradient.
-
-    The gradient is proportional to the upstream gradient (see `differentiable_matching`), which the release's is not.
-    Its lambda times its gradient of 1 / (pairs x nodes) is the step, whatever the loss is scaled by. Unlike there,
-    evaluation has no noise.
-
-    Args:
-        features (`dict[str, torch.Tensor]`): Features `(num_nodes, size)` of each modality, float32 or float64.
-        graph_network (`nn.Module`, *optional*): A `GraphNetwork`, or `None` for no message passing.
-        num_neighbors (`int`, *optional*, defaults to 5): Edges of a node, fewer in a batch too small for them.
-        generator (`torch.Generator`, *optional*): Source of the noise, on the features' device.
-        training (`bool`, *optional*, defaults to `True`): Whether noise is added.
-        solver (*optional*): Takes the place of `match_graphs`.
-
-    Returns:
-        The names "source>target" of the pairs; their 0/1 matchings `(num_pairs, num_nodes, num_nodes)` with a
-        gradient, in the dtype of the features; and their labels `(num_pairs, num_nodes)`, -1 where unmatched.
-
-    Source: arXiv:2410.02615 and its research release. README.md here lists what is wrong with it.
+    Match every modality with the barycenter, both ways, as the research release (of arXiv:2410.02615) does, with a
+    gradient: the names "source>target" of the pairs; their 0/1 matchings `(num_pairs, num_nodes, num_nodes)` in the
+    dtype of the features; and their labels `(num_pairs, num_nodes)`, -1 where unmatched. The gradient is proportional
+    to the upstream gradient (see `differentiable_matching`), which the release's is not. Its lambda times its gradient
+    of 1 / (pairs x nodes) is the step, whatever the loss is scaled by. Unlike there, evaluation has no noise.
+    README.md here lists what is wrong with the release.
     """
     nodes = torch.stack(list(features.values()))
     num_pairs, num_nodes = 2 * len(nodes), nodes.shape[1]

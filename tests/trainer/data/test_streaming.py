@@ -121,7 +121,7 @@ def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, da
 def test_a_stream_needs_max_steps(tmp_path, data_file):
     shards = write_shards(tmp_path / "shards", data_file)
     values = {"streaming": True, "max_steps": -1, "save_strategy": "no"}
-    with pytest.raises(ValueError, match="max_steps must be set to a positive value"):
+    with pytest.raises(ValueError, match="max_steps has to be specified"):
         train.main([write_recipe(tmp_path, shards, **values)])
 
 
