@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What both do with files, images, text and the command line stands in the folder that imports less.
-# How a state weighs image regions is one rule, which alignment trains with and grounding measures, as is its drawing.
+# How a state weighs image regions is one rule, which alignment trains with and grounding measures. Questions are dealt
+# into batches, and a model and its tokenizer put into the state to answer them, in one way.
 SHARED = (
     "files",
     "resumable_file",
@@ -18,7 +19,8 @@ SHARED = (
     "command_line",
     "metrics.",
     "grounding.region_weights",
-    "grounding.tints",
+    "answering",
+    "prompts",
 )
 OF_EVAL = tuple(f"logramed.eval.{name}" for name in SHARED)
 # Extended answers are asked for as judgements are: the one client of chat models, with its retries and its key. Splits

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from logramed.eval.command_line import run_command
+from logramed.trainer.checkpoints.interruption import TERMINATED_EXIT_CODE
 from logramed.trainer.conversion.incoming import convert_to_logramed
 from logramed.trainer.conversion.sources import KINDS
 from logramed.trainer.conversion.stock import convert_to_llava
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> int:
     # What is half-written is removed, as after Ctrl-C. Set here, since whoever calls `main` has a process to keep.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_EXIT_CODE))
     return run_command(main)
 
 

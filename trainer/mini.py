@@ -92,11 +92,8 @@ def install_command() -> str:
 
 def find_files(source: Source) -> list[Path]:
     """
-    The installed files of a source, each of the bytes that are expected.
-
-    Raises:
-        ImportError: If the package is not installed.
-        ValueError: If a file is missing or holds other bytes.
+    The installed files of a source; raises `ImportError` if the package is not installed, and `ValueError` if a file
+    is missing or holds other bytes than expected.
     """
     try:
         distribution = metadata.distribution(source.package)
@@ -116,10 +113,7 @@ def find_files(source: Source) -> list[Path]:
 
 
 def require_readers() -> None:
-    """
-    Raises:
-        ImportError: If a package is missing that the files are read with.
-    """
+    """Raises `ImportError` if a package is missing that the files are read with."""
     missing = [name for name in READERS if find_spec(name) is None]
     if missing:
         raise ImportError(f"Reading the files needs {' and '.join(missing)}: `pip install 'logramed[mini]'`.")

@@ -23,7 +23,6 @@ from logramed.trainer.arguments import LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.build_model import join_new_language_model, new_model, training_texts
 from logramed.trainer.engines.parts import (
     complete_adapters,
-    find_weights,
     freeze_parts,
     keep_tower_in_evaluation_mode,
     parse_parts,
@@ -34,16 +33,34 @@ from logramed.trainer.engines.parts import (
 def find_image_tokens(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> int:
     """How many tokens the model, existing or new, makes of a slice of a volume; no weights are loaded."""
     if arguments.model is not None:
-        base, adapter = resolve_adapter(arguments.model)
-        options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
-        with naming_base_model(arguments.model, base):
-            return count_image_tokens(AutoProcessor.from_pretrained(processor_source(base, adapter), **options))
+        return count_image_tokens(load_processor(arguments, training))
     vision_config = arguments.vision_config
     if arguments.vision is not None:
         with naming_model(arguments.vision, "`--vision`"):
             vision_config = AutoConfig.from_pretrained(arguments.vision)
         vision_config = getattr(vision_config, "vision_config", vision_config)
     return LoGraMedConfig(vision_config=vision_config, **(arguments.logramed_config or {})).num_image_tokens
+
+
+def load_processor(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> ProcessorMixin:
+    """
+    The processor of a model or adapter; `ValueError` if transformers gives the tokenizer alone, as where the
+    processor's class needs another package.
+    """
+    base, adapter = resolve_adapter(arguments.model)
+    with naming_base_model(arguments.model, base):
+        source = processor_source(base, adapter)
+        processor = AutoProcessor.from_pretrained(source, **hub_options(arguments, training))
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(
+            f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "
+            "that is not installed, such as torchvision (Qwen2.5-VL, SmolVLM) or num2words (SmolVLM)."
+        )
+    return processor
+
+
+def hub_options(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> dict[str, Any]:
+    return {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
 
 
 def load_model(
@@ -54,15 +71,8 @@ def load_model(
     processor, and the adapters that it is to get, if any.
     """
     if arguments.model is not None:
+        processor, options = load_processor(arguments, training), hub_options(arguments, training)
         base, adapter = resolve_adapter(arguments.model)
-        options = {"revision": arguments.model_revision, "trust_remote_code": training.trust_remote_code}
-        with naming_base_model(arguments.model, base):
-            processor = AutoProcessor.from_pretrained(processor_source(base, adapter), **options)
-        if not isinstance(processor, ProcessorMixin):  # the tokenizer alone, where its class lacks a package
-            raise ValueError(
-                f"The processor of {arguments.model} cannot be loaded, only its tokenizer: its class needs a package "
-                "that is not installed, such as torchvision (Qwen2.5-VL, SmolVLM) or num2words (SmolVLM)."
-            )
         model = AutoModelForImageTextToText.from_pretrained(
             base,
             dtype=arguments.dtype,
@@ -104,9 +114,7 @@ def load_model(
 def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
     """
     The model with an adapter that is trained further, and what the adapter's folder has beside it (the projector).
-
-    Raises:
-        ValueError: If the arguments ask for an adapter of another kind than this one is.
+    Raises `ValueError` if the arguments ask for an adapter of another kind than this one is.
     """
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     config = model.active_peft_config
@@ -114,11 +122,7 @@ def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments
         asked, default = getattr(arguments, name), ModelArguments.__dataclass_fields__[name].default
         if asked not in (own, default):
             raise ValueError(f"`{name}` is {asked}, but the adapter in {adapter} has {own}: leave it out.")
-    parts = parse_parts(arguments.train, use_peft=True)
-    if "projector" not in parts:
-        for weight in find_weights(model)["projector"]:
-            weight.requires_grad_(False)
-    keep_tower_in_evaluation_mode(model)
+    freeze_parts(model, parse_parts(arguments.train, use_peft=True))
     return model
 
 

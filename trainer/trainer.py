@@ -24,7 +24,7 @@ from logramed.trainer.alignment.aligned_model import AlignedModel, AlignedOutput
 from logramed.trainer.alignment.alignment_head import AlignmentHead
 from logramed.trainer.alignment.gradient_caching import StepGraph, cached_loss
 from logramed.trainer.alignment.gradient_ratio import GradientRatio, GradientRatioCallback
-from logramed.trainer.alignment.graph_nodes import Nodes, gather_nodes, same_randomness
+from logramed.trainer.alignment.graph_nodes import Nodes, gather_nodes, same_randomness, seeded
 from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.alignment.text_encoder import TextEncoder
 from logramed.trainer.arguments import LoGraMedTrainingArguments
@@ -480,10 +480,8 @@ def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module
 def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module, node_size: int) -> GraphNetwork:
     """The graph network that the arguments ask for, drawn with the run's seed, float32 at least, beside `model`."""
     embeddings = model.get_input_embeddings().weight
-    randomness = torch.get_rng_state()
-    torch.default_generator.manual_seed(args.seed)
-    network = GraphNetwork(node_size, args.graph_dropout)
-    torch.set_rng_state(randomness)  # a run without alignment is to draw what one with it does
+    with seeded(args.seed):  # a run without alignment is to draw what one with it does
+        network = GraphNetwork(node_size, args.graph_dropout)
     return network.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
 
 

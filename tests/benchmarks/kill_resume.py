@@ -53,7 +53,7 @@ RECIPE = {
     "shuffle_turns": True,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
-    "gradient_estimator": "imle",
+    "alignment_loss": "paper",  # has noise
     "max_steps": 20,
     "learning_rate": 1.0e-2,
     "logging_steps": 3,

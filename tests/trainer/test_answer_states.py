@@ -174,7 +174,6 @@ def test_without_an_mlp_texts_are_mapped_to_the_size_of_the_nodes(hidden_size, t
 OBJECTIVES = [
     *({"alignment_loss": name} for name in LOSSES if name != "none"),
     {"edge_weight": 0.0},
-    {"gradient_estimator": "imle", "edge_matching": "coupled"},
 ]
 
 

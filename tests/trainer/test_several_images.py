@@ -10,7 +10,6 @@ from logramed.trainer.alignment.aligned_model import AlignedModel, encode_images
 from logramed.trainer.alignment.node_features import ATTENTION_TEMPERATURE
 from logramed.trainer.alignment.node_inputs import images_of_turns
 from logramed.trainer.data.collator import LoGraMedDataCollator
-from logramed.trainer.watching.matching_picture import draw_matching, match_nodes
 from tests import vlm_models, vlm_processors
 from tests.tiny import tiny_processor
 from tests.tiny_models import tiny_model
@@ -229,18 +228,3 @@ def test_a_turn_before_the_first_image_gets_all_of_them():
         message("assistant", "b"),
     ]
     assert images_of_turns(messages) == [(0, 1), (0, 1)]
-
-
-@pytest.mark.parametrize("granularity", ["sample", "turn"])
-def test_the_picture_shows_each_node_with_its_own_images(granularity, tmp_path):
-    model, processor = tiny_model(text_sizes={"vocab_size": 84}), tiny_processor()
-    collator = LoGraMedDataCollator(
-        processor, config=AlignmentConfig(alignment_preset="paper", alignment_granularity=granularity)
-    )
-    nodes = match_nodes(model, collator, make_rows())
-    num_images = [1] * 6 if granularity == "sample" else [2, 2, 1, 3, 1, 1, 1]
-    assert [len(images) for images in nodes.images] == num_images
-    assert len(nodes.questions) == len(nodes.answers) == len(nodes.matching) == len(num_images)
-    if granularity == "turn":
-        assert nodes.images[2][0].tobytes() == noise(3).tobytes()
-    assert draw_matching(nodes, tmp_path / "matching.png").stat().st_size > 0

@@ -121,7 +121,6 @@ def test_gradient_grows_with_the_weight(tmp_path, rows):
 
 
 OBJECTIVES = [{"alignment_loss": loss} for loss in LOSSES if loss != "none"]
-OBJECTIVES += [{"gradient_estimator": "imle"}, {"edge_matching": "coupled", "gradient_estimator": "imle"}]
 
 
 @pytest.mark.parametrize("values", OBJECTIVES, ids=str)
@@ -160,8 +159,6 @@ def test_several_evaluation_sets_by_name(tmp_path, rows):
 def test_arguments_reach_the_objective_and_the_graph_network(tmp_path, rows):
     values = {
         "edge_weight": 0.5,
-        "edge_matching": "coupled",
-        "gradient_estimator": "imle",
         "alignment_margin": 0.1,
         "graph_dropout": 0.3,
     }
@@ -169,7 +166,7 @@ def test_arguments_reach_the_objective_and_the_graph_network(tmp_path, rows):
         small_model(), arguments(tmp_path, **values), processing_class=tiny_processor(), train_dataset=rows
     )
     objective = trainer.objective
-    assert (objective.is_coupled, objective.has_noise, objective.margin) == (True, True, 0.1)
+    assert (objective.edge_weight, objective.margin) == (0.5, 0.1)
     assert trainer.model.graph_network.dropout.p == 0.3
 
 
@@ -219,7 +216,7 @@ def test_evaluation_gives_recall_between_all_modalities(tmp_path, rows):
 
 
 def test_evaluation_is_without_noise(tmp_path, rows):
-    trainer = train(tmp_path, rows, eval_dataset=rows, noise_scale=5.0)
+    trainer = train(tmp_path, rows, eval_dataset=rows, alignment_loss="paper")
     trainer.evaluate()
     trainer.evaluate()
     first, second = logged(trainer, "eval_alignment_loss")
@@ -480,7 +477,7 @@ def test_alignment_trains_beside_a_loss_of_ones_own(tmp_path, rows):
     ("values", "words"),
     [
         ({"alignment_weight": -1.0}, "`alignment_weight` must not be negative; got -1.0"),
-        ({"num_noise_samples": 0}, "`num_noise_samples` must be at least 1; got 0"),
+        ({"num_neighbors": 0}, "`num_neighbors` must be at least 1; got 0"),
         ({"alignment_granularity": "word"}, "`alignment_granularity` must be one of sample, turn, span; got 'word'"),
         (
             {"alignment_granularity": "span", "alignment_texts": "answer"},

@@ -8,13 +8,13 @@ from .config import (
     register_objective,
 )
 from .decoding import decode_matching
-from .gradients import differentiable_matching, hamming_loss, imle_loss
+from .gradients import differentiable_matching, hamming_loss
 from .graph_network import GraphNetwork
 from .graphs import nearest_neighbor_edges, unit_vectors
-from .losses import entropic_loss, infonce_loss, siglip_loss, sinkhorn_matching
+from .losses import entropic_loss, infonce_loss, sinkhorn_matching
 from .matching import match_graphs, matching_cost
 from .objective import AlignmentObjective, AlignmentOutput
-from .retrieval import matching_accuracy, recall_at_k
+from .retrieval import matching_accuracy, retrieval_metrics
 
 
 __all__ = [
@@ -28,16 +28,14 @@ __all__ = [
     "differentiable_matching",
     "entropic_loss",
     "hamming_loss",
-    "imle_loss",
     "infonce_loss",
     "match_graphs",
     "matching_accuracy",
     "matching_cost",
     "nearest_neighbor_edges",
     "objectives",
-    "recall_at_k",
     "register_objective",
-    "siglip_loss",
+    "retrieval_metrics",
     "sinkhorn_matching",
     "unit_vectors",
 ]

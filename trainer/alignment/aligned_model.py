@@ -77,20 +77,10 @@ class AlignedOutput(ModelOutput):
 
 class AlignedModel(nn.Module):
     """
-    Holds a model and the graph network of its alignment, and is what DDP, FSDP2 and DeepSpeed wrap. Attributes that it
-    does not have are the model's, and `save_pretrained` saves the model alone, as PEFT's wrapper has it.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`):
-            With images as tokens of its language model (see `refuse_unalignable`).
-        graph_network (`GraphNetwork`, *optional*):
-            Of the alignment; saved beside the model in a training checkpoint.
-        config (`AlignmentConfig`, *optional*):
-            What the nodes are.
-        head (`AlignmentHead`, *optional*):
-            What the image's nodes go through; saved as the graph network is.
-        gradient_norms (`GradientNorms`, *optional*):
-            Gets the gradients at the answer states in the backward pass.
+    Holds a model, `PreTrainedModel` or `PeftModel`, with the graph network and the head of its alignment, which
+    `config` describes, and is what DDP, FSDP2 and DeepSpeed wrap. Attributes that it does not have are the model's,
+    and `save_pretrained` saves the model alone, as PEFT's wrapper has it. `gradient_norms` gets the gradients at the
+    answer states in the backward pass.
     """
 
     def __init__(
@@ -129,17 +119,9 @@ class AlignedModel(nn.Module):
         **inputs: Any,
     ) -> ModelOutput:
         """
-        The model's own `forward`, or with `nodes` one pass that gives what the language-modeling loss and the
-        alignment loss are made of.
-
-        Args:
-            nodes (`dict[str, torch.Tensor]`, *optional*): As `logramed.trainer.alignment.node_inputs` makes them.
-            labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, int64, *optional*): -100 for no loss.
-            output_logits (`bool`, *optional*, defaults to `False`): Give the logits of all tokens too.
-            inputs: What the processor makes of texts and images.
-
-        Returns:
-            `AlignedOutput`, or without `nodes` what the model returns.
+        The model's own `forward`, or with `nodes`, as `logramed.trainer.alignment.node_inputs` makes them, one pass
+        that gives what the language-modeling loss, by `labels` `(batch_size, sequence_length)`, and the alignment loss
+        are made of (`AlignedOutput`); `output_logits` asks for the logits of all tokens too.
         """
         gather_language_head(self.base)
         if nodes is None:
@@ -248,10 +230,7 @@ class AlignedModel(nn.Module):
 
     def load_alignment(self, folder: str | Path) -> None:
         """
-        Load what `save_alignment` saved.
-
-        Raises:
-            ValueError: If there is no such file, or it holds other weights.
+        Load what `save_alignment` saved; raises `ValueError` if there is no such file, or it holds other weights.
         """
         if self.graph_network is None and self.head is None:
             return
@@ -261,12 +240,12 @@ class AlignedModel(nn.Module):
         try:
             found = self.load_state_dict(safetensors.torch.load_file(path), strict=False)
         except RuntimeError as error:
-            raise ValueError(f"What {path} holds is not of this run's arguments: {error}") from error
+            raise ValueError(f"{path} does not fit this run's arguments: {error}") from error
         missing = [name for name in found.missing_keys if not name.startswith("model.")]
         if missing or found.unexpected_keys:
             raise ValueError(
-                f"What {path} holds is not of this run's arguments: it lacks {missing[:3]} and has "
-                f"{found.unexpected_keys[:3]}, which this run has not."
+                f"{path} does not fit this run's arguments: it lacks {missing[:3]} and has "
+                f"{found.unexpected_keys[:3]}, which this run does not have."
             )
 
 
@@ -349,12 +328,8 @@ def join_image_features(image_outputs: ModelOutput) -> torch.Tensor:
 
 def encode_texts(decoder: nn.Module, nodes: dict[str, torch.Tensor], layout: str) -> torch.Tensor:
     """
-    The last hidden states of the content tokens of all texts, `(num_content_tokens, hidden_size)`, from one pass.
-
-    Args:
-        decoder (`nn.Module`): A language model without its head.
-        nodes (`dict[str, torch.Tensor]`): As `logramed.trainer.alignment.node_inputs` makes them.
-        layout (`str`): One of `TEXT_LAYOUTS`.
+    The last hidden states of the content tokens of all texts, `(num_content_tokens, hidden_size)`, from one pass of a
+    language model without its head; `nodes` as `node_inputs` makes them, `layout` one of `TEXT_LAYOUTS`.
     """
     if layout.startswith("packed"):
         positions = nodes["packed_position_ids"]
@@ -375,14 +350,10 @@ def encode_texts(decoder: nn.Module, nodes: dict[str, torch.Tensor], layout: str
 @torch.no_grad()
 def choose_text_layout(decoder: nn.Module) -> str:
     """
-    The first of `TEXT_LAYOUTS` in which `decoder` encodes texts as it does each alone.
-
+    The first of `TEXT_LAYOUTS` in which `decoder` encodes texts as it does each alone; `ValueError` if there is none.
     Positions that start at 0 again tell most models of transformers which tokens may attend to each other. Those with
     other positions (ALiBi), a recurrent state or attention both ways let texts in one row reach each other; they get a
     row for each text, which one warning says.
-
-    Raises:
-        ValueError: If there is none.
     """
     modes = {module: module.training for module in decoder.modules()}
     for module in modes:
@@ -434,10 +405,7 @@ def _is_as_alone(decoder, probe, layout, alone) -> bool:
 
 
 def refuse_unalignable(model: nn.Module) -> None:
-    """
-    Raises:
-        ValueError: If images do not become tokens of the model's language model, saying what is missing.
-    """
+    """Raises `ValueError`, saying what is missing, if images do not become tokens of the model's language model."""
     base = unwrap_model(model)
     backbone, name = base.base_model, type(base).__name__
     config = base.config

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .graph_nodes import seeded
+
 
 class AlignmentHead(nn.Module):
     """
@@ -29,23 +31,17 @@ class AlignmentHead(nn.Module):
         self, hidden_size: int, text_size: int, has_mlp: bool = True, has_regions: bool = False, seed: int = 0
     ):
         super().__init__()
-        randomness = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed)
         self.register_buffer("text_map", None)
         visual = ("image", "region") if has_regions else ("image",)
-        self.mlps = nn.ModuleDict({name: _mlp(hidden_size, text_size) for name in visual} if has_mlp else {})
-        if not has_mlp and hidden_size != text_size:
-            larger, smaller = max(hidden_size, text_size), min(hidden_size, text_size)
-            columns = torch.linalg.qr(torch.randn(larger, smaller))[0]
-            self.text_map = columns if text_size == larger else columns.T.contiguous()
-        torch.set_rng_state(randomness)  # a run without a head is to draw what one with it does
+        with seeded(seed):  # a run without a head is to draw what one with it does
+            self.mlps = nn.ModuleDict({name: _mlp(hidden_size, text_size) for name in visual} if has_mlp else {})
+            if not has_mlp and hidden_size != text_size:
+                larger, smaller = max(hidden_size, text_size), min(hidden_size, text_size)
+                columns = torch.linalg.qr(torch.randn(larger, smaller))[0]
+                self.text_map = columns if text_size == larger else columns.T.contiguous()
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """
-        Args:
-            features (`dict[str, torch.Tensor]`): `"image"` and maybe `"region"` `(num_nodes, hidden_size)`, the others
-                `(num_nodes, text_size)`.
-        """
+        """Maps `"image"`, and maybe `"region"`, `(num_nodes, hidden_size)` and texts `(num_nodes, text_size)`."""
         with torch.autocast(features["image"].device.type, enabled=False):
             return {name: self._map(name, values) for name, values in features.items()}
 

@@ -47,18 +47,14 @@ LEAST = {
     "alignment_margin": 0,
     "alignment_temperature": MIN_TEMPERATURE,
     "edge_temperature": MIN_TEMPERATURE,
-    "noise_scale": 0,
-    "num_noise_samples": 1,
     "alignment_image_layer": 0,
 }
 
 
 def register_objective(name: str):
     """
-    A decorator that makes a subclass of `AlignmentObjective` the objective of this name, for `alignment_loss`.
-
-    Raises:
-        ValueError: If the name is taken.
+    A decorator that makes a subclass of `AlignmentObjective` the objective of this name, for `alignment_loss`;
+    `ValueError` if the name is taken.
     """
 
     def register(objective: type) -> type:
@@ -82,8 +78,7 @@ class AlignmentConfig:
     How nodes are aligned. `LoGraMedTrainingArguments` inherits every field; trainer/README.md lists them.
 
     Raises:
-        ValueError: For a value that is not one of those named or out of range, and for coupled edges of a loss that
-            has none or with the entropic estimator.
+        ValueError: For a value that is not one of those named or out of range, or that does not go with another.
     """
 
     alignment_weight: float | None = _setting(
@@ -163,13 +158,7 @@ class AlignmentConfig:
     gather_graph: bool = _setting(False, "One graph over the micro-batches of all processes, with gradients.")
     num_neighbors: int = _setting(5, "Edges of a node, to its nearest others.")
     edge_weight: float | None = _setting(
-        None, "Weight of edges beside nodes; by default 1, and 0 for `infonce` and `siglip`."
-    )
-    edge_matching: str = _setting(
-        "separate",
-        "Whether edges find their partners by themselves (`separate`), or go where their nodes go (`coupled`, "
-        "quadratic assignment).",
-        ("separate", "coupled"),
+        None, "Weight of edges beside nodes; by default 1 for `multi_graph`, and 0 for `infonce`."
     )
     message_weight: float | None = _setting(
         None,
@@ -178,23 +167,10 @@ class AlignmentConfig:
     )
     alignment_margin: float | None = _setting(
         None,
-        "What right pairs must be better by in training, in units of cosine; by default 0.4, and 0 for `infonce` and "
-        "`siglip`.",
+        "What right pairs must be better by in training, in units of cosine; by default 0.4, and 0 for `infonce`.",
     )
-    alignment_temperature: float = _setting(
-        0.1, "Temperature of nodes, for the entropic estimator, `infonce` and `siglip`."
-    )
+    alignment_temperature: float = _setting(0.1, "Temperature of nodes, of all objectives but `paper`.")
     edge_temperature: float = _setting(0.15, "Temperature of edges, likewise.")
-    gradient_estimator: str = _setting(
-        "entropic",
-        "What the gradient is of: the matching smoothed by entropy, or (`imle`) matchings at noisy costs.",
-        ("entropic", "imle"),
-    )
-    noise_scale: float = _setting(
-        0.1,
-        "Standard deviation of the noise on the costs for `imle`, in units of cosine; `paper` has its own.",
-    )
-    num_noise_samples: int = _setting(4, "Noise samples of which `imle` takes the mean.")
     graph_dropout: float = _setting(0.1, "Share of features that it drops after each layer in training.")
 
     def __post_init__(self):
@@ -213,8 +189,6 @@ class AlignmentConfig:
                 "answers."
             )
         self._check_nodes()
-        if self.edge_matching == "coupled":
-            self._check_coupled_edges()
 
     def _fill_in_defaults(self):
         for name, value in PRESETS.get(self.alignment_preset, {}).items():
@@ -227,11 +201,9 @@ class AlignmentConfig:
                 self.alignment_gradient_ratio = DEFAULT_GRADIENT_RATIO
             self.alignment_weight = 1.0
 
-    def alignment_config(self, **changes) -> "AlignmentConfig":
-        """These settings alone, of whatever class this is, with `changes`."""
-        return AlignmentConfig(
-            **{setting.name: getattr(self, setting.name) for setting in fields(AlignmentConfig)} | changes
-        )
+    def alignment_config(self) -> "AlignmentConfig":
+        """These settings alone, of whatever class this is."""
+        return AlignmentConfig(**{setting.name: getattr(self, setting.name) for setting in fields(AlignmentConfig)})
 
     @property
     def uses_extended_answers(self) -> bool:
@@ -299,14 +271,4 @@ class AlignmentConfig:
             raise ValueError(
                 "`alignment_gradient_ratio` compares gradients at the answer states, which alignment reaches with "
                 "`alignment_image_node='answer_state'` alone: give a fixed `alignment_weight` with other nodes."
-            )
-
-    def _check_coupled_edges(self):
-        objective = OBJECTIVES[self.alignment_loss]
-        if not objective.takes_estimator or objective.default_edge_weight is None:
-            raise ValueError(f"`edge_matching='coupled'` is for `multi_graph`, not for {self.alignment_loss!r}.")
-        if self.gradient_estimator == "entropic" and self.edge_weight != 0:
-            raise ValueError(
-                "`gradient_estimator='entropic'` smooths linear assignments alone: with `edge_matching='coupled'` "
-                "choose `imle`."
             )

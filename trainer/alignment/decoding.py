@@ -14,8 +14,6 @@ def decode_matching(
     num_neighbors: int = 5,
     source_edge_index: torch.Tensor | None = None,
     target_edge_index: torch.Tensor | None = None,
-    allow_unmatched: bool = False,
-    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """
     Match the items of two sets one to one, by what they are and by how they lie to each other.
@@ -31,10 +29,9 @@ def decode_matching(
         num_neighbors (`int`, *optional*, defaults to 5): Edges of a node where none are given; fewer in small sets.
         source_edge_index, target_edge_index (`torch.Tensor` of shape `(*batch, 2, num_edges)`, int64, *optional*):
             Given edges, of both graphs or neither.
-        allow_unmatched, generator: As in `match_graphs`.
 
     Returns:
-        `torch.Tensor` of shape `(*batch, num_nodes)`, int64: the target of each source item, -1 where unmatched.
+        `torch.Tensor` of shape `(*batch, num_nodes)`, int64: the target of each source item.
 
     Raises:
         ValueError: If the shapes differ, a feature is not finite, or one graph's edges are given and not the other's.
@@ -67,11 +64,4 @@ def decode_matching(
         edge_costs = edge_weight * centered_costs(
             edge_differences(source, source_edge_index), edge_differences(target, target_edge_index)
         )
-    return match_graphs(
-        centered_costs(source, target),
-        edge_costs,
-        source_edge_index,
-        target_edge_index,
-        allow_unmatched=allow_unmatched,
-        generator=generator,
-    )
+    return match_graphs(centered_costs(source, target), edge_costs, source_edge_index, target_edge_index)

@@ -16,14 +16,10 @@ from logramed.trainer.alignment.graph_nodes import Nodes
 
 class StepGraph:
     """
-    The nodes of one optimizer step's micro-batches, and the gradients of their features.
-
-    In the order of use: `compute_nodes` (first pass), the loss of the first micro-batch, whose objective gets the
-    nodes that `join` returns; after its backward pass `cached_gradients` of each further micro-batch, whose forward
-    pass runs in `replay`. `finish` follows each forward pass.
-
-    Args:
-        micro_batches (`list[dict]`): The inputs of the step's micro-batches.
+    The nodes of one optimizer step's micro-batches, and the gradients of their features. In the order of use:
+    `compute_nodes` (first pass), the loss of the first micro-batch, whose objective gets the nodes that `join`
+    returns; after its backward pass `cached_gradients` of each further micro-batch, whose forward pass runs in
+    `replay`. `finish` follows each forward pass.
     """
 
     def __init__(self, micro_batches: list[dict[str, torch.Tensor]]):
@@ -89,15 +85,9 @@ def cached_loss(
     features: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor], graph_network: torch.nn.Module | None
 ) -> torch.Tensor:
     """
-    The alignment loss of micro-batches after the first, whose nodes are in the first one's graph.
-
-    Args:
-        features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` of each modality, of this micro-batch.
-        gradients (`dict[str, torch.Tensor]`): For each of these the gradient of the whole graph's loss.
-        graph_network (`nn.Module`, *optional*): Trained by the first micro-batch; its gradient here is 0.
-
-    Returns:
-        `torch.Tensor`, scalar: 0, with the gradient `gradients` for the features.
+    The alignment loss of micro-batches after the first, whose nodes are in the first one's graph: 0, with the gradient
+    `gradients` for `features`, both `(num_nodes, hidden_size)` of each modality. The graph network is trained by the
+    first micro-batch; its gradient here is 0.
     """
     loss = torch.stack([_Share.apply(values, gradients[name]) for name, values in features.items()]).sum()
     return loss if graph_network is None else loss + _touch(graph_network, next(iter(features.values())))

@@ -26,10 +26,8 @@ class GradientNorms:
 
     def watch(self, hidden_states: torch.Tensor, states: torch.Tensor, places: torch.Tensor) -> None:
         """
-        Args:
-            hidden_states (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`): Read by both losses.
-            states (`torch.Tensor` of shape `(num_turns, hidden_size)`): Those taken from it for alignment alone.
-            places (`torch.Tensor` of shape `(num_turns,)`, int64): Where, in the flattened batch; all different.
+        Watch the answer states `(num_turns, hidden_size)`, which were taken for alignment alone from `hidden_states`
+        `(batch_size, sequence_length, hidden_size)`, at different `places` in the flattened batch.
         """
         found: list[torch.Tensor] = []
 
@@ -54,16 +52,9 @@ class GradientNorms:
 
 class GradientRatio:
     """
-    The weight at which the alignment loss's gradient has a given norm, relative to the language-modeling loss's, by
-    what was measured in the steps before.
-
-    Args:
-        target (`float`, *optional*): The norm asked for, relative. Without it the weight stays.
-        first_weight (`float`): The weight of the first step, before anything is measured.
-
-    Attributes:
-        weight (`torch.Tensor`, scalar): Of the step to come, before any schedule.
-        measured (`torch.Tensor`, scalar, *optional*): The relative norm in the last step, at the weight that it had.
+    The weight at which the alignment loss's gradient has the norm `target`, relative to the language-modeling loss's,
+    by what was measured in the steps before; `first_weight` in the first step, and always without a `target`. `weight`
+    is that of the step to come, before any schedule, and `measured` the relative norm in the last step.
     """
 
     def __init__(self, target: float | None, first_weight: float):

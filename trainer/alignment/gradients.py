@@ -20,44 +20,6 @@ def hamming_loss(matchings: torch.Tensor, right: torch.Tensor | None = None) -> 
     return (matchings.sum((-2, -1)) - 2 * num_right + num_nodes).mean() / num_nodes
 
 
-def imle_loss(
-    node_costs: torch.Tensor,
-    edge_costs: torch.Tensor,
-    source_edge_index: torch.Tensor,
-    target_edge_index: torch.Tensor,
-    right: torch.Tensor,
-    *,
-    noise_scale: float = 0.1,
-    num_samples: int = 4,
-    step: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    I-MLE: the Hamming loss of matchings at noisy costs, with the gradient of `differentiable_matching`.
-
-    Args:
-        node_costs (`torch.Tensor` of shape `(num_problems, num_nodes, num_nodes)`): Without noise.
-        edge_costs, source_edge_index, target_edge_index: As in `match_graphs`, for each problem or one for all.
-        right (`torch.Tensor` of shape `([num_problems,] num_nodes, num_nodes)`, bool): Whether target node j is a
-            right match of source node i. It may have several.
-        noise_scale (`float`, *optional*, defaults to 0.1): Standard deviation of the normal noise on node costs.
-        num_samples (`int`, *optional*, defaults to 4): Noise samples of each problem, of which the mean is taken.
-        step (`float`, *optional*, defaults to 1.0): As in `differentiable_matching`.
-        generator (`torch.Generator`, *optional*): Source of the noise, on the costs' device.
-
-    Returns:
-        The loss, a scalar; and the labels `(num_problems, num_samples, num_nodes)`.
-
-    Source: arXiv:2106.01798, Algorithm 1.
-    """
-    num_problems, *nodes = node_costs.shape
-    options = {"generator": generator, "device": node_costs.device, "dtype": node_costs.dtype}
-    noisy = node_costs.unsqueeze(1) - noise_scale * torch.randn(num_problems, num_samples, *nodes, **options)
-    edges = (values.unsqueeze(-3) for values in (edge_costs, source_edge_index, target_edge_index))
-    matchings, labels = differentiable_matching(noisy, *edges, step=step, generator=generator)
-    return hamming_loss(matchings, right.unsqueeze(-3)), labels
-
-
 def differentiable_matching(
     node_costs: torch.Tensor,
     edge_costs: torch.Tensor,
@@ -65,8 +27,6 @@ def differentiable_matching(
     target_edge_index: torch.Tensor,
     *,
     step: float,
-    allow_unmatched: bool = False,
-    generator: torch.Generator | None = None,
     solver: Callable[..., torch.Tensor] = match_graphs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -77,10 +37,10 @@ def differentiable_matching(
     gradient, so loss weights, loss scaling and accumulation act as they should; the published form is not.
 
     Args:
-        node_costs, edge_costs, source_edge_index, target_edge_index, allow_unmatched, generator:
+        node_costs, edge_costs, source_edge_index, target_edge_index:
             As in `match_graphs`; `edge_costs` may lack or broadcast the leading dimensions of `node_costs`.
         step (`float`): How far the costs move, in their own unit.
-        solver (*optional*): Takes the place of `match_graphs`, with its arguments; tests inject recorded matchings.
+        solver (*optional*): Takes these four in the place of `match_graphs`.
 
     Returns:
         0/1 matchings `(*batch, num_nodes, num_nodes)` in the dtype of `node_costs`, and their labels as `match_graphs`
@@ -96,11 +56,7 @@ def differentiable_matching(
         >>> labels.tolist(), costs.grad.tolist()
         ([1, 0], [[0.125, -0.125], [-0.125, 0.125]])
     """
-
-    def solve(*problem):
-        return solver(*problem, allow_unmatched=allow_unmatched, generator=generator)
-
-    return _Matching.apply(node_costs, edge_costs, source_edge_index, target_edge_index, solve, step)
+    return _Matching.apply(node_costs, edge_costs, source_edge_index, target_edge_index, solver, step)
 
 
 class _Matching(torch.autograd.Function):

@@ -30,10 +30,6 @@ class GraphNetwork(nn.Module):
     """
     Message passing over one graph, or over several stacked into one: two layers of `GraphConv`, each followed by ReLU
     and dropout.
-
-    Args:
-        hidden_size (`int`): Size of a node's features, in and out.
-        dropout (`float`, *optional*, defaults to 0.1): Share of features dropped after each layer in training.
     """
 
     def __init__(self, hidden_size: int, dropout: float = 0.1):
@@ -46,15 +42,9 @@ class GraphNetwork(nn.Module):
         self, node_features: torch.Tensor, edge_index: torch.Tensor, share_dropout: bool = False
     ) -> torch.Tensor:
         """
-        Node features `(num_nodes, hidden_size)` after message passing.
-
-        Args:
-            node_features (`torch.Tensor` of shape `(num_nodes, hidden_size)`): Any number of nodes, of one graph or of
-                several whose edges do not cross.
-            edge_index (`torch.Tensor` of shape `(2, num_edges)`, int64): A message goes from row 0 to row 1.
-            share_dropout (`bool`, *optional*, defaults to `False`): Drop the same features of every node instead of
-                drawing for each node. Graphs that are compared with each other then lose the same features. A mask
-                per node shared between two graphs would mark which of their nodes belong together.
+        Node features `(num_nodes, hidden_size)` after message passing along `edge_index` `(2, num_edges)`, from row 0
+        to row 1. `share_dropout` drops the same features of every node, so that graphs that are compared lose the same
+        ones; a mask per node, shared between two graphs, would mark which of their nodes belong together.
         """
         for layer in (self.conv1, self.conv2):
             node_features = torch.relu(layer(node_features, edge_index))

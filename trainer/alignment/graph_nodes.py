@@ -53,10 +53,13 @@ def _all_gather(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device):
-    devices = [] if device.type == "cpu" else [device]
+def seeded(seed: int, device: torch.device | None = None):
+    """A context in which the CPU and `device` draw by `seed`; outside, random states are as if it had not been."""
+    devices = [] if device is None or device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed accelerators too
+        for one in devices:
+            torch.get_device_module(one).manual_seed(seed)
         yield
 
 
@@ -67,4 +70,4 @@ def same_randomness(generator: torch.Generator | None, is_shared: bool):
     """
     if generator is None or not is_shared:
         return nullcontext()
-    return _seeded(generator.initial_seed(), generator.device)
+    return seeded(generator.initial_seed(), generator.device)

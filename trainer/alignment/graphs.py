@@ -58,16 +58,9 @@ def neighbours_for(num_nodes: int, num_neighbors: int) -> int:
 
 def nearest_neighbor_edges(node_features: torch.Tensor, num_neighbors: int) -> torch.Tensor:
     """
-    Edges from each node to its nearest others, by Euclidean distance.
-
-    Args:
-        node_features (`torch.Tensor` of shape `(*batch, num_nodes, feature_size)`): Compared in float32 at least; of
-            unit vectors the nearest are those of largest cosine.
-        num_neighbors (`int`): Neighbours of each node, below `num_nodes`.
-
-    Returns:
-        `torch.Tensor` of shape `(*batch, 2, num_nodes * num_neighbors)`, int64: row 0 is the node, row 1 its
-        neighbour; by node, then nearest first. A node is never its own neighbour, not even among duplicates.
+    Edges from each node to its `num_neighbors` nearest others, by Euclidean distance, in float32 at least: `(*batch,
+    2, num_nodes * num_neighbors)` int64 for `node_features` `(*batch, num_nodes, feature_size)`. Row 0 is the node,
+    row 1 its neighbour; by node, then nearest first. A node is never its own neighbour, not even among duplicates.
     """
     num_nodes = node_features.shape[-2]
     if not 0 <= num_neighbors < max(num_nodes, 1):
@@ -107,16 +100,8 @@ def run_graph_network(
     graph_network: nn.Module, node_features: torch.Tensor, edge_index: torch.Tensor, share_dropout: bool = False
 ) -> torch.Tensor:
     """
-    The network's output for several graphs in one call.
-
-    Args:
-        graph_network (`nn.Module`): A `GraphNetwork`, whose weights may be of another dtype than the features.
-        node_features (`torch.Tensor` of shape `(num_graphs, num_nodes, size)`): Node features of each graph.
-        edge_index (`torch.Tensor` of shape `(num_graphs, 2, num_edges)`, int64): Messages go from row 0 to row 1.
-        share_dropout (`bool`, *optional*, defaults to `False`): As in `GraphNetwork`.
-
-    Returns:
-        `torch.Tensor` of shape `(num_graphs, num_nodes, size)` in the dtype of `node_features`.
+    The network's output for several graphs `(num_graphs, num_nodes, size)` with edges `(num_graphs, 2, num_edges)` in
+    one call, in the dtype of the features, whatever that of its weights.
     """
     nodes, edges = stack_graphs(node_features, edge_index)
     weight_dtype = next(graph_network.parameters()).dtype

@@ -5,8 +5,6 @@ All take cosines `(*batch, n, n)`, the temperature that they are divided by, and
 `(n, n)` or `(*batch, n, n)`, those of one index if not given. An item may have several right partners.
 """
 
-import math
-
 import torch
 from torch import nn
 
@@ -95,19 +93,6 @@ def infonce_loss(similarity: torch.Tensor, temperature: float, right: torch.Tens
     labels = torch.arange(size, device=logits.device).expand(len(logits), -1)
     cross_entropy = nn.functional.cross_entropy
     return 0.5 * (cross_entropy(logits.mT, labels) + cross_entropy(logits, labels))
-
-
-def siglip_loss(similarity: torch.Tensor, temperature: float, right: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    Sigmoid loss, a scalar, mean over problems and rows: every pair is a yes or no of its own, and all right pairs are
-    yes. The bias is not learned: at cosine 0 it gives a pair the share of right ones, `1 / n`.
-
-    Source: arXiv:2303.15343, section 3.2.
-    """
-    bias = -math.log(max(similarity.shape[-1] - 1, 1))
-    right = _own_pairs(similarity) if right is None else right
-    sign = torch.where(right, 1.0, -1.0).to(similarity.dtype)
-    return -nn.functional.logsigmoid(sign * (similarity / temperature + bias)).sum(-1).mean()
 
 
 def _own_pairs(similarity):

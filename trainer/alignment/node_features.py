@@ -10,12 +10,9 @@ from logramed.eval.grounding.region_weights import ATTENTION_TEMPERATURE, weigh_
 @dataclass
 class NodeFeatures:
     """
-    Attributes:
-        features (`dict[str, torch.Tensor]`): `(num_nodes, size)` for `"image"` and the kinds of texts, `"answer"` and
-            `"extended"`; float32 at least.
-        attention (`dict[str, torch.Tensor]`): Where nodes are turns or spans, what the pooling attended to:
-            `"regions"` `(num_turns, num_regions)` and, with extended answers, `"spans"` `(num_turns, num_spans)`; 0
-            where a turn has fewer.
+    `features` `(num_nodes, size)` of `"image"` and of the kinds of texts, float32 at least; and, where nodes are turns
+    or spans, `attention`, what the pooling attended to: `"regions"` `(num_turns, num_regions)` and, with extended
+    answers, `"spans"` `(num_turns, num_spans)`, 0 where a turn has fewer.
     """
 
     features: dict[str, torch.Tensor]
@@ -24,21 +21,8 @@ class NodeFeatures:
 
 def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
     """
-    Mean of the rows of each segment.
-
-    Args:
-        values (`torch.Tensor` of shape `(num_rows, hidden_size)`): Summed in float32 at least.
-        segments (`torch.Tensor` of shape `(num_rows,)`, int64): The segment of each row.
-        num_segments (`int`): How many there are.
-
-    Returns:
-        `torch.Tensor` of shape `(num_segments, hidden_size)`, float32 at least; zero for a segment without rows.
-
-    Example:
-        >>> segment_mean(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 2]), 3)
-        tensor([[2.],
-                [0.],
-                [5.]])
+    Mean of the rows `(num_rows, hidden_size)` of each segment, whose numbers `segments` has: `(num_segments,
+    hidden_size)`, float32 at least; zero for a segment without rows.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     total = values.new_zeros(num_segments, values.shape[1]).index_add(0, segments, values)
@@ -88,19 +72,11 @@ def text_features(
     kinds: tuple[str, ...] = ("answer", "extended"),
 ) -> NodeFeatures:
     """
-    One feature for each node and kind of text: the mean of the language model's last hidden states over its tokens,
-    special tokens left out.
-
-    Where nodes are turns, `"extended"` is the spans of the extended answer, pooled by attention with that answer's own
-    mean as query; where they are spans, it is the span's own mean, and other texts are those of its turn.
-
-    Args:
-        text_tokens (`torch.Tensor` of shape `(num_content_tokens, hidden_size)`): Hidden states of the texts' tokens.
-        nodes (`dict[str, torch.Tensor]`): As `logramed.trainer.alignment.node_inputs` makes them.
-        granularity (`str`, *optional*, defaults to `"sample"`): What a node is.
-        kinds (`tuple[str, ...]`, *optional*): The kinds of texts in the batch, in their order.
-
-    Source: arXiv:2410.02615, section 3; where the release averages over padding too, this does not.
+    One feature for each node and kind of text: the mean of the hidden states `text_tokens` `(num_content_tokens,
+    hidden_size)` over its tokens, special tokens left out (arXiv:2410.02615, section 3, whose release averages over
+    padding too). Where nodes are turns, `"extended"` is the spans of the extended answer, pooled by attention with
+    that answer's own mean as query; where they are spans, it is the span's own mean, and other texts are those of its
+    turn.
     """
     num_all = len(nodes["text_input_ids"])
     means = segment_mean(text_tokens, nodes["text_of_token"], num_all).split(num_all // len(kinds))
@@ -126,14 +102,8 @@ def pool_images(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], num_
 def pool_regions(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], questions: torch.Tensor) -> NodeFeatures:
     """
     `"image"` of each turn: the regions of the images that it is about (`images_of_turns`), pooled by attention with
-    the turn's *question* as query.
-
-    So no modality is a function of another one's text, nor of a text that another one is a function of: what they have
-    in common has to come from the image and the texts (see `pool_by_attention`).
-
-    Args:
-        image_tokens, nodes: As in `pool_images`.
-        questions (`torch.Tensor` of shape `(num_turns, hidden_size)`): What stands for each turn's question.
+    what stands for the turn's *question*, `(num_turns, hidden_size)`, as query. So no modality is a function of
+    another one's text, nor of a text that another one is a function of (see `pool_by_attention`).
     """
     queries = take_rows(questions, nodes["turn_index"])
     regions, is_region = take_rows(image_tokens, nodes["region_index"]), nodes["region_index"] >= 0

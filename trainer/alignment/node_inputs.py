@@ -20,19 +20,11 @@ NO_TOKEN = -1  # stands between two texts whose token ids become one key
 @dataclass(frozen=True)
 class NodeTexts:
     """
-    The texts of the graph nodes of a batch.
-
-    Attributes:
-        texts (`dict[str, list[str]]`):
-            By kind, in the order `"question"` (of turns alone), `"answer"` (maybe with its question before it),
-            `"extended"`, as far as they are used; of each kind one for each sample or, where nodes are turns or spans,
-            for each turn.
-        samples (`list[int]`):
-            The place in the batch of the sample that each text of a kind belongs to, ascending.
-        row_ids (`list[str]`):
-            Of the samples.
-        sentences (`list[list[tuple[int, int]]]`, *optional*):
-            Start and end, in characters, of the spans of each extended answer; None where nodes are samples.
+    The texts of the graph nodes of a batch: by kind, in the order `"question"` (of turns alone), `"answer"` (maybe
+    with its question before it), `"extended"`, as far as they are used, one for each sample or, where nodes are turns
+    or spans, for each turn. `samples` has the place of the sample that each text of a kind belongs to, ascending,
+    `row_ids` the ids of the samples, and `sentences`, where nodes are no samples, start and end, in characters, of the
+    spans of each extended answer.
     """
 
     texts: dict[str, list[str]]
@@ -44,15 +36,10 @@ class NodeTexts:
 @dataclass(frozen=True)
 class NodeImages:
     """
-    Which images the nodes of a batch are about.
-
-    Attributes:
-        numbers (`torch.Tensor` of shape `(num_image_tokens,)`, int64):
-            The image of each image token, counted in its sample; where nodes are samples, slices of one volume count
-            as one image (see `number_volumes`).
-        of_turns (`list[tuple[int, int]]`):
-            Where nodes are turns or spans, for each turn the first image of its sample that it is about, and the one
-            after the last (see `images_of_turns`); else empty.
+    Which images the nodes of a batch are about: `numbers` `(num_image_tokens,)` has the image of each image token,
+    counted in its sample (where nodes are samples, slices of one volume count as one image: see `number_volumes`);
+    `of_turns`, for each turn, the first image of its sample that it is about, and the one after the last (see
+    `images_of_turns`).
     """
 
     numbers: torch.Tensor
@@ -79,6 +66,7 @@ def build_node_inputs(
     single_row: bool = False,
     answer_places: torch.Tensor | None = None,
     text_encoder: Callable[[list[str]], torch.Tensor] | None = None,
+    places: Sequence[int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
     All that alignment needs of a batch, made before the batch goes to a device, so that the device is asked nothing.
@@ -98,6 +86,7 @@ def build_node_inputs(
             the token before each turn's answer in the flattened batch.
         text_encoder (`Callable`, *optional*): From texts to their embeddings `(num_texts, embedding_size)`; without
             one the model encodes the texts.
+        places (`Sequence[int]`, *optional*): Those of the samples in the batch, where others have no nodes.
 
     Returns:
         `dict[str, torch.Tensor]`, int64 but for embeddings:
@@ -125,7 +114,7 @@ def build_node_inputs(
     Raises:
         ValueError: If a sample has no image or a text no content token, naming the row.
     """
-    image_sample = is_image.nonzero()[:, 0]
+    image_sample = (is_image if places is None else is_image[places]).nonzero()[:, 0]
     _check_images(node_texts.row_ids, image_sample)
     nodes = {"image_sample": image_sample, "image_places": is_image.flatten().nonzero().squeeze(1)}
     if granularity == "sample":
@@ -217,15 +206,8 @@ def encode_texts(
 
 def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
     """
-    The number of the span of each token, -1 for tokens without characters in any.
-
-    Args:
-        offsets (`list[tuple[int, int]]`): Start and end of each token, in characters; equal for special tokens.
-        spans (`list[tuple[int, int]]`): In their order. Those without a token are not counted.
-
-    Example:
-        >>> number_spans([(0, 0), (0, 3), (3, 4), (5, 9)], [(0, 4), (5, 9)])
-        [-1, 0, 0, 1]
+    The number of the span of each token, -1 for tokens without characters in any, from start and end of tokens (equal
+    for special tokens) and of `spans`, in characters. Spans without a token are not counted.
     """
     found = [
         next((n for n, (first, last) in enumerate(spans) if start < last and end > first), NO_SPAN)
@@ -356,15 +338,7 @@ def index_spans(spans: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 def index_members(owners: torch.Tensor, num_owners: int) -> torch.Tensor:
-    """
-    The members of each owner: `(num_owners, most members)` int64, filled up with -1.
-
-    Example:
-        >>> index_members(torch.tensor([0, 0, 2]), 3)
-        tensor([[ 0,  1],
-                [-1, -1],
-                [ 2, -1]])
-    """
+    """The members of each owner: `(num_owners, most members)` int64, filled up with -1."""
     members = torch.arange(len(owners)).split(torch.bincount(owners, minlength=num_owners).tolist())
     return torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 
@@ -373,17 +347,12 @@ def node_keys(
     texts: dict[str, list[list[int]]], granularity: str, text_of_node: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for equal nodes.
-
+    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for nodes whose `texts`, by kind, are.
     The first is the groups of the objective. Samples are one if their answers are; turns if all their texts but the
     question are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
     many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
-    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about.
-
-    Args:
-        texts (`dict[str, list[list[int]]]`): By kind, what makes each text, such as its token ids.
-        text_of_node (`torch.Tensor` of shape `(num_nodes,)`, *optional*): The text of each node that is a span, or an
-            image of a sample; by default each text is a node's.
+    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about. `text_of_node`
+    has the text of each node that is a span, or an image of a sample.
     """
     aligned = [own for kind, own in texts.items() if kind != "question"]
     answer_keys = groups = text_keys(aligned[0])

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 from .config import OBJECTIVES, AlignmentConfig
-from .gradients import imle_loss
 from .graphs import (
-    centered_costs,
     edge_differences,
     inner_products,
     nearest_neighbor_edges,
@@ -36,8 +34,8 @@ class AlignmentOutput:
 
     Attributes:
         loss (`torch.Tensor`, scalar): The alignment loss, unweighted.
-        matchings (`dict[str, torch.Tensor]`): For each pair "source>target" the labels `(num_samples, num_nodes)`. If
-            the loss needs no matching, those at node costs, found when first asked for.
+        matchings (`dict[str, torch.Tensor]`): For each pair "source>target" the labels `(1, num_nodes)`. If the loss
+            needs no matching, those at node costs, found when first asked for.
         matching_accuracy (`torch.Tensor`, scalar): Share of nodes matched to themselves. No evidence of alignment.
     """
 
@@ -57,15 +55,14 @@ class AlignmentOutput:
 
 @dataclass
 class GraphPairs:
-    """Pairs of graphs to be matched, one leading entry a pair: unit-length features, and the edges of either side."""
+    """Pairs of graphs to be matched, one leading entry a pair: unit-length features, and the edges that all share."""
 
     names: list[str]
     source_nodes: torch.Tensor
     target_nodes: torch.Tensor
     source_edges: torch.Tensor
     target_edges: torch.Tensor
-    source_edge_index: torch.Tensor
-    target_edge_index: torch.Tensor
+    edge_index: torch.Tensor
 
 
 class AlignmentObjective:
@@ -83,14 +80,11 @@ class AlignmentObjective:
         default_edge_weight, default_message_weight (`float` or None): The weights where `config` gives none; None for
             an objective that has no edges, or no messages, whatever `config` says.
         default_margin (`float`): What right pairs must be better by in training, where `config` does not say.
-        takes_estimator (`bool`): Whether matchings are found with noise, and edges coupled, where `config` asks for
-            it; else the loss is `pair_loss` always.
     """
 
     default_edge_weight: float | None = None
     default_message_weight: float | None = None
     default_margin = 0.4
-    takes_estimator = False
 
     def __new__(cls, config: AlignmentConfig | None = None, *args, **options):
         if cls is AlignmentObjective:
@@ -102,8 +96,6 @@ class AlignmentObjective:
         self.edge_weight = _weight(config.edge_weight, self.default_edge_weight)
         self.message_weight = _weight(config.message_weight, self.default_message_weight)
         self.margin = self.default_margin if config.alignment_margin is None else config.alignment_margin
-        self.is_coupled = config.edge_matching == "coupled" and self.edge_weight > 0
-        self.has_noise = self.takes_estimator and config.gradient_estimator == "imle"
 
     @property
     def uses_graph_network(self) -> bool:
@@ -126,8 +118,8 @@ class AlignmentObjective:
                 of the same nodes in the same order, any floating dtype. `"image"` and `"region"` are not matched with
                 each other.
             graph_network (`nn.Module`, *optional*): A `GraphNetwork`, or `None` for no message passing.
-            generator (`torch.Generator`, *optional*): Source of the noise, on the features' device.
-            training (`bool`, *optional*, defaults to `True`): Without it there is no noise and no margin.
+            generator (`torch.Generator`, *optional*): Source of the noise of `paper`, on the features' device.
+            training (`bool`, *optional*, defaults to `True`): Without it there is no margin and no noise.
             groups (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Equal for nodes that are one and the same.
 
         Returns:
@@ -151,50 +143,29 @@ class AlignmentObjective:
         pairs = self.graph_pairs(features, graph_network)
         nodes, edges = (pairs.source_nodes, pairs.target_nodes), (pairs.source_edges, pairs.target_edges)
         right = groups.unsqueeze(0) == groups.unsqueeze(1)
-        options = {"generator": generator, "training": training}
-        if self.is_coupled:
-            structure = self.edge_weight * self._costs(*edges), pairs.source_edge_index, pairs.target_edge_index
-            loss, labels = self._estimate(self._costs(*nodes), *structure, right, **options)
-        else:
-            loss, labels = self._compare(*nodes, right, self.config.alignment_temperature, **options)
-            if self.edge_weight > 0 and pairs.source_edges.shape[-2] > 0:
-                ends = groups[pairs.source_edge_index]
-                right_edges = (ends.unsqueeze(-1) == ends.unsqueeze(-2)).all(-3)
-                edge_loss, _ = self._compare(*edges, right_edges, self.config.edge_temperature, **options)
-                loss = loss + self.edge_weight * edge_loss
-        if labels is None:
-            find_labels = partial(_best_matching, *(values.detach() for values in nodes), generator)
-        else:
-            find_labels = labels.detach
+        loss = self._compare(*nodes, right, self.config.alignment_temperature, training)
+        if self.edge_weight > 0 and pairs.edge_index.shape[-1] > 0:
+            ends = groups[pairs.edge_index]
+            right_edges = (ends.unsqueeze(-1) == ends.unsqueeze(-2)).all(0)
+            edge_loss = self._compare(*edges, right_edges, self.config.edge_temperature, training)
+            loss = loss + self.edge_weight * edge_loss
+        find_labels = partial(_best_matching, *(values.detach() for values in nodes), generator)
         return AlignmentOutput(loss, pairs.names, groups, find_labels)
 
     def pair_loss(self, similarity: torch.Tensor, temperature: float, right: torch.Tensor) -> torch.Tensor:
         """
         Loss, a scalar, of cosines `(num_pairs, n, n)` between nodes or edges, in training less the margin where
-        `right`, bool of that shape or of `(n, n)`, says that they belong together.
+        `right`, bool `(n, n)`, says that they belong together.
         """
-        # In units of cosine, as the loss with noise is: one `alignment_weight` serves both.
+        # In units of cosine, as the margin is.
         return self.config.alignment_temperature * entropic_loss(similarity, temperature, right)
 
-    def _compare(self, source, target, right, temperature, *, generator, training):
-        """Loss of unit vectors `(num_pairs, n, size)` that must find their partners; its labels, if it has any."""
-        if self.has_noise:
-            costs = self._costs(source, target)
-            return self._estimate(costs, *_no_edges(costs), right, generator=generator, training=training)
+    def _compare(self, source, target, right, temperature, training):
+        """Loss of unit vectors `(num_pairs, n, size)` that must find their partners."""
         similarity = inner_products(source, target)
         if training and self.margin > 0:
             similarity = similarity - self.margin * right
-        return self.pair_loss(similarity, temperature, right), None
-
-    def _estimate(self, node_costs, *edges_and_right, generator, training):
-        noise = {"noise_scale": 0.0, "num_samples": 1}
-        if training:
-            node_costs = node_costs + self.margin * edges_and_right[-1]
-            noise = {"noise_scale": self.config.noise_scale, "num_samples": self.config.num_noise_samples}
-        return imle_loss(node_costs, *edges_and_right, generator=generator, **noise)
-
-    def _costs(self, source, target):
-        return centered_costs(source, target)
+        return self.pair_loss(similarity, temperature, right)
 
     def graph_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None = None) -> GraphPairs:
         """The graphs that `features`, float32 or float64, make, and which of them are matched: each pair once."""
@@ -204,13 +175,12 @@ class AlignmentObjective:
         places = dict(zip(features, nodes, strict=True))
         pairs = [pair for pair in itertools.combinations(places, 2) if set(pair) != NEVER_MATCHED]
         source, target = (torch.stack([places[pair[side]] for pair in pairs]) for side in range(2))
-        source_index, target_index = self._edges(source, target, nodes)
-        return GraphPairs(
-            [f"{first}>{second}" for first, second in pairs],
-            *(source, target),
-            *(edge_differences(source, source_index), edge_differences(target, target_index)),
-            *(source_index, target_index),
-        )
+        # A node's neighbours are its nearest by all modalities together.
+        edge_index = torch.zeros(2, 0, dtype=torch.int64, device=nodes.device)
+        if self.edge_weight > 0:
+            edge_index = self._nearest(nodes.transpose(0, 1).flatten(1))
+        edges = (edge_differences(side, edge_index.expand(len(pairs), -1, -1)) for side in (source, target))
+        return GraphPairs([f"{first}>{second}" for first, second in pairs], source, target, *edges, edge_index)
 
     def _add_messages(self, nodes, graph_network):
         """`(num_modalities, num_nodes, size)` unit vectors, moved by what their own neighbours tell them."""
@@ -219,24 +189,15 @@ class AlignmentObjective:
         messages = run_graph_network(graph_network, nodes, edge_index.flip(-2), share_dropout=True)
         return unit_vectors(nodes + self.message_weight * unit_vectors(messages))
 
-    def _edges(self, source, target, modalities):
-        """Edges `(num_pairs, 2, num_edges)` of either side: coupled ones of each graph's own, else one set for all."""
-        if self.edge_weight == 0:
-            none = torch.zeros(len(source), 2, 0, dtype=torch.int64, device=source.device)
-            return none, none
-        if self.is_coupled:
-            return self._nearest(source), self._nearest(target)
-        shared = self._nearest(modalities.transpose(0, 1).flatten(1)).expand(len(source), -1, -1)
-        return shared, shared
-
     def _nearest(self, nodes):
         return nearest_neighbor_edges(nodes, neighbours_for(nodes.shape[-2], self.config.num_neighbors))
 
 
 def _best_matching(source, target, generator):
-    """Labels `(num_pairs, 1, num_nodes)` at node costs, for losses that need none themselves."""
+    """Labels `(num_pairs, 1, num_nodes)` at node costs."""
     costs = -inner_products(source, target)
-    return match_graphs(costs, *_no_edges(costs), generator=generator).unsqueeze(1)
+    no_edges = torch.zeros(2, 0, dtype=torch.int64, device=costs.device)
+    return match_graphs(costs, costs.new_zeros(0, 0), no_edges, no_edges, generator=generator).unsqueeze(1)
 
 
 def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -259,12 +220,6 @@ def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     if not finite.all():
         raise ValueError(f"The {list(kept)[int(finite.int().argmin())]} features hold NaN or infinity.")
     return {name: values.to(torch.promote_types(values.dtype, torch.float32)) for name, values in kept.items()}
-
-
-def _no_edges(values):
-    """Edge costs and edges of graphs without edges."""
-    edge_index = torch.zeros(2, 0, dtype=torch.int64, device=values.device)
-    return values.new_zeros(0, 0), edge_index, edge_index
 
 
 def _weight(value, default):

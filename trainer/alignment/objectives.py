@@ -2,7 +2,7 @@
 
 from .config import register_objective
 from .gradients import hamming_loss
-from .losses import infonce_loss, siglip_loss
+from .losses import infonce_loss
 from .objective import AlignmentObjective, AlignmentOutput
 from .released import released_matchings
 
@@ -16,14 +16,11 @@ class MultiGraph(AlignmentObjective):
 
     default_edge_weight = 1.0
     default_message_weight = 0.1
-    takes_estimator = True
 
 
 @register_objective("first_order")
 class FirstOrder(AlignmentObjective):
     """Nodes alone: no edges, no message passing."""
-
-    takes_estimator = True
 
 
 @register_objective("infonce")
@@ -34,14 +31,6 @@ class InfoNCE(AlignmentObjective):
 
     def pair_loss(self, similarity, temperature, right):
         return infonce_loss(similarity, temperature, right)
-
-
-@register_objective("siglip")
-class SigLIP(InfoNCE):
-    """The same, with every pair a yes or no of its own."""
-
-    def pair_loss(self, similarity, temperature, right):
-        return siglip_loss(similarity, temperature, right)
 
 
 @register_objective("paper")

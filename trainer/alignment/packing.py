@@ -13,23 +13,12 @@ LONGEST_TEXTS_IN_A_ROW = 4
 
 def lay_out(lengths: Sequence[int], hidden_size: int, single_row: bool = False) -> tuple[list[int], int, int]:
     """
-    Where each text starts in rows of equal length, such that a pass over them costs least.
-
-    In units of `4 * hidden_size` operations, a token costs about `6 * hidden_size` for a layer's weights and the
-    length of its row for attention, masked or not; so few rows save padding and many save attention. Texts are dealt
-    out by falling length, each to the shortest row.
-
-    Args:
-        lengths (`Sequence[int]`): Tokens of each text; 0 is allowed.
-        hidden_size (`int`): Of the language model.
-        single_row (`bool`, *optional*, defaults to `False`): For attention that costs nothing between texts.
-
-    Returns:
-        `tuple[list[int], int, int]`: the place of each text's first token, counted through all rows, the number of
-        rows, and their length.
-
-    Raises:
-        ValueError: If no text has a token.
+    Where each text, of so many tokens, starts in rows of equal length, such that a pass over them costs least: the
+    place of its first token, counted through all rows, the number of rows, and their length. In units of `4 *
+    hidden_size` operations, a token costs about `6 * hidden_size` for a layer's weights and the length of its row for
+    attention, masked or not; so few rows save padding and many save attention. Texts are dealt out by falling length,
+    each to the shortest row; `single_row` is for attention that costs nothing between texts. Raises `ValueError` if no
+    text has a token.
     """
     total, longest = sum(lengths), max(lengths, default=0)
     if total == 0:
@@ -54,17 +43,9 @@ def fill_rows(
     tokens: torch.Tensor, lengths: torch.Tensor, starts: Sequence[int], num_rows: int, row_length: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Put texts into rows.
-
-    Args:
-        tokens (`torch.Tensor` of shape `(num_tokens,)`, int64): Of all texts, one behind the other.
-        lengths (`torch.Tensor` of shape `(num_texts,)`, int64): Their lengths.
-        starts, num_rows, row_length: As `lay_out` returns them.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: `input_ids` and `position_ids` `(num_rows, row_length)`, and
-        `(num_tokens,)` the place of each token, counted through all rows. What is left of a row holds token 0 at
-        position 0 throughout, so that each of these is a text of its own.
+    Put texts, whose `tokens` stand one behind the other, into rows as `lay_out` has them: `input_ids` and
+    `position_ids` `(num_rows, row_length)`, and the place of each token, counted through all rows. What is left of a
+    row holds token 0 at position 0 throughout, so that each of these is a text of its own.
     """
     ends = lengths.cumsum(0)
     position_in_text = torch.arange(len(tokens), device=tokens.device) - (ends - lengths).repeat_interleave(lengths)

@@ -6,6 +6,7 @@ first, from its nearest neighbours, and messages go from a node to its neighbour
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -39,25 +40,12 @@ def released_matchings(
     solver: Callable[..., torch.Tensor] = match_graphs,
 ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """
-    Match every modality with the barycenter, both ways, as the release does, with a gradient.
-
-    The gradient is proportional to the upstream gradient (see `differentiable_matching`), which the release's is not.
-    Its lambda times its gradient of 1 / (pairs x nodes) is the step, whatever the loss is scaled by. Unlike there,
-    evaluation has no noise.
-
-    Args:
-        features (`dict[str, torch.Tensor]`): Features `(num_nodes, size)` of each modality, float32 or float64.
-        graph_network (`nn.Module`, *optional*): A `GraphNetwork`, or `None` for no message passing.
-        num_neighbors (`int`, *optional*, defaults to 5): Edges of a node, fewer in a batch too small for them.
-        generator (`torch.Generator`, *optional*): Source of the noise, on the features' device.
-        training (`bool`, *optional*, defaults to `True`): Whether noise is added.
-        solver (*optional*): Takes the place of `match_graphs`.
-
-    Returns:
-        The names "source>target" of the pairs; their 0/1 matchings `(num_pairs, num_nodes, num_nodes)` with a
-        gradient, in the dtype of the features; and their labels `(num_pairs, num_nodes)`, -1 where unmatched.
-
-    Source: arXiv:2410.02615 and its research release. README.md here lists what is wrong with it.
+    Match every modality with the barycenter, both ways, as the research release (of arXiv:2410.02615) does, with a
+    gradient: the names "source>target" of the pairs; their 0/1 matchings `(num_pairs, num_nodes, num_nodes)` in the
+    dtype of the features; and their labels `(num_pairs, num_nodes)`, -1 where unmatched. The gradient is proportional
+    to the upstream gradient (see `differentiable_matching`), which the release's is not. Its lambda times its gradient
+    of 1 / (pairs x nodes) is the step, whatever the loss is scaled by. Unlike there, evaluation has no noise.
+    README.md here lists what is wrong with the release.
     """
     nodes = torch.stack(list(features.values()))
     num_pairs, num_nodes = 2 * len(nodes), nodes.shape[1]
@@ -66,16 +54,9 @@ def released_matchings(
     if training:
         noise = draw_noise(num_pairs, num_nodes, num_nodes * num_neighbors, generator, nodes.device)
     node_costs, edge_costs, edge_index = released_problems(nodes, graph_network, num_neighbors, *noise)
-    matchings, labels = differentiable_matching(
-        node_costs,
-        edge_costs,
-        edge_index,
-        edge_index,
-        step=LAMBDA / (num_pairs * num_nodes),
-        allow_unmatched=True,
-        generator=generator,
-        solver=solver,
-    )
+    solve = partial(solver, allow_unmatched=True, generator=generator)
+    step = LAMBDA / (num_pairs * num_nodes)
+    matchings, labels = differentiable_matching(node_costs, edge_costs, *[edge_index] * 2, step=step, solver=solve)
     return released_pairs(list(features)), matchings, labels
 
 
@@ -108,19 +89,11 @@ def released_problems(
     edge_noise: torch.Tensor | float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    From features to matching problems: all that is computed with a gradient in tensors alone.
-
-    Args:
-        modality_features (`torch.Tensor` of shape `(num_modalities, num_nodes, size)`): In float32 at least.
-        graph_network (`nn.Module`, *optional*): A `GraphNetwork`.
-        num_neighbors (`int`): Edges of a node.
-        node_noise (`torch.Tensor` of shape `(num_nodes, num_nodes)`, *optional*): One sample for all pairs.
-        edge_noise (`torch.Tensor` of shape `(num_pairs, num_edges, num_edges)`, *optional*): One sample for each.
-
-    Returns:
-        Node costs `(num_pairs, num_nodes, num_nodes)` and edge costs `(num_pairs, num_edges, num_edges)`, which are
-        `-weight * (cosine + noise - 0.5)` with weight 1 for nodes and 0.5 for edges, in the dtype of the features; and
-        the edges `(num_pairs, 2, num_edges)` that source and target share. Pairs are in the order of `released_pairs`.
+    From features `(num_modalities, num_nodes, size)`, in float32 at least, to matching problems: all that is computed
+    with a gradient in tensors alone. Node costs `(num_pairs, num_nodes, num_nodes)` and edge costs `(num_pairs,
+    num_edges, num_edges)` are `-weight * (cosine + noise - 0.5)` with weight 1 for nodes, one noise for all pairs, and
+    0.5 for edges; with them the edges `(num_pairs, 2, num_edges)` that source and target share. Pairs are in the order
+    of `released_pairs`.
     """
     barycenter = modality_features.mean(0, keepdim=True).expand_as(modality_features)
     source = torch.cat([modality_features, barycenter])

@@ -164,7 +164,7 @@ def find_folder(name: str) -> Path:
                 name, allow_patterns=[*SETTINGS, weights], ignore_patterns=["onnx/*", "openvino/*"]
             )
         except (OSError, ValueError) as error:
-            raise ValueError("it is no folder, and no Hub model that is cached or can be downloaded") from error
+            raise ValueError("it is neither a folder nor a Hub model that is cached or can be downloaded") from error
         folder = Path(snapshot)
         if any(folder.glob(weights)):
             break
@@ -179,10 +179,8 @@ def read_json(path: Path) -> Any:
 
 def read_pooling(folder: Path) -> str:
     """
-    `"mean"` or `"cls"`, by the files that sentence-transformers writes; `"mean"` without them.
-
-    Raises:
-        ValueError: If they ask for another pooling, for a further module, or for a prompt before each text.
+    `"mean"` or `"cls"`, by the files that sentence-transformers writes; `"mean"` without them. Raises `ValueError` if
+    they ask for another pooling, for a further module, or for a prompt before each text.
     """
     modules = {module["type"].rpartition(".")[2]: module["path"] for module in read_json(folder / "modules.json")}
     unknown = sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"})

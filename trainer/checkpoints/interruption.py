@@ -19,12 +19,10 @@ NUM_TOKENS_SHOWN = 12
 
 class TerminationCallback(TrainerCallback):
     """
-    On SIGTERM, let the step at hand end, save a checkpoint and stop training; a second SIGTERM changes nothing. All
-    processes of a run stop at the same step, as soon as one of them was told to. An evaluation that is due is made
-    first; with `save_strategy` "best", where `Trainer` decides by it whether to save, training stops a step later.
-
-    Attributes:
-        terminated (`bool`): Whether training was stopped so.
+    On SIGTERM, let the step at hand end, save a checkpoint and stop training (`terminated`); a second SIGTERM changes
+    nothing. All processes of a run stop at the same step, as soon as one of them was told to. An evaluation that is
+    due is made first; with `save_strategy` "best", where `Trainer` decides by it whether to save, training stops a
+    step later.
     """
 
     def __init__(self):
@@ -71,17 +69,9 @@ class TerminationCallback(TrainerCallback):
 
 def check_loss(loss: torch.Tensor, means: LoggedMeans, step: int, inputs: dict[str, torch.Tensor], tokenizer) -> None:
     """
-    Refuse a loss that is not finite, before it reaches the weights.
-
-    Args:
-        loss (`torch.Tensor`, scalar): Of a micro-batch.
-        means (`LoggedMeans`): What it is made of was added to it last.
-        step (`int`): Optimizer steps taken so far.
-        inputs (`dict[str, torch.Tensor]`): The micro-batch, with `labels` `(batch_size, sequence_length)`.
-        tokenizer: Reads its answers.
-
-    Raises:
-        FloatingPointError: Naming the step, the part of the loss and the samples, by the beginnings of their answers.
+    Raises `FloatingPointError` if the loss of a micro-batch after `step` optimizer steps is not finite, before it
+    reaches the weights, naming the step, the part of the loss (added to `means` last) and the samples, by the
+    beginnings of their answers.
     """
     if torch.isfinite(loss):
         return
@@ -98,10 +88,7 @@ def check_loss(loss: torch.Tensor, means: LoggedMeans, step: int, inputs: dict[s
 
 
 def check_gradient_norm(norm: torch.Tensor | float | None, step: int) -> None:
-    """
-    Raises:
-        FloatingPointError: If the norm of the gradients is not finite, naming the step.
-    """
+    """Raises `FloatingPointError`, naming the step, if the norm of the gradients is not finite."""
     if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
         raise FloatingPointError(
             f"The gradient norm of step {step + 1} is {float(norm):g}, though its loss is finite. The weights were "

@@ -40,16 +40,10 @@ def record_run(
     output_dir: str | Path, arguments: Sequence[Any], fingerprints: dict[str, str], checkpoint: str | None
 ) -> Path:
     """
-    Add a start to `run.json` in `output_dir`: a run that is resumed has several. Without a `checkpoint` that it is
-    resumed from, or with one that lies elsewhere, it begins anew.
-
-    Args:
-        arguments (`Sequence`): Dataclasses of arguments.
-        fingerprints (`dict[str, str]`): That of each source of data (see `TrainingRows`).
-
-    Raises:
-        ValueError: If a run is resumed with other data than it began with, or arguments that ask for other weights.
-            Others are a warning.
+    Add a start, with dataclasses of `arguments` and the fingerprint of each source of data, to `run.json` in
+    `output_dir`: a run that is resumed has several. Without a `checkpoint` that it is resumed from, or with one that
+    lies elsewhere, it begins anew. Raises `ValueError` if a run is resumed with other data than it began with, or with
+    arguments that ask for other weights; others are a warning.
     """
     path = Path(output_dir) / RECORD_NAME
     start = {

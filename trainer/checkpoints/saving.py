@@ -32,11 +32,8 @@ class WholeCheckpoints:
     """
     For a subclass of `transformers.Trainer`: a checkpoint is written to `output_dir/unfinished`, forced to the disk
     and then renamed, and only then are older ones deleted (`save_total_limit`). So a kill or a power failure at any
-    moment leaves the last one in place. Checkpoints of an earlier run are moved to `output_dir/earlier-1` and so on.
-
-    Attributes:
-        stateful (`dict[str, Any]`): Further objects with `state_dict()` and `load_state_dict(state)`, each process's
-            own, that a checkpoint holds beside what transformers saves.
+    moment leaves the last one in place. Checkpoints of an earlier run are moved to `output_dir/earlier-1` and so on. A
+    checkpoint holds the states of the objects in `stateful` too, each process's own.
     """
 
     stateful: dict[str, Any]
@@ -45,9 +42,7 @@ class WholeCheckpoints:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
         As `Trainer`'s; with `resume_from_checkpoint` true and no checkpoint, training starts from the beginning.
-
-        Raises:
-            CheckpointError: If there is no such folder. An error in training names the last checkpoint.
+        Raises `CheckpointError` if there is no such folder. An error in training names the last checkpoint.
         """
         checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
         self.accelerator.wait_for_everyone()  # all have looked before one of them clears away
@@ -184,18 +179,14 @@ class LoggedSums:
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool | None) -> str | None:
     """
-    The checkpoint that `resume_from_checkpoint` stands for, the same on all processes: that of a path, or with true
-    (also as text) the last one in `output_dir`, if there is one.
-
-    Raises:
-        CheckpointError: If there is no such folder.
+    The checkpoint that `resume_from_checkpoint` stands for, the same on all processes: that of a path, which must
+    exist, or with true (also as text) the last one in `output_dir`, if there is one.
     """
     wanted = resume_from_checkpoint
     if isinstance(wanted, str) and wanted.lower() in ("true", "false"):
         wanted = wanted.lower() == "true"
     if wanted is True:
-        found = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
-        found = broadcast_object_list([found])[0]
+        found = broadcast_object_list([find_last_checkpoint(output_dir)])[0]
         if found is None:
             logger.warning(f"There is no checkpoint in {output_dir}: training starts from the beginning.")
         return found
@@ -204,6 +195,10 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     if not Path(wanted).is_dir():
         raise CheckpointError(f"`resume_from_checkpoint` is {wanted}, but there is no such folder.")
     return str(wanted)
+
+
+def find_last_checkpoint(output_dir: str | Path) -> str | None:
+    return get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
 
 
 def step_of(checkpoint: str | Path) -> int:
@@ -257,7 +252,7 @@ def announce_last_checkpoint(output_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        checkpoint = get_last_checkpoint(str(output_dir)) if Path(output_dir).is_dir() else None
+        checkpoint = find_last_checkpoint(output_dir)
         if checkpoint is None:
             error.add_note(f"There is no checkpoint of this run in {output_dir} to go on from.")
         else:

@@ -111,7 +111,7 @@ def plan_original(
     """Of a checkpoint in the layout of LLaVA's own code."""
     files, layout = WeightFiles(folder), KINDS[kind]
     if "model.embed_tokens.weight" not in files.tensors:
-        raise ValueError(f"{source} holds no model.embed_tokens.weight: it is no whole checkpoint.")
+        raise ValueError(f"{source} holds no model.embed_tokens.weight: it is not a complete checkpoint.")
     num_rows = files.tensors["model.embed_tokens.weight"].shape[0]
     if config.get("vocab_size") not in (None, num_rows):
         raise ValueError(
@@ -199,7 +199,7 @@ def find_projector(files: WeightFiles, tower_size: int, dense_connector: str | N
     layer = "model.mm_projector" if is_linear else "model.mm_projector.0"
     first = files.tensors.get(f"{layer}.weight")
     if first is None:
-        raise ValueError(f"{files.folder} holds no model.mm_projector weights: no projector that is known here.")
+        raise ValueError(f"{files.folder} holds no model.mm_projector weights: its projector is unknown here.")
     return {
         "projector_type": "linear" if is_linear else "mlp2x_gelu",
         "dense_connector": choose_dense_connector(first.shape[1], tower_size, dense_connector),
@@ -255,7 +255,7 @@ def tower_sizes(files: WeightFiles) -> dict[str, int]:
         num_positions = shapes[f"{place}.embeddings.position_embedding.weight"][0]
         intermediate_size = shapes[f"{place}.encoder.layers.0.mlp.fc1.weight"][0]
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{files.folder} holds a vision tower that is no CLIP ({error}).") from error
+        raise ValueError(f"{files.folder} holds a vision tower that is not CLIP ({error}).") from error
     layers = {name.split(".")[4] for name in shapes if name.startswith(f"{place}.encoder.layers.")}
     return {
         "hidden_size": hidden_size,
@@ -302,10 +302,8 @@ def padding_rows(num_rows: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
 
 def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """
-    Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone.
-
-    Raises:
-        ValueError: If the base lacks a weight, or has another shape.
+    Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone. Raises
+    `ValueError` if the base lacks a weight, or has another shape.
     """
     by_name = {}
     for name in base.tensors:
@@ -318,7 +316,7 @@ def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str
         if name.startswith(("multi_modal_projector.", TOWER_PREFIX)):
             return tensor
         if name not in by_name:
-            raise ValueError(f"--base {base_name} has no {name}, which {source} is a delta of: it is no LLaMA.")
+            raise ValueError(f"--base {base_name} has no {name}, which {source} is a delta of: it is not a LLaMA.")
         other = base.read(by_name[name])
         rows_may_differ = name in (EMBEDDINGS, HEAD) and len(other) <= len(tensor)
         if other.shape[1:] != tensor.shape[1:] or (len(other) != len(tensor) and not rows_may_differ):

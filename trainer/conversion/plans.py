@@ -93,10 +93,7 @@ class Plan:
         return shapes, unknown
 
     def check(self, source: str) -> None:
-        """
-        Raises:
-            ValueError: If weights are missing, left over or of another shape than the configuration says.
-        """
+        """Raises `ValueError` if weights are missing, left over or of another shape than the configuration says."""
         compare_names(*self.shapes(), expected_weights(self.config), source)
 
     def write(self, output: Path) -> None:
@@ -126,12 +123,7 @@ class Plan:
 
 
 def fetch(name: str, argument: str) -> Path:
-    """
-    The folder of a model: itself, or a snapshot of a repository of the Hub.
-
-    Raises:
-        ValueError: If there is neither.
-    """
+    """The folder of a model: itself, or a snapshot of a repository of the Hub; `ValueError` if there is neither."""
     with naming_model(name, argument, foreign=True):
         return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=choose_files(name)))
 
@@ -159,14 +151,9 @@ def read_license(folder: Path) -> dict[str, str]:
     return {name: str(found[name]) for name in LICENSE_NAMES if found.get(name)}
 
 
-def graph_network_names(files: WeightFiles) -> dict[str, str]:
-    """The weights of a checkpoint's graph network in the files, and their names in `GraphNetwork`."""
-    return {name: match.group(1) for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
-
-
 def save_graph_network(files: WeightFiles, folder: Path) -> None:
     """The graph network of a checkpoint, if it has one, as `GraphNetwork.load_state_dict` takes it."""
-    names = graph_network_names(files)
+    names = {name: match.group(1) for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
     if names:
         path = folder / GRAPH_NETWORK_FILE
         path.parent.mkdir()

@@ -102,35 +102,26 @@ def rename(name: str, renames: tuple[tuple[str, str | None], ...] = RENAMES) -> 
 
 
 def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: If `folder` has no config.json, or that is no JSON object.
-    """
+    """The config.json of a folder; `ValueError` if it has none, or that holds no JSON object."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{argument} {folder} has no config.json: it is no folder of a model.")
+        raise ValueError(f"{argument} {folder} has no config.json: it is not a model folder.")
     return read_json_object(path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        ValueError: If the file holds no JSON object.
-    """
+    """The object in a file; `ValueError` if it holds no JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold an object, and holds a {type(content).__name__}.")
     return content
 
 
 def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None:
-    """
-    Raises:
-        ValueError: If config.json tells of another kind of checkpoint than `kind`.
-    """
+    """Raises `ValueError` if config.json tells of another kind of checkpoint than `kind`."""
     if config.get("model_type") == "llava" and "text_config" in config:
         found = "llava"
     elif config.get("model_type") == "logramed":
@@ -178,10 +169,8 @@ def vision_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def choose_dense_connector(width: int, tower_size: int, given: str | None) -> str:
     """
-    The dense connector of a projector whose first layer takes `width` features of a tower of `tower_size`.
-
-    Raises:
-        ValueError: If it cannot be told from the width, or does not fit it.
+    The dense connector of a projector whose first layer takes `width` features of a tower of `tower_size`;
+    `ValueError` if it cannot be told from the width, or does not fit it.
     """
     if width == tower_size:
         if given in ("sci", "dci"):

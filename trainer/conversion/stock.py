@@ -58,10 +58,8 @@ STOCK_RENAMES = (
 
 def rename_stock(name: str, tower: str) -> str | None:
     """
-    Our name in files of a weight of transformers' LLaVA whose tower is of the model type `tower`.
-
-    Raises:
-        UnknownWeightError: If it has no such weight.
+    Our name in files of a weight of transformers' LLaVA whose tower is of the model type `tower`; raises
+    `UnknownWeightError` if it has no such weight.
     """
     ours = rename(name, STOCK_RENAMES)
     level = "vision_tower.vision_model." if tower in TOWERS_WITH_LEVEL else "vision_tower."
@@ -92,7 +90,7 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
     with merged(fetch(model, "DIR"), output) as folder:
         settings = read_config(folder, "DIR")
         if settings.get("model_type") != "logramed":
-            raise ValueError(f"DIR {model} has the model type {settings.get('model_type')!r}, and is no LoGra-Med.")
+            raise ValueError(f"DIR {model} has the model type {settings.get('model_type')!r}, and is not a LoGra-Med.")
         config = LoGraMedConfig.from_pretrained(folder)
         refuse_what_llava_lacks(config)
         files = WeightFiles(folder)
@@ -125,10 +123,7 @@ def merged(folder: Path, output: Path) -> Iterator[Path]:
 
 
 def refuse_what_llava_lacks(config: LoGraMedConfig) -> None:
-    """
-    Raises:
-        ValueError: If transformers' LLaVA cannot be made to compute the same.
-    """
+    """Raises `ValueError` if transformers' LLaVA cannot be made to compute the same."""
     reason = None
     if config.dense_connector == "sti":
         reason = "the connector sti makes tokens of further layers, and LLaVA joins layers as channels alone"
@@ -152,15 +147,9 @@ def stock_layers(config: LoGraMedConfig) -> int | list[int]:
 
 def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
     """
-    The projector's first layer for hidden states that are not averaged before it.
-
-    A mean's weights, divided by the number of layers, stand once for each.
-
-    Args:
-        weight (`torch.Tensor` of shape `(hidden_size, 3 * vision_hidden_size)`): Of a `dci` model.
-
-    Returns:
-        `torch.Tensor` of shape `(hidden_size, (1 + num_layers) * vision_hidden_size)`; others are left as they are.
+    The projector's first layer `(hidden_size, 3 * vision_hidden_size)` of a `dci` model, for hidden states that are
+    not averaged before it, `(hidden_size, (1 + num_layers) * vision_hidden_size)`: a mean's weights, divided by the
+    number of layers, stand once for each. Others are left as they are.
     """
     if config.dense_connector != "dci":
         return weight
@@ -294,10 +283,8 @@ def copy_records(source: Path, folder: Path) -> None:
 
 def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
     """
-    A LoGra-Med of a folder of transformers' LLaVA, such as `convert_to_llava` writes.
-
-    Raises:
-        ValueError: If it has a projector that is neither LLaVA's nor one that `convert_to_llava` writes.
+    A LoGra-Med of a folder of transformers' LLaVA, such as `convert_to_llava` writes; `ValueError` if it has a
+    projector that is neither LLaVA's nor one that `convert_to_llava` writes.
     """
     files = WeightFiles(folder)
     stock = LlavaConfig.from_pretrained(folder)
@@ -306,7 +293,7 @@ def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
     image_token_id = settings.get("image_token_index", settings.get("image_token_id"))
     if first is None or image_token_id is None:
         missing = FIRST_LAYER if first is None else "image_token_index in its config.json"
-        raise ValueError(f"{source} has no {missing}: it is no whole LLaVA.")
+        raise ValueError(f"{source} has no {missing}: it is not a complete LLaVA.")
     is_linear = stock.projector_hidden_act == "linear"
     if is_linear:
         refuse_second_layer(files, first, source)
@@ -353,10 +340,7 @@ def without_second_layer(tower: str, is_linear: bool) -> Callable[[str], str | N
 
 
 def refuse_second_layer(files: WeightFiles, first: str, source: str) -> None:
-    """
-    Raises:
-        ValueError: If the second layer of a projector without activation changes anything.
-    """
+    """Raises `ValueError` if the second layer of a projector without activation changes anything."""
     second = first.replace(FIRST_LAYER, SECOND_LAYER)
     if second not in files.tensors:
         raise ValueError(f"{source} holds no {second}.")
@@ -372,10 +356,8 @@ def refuse_second_layer(files: WeightFiles, first: str, source: str) -> None:
 
 def read_layers(stock: LlavaConfig, files: WeightFiles, first: str, source: str) -> dict[str, Any]:
     """
-    `vision_feature_layer` and `dense_connector` of LLaVA's layers.
-
-    Raises:
-        ValueError: If several layers are joined in a way that no dense connector does.
+    `vision_feature_layer` and `dense_connector` of LLaVA's layers; `ValueError` if several layers are joined in a way
+    that no dense connector does.
     """
     layers, num_layers = stock.vision_feature_layer, stock.vision_config.num_hidden_layers
     if isinstance(layers, int):

@@ -20,11 +20,8 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 def load_tokenizer(folders: Sequence[Path], is_stock: bool = False) -> PreTrainedTokenizerBase:
     """
     The tokenizer in the first of `folders` that has one. It splits text as the originals did: text after a token of an
-    image begins a new word, and `<s>` begins a sequence; with `is_stock` it is taken as it is.
-
-    Raises:
-        ValueError: If no folder has a tokenizer, or it cannot be read.
-        ImportError: If it is a tokenizer.model and sentencepiece is not installed.
+    image begins a new word, and `<s>` begins a sequence; with `is_stock` it is taken as it is. Raises `ValueError` if
+    no folder has one, or it cannot be read, and `ImportError` if it needs sentencepiece.
     """
     folder = next((one for one in folders if any((one / name).is_file() for name in TOKENIZER_FILES)), None)
     if folder is None:
@@ -125,11 +122,9 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> dict[s
 
 def find_stop_tokens(tokenizer: PreTrainedTokenizerBase, stop_string: str | None) -> list[int]:
     """
-    The tokens that a turn may end with: the end token, and those that a stop string begins with after a line break,
-    as the models were trained, or after a space.
-
-    `generate` ends at tokens without knowing texts. What it has then written of the stop string is cut off by
-    `LoGraMedProcessor.post_process_image_text_to_text`.
+    The tokens that a turn may end with: the end token, and those that a stop string begins with after a line break, as
+    the models were trained, or after a space. `generate` ends at tokens; what it has then written of the stop string
+    is cut off by `LoGraMedProcessor.post_process_image_text_to_text`.
     """
     found = {tokenizer.eos_token_id}
     for separator in ("\n", " ") if stop_string else ():

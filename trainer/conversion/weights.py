@@ -43,10 +43,8 @@ class TensorInfo:
 class WeightFiles:
     """
     The weights (`tensors`, by name) of a folder with `model.safetensors` or `pytorch_model.bin`, or shards of either
-    with their index. Pickled files are read by `torch.load(weights_only=True)` alone.
-
-    Raises:
-        ValueError: If there are none, a shard is missing, or a file cannot be read or holds other than tensors.
+    with their index. Pickled files are read by `torch.load(weights_only=True)` alone. Raises `ValueError` if there are
+    none, a shard is missing, or a file cannot be read or holds other than tensors.
     """
 
     def __init__(self, folder: Path):
@@ -130,10 +128,8 @@ def naming_file(path: Path) -> Iterator[None]:
 
 def find_files(folder: Path) -> dict[Path, set[str] | None]:
     """
-    The weight files of a folder, safetensors where there are both, and which weights an index says they hold.
-
-    Raises:
-        ValueError: If there are none, or the index names files that are not there.
+    The weight files of a folder, safetensors where there are both, and which weights an index says they hold;
+    `ValueError` if there are none, or the index names files that are not there.
     """
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
@@ -147,7 +143,7 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
             places[name].add(weight)
         missing = [name for name in places if not (folder / name).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{found} is no index of weight files: {error}") from error
+        raise ValueError(f"{found} is not an index of weight files: {error}") from error
     if missing:
         raise ValueError(f"{found.name} names {len(missing)} files that are not in {folder}: {', '.join(missing)}.")
     return {folder / name: weights for name, weights in places.items()}
@@ -201,11 +197,8 @@ def compare_names(
     found: Mapping[str, tuple[int, ...]], unknown: list[str], expected: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
     """
-    Compare the weights of a model with those that its configuration says. A part that has no weight in `expected`
-    (the first word of a name) is not looked at.
-
-    Raises:
-        ValueError: If weights are missing, left over or of another shape; lists them.
+    Raises `ValueError`, listing them, if weights of a model are missing, left over or of another shape than its
+    configuration says. A part that has no weight in `expected` (the first word of a name) is not looked at.
     """
     parts = {name.split(".")[0] for name in expected}
     lists = {

@@ -19,15 +19,6 @@ Render = Callable[..., str]
 class Layout:
     """
     What a template writes around the texts of a conversation of one structure (roles, and kinds of content parts).
-
-    Attributes:
-        literals (`list[str]`):
-            The template's own text: before the first text, between each two, after the last.
-        text_numbers (`list[int]`):
-            Which text of the messages, counted over all parts, stands between `literals[i]` and `literals[i + 1]`.
-        answers (`list[tuple[int, int, int, int]]`):
-            For each answer the first and last of its places in `text_numbers`, and how many characters of the literals
-            before and after them belong to what the model writes.
     """
 
     literals: list[str]
@@ -55,14 +46,11 @@ def get_structure(messages: Messages) -> tuple:
 
 def find_layout(messages: Messages, render: Render) -> Layout:
     """
-    Learn the layout of messages of this structure by rendering them with marks for texts.
-
-    An answer begins where the generation prompt ends, so a blank or a tag that the template writes between them is the
-    model's to write too (with a template that knows no generation prompt: at its first character). It ends with what
-    the template writes at the end of a turn wherever the turn stands, blanks after that left out.
-
-    Raises:
-        ValueError: If the template leaves an answer out or writes it more than once.
+    Learn the layout of messages of this structure by rendering them with marks for texts. An answer begins where the
+    generation prompt ends, so a blank or a tag that the template writes between them is the model's to write too (with
+    a template that knows no generation prompt: at its first character). It ends with what the template writes at the
+    end of a turn wherever the turn stands, blanks after that left out. Raises `ValueError` if the template leaves an
+    answer out or writes it more than once.
     """
     marked, text_numbers_by_message = mark_texts(messages)
     literals, text_numbers = split_at_marks(render(marked))
@@ -131,10 +119,8 @@ def count_after(literal: str, rendered_to_here: str) -> int:
 
 def locate_answers(rendered: str, messages: Messages, layout: Layout) -> list[tuple[int, int]]:
     """
-    Start and end of what the model writes for each answer in `rendered`.
-
-    Raises:
-        ValueError: If the template changed a text by more than the blanks around it.
+    Start and end of what the model writes for each answer in `rendered`; `ValueError` if the template changed a text
+    by more than the blanks around it.
     """
     texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
     starts, ends = locate_texts(rendered, [texts[number] for number in layout.text_numbers], layout.literals)

@@ -160,8 +160,6 @@ class LoGraMedDataCollator:
             What the nodes of these graphs are, and which texts.
         text_encoder (`Callable`, *optional*):
             Gives the embeddings `(num_texts, embedding_size)` of texts, where `config` says that the model does not.
-        answer_joiner (`str`):
-            Stands between the answers of a sample in their texts, where the nodes are samples.
         chat_template (`str`, *optional*):
             Chat template, or its name, instead of the processor's own.
         pad_to_multiple_of (`int`, *optional*):
@@ -189,7 +187,6 @@ class LoGraMedDataCollator:
     alignment: bool = True
     config: AlignmentConfig = field(default_factory=AlignmentConfig)
     text_encoder: Callable[[list[str]], torch.Tensor] | None = None
-    answer_joiner: str = ". "
     chat_template: str | None = None
     pad_to_multiple_of: int | None = None
     completion_only_loss: bool | None = None
@@ -220,13 +217,15 @@ class LoGraMedDataCollator:
         spans = [self._find_answers(*found) for found in zip(rows, conversations, texts, strict=True)]
         spans = [[_shift(span, found) for span in row] for row, found in zip(spans, replacements, strict=True)]
         is_answer = [_overlapping(offsets[row], spans[row], batch["attention_mask"][row]) for row in range(len(rows))]
-        numbers = self._number_images(batch["input_ids"], offsets, replacements)
+        batch["is_image"] = torch.isin(batch["input_ids"], torch.tensor(self.processor.image_token_ids))
+        numbers = self._number_images(batch["is_image"], offsets, replacements)
         batch["labels"] = self._label(batch, offsets, is_answer)
         batch = self._fit(rows, batch)
+        is_image = batch.pop("is_image")
         if self.alignment and not (self.nodes_optional and self._lacks_nodes(rows)):
             chosen = self._rows_with_nodes(rows)
             if chosen:
-                batch["nodes"] = self._build_nodes(rows, conversations, batch["input_ids"], is_answer, numbers, chosen)
+                batch["nodes"] = self._build_nodes(rows, conversations, is_image, is_answer, numbers, chosen)
         return batch
 
     def _rows_with_nodes(self, rows: list[dict[str, Any]]) -> list[int]:
@@ -329,18 +328,14 @@ class LoGraMedDataCollator:
         is_learned[last] |= ended
         if self.completion_only_loss is False:
             is_learned = torch.ones_like(is_token)
-        is_learned &= is_token & ~self._is_image(batch["input_ids"])
+        is_learned &= is_token & ~batch["is_image"]
         return batch["input_ids"].masked_fill(~is_learned, IGNORED_LABEL)
-
-    def _is_image(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return torch.isin(input_ids, torch.tensor(self.processor.image_token_ids))
 
     def _fit(self, rows: list[dict[str, Any]], batch: BatchFeature) -> dict[str, torch.Tensor]:
         """The batch with sequences cut to `max_length` and padded to a multiple; refuses to cut what is needed."""
-        for row, mask, input_ids, labels in zip(
-            rows, batch["attention_mask"], batch["input_ids"], batch["labels"], strict=True
-        ):
-            self._check_cut(row, int(mask.sum()), self._is_image(input_ids), labels != IGNORED_LABEL)
+        columns = (batch[name] for name in ("attention_mask", "is_image", "labels"))
+        for row, mask, is_image, labels in zip(rows, *columns, strict=True):
+            self._check_cut(row, int(mask.sum()), is_image, labels != IGNORED_LABEL)
         shape, padding = batch["input_ids"].shape, {"input_ids": self.processor.tokenizer.pad_token_id}
         padding["labels"] = IGNORED_LABEL
         length = min(shape[1], self.max_length or shape[1])
@@ -374,20 +369,20 @@ class LoGraMedDataCollator:
             )
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
 
-    def _number_images(self, input_ids, offsets, replacements) -> list[torch.Tensor]:
+    def _number_images(self, is_image, offsets, replacements) -> list[torch.Tensor]:
         """Of each row's image tokens the number of their image, by the placeholder that they replace."""
         numbers = []
-        for is_image, own, found in zip(self._is_image(input_ids), offsets, replacements, strict=True):
+        for of_row, own, found in zip(is_image, offsets, replacements, strict=True):
             firsts = torch.tensor([replaced["new_span"][0] for replaced in found], dtype=own.dtype)
-            numbers.append(torch.searchsorted(firsts, own[is_image, 0].contiguous(), right=True) - 1)
+            numbers.append(torch.searchsorted(firsts, own[of_row, 0].contiguous(), right=True) - 1)
         return numbers
 
-    def _build_nodes(self, rows, conversations, input_ids, is_answer, numbers, chosen) -> dict[str, torch.Tensor]:
+    def _build_nodes(self, rows, conversations, is_image, is_answer, numbers, chosen) -> dict[str, torch.Tensor]:
         """The nodes of the rows at the places `chosen`, among which samples are counted."""
         rows, conversations, is_answer, numbers = (
             [values[place] for place in chosen] for values in (rows, conversations, is_answer, numbers)
         )
-        is_image = self._is_image(input_ids)
+        length = is_image.shape[1]
         texts, places, of_turns = self._read_sample_texts(rows, conversations), None, []
         if self.config.alignment_granularity == "sample":
             volumes = [torch.tensor(number_volumes(messages), dtype=torch.int64) for messages in conversations]
@@ -400,15 +395,15 @@ class LoGraMedDataCollator:
                         f"{int(answers.any(dim=1).sum())} were found in the text of the chat template, and nodes that "
                         f"are {self.config.alignment_granularity}s need each one."
                     )
-            kept = [_places_before(answers, input_ids.shape[1]) for answers in is_answer]
+            kept = [_places_before(answers, length) for answers in is_answer]
             texts = self._read_turn_texts(rows, conversations, [len(own) for own in kept])
             for messages, own in zip(conversations, kept, strict=True):
                 of_turns += images_of_turns(messages)[: len(own)]
-            places = torch.cat([own + row * input_ids.shape[1] for row, own in zip(chosen, kept, strict=True)])
-        nodes = build_node_inputs(
+            places = torch.cat([own + row * length for row, own in zip(chosen, kept, strict=True)])
+        return build_node_inputs(
             texts,
             self.processor.tokenizer,
-            is_image[chosen],
+            is_image,
             NodeImages(torch.cat(numbers), of_turns),
             self.config.alignment_granularity,
             self.text_hidden_size,
@@ -416,9 +411,8 @@ class LoGraMedDataCollator:
             single_row=self.packs_in_one_row,
             answer_places=places,
             text_encoder=self.text_encoder,
+            places=chosen,
         )
-        nodes["image_places"] = is_image.flatten().nonzero().squeeze(1)  # in the whole batch
-        return nodes
 
     def read_texts(self, row: dict[str, Any]) -> Iterator[str]:
         """The texts of a row's nodes that a text encoder is asked for."""
@@ -440,7 +434,7 @@ class LoGraMedDataCollator:
                 read_extended_answers(row) if kind == "extended" else read_answers(messages)
                 for row, messages in zip(rows, conversations, strict=True)
             ]
-            texts[kind] = [join_answers(own, self.answer_joiner) for own in found]
+            texts[kind] = [join_answers(own) for own in found]
         return NodeTexts(texts, list(range(len(rows))), [row["id"] for row in rows])
 
     def _read_turn_texts(

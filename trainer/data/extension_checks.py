@@ -63,7 +63,7 @@ def read_reply(text: str, answers: Sequence[str]) -> list[str]:
         content = json.loads(fenced[1] if fenced else text)
         jsonschema.validate(content, SCHEMA)
     except json.JSONDecodeError as error:
-        raise ReplyError(f"The reply is no JSON: {error}.") from error
+        raise ReplyError(f"The reply is not valid JSON: {error}.") from error
     except jsonschema.ValidationError as error:
         raise ReplyError(f"The reply is not of the form that was asked for: {error.message[:200]}.") from error
     extended = [answer.strip() for answer in content["extended_answers"]]

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from logramed.eval.files import write_bytes_whole
+from logramed.trainer.engines.trained_weights import layers_read
 
 
 TENSOR_NAME = "hidden_states"
@@ -18,21 +19,11 @@ TENSOR_NAME = "hidden_states"
 
 class CachedTower:
     """
-    Takes the place of a vision tower's `forward`: hidden states that were computed before are read from disk.
-
-    An image is known by the pixels that the image processor made of it, and the folder by the tower's configuration
-    and weights, the layers that are read and the dtype computed in: another image, processor or tower finds nothing
-    and is computed. Files appear whole or not at all, and several processes may share a folder.
-
-    Args:
-        model (`LoGraMedForConditionalGeneration`): With a vision tower that is not trained.
-        folder (`str` or `Path`): Of the cache; towers have folders of their own in it.
-
-    Attributes:
-        num_hits, num_misses (`int`): Images that were read, and computed.
-
-    Raises:
-        ValueError: If the tower is trained, or the model is of another class than this project's.
+    Takes the place of the `forward` of a vision tower that is not trained: hidden states that were computed before are
+    read from `folder`. An image is known by the pixels that the image processor made of it, and the folder by the
+    tower's configuration and weights, the layers that are read and the dtype computed in: another image, processor or
+    tower finds nothing and is computed. Files appear whole or not at all, and several processes may share a folder.
+    Raises `ValueError` if the tower is trained, or the model is of another class than this project's.
     """
 
     def __init__(self, model: nn.Module, folder: str | Path):
@@ -47,10 +38,9 @@ class CachedTower:
             )
         config = model.config
         self.num_states = config.vision_config.num_hidden_layers + 1
-        self.layers = sorted({layer % self.num_states for layer in read_layers(config)})
+        self.layers = layers_read(config)
         self.folder = Path(folder) / fingerprint_tower(tower, config, self.layers)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.num_hits = self.num_misses = 0
         self._compute = tower.forward
         tower.forward = self
 
@@ -65,8 +55,6 @@ class CachedTower:
                 state = torch.stack([computed.hidden_states[layer][place] for layer in self.layers])
                 self._write(paths[number], state)
                 states[number] = state
-        self.num_misses += len(missing)
-        self.num_hits += len(paths) - len(missing)
         by_layer = dict(zip(self.layers, torch.stack(states).unbind(dim=1), strict=True))
         return BaseModelOutputWithPooling(hidden_states=tuple(by_layer.get(layer) for layer in range(self.num_states)))
 
@@ -83,12 +71,6 @@ class CachedTower:
 
     def _write(self, path: Path, state: torch.Tensor) -> None:
         write_bytes_whole(path, safetensors.torch.save({TENSOR_NAME: state.detach().cpu().contiguous()}))
-
-
-def read_layers(config) -> list[int]:
-    """The hidden states of the vision tower that the projector reads."""
-    selected = config.vision_feature_layer
-    return [*(selected if isinstance(selected, list | tuple) else [selected]), *(config.connected_layers or [])]
 
 
 def fingerprint_tower(tower: nn.Module, config, layers: list[int]) -> str:

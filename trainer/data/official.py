@@ -141,10 +141,11 @@ def group_by_image(
     extended: dict[str, tuple[RowLocation, str]] | None,
     bad_rows: BadRows,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Checked questions by image name; bad ones go to `bad_rows`."""
+    """Checked questions by image name; bad ones, and extended answers to no question, go to `bad_rows`."""
     samples: dict[str, list[dict[str, Any]]] = {}
     positions: dict[str, str] = {}
-    for file_split, path in official.find(folder).items():
+    paths = official.find(folder)
+    for file_split, path in paths.items():
         for location, record in with_progress(list(read_records(path, bad_rows))):
             if str(record.get(official.kind_field)).strip().lower() not in official.kinds:
                 continue
@@ -158,6 +159,11 @@ def group_by_image(
                     samples.setdefault(record[official.image_field], []).append(question)
             except RowError as error:
                 bad_rows.add(error)
+    if paths.keys() == official.files.keys():  # else they may be of a file that is not here
+        names, kinds = " or ".join(path.name for path in paths.values()), " or ".join(official.kinds)
+        for row_id, (location, _) in (extended or {}).items():
+            if row_id not in positions:
+                bad_rows.add(location.error("qid", f"no such question of {kinds} in {names}"))
     return samples
 
 

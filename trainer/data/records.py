@@ -58,20 +58,12 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user"
 @dataclass(frozen=True)
 class RecordReader:
     """
-    Turns records into canonical rows.
-
-    A record has `image` or `images` (a name, an embedded image, a list of these, or nothing for text alone), and
-    `conversations`, `messages`, `prompt` and `completion`, or LLaMA-Factory's and ms-swift's `instruction` and
-    `output`, or `query` and `response`, with `history` and `system`. Extended answers stand in `conversations_long` or
-    `extended_answers`. What else it has is ignored.
-
-    Args:
-        image_folder (`ImageFolder`, *optional*): Where image names are looked up; else images stay what they are.
-        require_extended (`bool`): Refuse a record without extended answers.
-        rows_without_image (`str`, *optional*): "refuse" those, or "language_only": they need no extended answers. None
-            for training without alignment.
-        require_questions (`bool`): Refuse a record with a question that has no words.
-        volumes (`VolumeOptions`, *optional*): How DICOM and NIfTI volumes are shown.
+    Turns records into canonical rows. A record has `image` or `images` (a name, an embedded image, a list of these, or
+    nothing for text alone), and `conversations`, `messages`, `prompt` and `completion`, or LLaMA-Factory's and
+    ms-swift's `instruction` and `output`, or `query` and `response`, with `history` and `system`. Extended answers
+    stand in `conversations_long` or `extended_answers`. What else it has is ignored. Without an `image_folder` images
+    stay what they are. `rows_without_image` is "refuse", "language_only" (such rows need no extended answers), or None
+    for training without alignment; `require_questions` asks for words in every question.
     """
 
     image_folder: ImageFolder | None

@@ -31,10 +31,8 @@ def holds_reports(source: str | Path) -> bool:
 
 def find_report_file(source: str | Path, path: Path | None, section: str | None) -> Path | None:
     """
-    The file of reports of a folder, if it has one.
-
-    Raises:
-        ValueError: If a section is asked for of anything else, or there is no such section.
+    The file of reports of a folder, if it has one; `ValueError` if a section is asked for of anything else, or there
+    is no such section.
     """
     found = find_reports(path) if path is not None and path.is_dir() else None
     if section not in (None, *SUBSETS):
@@ -48,20 +46,11 @@ def open_reports(
     path: Path, split: str, section: str | None, folder: str | Path | None, bad_rows: BadRows
 ) -> tuple[Records, ImageFolder]:
     """
-    The reports of one split as records, and the folder of their images.
-
-    A record has `id`, `images` (all of the study) and `messages`: the images, the instruction that the benchmark gives
-    (see `write_question`), and the report or section.
-
-    Args:
-        path (`Path`): From `find_report_file`.
-        split (`str`): "train", "validation" or "test".
-        section (`str`, *optional*): "findings", "impression" or "both"; by default the report as it stands.
-        folder (`str` or `Path`, *optional*): Of the images; by default where the benchmark looks for them.
-        bad_rows (`BadRows`): Gets the rows without image or report.
-
-    Raises:
-        ValueError: If there is no such split, or no report is left.
+    The reports of one split ("train", "validation" or "test") as records, and the folder of their images, by default
+    where the benchmark looks for them. A record has `id`, `images` (all of the study) and `messages`: the images, the
+    instruction that the benchmark gives (see `write_question`), and the report or, of "findings", "impression" or
+    "both", the `section`. Rows without image or report are bad rows. Raises `ValueError` if there is no such split, or
+    no report is left.
     """
     check_split(split, SPLITS)
     skipped: list[str] = []

@@ -156,7 +156,7 @@ class ImageFolder:
             if self.folder is not None and Path(name).parts[:1] == (self.folder.name,) and not path.exists():
                 path = (self.folder.parent / name).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # null bytes, loops of symbolic links
-            raise location.error(field, f"{name!r} is no usable path: {error}") from error
+            raise location.error(field, f"{name!r} is not a usable path: {error}") from error
         if self.folder is not None and not path.is_relative_to(self.folder):
             raise location.error(field, f"{name!r} leads to {path}, outside the image folder {self.folder}")
         return path
@@ -307,7 +307,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}. One object a line needs the ending .jsonl.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. One object a line needs the ending .jsonl.") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} must hold a JSON list of rows, got {type(records).__name__}.")
     for number, record in enumerate(records):
@@ -322,7 +322,7 @@ def _read_json_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]
             try:
                 yield f"line {number}", json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except ValueError as error:
-                bad_rows.add(RowLocation(str(path), f"line {number}").error("(line)", f"no JSON: {error}"))
+                bad_rows.add(RowLocation(str(path), f"line {number}").error("(line)", f"not valid JSON: {error}"))
 
 
 def with_progress(items: Iterable[Any], total: int | None = None) -> Iterable[Any]:

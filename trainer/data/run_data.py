@@ -34,10 +34,7 @@ def read_data(data: DataArguments, training: LoGraMedTrainingArguments, fingerpr
         plain = replace(training, alignment_weight=0.0)
         first_stage = load(data.first_stage_data, data, plain, fingerprints, "_first_stage")
     if data.streaming:
-        train = stream(data, training)
-        validation = None
-        if data.validation_data is not None:
-            validation = load(data.validation_data, data, training, fingerprints, "_validation")
+        train, validation = stream(data, training), load_validation_rows(data, training, fingerprints)
         return Rows(train, validation, first_stage, chain(islice(train, NUM_TOKENIZER_ROWS), first_stage))
     train, validation = load_rows(data, training, fingerprints)
     return Rows(train, validation, first_stage, chain(train, first_stage))
@@ -56,17 +53,27 @@ def load_rows(
         extended=data.extended_data,
         split=data.dataset_train_split,
     )
-    validation, split = data.validation_data, "train"
-    if validation is None and data.dataset_name and training.eval_strategy != "no" and not data.validation_share:
-        validation = data.dataset_name
-    if validation == data.train_data and not Path(validation).is_file():
-        split = data.dataset_test_split
-    if validation is not None:
-        return rows, load(validation, data, training, fingerprints, "_validation", split=split)
     if data.validation_share:
         divided = rows.train_test_split(data.validation_share, seed=training.seed)
         return divided["train"], divided["test"]
-    return rows, None
+    return rows, load_validation_rows(data, training, fingerprints)
+
+
+def load_validation_rows(
+    data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str]
+) -> Dataset | None:
+    """
+    The rows of `validation_data` or, where evaluations are asked for, of `dataset_name`; of a folder or Hub id that is
+    trained on too, its split `dataset_test_split`.
+    """
+    source, split = data.validation_data, "train"
+    if source is None and training.eval_strategy != "no":
+        source = data.dataset_name
+    if source is None:
+        return None
+    if source == data.train_data and not Path(source).is_file():
+        split = data.dataset_test_split
+    return load(source, data, training, fingerprints, "_validation", split=split)
 
 
 def stream(data: DataArguments, training: LoGraMedTrainingArguments) -> IterableDataset:

@@ -80,10 +80,7 @@ def read_rows(source: str, split: str, reader: RecordReader, bad_rows: BadRows, 
 
 def open_examples(source: str, split: str) -> IterableDataset:
     """
-    The raw examples of a source (see `open_stream`), images not decoded.
-
-    Raises:
-        FileNotFoundError: If there is no such file, or no shard in a folder.
+    The raw examples of a source (see `open_stream`), images not decoded; `FileNotFoundError` if there is no such file.
     """
     path = Path(source)
     if path.suffix in JSON_SUFFIXES:

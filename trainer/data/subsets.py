@@ -62,15 +62,11 @@ class Subset:
 
     @classmethod
     def read(cls, path: str | Path) -> "Subset":
-        """
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no list of ids written by this module.
-        """
+        """The list at `path`; `ValueError` if it is not a list of ids written by this module."""
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"`train_ids` {path} is no list of ids written by data/subsets.py: {error}.") from error
+            raise ValueError(f"`train_ids` {path} is not a list written by data/subsets.py: {error}.") from error
 
 
 def draw_subsets(
@@ -115,7 +111,7 @@ def draw_subsets(
         strata[find_stratum(location, record, stratify)].append(location.row_id)
     counts = [int(share * len(records) + 0.5) for share in shares]
     if min(counts) == 0:
-        raise ValueError(f"`share` {min(shares)} of {len(records)} rows is no row. Ask for a larger share.")
+        raise ValueError(f"`share` {min(shares)} of {len(records)} rows is less than one row. Ask for a larger share.")
     order = order_rows(strata, seed)
     return [
         Subset(path.name, len(records), share, seed, stratify, order[:count])

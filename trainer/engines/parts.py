@@ -68,10 +68,7 @@ def find_weights(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def find_tower(model: PreTrainedModel) -> nn.Module:
-    """
-    Raises:
-        ValueError: If the model has no image encoder.
-    """
+    """The image encoder of a model; `ValueError` if it has none."""
     tower = model.get_encoder(modality="image")
     if tower is model or tower is model.base_model:
         raise ValueError(f"{type(model).__name__} has no vision tower: give an image-text-to-text model.")
@@ -111,13 +108,9 @@ def keep_tower_in_evaluation_mode(model: nn.Module) -> None:
 
 def complete_adapters(config: LoraConfig, model: PreTrainedModel, parts: Sequence[str]) -> LoraConfig:
     """
-    Adapters for linear layers of the language model alone, by default all of them; the projector, where `parts` names
-    it, is trained in full and saved with them, unless the configuration names other modules.
-
-    Raises:
-        ValueError: If the language model has no linear layer of a name.
-
-    Source: arXiv:2106.09685.
+    Adapters (arXiv:2106.09685) for linear layers of the language model alone, by default all of them; the projector,
+    where `parts` names it, is trained in full and saved with them, unless the configuration names other modules.
+    Raises `ValueError` if the language model has no linear layer of a name.
     """
     config.target_modules = find_layers(model, config.target_modules or ALL_LINEAR)
     if "projector" in parts and config.modules_to_save is None:

@@ -23,15 +23,17 @@ def freeze_unused_weights(model: nn.Module) -> None:
                 part.requires_grad_(False)
 
 
+def layers_read(config) -> list[int]:
+    """The numbers, ascending, of the hidden states of the vision tower that the projector of a LLaVA reads."""
+    selected = config.vision_feature_layer
+    selected = selected if isinstance(selected, list | tuple) else [selected]
+    num_states = config.vision_config.num_hidden_layers + 1
+    return sorted({layer % num_states for layer in (*selected, *(getattr(config, "connected_layers", None) or ()))})
+
+
 def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Parameter]:
     """Layers behind the last hidden state that `config` reads, what follows them, and embeddings of masked patches."""
-    num_layers = config.vision_config.num_hidden_layers
-    selected = config.vision_feature_layer
-    read = [
-        *(selected if isinstance(selected, list | tuple) else [selected]),
-        *getattr(config, "connected_layers", ()),
-    ]
-    num_used = max(layer % (num_layers + 1) for layer in read)
+    num_layers, num_used = config.vision_config.num_hidden_layers, max(layers_read(config))
     parts = [value for name, value in tower.named_parameters() if name.endswith("mask_token")]
     for module in tower.modules():
         children = [name for name, _ in module.named_children()]
@@ -45,10 +47,8 @@ def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Paramete
 def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
     """
     Give what is trained beside a frozen 16-bit or quantized base (adapters and parts saved with them) float32, where
-    16 bits would lose most steps of an optimizer. TRL puts it into bfloat16 beside a quantized base.
-
-    Raises:
-        ValueError: If a part that is no adapter would then meet 16-bit inputs without autocast (`bf16`, `fp16`).
+    16 bits would lose most steps of an optimizer. TRL puts it into bfloat16 beside a quantized base. Raises
+    `ValueError` if a part that is no adapter would then meet 16-bit inputs without autocast (`bf16`, `fp16`).
     """
     if not isinstance(model, PeftModel):
         return
@@ -69,13 +69,9 @@ def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """
-    Load a model that `save_pretrained` wrote into one that is there, each weight in the dtype it has.
-
-    By `from_pretrained`, which knows the names that the model's weights have in files.
-
-    Raises:
-        ValueError: If the folder lacks a weight or has one that the model has not: a run would go on with a random
-            one, or keep it as the best.
+    Load a model that `save_pretrained` wrote into one that is there, each weight in the dtype it has, by
+    `from_pretrained`, which knows the names in files. Raises `ValueError` if the folder lacks a weight or has an
+    unknown one: a run would go on with a random one, or keep it as the best.
     """
     loaded, found = type(model).from_pretrained(folder, output_loading_info=True)
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])

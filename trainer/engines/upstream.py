@@ -30,11 +30,7 @@ METHODS = {
         *(MODEL, "model key_mapping hf_quantizer add_legacy", "weights are saved under LLaVA's names"),
     ),
     "trl.trainer.utils.add_fused_lm_head": (
-        *(
-            WRAPPER,
-            "model temperature cast_lm_head_to_fp32 outputs",
-            "loss without all logits",
-        ),
+        *(WRAPPER, "model temperature cast_lm_head_to_fp32 outputs", "loss without all logits"),
     ),
 }
 

@@ -14,13 +14,8 @@ from logramed.trainer.study.table import FIGURES
 @dataclass(frozen=True)
 class Difference:
     """
-    A mean difference in points.
-
-    Attributes:
-        mean (`float`): First minus second, over all questions and seeds.
-        low, high (`float`): Its 95% interval.
-        p_value (`float`): Two-sided.
-        num_seeds, num_images (`int`): What was drawn.
+    A mean difference in points over all questions and seeds, first minus second, with its 95% interval and two-sided
+    p-value.
     """
 
     mean: float
@@ -90,17 +85,9 @@ def compare(
     rows: Sequence[Mapping], comparison: Comparison, split: str, kind: str = "all", sight: str = "with_sight"
 ) -> Difference | None:
     """
-    First minus second by the seeds that both have; `None` if there is no such seed or question.
-
-    Args:
-        rows (`Sequence[Mapping]`): The table.
-        comparison (`Comparison`): Of what.
-        split (`str`): "test" or "validation".
-        kind (`str`): Which questions: "all", "closed" or "open".
-        sight (`str`): "with_sight" or "without_sight".
-
-    Raises:
-        ValueError: If two runs were asked other images, or another number of questions about one.
+    First minus second by the seeds that both have, over questions of a kind ("all", "closed" or "open"), "with_sight"
+    or "without_sight"; `None` if there is no such seed or question. Raises `ValueError` if two runs were asked about
+    other images, or another number of questions about one.
     """
     first, second = (rows_of(rows, side, split) for side in (comparison.first, comparison.second))
     seeds = sorted(first.keys() & second.keys())
@@ -224,14 +211,6 @@ def _difference_line(comparison: Comparison, difference: Difference | None, corr
 
 
 def format_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """
-    A Markdown table.
-
-    Example:
-        >>> print(format_table(["a", "b"], [["1", "2"]]))
-        | a | b |
-        | --- | --- |
-        | 1 | 2 |
-    """
+    """A Markdown table."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -30,12 +30,9 @@ OWN_TEXT_SPACE = {
 @dataclass(frozen=True)
 class Arm:
     """
-    One way to train.
-
-    Attributes:
-        arguments (`dict`): Of `logramed-train`, beside those that all arms share.
-        strength (`str`, *optional*): The argument that says how strong the alignment is; tuned with the others.
-        data (`str`): What its training file holds: "as_is", "permuted" (partners) or "extended_targets".
+    One way to train: arguments of `logramed-train` beside those that all arms share, the one of them that says how
+    strong the alignment is and is tuned, and what the training file holds: "as_is", "permuted" (partners) or
+    "extended_targets".
     """
 
     arguments: dict[str, Any]
@@ -58,8 +55,6 @@ ARMS = {
     "first_order": Arm({**ANSWER_STATES, "alignment_loss": "first_order"}),
     "former_default": Arm({**OWN_TEXT_SPACE, "alignment_loss": "multi_graph"}, strength="alignment_weight"),
     "extended_answers": Arm({**ANSWER_STATES, "alignment_texts": "extended"}),
-    "siglip": Arm({**ANSWER_STATES, "alignment_loss": "siglip"}),
-    "coupled_imle": Arm({**ANSWER_STATES, "edge_matching": "coupled", "gradient_estimator": "imle"}),
     "paper_form": Arm({**OWN_TEXT_SPACE, "alignment_loss": "paper"}, strength="alignment_weight"),
     "no_head": Arm({**ANSWER_STATES, "alignment_head": "none"}),
     # The gradient ratio is measured at answer states, so other nodes have a fixed weight.
@@ -102,21 +97,11 @@ STEPS_FACTOR = {10: 1, 40: 2, 100: 3}
 @dataclass(frozen=True)
 class Run:
     """
-    One run of the study.
-
-    Attributes:
-        model (`str`): "scratch" or "mini".
-        data (`str`): "slake", "vqa_rad" (by image), "phantoms", or "pretraining": that on VQA-RAD and phantoms, then
-            plain fine-tuning on all of SLAKE.
-        share (`int`): Percent of the training images; with "pretraining", of that data.
-        arm (`str`): Of `ARMS`, or as `arm_of` reads it.
-        seed (`int`): Of images, weights and order.
-        settings (`str`): "own", the arm's best, or "plain", with plain's best learning rate, steps and weight decay.
-            While tuning, "trialN"; of a run beside the plan its values, as `parse_settings` reads them.
-
-    Example:
-        >>> Run("scratch", "slake", 10, "plain", 0).name
-        'scratch-slake-10-plain-own-seed0'
+    One run of the study: the model ("scratch" or "mini"); the data ("slake", "vqa_rad" by image, "phantoms", or
+    "pretraining": that on VQA-RAD and phantoms, then plain fine-tuning on all of SLAKE) and the percent of its
+    training images; the arm, as `arm_of` reads it; the seed of images, weights and order; and the settings: "own", the
+    arm's best, or "plain", with plain's best learning rate, steps and weight decay, while tuning "trialN", and of a
+    run beside the plan its values, as `parse_settings` reads them.
     """
 
     model: str
@@ -177,7 +162,7 @@ PARTS = (
         "scratch",
         "slake",
         (10,),
-        ("siglip", "coupled_imle", "paper_form", "no_head", "language_model_nodes", "projector_nodes"),
+        ("paper_form", "no_head", "language_model_nodes", "projector_nodes"),
         FEW_SEEDS,
     ),
 )

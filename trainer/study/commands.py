@@ -34,12 +34,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS
 @dataclass(frozen=True)
 class Paths:
     """
-    Where the study lies.
-
-    Attributes:
-        output (`Path`): Of all that it writes.
-        parts (`Path`): The folders of `trainer/mini.py`.
-        slake, vqa_rad (`Path`): The data sets.
+    Where the study lies: all that it writes (`output`), the folders of `trainer/mini.py` (`parts`), and the data sets.
     """
 
     output: Path
@@ -58,14 +53,7 @@ class Paths:
         return self.output / "runs" / run.name
 
     def without_places(self, command: Sequence[str]) -> str:
-        """
-        A command as a line that is the same on every machine: the names of these folders stand for them.
-
-        Example:
-            >>> paths = Paths(Path("/a/study"), Path("/a/mini"), Path("/data/slake"), Path("/data/vqa_rad"))
-            >>> paths.without_places([sys.executable, "-m", "train", "--output_dir", "/a/study/runs/x"])
-            'python -m train --output_dir OUTPUT/runs/x'
-        """
+        """A command as a line that is the same on every machine: the names of these folders stand for them."""
         line = subprocess.list2cmdline(["python", *command[1:]])
         for name in ("output", "parts", "slake", "vqa_rad"):
             line = line.replace(str(getattr(self, name)), name.upper())
@@ -98,14 +86,8 @@ def training_commands(
     run: Run, paths: Paths, settings: Settings, plain: Settings, limits: Limits | None = None
 ) -> dict[str, list[str]]:
     """
-    The training of `run`, by the folder that each command writes: one, or pre-training and then plain fine-tuning.
-
-    Args:
-        run (`Run`): What is run.
-        paths (`Paths`): Where things are.
-        settings (`Settings`): Of the run.
-        plain (`Settings`): Of plain, for fine-tuning after pre-training.
-        limits (`Limits`, *optional*): Of a smoke run.
+    The training of `run`, by the folder that each command writes: one, or pre-training and then plain fine-tuning,
+    which has the settings `plain`. `limits` are those of a smoke run.
     """
     limits, folder, untrained = limits or Limits(), paths.run(run), paths.untrained(run)
     if run.data != "pretraining":
@@ -181,11 +163,7 @@ def evaluation_command(run: Run, paths: Paths, split: str, limits: Limits | None
 
 
 def to_command(module: str, arguments: Mapping[str, Any]) -> list[str]:
-    """
-    Example:
-        >>> to_command("logramed.trainer.train", {"seed": 1, "train": None, "ids": ["a", "b"]})[1:]
-        ['-m', 'logramed.trainer.train', '--seed', '1', '--ids', 'a', 'b']
-    """
+    """The command that runs a module with arguments; `None` leaves one out, and a list gives several values."""
     words = [sys.executable, "-m", module]
     for name, value in arguments.items():
         if value is not None:

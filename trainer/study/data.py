@@ -63,13 +63,7 @@ def source_rows(name: str, rows: Iterable[dict], folder: Path) -> list[dict]:
 
 
 def make_row(row_id: str, image: str, turns: Sequence[tuple[str, str, str]]) -> dict:
-    """
-    A row of one image and its turns: question, answer and extended answer.
-
-    Example:
-        >>> make_row("1", "1.png", [("Organ?", "Lung", "It is the lung.")])["conversations"]
-        [{'from': 'human', 'value': '<image>\\nOrgan?'}, {'from': 'gpt', 'value': 'Lung'}]
-    """
+    """A row of one image and its turns: question, answer and extended answer."""
     conversations = []
     for question, answer, _ in turns:
         start = f"{IMAGE_PLACEHOLDER}\n" if not conversations else ""
@@ -128,14 +122,8 @@ def permute_partners(rows: list[dict], seed: int) -> list[dict]:
 
 def derange(texts: Sequence[str], seed: int) -> list[str]:
     """
-    The same texts in an order drawn by `seed`, in which none is where an equal one was.
-
-    Raises:
-        ValueError: If one text is more than half of them: then there is no such order.
-
-    Example:
-        >>> derange(["a", "b"], seed=0)
-        ['b', 'a']
+    The same texts in an order drawn by `seed`, in which none is where an equal one was; `ValueError` if one text is
+    more than half of them: then there is no such order.
     """
     if texts and 2 * max(map(texts.count, set(texts))) > len(texts):
         raise ValueError(f"More than half of {len(texts)} texts are equal: they cannot all change places.")

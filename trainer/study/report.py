@@ -35,16 +35,9 @@ TABLES_NAME = "tables.md"
 
 def write_report(rows: Sequence[Mapping], split: str, folder: Path) -> list[Path]:
     """
-    Write `tables.md` (as `run.py --summarize` prints it, for each split) and pictures of the rows; the paths.
-
-    - `shares.png`: score of plain and the primary arm at each share of SLAKE, with and without sight.
-    - `arms.png`: every arm minus plain at 10% of SLAKE, paired by seed and image.
-    - `kinds.png`: the primary arm minus plain there, by kind of question, and without sight.
-
-    Args:
-        rows (`Sequence[Mapping]`): Of one table or several.
-        split (`str`): "test" or "validation": of the pictures.
-        folder (`Path`): Where to write; made if needed.
+    Write `tables.md` (as `run.py --summarize` prints it, for each split) and pictures of the rows at `split`:
+    `shares.png` (plain and the primary arm at each share of SLAKE, with and without sight), `arms.png` (every arm
+    minus plain at 10%) and `kinds.png` (the primary arm minus plain there, by kind of question); the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = [one for one in ("test", "validation") if any(row["split"] == one for row in rows)]

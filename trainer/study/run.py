@@ -47,7 +47,6 @@ from logramed.trainer.study.commands import (
     Limits,
     Paths,
     build_command,
-    count_steps,
     evaluation_command,
     training_commands,
 )
@@ -77,12 +76,6 @@ except ImportError:  # Windows
 
 TABLE_NAME, TUNING_TABLE_NAME, FURTHER_TABLE_NAME = "table.jsonl", "tuning.jsonl", "further.jsonl"
 SMOKE_LIMITS = Limits(num_steps=5, num_questions=6)
-# Seconds of one thread, two runs at a time, for estimates: a step, an evaluation with and without sight, and starting
-# the commands. As measured for the model from scratch; a step of the mini took 16 to 34 seconds.
-SECONDS = {
-    "scratch": {"step": 0.93, "evaluation": 40, "start": 20},
-    "mini": {"step": 25, "evaluation": 600, "start": 60},
-}
 
 
 class CommandError(UserError):
@@ -92,16 +85,8 @@ class CommandError(UserError):
 @dataclass
 class Study:
     """
-    Runs runs.
-
-    Args:
-        paths (`Paths`): Where everything lies.
-        split (`str`): "test" or "validation".
-        settings (`dict`): Of each model and arm.
-        table (`Table`): Where rows go.
-        limits (`Limits`): Of a smoke run.
-        keep_models (`bool`): Keep weights once they are scored.
-        execute (`Callable`): Runs a command with a log file and a lock to hold; tests put another in its place.
+    Runs runs with the settings of each model and arm, and appends their rows, scored on `split`, to `table`. `execute`
+    runs a command with a log file and a lock to hold; tests put another in its place.
     """
 
     paths: Paths
@@ -178,9 +163,7 @@ class Study:
     def record(self, run: Run, commands: Mapping[str, list[str]], data_digests: Mapping[str, str]) -> dict:
         """
         Write the training files, and what the run is to its folder; a run that was begun keeps its git revision.
-
-        Raises:
-            ValueError: If the folder holds a run with other commands or other data.
+        Raises `ValueError` if the folder holds a run with other commands or other data.
         """
         path = self.paths.run(run) / "study_run.json"
         digests = {}
@@ -223,9 +206,7 @@ class Commands:
     def __call__(self, command: list[str], log: Path, lock: int | None) -> None:
         """
         Run `command`, its output appended to `log`; it holds `lock` as long as it lives, even if this process is gone.
-
-        Raises:
-            CommandError: If it ends with an error.
+        Raises `CommandError` if it ends with an error.
         """
         with log.open("a", encoding="utf-8") as file:
             file.write(f"\n$ {subprocess.list2cmdline(command)}\n")
@@ -345,13 +326,7 @@ def select_runs(runs: Sequence[Run], options: argparse.Namespace) -> list[Run]:
 
 
 def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequence[int] = (10,)) -> list[Run]:
-    """
-    Runs that are not planned, of the model from scratch on SLAKE: each description by every share and seed.
-
-    Example:
-        >>> further_runs(["plain@1e-3,400,0.2"], [7])[0].name
-        'scratch-slake-10-plain-1e-3,400,0.2-seed7'
-    """
+    """Runs that are not planned, of the model from scratch on SLAKE: each description by every share and seed."""
     runs = []
     for seed, share, description in product(seeds, shares, descriptions):
         arm, _, values = description.partition("@")
@@ -360,29 +335,13 @@ def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequ
     return runs
 
 
-def estimate_seconds(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> float:
-    """Seconds of one thread that a run takes, by `SECONDS`."""
-    seconds, of_run = SECONDS[run.model], settings_of(run, settings)
-    num_steps = count_steps(of_run, run.share)
-    if run.data == "pretraining":
-        num_steps += count_steps(settings[run.model][PLAIN], 100)
-    is_trial = run.settings.startswith("trial")  # asked with sight alone
-    num_commands = 1.5 if run.data == "pretraining" else 1
-    evaluation = seconds["evaluation"] / (2 if is_trial else 1)
-    return seconds["step"] * num_steps + evaluation + seconds["start"] * num_commands
-
-
-def list_runs(settings: Mapping[str, Mapping[str, Settings]]) -> str:
-    """The number of runs and thread-hours of each part of the study, and of tuning."""
-    parts = [(part.title, part.runs()) for part in PARTS]
-    parts.append(("tuning", [run for arm in TUNED_ARMS for run in tuning_runs(arm)]))
-    lines = ["| part | runs | thread-hours |", "| --- | --- | --- |"]
-    total_runs, total_seconds = 0, 0.0
-    for title, runs in parts:
-        seconds = sum(estimate_seconds(run, settings) for run in runs)
-        total_runs, total_seconds = total_runs + len(runs), total_seconds + seconds
-        lines.append(f"| {title} | {len(runs)} | {seconds / 3600:.1f} |")
-    return "\n".join([*lines, f"| all | {total_runs} | {total_seconds / 3600:.1f} |"])
+def list_runs() -> str:
+    """The number of runs of each part of the study, and of tuning."""
+    counts = {part.title: len(part.runs()) for part in PARTS}
+    counts["tuning"] = sum(len(tuning_runs(arm)) for arm in TUNED_ARMS)
+    counts["all"] = sum(counts.values())
+    lines = ["| part | runs |", "| --- | --- |", *(f"| {title} | {count} |" for title, count in counts.items())]
+    return "\n".join(lines)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -409,7 +368,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="runs beside the plan: the model from scratch on SLAKE (10%% without --shares), SETTINGS as "
         "1e-3,400,0.2[,STRENGTH], steps at 10%%",
     )
-    parser.add_argument("--list", action="store_true", help="say how many runs are planned, and what they cost")
+    parser.add_argument("--list", action="store_true", help="say how many runs are planned")
     parser.add_argument("--summarize", action="store_true", help="say what the table holds; run nothing")
     options = parser.parse_args(argv)
     if options.further:
@@ -432,7 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(argv)
     settings = read_settings(options.settings)
     if options.list:
-        print(list_runs(settings))
+        print(list_runs())
         return 0
     output = options.output / "smoke" if options.smoke else options.output
     if options.summarize:

@@ -16,12 +16,8 @@ SETTINGS_FILE = Path(__file__).with_name("settings.yaml")
 @dataclass(frozen=True)
 class Settings:
     """
-    What is tuned, on validation images.
-
-    Attributes:
-        learning_rate (`float`), weight_decay (`float`): Of AdamW.
-        num_steps (`int`): Optimizer steps at 10% of SLAKE.
-        strength (`float`, *optional*): Value of the arm's `Arm.strength`; `None` for arms that have none.
+    What is tuned, on validation images: AdamW's learning rate and weight decay, optimizer steps at 10% of SLAKE, and
+    the value of the arm's `Arm.strength`, `None` for arms that have none.
     """
 
     learning_rate: float
@@ -55,11 +51,8 @@ FOLLOWED = {"alignment_gradient_ratio": PRIMARY, "alignment_weight": FIXED_WEIGH
 
 def trials(arm: str, primary: Settings) -> list[Settings]:
     """
-    The settings tried for an arm of the model from scratch.
-
-    Args:
-        arm (`str`): Of `TUNED_ARMS`.
-        primary (`Settings`): Of the primary arm, which `FIXED_WEIGHT` has but for its weight.
+    The settings tried for an arm of the model from scratch, of `TUNED_ARMS`; `FIXED_WEIGHT` has those of `primary` but
+    for its weight.
     """
     if arm == FIXED_WEIGHT:
         return [Settings(**{**asdict(primary), "strength": weight}) for weight in STRENGTHS["alignment_weight"]]
@@ -72,11 +65,6 @@ def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Setti
     """
     The level of each factor whose trials have the best mean score: with an orthogonal array the other factors are then
     balanced, and a level is judged by three trials, not by one. Of equal means the level tried first.
-
-    Example:
-        >>> tried = [Settings(1e-3, 200, 0.05), Settings(1e-3, 400, 0.05), Settings(2e-3, 200, 0.05)]
-        >>> choose_settings(tried, [50.0, 60.0, 51.0])
-        Settings(learning_rate=0.001, num_steps=400, weight_decay=0.05, strength=None)
     """
     if len(tried) != len(scores):
         raise ValueError(f"Expected a score for each of {len(tried)} trials, got {len(scores)}.")
@@ -112,10 +100,8 @@ def parse_settings(values: str, arm: str) -> Settings:
 
 def read_settings(path: Path = SETTINGS_FILE) -> dict[str, dict[str, Settings]]:
     """
-    The settings of each arm, by model. An arm that is not in the file has those of the arm that it follows.
-
-    Raises:
-        ValueError: If an arm that others follow is missing there, or a value is.
+    The settings of each arm, by model. An arm that is not in the file has those of the arm that it follows. Raises
+    `ValueError` if an arm that others follow is missing there, or a value is.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     read: dict[str, dict[str, Settings]] = {}

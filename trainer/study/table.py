@@ -23,13 +23,8 @@ RowKey = tuple[str, str]
 
 class Table:
     """
-    Rows as JSON lines. Threads may share it; a last line that was cut off by a kill is dropped.
-
-    Args:
-        path (`Path`): The file; it need not exist.
-
-    Raises:
-        ValueError: If a run has two rows.
+    Rows as JSON lines in `path`, which need not exist. Threads may share it; a last line that was cut off by a kill is
+    dropped. Raises `ValueError` if a run has two rows.
     """
 
     def __init__(self, path: Path):
@@ -72,13 +67,8 @@ def make_row(
     evaluation: Path,
 ) -> dict[str, Any]:
     """
-    The row of a run that is trained and evaluated.
-
-    Args:
-        run, split, settings: What was run, scored and set.
-        record (`Mapping`): What the run's folder records: commands, digests of training files, git revision, seconds.
-        training (`Mapping`): Content of `train_metrics.json`.
-        evaluation (`Path`): Folder that `logramed-eval` wrote.
+    The row of a run that is trained and evaluated, of what its folder records (`record`), its `train_metrics.json`
+    (`training`) and the folder that `logramed-eval` wrote (`evaluation`).
     """
     return {
         "run": run.name,
@@ -152,13 +142,7 @@ def read_group_scores(evaluation: Path, ending: str, group: str = "content_type"
 
 
 def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
-    """
-    The sum of the scores of each name, and their number.
-
-    Example:
-        >>> sum_scores([("b", 50.0), ("a", 100.0), ("b", 25.0)])
-        {'a': [100.0, 1], 'b': [75.0, 2]}
-    """
+    """The sum of the scores of each name, and their number."""
     sums: dict[str, list[float]] = {}
     for name, score in scores:
         total = sums.setdefault(name, [0.0, 0])
@@ -168,13 +152,7 @@ def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
 
 
 def short_name(path: str) -> str:
-    """
-    The folder and name of an image, which are the same on every machine; SLAKE's are all called "source.jpg".
-
-    Example:
-        >>> short_name("/data/slake/imgs/xmlab1/source.jpg")
-        'xmlab1/source.jpg'
-    """
+    """The folder and name of an image, which are the same on every machine; SLAKE's are all called "source.jpg"."""
     return "/".join(Path(path).parts[-2:])
 
 

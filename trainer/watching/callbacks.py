@@ -34,11 +34,8 @@ class LoggedMeans:
         counts = torch.tensor([float(len(values)) for values in found.values()], dtype=sums.dtype, device=device)
         totals = accelerator.reduce(torch.stack([sums, counts]), "sum")
         means = dict(zip(found, (totals[0] / totals[1]).tolist(), strict=True))
-        self.clear(mode)
-        return means
-
-    def clear(self, mode: str) -> None:
         self._values[mode] = {}
+        return means
 
     def state_dict(self) -> dict[str, Any]:
         return {name: [float(value) for value in values] for name, values in self._values["train"].items()}

@@ -18,14 +18,8 @@ PANELS = (
 
 def plot_curves(log_history: list[dict[str, float]], path: str | Path) -> None:
     """
-    Draw losses, matching accuracy and validation figures over the steps of a run, as PNG.
-
-    Args:
-        log_history (`list[dict[str, float]]`): `trainer.state.log_history`. What it has no values of is left out.
-        path (`str` or `Path`): Where to write the picture.
-
-    Raises:
-        ValueError: If the log holds none of the figures.
+    Draw losses, matching accuracy and validation figures over the steps of a run (`trainer.state.log_history`) as PNG.
+    What the log has no values of is left out; `ValueError` if it holds none of the figures.
     """
     drawn = [
         panel for panel in PANELS if any(_series(log_history, f"{kind}{panel[1][0]}")[0] for kind in ("", "eval_"))

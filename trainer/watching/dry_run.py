@@ -34,15 +34,9 @@ class StepTimes(TrainerCallback):
 
 def dry_run(training: Any, load: Callable[[Any], tuple[Dataset, torch.nn.Module, Any, Any]]) -> str:
     """
-    Look at a run without starting it; whatever would end the run is raised.
-
-    Args:
-        training (`LoGraMedTrainingArguments`): Of the run.
-        load: Gives training rows, model, processor, and adapters to put on, or None, for arguments whose `output_dir`
-            is a temporary folder.
-
-    Returns:
-        `str`: memory, time, and size of a checkpoint, in lines.
+    Look at a run without starting it; whatever would end the run is raised. `load` gives training rows, model,
+    processor, and adapters to put on, or None, for arguments whose `output_dir` is a temporary folder. Returns lines
+    about memory, time, and the size of a checkpoint.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = dataclasses.replace(

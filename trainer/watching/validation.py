@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from logramed.eval.answering import in_batches
 from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers
+from logramed.eval.prompts import evaluation_mode, padding_on_the_left
 from logramed.eval.question_images import question_content
 from logramed.trainer.data.collator import open_image
 
@@ -19,21 +21,15 @@ def score_answers(
     max_new_tokens: int,
 ) -> dict[str, float]:
     """
-    Answer `questions` and score the answers by the strict protocol of the `medical_vqa` metric.
-
-    Returns:
-        `dict[str, float]`: `closed_accuracy` and `open_recall`, in percent, each only where there are such questions.
+    `closed_accuracy` and `open_recall`, in percent, of answers to `questions` by the strict protocol of the
+    `medical_vqa` metric; each only where there are such questions.
     """
-    rows = sorted(questions, key=lambda question: -len(question["question"]))  # little padding in a batch
+    rows: list[dict] = []
     answers: list[str] = []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        for start in range(0, len(rows), batch_size):
-            answers += answer_batch(model, processor, rows[start : start + batch_size], max_new_tokens)
-    finally:
-        for module, training in modes:  # a frozen tower has a mode of its own
-            module.training = training
+    with evaluation_mode(model):
+        for batch in in_batches(questions, batch_size, "Validation", progress=False):
+            answers += answer_batch(model, processor, batch, max_new_tokens)
+            rows += batch
     scores = evaluate_answers(
         predictions=answers,
         references=[row["answer"] for row in rows],
@@ -53,8 +49,7 @@ def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], m
         ]
         conversations.append([{"role": "user", "content": content}])
     tokenizer = processor.tokenizer
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    try:
+    with padding_on_the_left(tokenizer):
         inputs = processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
@@ -62,8 +57,6 @@ def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], m
             return_dict=True,
             processor_kwargs={"padding": True, "return_tensors": "pt"},
         )
-    finally:
-        tokenizer.padding_side = side
     sequences = model.generate(
         **inputs.to(model.device, model.dtype),
         max_new_tokens=max_new_tokens,

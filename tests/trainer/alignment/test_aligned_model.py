@@ -246,7 +246,7 @@ def test_the_graph_network_is_saved_beside_the_model_and_loaded_again(tmp_path):
     other.load_alignment(tmp_path)
     state = model.graph_network.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in other.graph_network.state_dict().items())
-    reason = r"alignment.safetensors holds is not of this run's arguments: it lacks .*head.* and has \['graph_network"
+    reason = r"alignment.safetensors does not fit this run's arguments: it lacks .*head.* and has \['graph_network"
     with pytest.raises(ValueError, match=reason):
         AlignedModel(tiny_model(), head=AlignmentHead(32, 16)).load_alignment(tmp_path)
     with pytest.raises(ValueError, match=r"has no alignment.safetensors"):

@@ -23,7 +23,7 @@ def assert_equal_steps(found, expected, rtol=1e-4, atol=2e-6):
     [
         *({"alignment_granularity": granularity} for granularity in GRANULARITIES),
         {"alignment_loss": "infonce"},
-        {"gradient_estimator": "imle", "alignment_weight": 0.3},
+        {"alignment_loss": "paper", "alignment_weight": 0.3},
         {"gradient_checkpointing": True},
     ],
     ids=str,

@@ -3,8 +3,7 @@ import random
 import pytest
 import torch
 
-from logramed.trainer.alignment import matching_accuracy, recall_at_k
-from logramed.trainer.alignment.retrieval import retrieval_metrics
+from logramed.trainer.alignment import matching_accuracy, retrieval_metrics
 
 
 def recall_by_sorting(queries, candidates, k):
@@ -12,41 +11,29 @@ def recall_by_sorting(queries, candidates, k):
     return sum(i in order[i, :k] for i in range(len(queries))) / len(queries)
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_recall_equals_sorting_by_cosine(k):
-    generator = torch.Generator().manual_seed(0)
-    queries = torch.randn(40, 6, generator=generator)
-    candidates = queries + torch.randn(40, 6, generator=generator)
-    assert recall_at_k(queries, candidates, k) == pytest.approx(recall_by_sorting(queries, candidates, k))
+def recall_at_1(queries, candidates, groups=None):
+    groups = torch.arange(len(queries)) if groups is None else groups
+    return retrieval_metrics({"image": queries, "answer": candidates}, groups)["recall_at_1_image_to_answer"]
 
 
 def test_features_that_are_all_alike_score_nothing():
-    assert recall_at_k(torch.ones(10, 4), torch.ones(10, 4)) == 0
+    assert recall_at_1(torch.ones(10, 4), torch.ones(10, 4)) == 0
 
 
 def test_items_of_one_group_count_as_one():
     queries = torch.eye(4)
     candidates = torch.eye(4)[[1, 0, 2, 3]]  # items 0 and 1 find each other
-    assert recall_at_k(queries, candidates) == 0.5
-    assert recall_at_k(queries, candidates, groups=torch.tensor([7, 7, 8, 9])) == 1.0
+    assert recall_at_1(queries, candidates) == 0.5
+    assert recall_at_1(queries, candidates, groups=torch.tensor([7, 7, 8, 9])) == 1.0
 
 
-def test_candidates_of_one_group_take_one_place_among_the_k():
-    queries = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    candidates = torch.tensor([[0.5, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.1, 0.0], [0.0, 0.0, 1.0]])
-    groups = torch.tensor([0, 1, 1, 2])
-    # Query 0 ranks items 1 and 2 above its own; they are one answer, so its own is the second.
-    assert recall_at_k(queries, candidates, 2) < 1.0
-    assert recall_at_k(queries, candidates, 2, groups) == 1.0
-
-
-def test_recall_refuses_what_it_cannot_answer():
-    with pytest.raises(ValueError, match="more than 5 different items, got 5"):
-        recall_at_k(torch.eye(5), torch.eye(5), k=5)
-    with pytest.raises(ValueError, match="`candidates` must be finite"):
-        recall_at_k(torch.eye(3), torch.eye(3) * torch.nan)
-    with pytest.raises(ValueError, match=r"\(3, 3\) and \(2, 3\)"):
-        recall_at_k(torch.eye(3), torch.eye(3)[:2])
+def test_a_rank_that_no_item_could_miss_is_left_out():
+    nodes = {"image": torch.eye(5), "answer": torch.eye(5)}
+    assert set(retrieval_metrics(nodes, torch.arange(5))) == {
+        "recall_at_1_image_to_answer",
+        "recall_at_1_answer_to_image",
+    }
+    assert retrieval_metrics(nodes, torch.zeros(5)) == {}
 
 
 def recall_by_loops(queries, candidates, groups, k):
@@ -87,7 +74,7 @@ def test_retrieval_metrics_equal_loops_over_queries(seed):
             assert without_keys[name] == pytest.approx(expected[name])
 
 
-def test_retrieval_metrics_are_those_of_recall_at_k_and_scale_changes_nothing():
+def test_retrieval_metrics_are_those_of_sorting_by_cosine_and_scale_changes_nothing():
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(30, 6, generator=generator)
     answer = image + torch.randn(30, 6, generator=generator)

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 
 import pytest
@@ -127,6 +128,15 @@ def test_each_text_is_encoded_once(folder, encoded):
     assert encoded == [4, 2]
 
 
+def test_a_pickled_encoder_holds_its_table_and_no_model(folder, encoded):
+    encoder = TextEncoder(folder)
+    expected = encoder(TEXTS)
+    copy = pickle.loads(pickle.dumps(encoder))
+    assert not {"_model", "_tokenizer"} & vars(copy).keys()
+    assert torch.equal(copy(TEXTS), expected)
+    assert sum(encoded) == 6
+
+
 def test_a_caller_that_changes_embeddings_changes_no_later_answer(folder):
     encoder = TextEncoder(folder)
     expected = encoder(TEXTS).clone()
@@ -231,10 +241,8 @@ def test_a_missing_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["someone/encoder-not-there", "folder with spaces"])
 def test_a_missing_encoder_is_refused_in_one_sentence(name):
-    words = (
-        f"^`alignment_text_encoder` {name} can't be used: it is no folder, and no Hub model that is cached or can be "
-    )
-    with pytest.raises(ValueError, match=words + r"downloaded\.$"):
+    words = f"^`alignment_text_encoder` {name} can't be used: it is neither a folder nor a Hub model "
+    with pytest.raises(ValueError, match=words + r"that is cached or can be downloaded\.$"):
         TextEncoder(name)
 
 

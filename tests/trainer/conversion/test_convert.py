@@ -664,10 +664,10 @@ sys.exit(command())
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("pytorch_model.bin.index.json", b"[]", r"pytorch_model\.bin\.index\.json is no index of weight files"),
-        ("pytorch_model.bin.index.json", b'{"weight_map": {"a": null}}', r"is no index of weight files"),
+        ("pytorch_model.bin.index.json", b"[]", r"pytorch_model\.bin\.index\.json is not an index of weight files"),
+        ("pytorch_model.bin.index.json", b'{"weight_map": {"a": null}}', r"is not an index of weight files"),
         ("config.json", b"[]", r"config\.json must hold an object, and holds a list"),
-        ("config.json", b"{", r"config\.json is no JSON"),
+        ("config.json", b"{", r"config\.json is not valid JSON"),
         ("added_tokens.json", b"[]", r"added_tokens\.json must hold an object"),
         (
             "tokenizer.model",
@@ -693,7 +693,7 @@ def test_list_of_weights_is_refused(originals, cases, tmp_path):
 def test_base_that_is_no_llama_is_refused(originals, cases, tmp_path):
     source, clip = cases["llava-med-v1-delta"].source, str(originals.clip.folder)
     options = ["--vision_tower", clip, "--base", clip]
-    refused(tmp_path, "has no language_model.*: it is no LLaMA", "--from", "llava-med-v1-delta", source, options)
+    refused(tmp_path, "has no language_model.*: it is not a LLaMA", "--from", "llava-med-v1-delta", source, options)
 
 
 @pytest.mark.parametrize("option", ["--vision_tower", "--dense_connector"])
@@ -924,7 +924,7 @@ def test_any_tower_and_language_model_is_exported(tmp_path, tower, language_mode
 
 def test_another_model_is_not_exported(cases, tmp_path):
     refused(
-        tmp_path, "has the model type 'llava', and is no LoGra-Med", "--to", "llava", cases["llava-v1.5"].stock, []
+        tmp_path, "has the model type 'llava', and is not a LoGra-Med", "--to", "llava", cases["llava-v1.5"].stock, []
     )
 
 

@@ -60,7 +60,7 @@ def test_a_faulty_reply_is_asked_for_again_and_the_reason_told(tmp_path, data_fi
         asked = [request.body["messages"] for request in server.requests if request.key == "right lung"]
     assert len(asked) == 2
     told = {
-        "no json": "no JSON",
+        "no json": "not valid JSON",
         "one too few": "has 1 extended answers, but the conversation has 2",
         "flipped": "does not say yes",
         "other words": "leaves out right, lung",

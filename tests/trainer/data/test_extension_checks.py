@@ -71,7 +71,7 @@ def test_long_answers_may_be_reworded_in_part():
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        ("Here you are", "no JSON"),
+        ("Here you are", "not valid JSON"),
         ("[]", "not of the form"),
         ('{"answers": []}', "'extended_answers' is a required property"),
         ('{"extended_answers": [1]}', "1 is not of type 'string'"),

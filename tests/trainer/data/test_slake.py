@@ -71,6 +71,14 @@ def test_every_image_of_slake_is_held_out_once():
     assert not set(rest) & set(held_out[2])
 
 
+def test_training_rows_alone_are_enough(tmp_path):
+    folder = write_folder(tmp_path, [question(1)], extended=[1, 5])
+    with pytest.raises(RowError, match=r"no such question of en in train\.json or validate\.json"):
+        load_training_rows(folder)
+    (folder / "validate.json").unlink()  # 5 may have been in it
+    assert load_training_rows(folder).dataset["id"][:] == ["xmlab1"]
+
+
 def test_the_test_split_is_not_trained_on(tmp_path):
     folder = write_folder(tmp_path, [question(1)], extended=[1])
     with pytest.raises(ValueError, match=r"their splits are train, validation, fold_0, .*, got 'test'"):

@@ -161,7 +161,7 @@ BAD_ROWS = {
     "parent folder": ({"image": "../../secret.png"}, "image", "outside the image folder"),
     "absolute path": ({"image": "/etc/hostname"}, "image", "outside the image folder"),
     "symbolic link": ({"image": "link.png"}, "image", r"'link\.png' leads to .*secret\.png, outside the image folder"),
-    "null byte": ({"image": "a\0.png"}, "image", "no usable path"),
+    "null byte": ({"image": "a\0.png"}, "image", "not a usable path"),
     "no conversation": ({"conversations": ...}, "conversations", "missing"),
     "empty conversation": ({"conversations": []}, "conversations", "no turns"),
     "text for turns": ({"conversations": "CT"}, "conversations", "expected a list of turns"),
@@ -267,7 +267,7 @@ def test_a_damaged_image_passes_only_without_check_images(bad_images):
 def test_a_bad_line_is_named_by_its_number(folder):
     path = write_lines(folder / "train.jsonl", [instruct_row("a")])
     path.write_text(path.read_text() + '\n{"id": "b",\n["c"]\n' + json.dumps(instruct_row("d")) + "\n")
-    with pytest.raises(RowError, match=r"train\.jsonl: line 3 .*no JSON"):
+    with pytest.raises(RowError, match=r"train\.jsonl: line 3 .*not valid JSON"):
         load_training_rows(path)
     rows = load_training_rows(path, on_bad_row="skip")
     assert rows.dataset["id"][:] == ["a", "d"]
@@ -278,7 +278,7 @@ def test_files_that_are_no_training_data_are_refused_also_when_skipping(folder):
     with pytest.raises(ValueError, match="must hold a JSON list of rows, got dict"):
         load_training_rows(write_json(folder / "dict.json", {}), on_bad_row="skip")
     (folder / "lines.json").write_text("{}\n{}\n")
-    with pytest.raises(ValueError, match=r"no JSON.*needs the ending \.jsonl"):
+    with pytest.raises(ValueError, match=r"not valid JSON.*needs the ending \.jsonl"):
         load_training_rows(folder / "lines.json", on_bad_row="skip")
     with pytest.raises(ValueError, match=r"no usable training row \(1 skipped\)"):
         load_training_rows(write_json(folder / "all_bad.json", [instruct_row(image="gone.png")]), on_bad_row="skip")

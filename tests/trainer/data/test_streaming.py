@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from logramed.trainer import train
+from logramed.trainer.alignment import AlignmentConfig
+from logramed.trainer.data.collator import LoGraMedDataCollator
 from logramed.trainer.data.rows import RowError
+from logramed.trainer.data.run_data import read_data
 from logramed.trainer.data.streaming import open_stream
 from tests.benchmarks import kill_resume
+from tests.tiny import tiny_processor
+from tests.trainer.test_train import write_recipe
 
 
 def write_shards(folder, data_file, num_shards=2, broken=None):
@@ -62,12 +67,33 @@ def test_bad_rows_are_named_by_shard_and_key_or_left_out(tmp_path, data_file, ca
     assert sorted(ids(open_stream(shards, on_bad_row="skip"), 7)) == list("0123567")
 
 
+def test_a_broken_image_is_named_by_its_row_when_it_is_used(tmp_path, data_file):
+    rows = open_stream(write_shards(tmp_path / "shards", data_file, broken="3"))
+    collator = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_preset="paper"))
+    with pytest.raises(ValueError, match=r"Row '3': cannot read image sample3\.png"):
+        collator(list(itertools.islice(rows, 8)))
+
+
+def test_a_stream_is_validated_on_the_other_split_of_its_folder(tmp_path, data_file):
+    rows = json.loads(data_file.read_text())
+    for split, chosen in (("train", rows[:5]), ("test", rows[5:])):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in chosen)
+        (tmp_path / "folder" / f"{split}.jsonl").write_text(lines)
+    options = {"model": "any", "train_data": tmp_path / "folder", "validation_data": tmp_path / "folder"}
+    options |= {"image_folder": data_file.parent / "images", "streaming": "true", "max_steps": 3, "use_cpu": "true"}
+    _, data, training = train.parse_arguments([text for name in options for text in (f"--{name}", str(options[name]))])
+    found = read_data(data, training, {})
+    assert sorted(ids(found.train, 5)) == list("01234")
+    assert found.validation["id"][:] == list("567")
+
+
 def test_streams_of_nothing_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere\.jsonl"):
         ids(open_stream(tmp_path / "nowhere.jsonl"), 1)
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, data_file, step):
     shards = write_shards(tmp_path / "shards", data_file)
 
@@ -90,6 +116,13 @@ def test_a_resumed_stream_gives_the_losses_of_the_uninterrupted_run(tmp_path, da
     resumed = run("parts", 6, "--resume_from_checkpoint", "true")
     assert [entry.get("loss") for entry in resumed[0]][:6] == [entry.get("loss") for entry in whole[0]][:6]
     assert kill_resume.same_weights(resumed[1], whole[1])
+
+
+def test_a_stream_needs_max_steps(tmp_path, data_file):
+    shards = write_shards(tmp_path / "shards", data_file)
+    values = {"streaming": True, "max_steps": -1, "save_strategy": "no"}
+    with pytest.raises(ValueError, match="max_steps has to be specified"):
+        train.main([write_recipe(tmp_path, shards, **values)])
 
 
 @pytest.mark.parametrize(

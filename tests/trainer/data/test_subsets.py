@@ -127,7 +127,8 @@ def test_a_row_without_what_is_stratified_by_is_refused_by_name(folder):
 
 
 @pytest.mark.parametrize(
-    ("share", "words"), [(0.0, "above 0 and at most 1; got 0.0"), (1.2, "got 1.2"), (0.001, "of 100 rows is no row")]
+    ("share", "words"),
+    [(0.0, "above 0 and at most 1; got 0.0"), (1.2, "got 1.2"), (0.001, "of 100 rows is less than one row")],
 )
 def test_a_share_of_nothing_or_of_more_than_all_is_refused(folder, share, words):
     with pytest.raises(ValueError, match=words):
@@ -188,5 +189,5 @@ def test_a_listed_row_that_is_skipped_as_bad_is_left_out(folder):
 
 def test_a_file_that_is_no_list_is_refused(folder):
     path = write(folder / "ids.json", ["row1"])
-    with pytest.raises(ValueError, match=r"is no list of ids written by data/subsets\.py"):
+    with pytest.raises(ValueError, match=r"is not a list written by data/subsets\.py"):
         Subset.read(path)

@@ -61,6 +61,13 @@ BAD_FILES = {
         "question",
         "holds <image>",
     ),
+    "extension of a frame question": (
+        [question(1), question(2, phrase_type="frame")],
+        [extension(1), extension(2)],
+        "2",
+        "qid",
+        "no such question of freeform or para",
+    ),
     "missing image": (
         [question(1), question(2, "gone.jpg")],
         [extension(1), extension(2)],

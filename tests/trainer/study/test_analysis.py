@@ -87,7 +87,7 @@ def test_comparison_is_paired_by_the_seeds_that_both_have():
     assert found.mean == pytest.approx(100 / 3)
     assert (found.num_seeds, found.num_images) == (1, 2)
     assert compare(rows, PRIMARY_COMPARISON, "validation") is None
-    assert compare(rows, Comparison(Side("siglip"), Side(PLAIN)), "test") is None
+    assert compare(rows, Comparison(Side("no_head"), Side(PLAIN)), "test") is None
 
 
 def test_kinds_of_questions_and_sight_are_compared_by_themselves():

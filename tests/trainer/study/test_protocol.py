@@ -5,7 +5,7 @@ from importlib.resources import files
 
 from logramed.trainer.study.arms import ARMS, SECONDARY_COMPARISONS, planned_runs
 from logramed.trainer.study.run import list_runs
-from logramed.trainer.study.settings import LEVELS, ORTHOGONAL_ARRAY, STRENGTHS, read_settings
+from logramed.trainer.study.settings import LEVELS, ORTHOGONAL_ARRAY, STRENGTHS
 
 
 PROTOCOL = (files("logramed.trainer.study") / "PROTOCOL.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ def test_arms_are_those_that_run():
 
 
 def test_numbers_of_runs_are_those_that_are_listed():
-    listed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in list_runs(read_settings()).splitlines()]
+    listed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in list_runs().splitlines()]
     assert [row[:2] for row in table("Runs and compute")] == [row[:2] for row in listed]
     assert len(set(planned_runs())) == len(planned_runs())
 

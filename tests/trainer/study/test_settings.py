@@ -35,7 +35,7 @@ def test_fixed_weight_is_tried_at_the_settings_of_the_primary_arm():
 
 @pytest.mark.parametrize(
     ("arm", "followed"),
-    [("permuted", PRIMARY), ("siglip", PRIMARY), ("paper_form", FIXED_WEIGHT), ("extended_targets", PLAIN)],
+    [("permuted", PRIMARY), ("no_head", PRIMARY), ("paper_form", FIXED_WEIGHT), ("extended_targets", PLAIN)],
 )
 def test_an_arm_that_is_not_tuned_has_the_settings_of_the_one_it_follows(arm, followed):
     settings = read_settings()

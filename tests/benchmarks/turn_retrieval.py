@@ -1,9 +1,9 @@
 """
 Turn-level alignment on held-out phantoms: recall between the modalities of turns, with the images of the turns and
 with those of other samples in their place; accuracy of matching images one to one to extended answers, by nodes alone
-and with edges; and a picture of a matching.
+and with edges.
 
-    python tests/benchmarks/matching_picture.py --model runs/turns/model --data runs/turns/data --output matching.png
+    python tests/benchmarks/turn_retrieval.py --model runs/turns/model --data runs/turns/data
 
 The model is one trained with `alignment_granularity` "turn":
 
@@ -28,8 +28,7 @@ from logramed.trainer.alignment.aligned_model import AlignedModel
 from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.collator import LoGraMedDataCollator
-from logramed.trainer.data.turns import count_turns, with_turns
-from logramed.trainer.watching.matching_picture import draw_matching, match_nodes
+from logramed.trainer.data.turns import count_turns
 
 
 BATCH_SIZE = 50
@@ -60,29 +59,10 @@ def with_images_of_others(rows: list[dict]) -> list[dict]:
     return [{**row, "images": other["images"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
 
 
-def choose_turns(rows: list[dict], words: Sequence[str], num_rows: int, num_turns: int) -> list[dict]:
-    """
-    The first `num_rows` of `rows` that have more than `num_turns` turns and whose extended answers hold all `words`
-    (such as a modality and an organ, so that the images look alike), each with its last `num_turns`.
-    """
-    chosen = [
-        with_turns(row, range(count_turns(row) - num_turns, count_turns(row)))
-        for row in rows
-        if count_turns(row) > num_turns and all(word in " ".join(row["extended_answers"]) for word in words)
-    ]
-    return chosen[:num_rows]
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Recall between turns of held-out phantoms, and a picture.")
+    parser = argparse.ArgumentParser(description="Recall between turns of held-out phantoms.")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder of phantoms")
-    parser.add_argument("--output", type=Path, required=True, help="picture to write, a PNG")
-    parser.add_argument("--words", nargs="*", default=["CT", "chest"], help="in the extended answers of its samples")
-    parser.add_argument("--num_samples", type=int, default=4, help="samples in the picture, at most")
-    parser.add_argument("--num_turns", type=int, default=3, help="turns of each")
-    parser.add_argument("--target", default="extended", help="what images are matched to: answer or extended")
-    parser.add_argument("--edge_weight", type=float, default=0.0, help="of the drawn matching; above 0: with edges")
     options = parser.parse_args(arguments)
     model = LoGraMedForConditionalGeneration.from_pretrained(options.model).eval()
     collator = LoGraMedDataCollator(
@@ -94,10 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{f'percent, of {sum(map(count_turns, rows))} turns':<40}{'own images':>12}{'others':>12}")
     for name, recall in own.items():
         print(f"{name:<40}{100 * recall:>12.1f}{100 * others[name]:>12.1f}")
-    chosen = choose_turns(rows, options.words, options.num_samples, options.num_turns)
-    nodes = match_nodes(model, collator, chosen, options.target, options.edge_weight)
-    text = {"answer": "answer", "extended": "extended answer"}[options.target]
-    print(f"Wrote {draw_matching(nodes, options.output, f'Held-out turns: image and question to {text}')}.")
 
 
 if __name__ == "__main__":
