@@ -8,6 +8,15 @@ from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 
 
 MULTIPLE_CHOICE_METHODS = ("likelihood", "text")
+USAGE = "--benchmark NAME --data FOLDER --output FOLDER (--model MODEL | --predictions FILE) [--argument VALUE ...]"
+GROUPS = {
+    "Which questions": "benchmark data split subset limit on_bad_row",
+    "Who answers": "model adapter trust_remote_code predictions blank_predictions missing_as_empty system",
+    "How a model is asked": "batch_size max_new_tokens stop_string yes_no_hint multiple_choice blank_images",
+    "How DICOM and NIfTI volumes are shown": "slices window volume_tokens",
+    "The judge of chat answers": "judge_url judge_model judge_concurrency",
+    "What is written": "output images grounding",
+}
 
 
 @dataclass
@@ -79,7 +88,7 @@ class EvaluationArguments:
         default=False,
         metadata={
             "help": "Also measure whether the image regions that the model weighs for a question are those of what it "
-            "names, by the boxes of the benchmark (slake), and draw how it weighs those of several images."
+            "names, by the boxes of the benchmark (slake), and draw what some questions are matched to."
         },
     )
     images: bool = field(default=True, metadata={"help": "Show small images of the worst questions in the report."})
@@ -97,9 +106,9 @@ class EvaluationArguments:
             raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
         if self.grounding and self.model is None:
             raise ValueError("`grounding` needs a `model` to look into: answers alone do not say where it looked.")
-        for name in ("adapter", "model"), ("blank_predictions", "predictions"), ("judge_url", "judge_model"):
-            if getattr(self, name[0]) is not None and getattr(self, name[1]) is None:
-                raise ValueError(f"`{name[0]}` needs `{name[1]}`.")
+        for name, needed in ("adapter", "model"), ("blank_predictions", "predictions"), ("judge_url", "judge_model"):
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                raise ValueError(f"`{name}` needs `{needed}`.")
         if self.missing_as_empty and self.predictions is None:
             raise ValueError("`missing_as_empty` needs `predictions`.")
         if self.multiple_choice not in MULTIPLE_CHOICE_METHODS:

@@ -25,7 +25,7 @@ import torch
 from transformers import HfArgumentParser
 
 from logramed.eval.answering import answer_questions
-from logramed.eval.arguments import EvaluationArguments
+from logramed.eval.arguments import GROUPS, USAGE, EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
 from logramed.eval.candidates import training_candidates
@@ -35,15 +35,15 @@ from logramed.eval.comparison.run_folder import read_run_folder
 from logramed.eval.comparison.runs import compare_runs
 from logramed.eval.files import hash_file, only_one_writer, write_json, write_json_lines
 from logramed.eval.foreign.predictions import read_predictions
+from logramed.eval.grounding import matched_images
 from logramed.eval.grounding import measure as grounding
-from logramed.eval.grounding import several_images
 from logramed.eval.grounding.maps import find_grid, unwrap
 from logramed.eval.grounding.questions import (
-    check_questions,
     find_boxed_questions,
     has_boxes,
     with_several_images,
 )
+from logramed.eval.grouped_help import add_grouped_help
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
 from logramed.eval.judging import judge_answers
@@ -86,8 +86,8 @@ RESULTS = (
     "scores.blank_images.jsonl",
     grounding.FILE,
     grounding.PICTURE,
-    several_images.FILE,
-    several_images.PICTURE,
+    matched_images.FILE,
+    matched_images.PICTURE,
 )
 PRINTED = ("summary", "remarks", "figures", "judge", "sight", "groups", "release")  # sections of the report
 NO_BLANK = "they were turned off (`no_blank_images`)"
@@ -97,7 +97,8 @@ UNJUDGED = "The answers are written. To have them judged, start again with `--ju
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: of this process), print the main tables and return 0."""
-    parser = HfArgumentParser(EvaluationArguments)
+    parser = HfArgumentParser(EvaluationArguments, prog="logramed-eval", add_help=False)
+    add_grouped_help(parser, GROUPS, USAGE, "Ask a model the questions of a benchmark, or score answers, and report.")
     argv = sys.argv[1:] if argv is None else list(argv)
     refuse_unknown(parser, argv)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
@@ -176,8 +177,6 @@ class Run:
         if arguments.model is not None:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
-        if arguments.grounding:
-            check_questions(self.benchmark, self.questions)
         self.boxes = None
         if arguments.grounding and has_boxes(self.benchmark):
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
@@ -328,15 +327,18 @@ class Run:
         return {name: self.settings[name] for name in ("model_fingerprint", "data_fingerprint", "yes_no_hint")}
 
     def draw_matched_images(self) -> dict:
-        """Which images some questions are matched to, as `matched_images`, if there are questions with several."""
-        several = with_several_images(self.questions)
-        if not several:
+        """
+        What some questions are matched to, as `matched_images`: those with several images if there are any, else,
+        where no boxes tell more, any.
+        """
+        drawn = with_several_images(self.questions) or (self.questions if self.boxes is None else [])
+        if not drawn:
             return {}
         settings = self._settings_of_maps | {"pictures": self.arguments.images}
-        result = grounding.read_former(self.output / several_images.FILE, settings)
+        result = grounding.read_former(self.output / matched_images.FILE, settings)
         if result is None:
-            shown = [show_question(row, self.settings["yes_no_hint"]) for row in several]
-            result = several_images.draw_matched_images(
+            shown = [show_question(row, self.settings["yes_no_hint"]) for row in drawn]
+            result = matched_images.draw_matched_images(
                 *self.model, shown, self.output, settings=settings, pictures=self.arguments.images
             )
         return {"matched_images": result["questions"]}

@@ -77,7 +77,7 @@ def image_from_array(values: np.ndarray | torch.Tensor, name: str, data_format: 
     return Image.fromarray(np.ascontiguousarray(values))
 
 
-def convert_to_rgb(image: Image.Image, background_color: tuple[int, int, int], name: str = "The image") -> Image.Image:
+def convert_to_rgb(image: Image.Image, background_color: tuple[int, ...], name: str = "The image") -> Image.Image:
     """
     Convert an image of any PIL mode to RGB as a viewer would show it.
 
@@ -172,7 +172,7 @@ def load_image(source: Any, name: str = "The image", data_format: str | None = N
     return source
 
 
-def pad_to_square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
+def pad_to_square(image: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
     """Center an RGB image on a square of its longer side; nothing of the image is lost."""
     side = max(image.size)
     if image.size == (side, side):
@@ -192,6 +192,7 @@ def flatten_images(images: Any) -> list:
 
 
 def _square_size(size: int | dict[str, int]) -> dict[str, int]:
+    side: int | None
     if isinstance(size, int):
         side = size
     else:
@@ -290,7 +291,7 @@ class LoGraMedImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: If there is no image, or one is unreadable, empty, or of an impossible shape or range.
         """
-        settings = {
+        settings: dict[str, Any] = {
             "size": _square_size(self.size if size is None else size),
             "do_pad_to_square": self.do_pad_to_square if do_pad_to_square is None else do_pad_to_square,
             "resample": self.resample if resample is None else resample,

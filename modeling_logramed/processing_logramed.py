@@ -445,7 +445,7 @@ class LoGraMedProcessor(ProcessorMixin):
         inputs = self._process_prompts(prompts, images, spans, call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _resolve_template(self, chat_template: str | None) -> str:
+    def _resolve_template(self, chat_template: str | None) -> str | None:
         """The template of a name, or the text itself."""
         own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         templates = {**CHAT_TEMPLATES, **own}

@@ -17,6 +17,7 @@ SHARED = (
     "text_values",
     "model_names",
     "command_line",
+    "grouped_help",
     "metrics.",
     "grounding.region_weights",
     "answering",

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -13,6 +13,25 @@ from logramed.eval.volumes import VolumeOptions
 from logramed.eval.volumes.options import SLICES_HELP, TOKENS_HELP, WINDOW_HELP
 from logramed.trainer.alignment import AlignmentConfig
 from logramed.trainer.engines.parts import parse_parts
+
+
+GROUPS = {
+    "Model": "model train vision vision_config text_config logramed_config vocab_size position_embedding_scale "
+    "model_revision dtype attn_implementation",
+    "Data": "train_data dataset_train_split validation_data dataset_test_split validation_share image_folder "
+    "extended_data report_section first_stage_data first_stage_epochs train_ids shuffle_turns max_turns max_length "
+    "streaming on_bad_row",
+    "DICOM and NIfTI volumes": "slices window volume_tokens",
+    "Alignment": " ".join(field.name for field in fields(AlignmentConfig)),
+    "Training": "output_dir num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps "
+    "learning_rate lr_scheduler_type warmup_steps weight_decay optim seed bf16 activation_checkpointing "
+    "cache_image_features dataloader_num_workers resume_from_checkpoint dry_run",
+    "LoRA and quantization": "use_peft lora_r lora_alpha lora_dropout lora_target_modules load_in_4bit load_in_8bit",
+    "Evaluation, checkpoints and logs": "eval_strategy eval_steps per_device_eval_batch_size max_validation_questions "
+    "max_new_tokens save_strategy save_steps save_total_limit load_best_model_at_end metric_for_best_model "
+    "logging_steps report_to",
+    "Publishing": "push_to_hub hub_model_id hub_license hub_private_repo hub_revision hub_token",
+}
 
 
 def _argument(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:

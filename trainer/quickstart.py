@@ -69,7 +69,7 @@ def training_command(arguments: argparse.Namespace, data: Path, model: Path) -> 
 
 def evaluation_command(model: Path, data: Path, output: Path) -> list[str]:
     options = {"model": model, "benchmark": "phantoms", "data": data, "output": output, "batch_size": 64}
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [*(text for name, value in options.items() for text in (f"--{name}", str(value))), "--grounding"]
 
 
 def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
@@ -111,8 +111,8 @@ def closing_table(output: Path, question: dict, answer: str, minutes: float) -> 
             f"  Question  {question['question']}",
             f"  Answer    {answer}   (expected: {question['answer']})",
             "",
-            f"Model: {output / 'model'}   Curves: {output / 'model' / 'curves.png'}   "
-            f"Report: {output / 'evaluation' / 'report.html'}",
+            f"Model: {output / 'model'}",
+            f"The run on one page (curves, questions, what was aligned): {output / 'evaluation' / 'report.html'}",
             "Next, the same without the alignment loss: recall@1 falls, answers do not (README, Results):",
             f"  {sys.executable} {Path(__file__).with_name('train.py')} {RECIPE} --alignment_weight 0 "
             f"--first_stage_data {data / 'train_descriptions.json'} --train_data {data / 'train.json'} "

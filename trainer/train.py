@@ -1,7 +1,7 @@
 """
 Train a LoGra-Med model: `python trainer/train.py RECIPE.yaml [--any_argument value]`, also `logramed-train`.
 
-A recipe is a YAML file of arguments; the command line overrides it. `--help` lists all arguments.
+A recipe is a YAML file of arguments; the command line overrides it. `--help` lists the arguments by group.
 """
 
 # Registers LoGra-Med with the Auto classes. Stands before bitsandbytes, whose warning it leaves out.
@@ -26,7 +26,8 @@ from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 from trl import TrlParser
 
 from logramed.eval.command_line import refuse_unknown, run_command
-from logramed.trainer.arguments import DataArguments, LoGraMedTrainingArguments, ModelArguments
+from logramed.eval.grouped_help import add_grouped_help
+from logramed.trainer.arguments import GROUPS, DataArguments, LoGraMedTrainingArguments, ModelArguments
 from logramed.trainer.checkpoints.interruption import TERMINATED_EXIT_CODE
 from logramed.trainer.checkpoints.provenance import record_run
 from logramed.trainer.checkpoints.saving import clear_output, find_checkpoint
@@ -41,6 +42,10 @@ from logramed.trainer.watching.progress import LossProgressCallback, describe_ev
 
 
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+DESCRIPTION = (
+    "Train a vision-language model with the alignment loss. A recipe is a YAML file of arguments, or the name of one "
+    "that comes with the package, such as quickstart.yaml; the command line overrides it."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +89,9 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = ["--config", str(find_recipe(argv[0])), *argv[1:]]
-    parser = TrlParser((ModelArguments, DataArguments, LoGraMedTrainingArguments), prog="logramed-train")
+    kinds = (ModelArguments, DataArguments, LoGraMedTrainingArguments)
+    parser = TrlParser(kinds, prog="logramed-train", add_help=False)
+    add_grouped_help(parser, GROUPS, "[RECIPE.yaml] [--argument VALUE ...]", DESCRIPTION)
     refuse_unknown(parser, argv)
     return parser.parse_args_and_config(argv)
 

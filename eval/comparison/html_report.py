@@ -40,9 +40,10 @@ from logramed.eval.files import write_whole
 MAP_PICTURE, MATCHED_PICTURE = "grounding.png", "matched_images.png"
 MAP_TEXT = "maps of some questions over their images, with the boxes of what they name"
 MATCHED_TEXT = (
-    "questions with several images, whose regions are coloured the more the state before the answer weighs them, on "
-    "one scale for all images of a question; the weights of its images sum to 100%"
+    "some questions, whose image regions are coloured the more they weigh: by the state before the answer, on one "
+    "scale for all images of a question (their weights sum to 100%); a single image also by the question itself"
 )
+CURVES_PICTURE, CURVES_TEXT = "curves.png", "losses and figures on the validation data, by training step"
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -80,7 +81,7 @@ def report_facts(comparison: Comparison) -> str:
 
 def report_sections(comparison: Comparison, images: bool) -> list[Section]:
     """The parts of a report in their order, without those that would be empty; with pictures of images or without."""
-    pictures = {}
+    pictures = {"training": _curves(comparison)}
     if images:
         pictures["grounding"] = _pictures(comparison, "grounding", MAP_PICTURE, MAP_TEXT)
         pictures["matched"] = _pictures(comparison, "matched_images", MATCHED_PICTURE, MATCHED_TEXT)
@@ -95,8 +96,9 @@ def report_sections(comparison: Comparison, images: bool) -> list[Section]:
         ("sight", "With and without sight, and leakage", [], [table(comparison) for table in sight]),
         ("groups", "Groups", [], group_tables(comparison)),
         ("grounding", "Where the model looks", [], grounding_tables(comparison)),
-        ("matched", "Which of several images the model looks at", [], []),
+        ("matched", "What questions are matched to", [], []),
         ("release", "Release protocol and published figures", [], [release_table(comparison)]),
+        ("training", "How the model was trained", [], []),
         ("others", "All other figures", [], [all_figures_table(comparison)]),
         ("made", "How the figures were made", protocol_lines(comparison), [settings_table(comparison)]),
     ]
@@ -107,15 +109,27 @@ def report_sections(comparison: Comparison, images: bool) -> list[Section]:
     return [section for section in sections if section.lines or section.tables or section.pictures]
 
 
+def _curves(comparison: Comparison) -> list[tuple[str, str]]:
+    """The curves of the models that were trained by `trainer/train.py`, where their folders are on this machine."""
+    runs = zip(comparison.names, comparison.runs, strict=True)
+    folders = [(name, Path(run.run["model"])) for name, run in runs if run.run["model"]]
+    return [
+        _embed(folder / CURVES_PICTURE, f"{name}: {CURVES_TEXT}")
+        for name, folder in folders
+        if (folder / CURVES_PICTURE).is_file()
+    ]
+
+
+def _embed(path: Path, text: str) -> tuple[str, str]:
+    """A picture as a data address, and its text."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), text
+
+
 def _pictures(comparison: Comparison, figure: str, name: str, text: str) -> list[tuple[str, str]]:
     """The pictures `name` in the folders of runs that have a `figure`, as data addresses, each with its text."""
     runs = zip(comparison.names, comparison.runs, strict=True)
     paths = [(run_name, run.path / name) for run_name, run in runs if figure in run.metrics]
-    return [
-        ("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), f"{run_name}: {text}")
-        for run_name, path in paths
-        if path.is_file()
-    ]
+    return [_embed(path, f"{run_name}: {text}") for run_name, path in paths if path.is_file()]
 
 
 def render_html(comparison: Comparison, images: bool = True) -> str:
@@ -132,7 +146,7 @@ def render_html(comparison: Comparison, images: bool = True) -> str:
         sections=sections,
         plot=Markup(draw_figures(comparison)),
         questions=questions,
-        embeds_images=any([*shown, *(section.pictures for section in sections)]),
+        embeds_images=any([*shown, *(part.pictures for part in sections if part.key != "training")]),
     )
 
 

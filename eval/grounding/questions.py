@@ -1,6 +1,6 @@
 """The questions of a benchmark that name a boxed thing, with its boxes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -23,16 +23,6 @@ class BoxedQuestion:
 def has_boxes(benchmark: ModuleType) -> bool:
     """Whether a benchmark comes with boxes."""
     return hasattr(benchmark, "load_boxes")
-
-
-def check_questions(benchmark: ModuleType, questions: Sequence[dict]) -> None:
-    """Raise `ValueError` for a benchmark without boxes whose questions have one image each."""
-    if not has_boxes(benchmark) and not with_several_images(questions):
-        name = benchmark.__name__.rpartition(".")[2]
-        raise ValueError(
-            "`grounding` needs boxes of what the images show, or questions with several images, and these of "
-            f"{name} have neither: use slake."
-        )
 
 
 def with_several_images(questions: Iterable[dict]) -> list[dict]:

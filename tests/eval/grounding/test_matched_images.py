@@ -1,5 +1,6 @@
-"""Tests of pictures of which images a question with several is matched to."""
+"""Tests of pictures of what questions are matched to."""
 
+import base64
 import json
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from PIL import Image
 
 from logramed.eval import run
-from logramed.eval.grounding import several_images
+from logramed.eval.grounding import matched_images
+from logramed.eval.grounding.maps import read_maps
 from logramed.eval.grounding.pictures import Cell, draw_lines
 from logramed.eval.grounding.tints import COLOR, STRONGEST_TINT, tint
 from tests.eval.volumes.dicom_files import phantom, write_series
@@ -80,10 +82,10 @@ def evaluate(folder, *options):
     return json.loads((folder / "output" / "metrics.json").read_text())
 
 
-def test_the_command_draws_questions_with_several_images_into_the_report(folder, monkeypatch):
+def test_the_command_draws_questions_with_matched_images_into_the_report(folder, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        several_images, "draw_lines", lambda lines, path: shown.extend(lines) or draw_lines(lines, path)
+        matched_images, "draw_lines", lambda lines, path: shown.extend(lines) or draw_lines(lines, path)
     )
     metrics = evaluate(folder, "--grounding", "--slices", "1-2,4,6")
     assert "grounding" not in metrics
@@ -97,17 +99,57 @@ def test_the_command_draws_questions_with_several_images_into_the_report(folder,
     assert [cell.image.size for cell in shown[0][1]] == [(8, 8), (16, 8)]
     page = (folder / "output" / "report.html").read_text()
     assert page.count("data:image/png;base64") == 1
-    assert "Which of several images the model looks at" in page
+    assert "What questions are matched to" in page
     assert 'href="#matched"' in page
 
-    monkeypatch.setattr(several_images, "read_maps", None)  # a second start reads none anew
+    monkeypatch.setattr(matched_images, "read_maps", None)  # a second start reads none anew
     assert evaluate(folder, "--grounding", "--slices", "1-2,4,6") == metrics
 
 
 def test_without_images_and_without_grounding_nothing_is_drawn(folder):
     evaluate(folder, "--grounding")
     assert "matched_images" in evaluate(folder, "--grounding", "--no_images")
-    assert not (folder / "output" / several_images.PICTURE).exists()
+    assert not (folder / "output" / matched_images.PICTURE).exists()
     evaluate(folder, "--grounding")
     assert "matched_images" not in evaluate(folder)
-    assert "Which of several images" not in (folder / "output" / "report.html").read_text()
+    assert "What questions are matched to" not in (folder / "output" / "report.html").read_text()
+
+
+def test_a_single_image_is_drawn_by_both_maps_where_nothing_else_can_be(folder, monkeypatch):
+    write_questions(folder, [("a.png", "where"), ("b.png", "what")])
+    shown, read = [], {}
+
+    def keep_maps(*arguments, **options):
+        for row, maps in read_maps(*arguments, **options):
+            read[row["question"]] = maps
+            yield row, maps
+
+    monkeypatch.setattr(matched_images, "read_maps", keep_maps)
+    monkeypatch.setattr(
+        matched_images, "draw_lines", lambda lines, path: shown.extend(lines) or draw_lines(lines, path)
+    )
+    metrics = evaluate(folder, "--grounding")
+    assert [question["shares"] for question in metrics["matched_images"]] == [pytest.approx([1.0])] * 2
+    assert [caption for caption, _ in shown] == ["where", "what"]
+    for caption, cells in shown:
+        image = cells[0].image
+        assert [cell.title for cell in cells] == [
+            "image",
+            "by the state before the answer",
+            "by the question, read by itself",
+        ]
+        for cell, kind in zip(cells[1:], ("answer_state", "question"), strict=True):
+            window = (0.0, 0.0, 1.0, 1.0) if image.width == image.height else (0.0, -0.5, 1.0, 2.0)
+            assert np.array_equal(cell.image, tint(image, read[caption][kind][0], window))
+    page = (folder / "output" / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 1
+    assert "This file embeds images of the data set" in page
+
+
+def test_the_report_shows_how_its_model_was_trained(folder):
+    Image.new("L", (4, 4)).save(folder / "model" / "curves.png")
+    evaluate(folder, "--no_images")
+    page = (folder / "output" / "report.html").read_text()
+    assert "How the model was trained" in page
+    assert base64.b64encode((folder / "model" / "curves.png").read_bytes()).decode() in page
+    assert "This file embeds images of the data set" not in page
