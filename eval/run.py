@@ -255,7 +255,7 @@ class Run:
     def ask(self, questions: Sequence[dict], blank: bool) -> Iterator[tuple[dict, str, dict]]:
         """Question rows, their answers and, where options were scored, `option_scores`."""
         shown = [show_question(question, self.settings["yes_no_hint"]) for question in questions]
-        options = {"batch_size": self.arguments.batch_size, "blank_images": blank}
+        options: dict[str, Any] = {"batch_size": self.arguments.batch_size, "blank_images": blank}
         if self.task == "multiple_choice" and self.settings["multiple_choice"] == "likelihood":
             for question, scores in score_options(*self.model, shown, **options):
                 likeliest = question["options"][scores.index(max(scores))]

@@ -53,8 +53,10 @@ def find_problems(contents: Contents, folder: Path | None = None) -> list[str]:
 
 def read_text(name: str, content: Path | bytes) -> bytes | None:
     """What may hold text: the whole of a file, or the header of weights; None of weights that are no safetensors."""
+    if isinstance(content, bytes):
+        return content
     if not name.endswith(".safetensors"):
-        return content if isinstance(content, bytes) else content.read_bytes()
+        return content.read_bytes()
     with content.open("rb") as file:
         header = file.read(min(int.from_bytes(file.read(8), "little"), MAX_HEADER))
     try:

@@ -204,7 +204,7 @@ def _square_size(size: int | dict[str, int]) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
-class LoGraMedImagesKwargs(ImagesKwargs, total=False):
+class LoGraMedImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     do_pad_to_square: bool
 
 

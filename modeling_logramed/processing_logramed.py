@@ -261,12 +261,12 @@ class LoGraMedProcessor(ProcessorMixin):
             if images is None:
                 raise ValueError("`LoGraMedProcessor` needs `text`, `images` or both.")
             return self.image_processor(images, return_tensors=return_tensors, **image_kwargs)
-        texts = [text] if isinstance(text, str) else text
+        texts: Any = [text] if isinstance(text, str) else text
         if not isinstance(texts, (list, tuple)) or not all(isinstance(entry, str) for entry in texts):
             raise TypeError("`text` must be a string or a list of strings.")
         wanted = {output for argument, output in EXTRA_OUTPUTS.items() if text_kwargs.pop(argument, False)}
         flat_images = _images_by_text(images, [entry.count(self.image_token) for entry in texts])
-        inputs = self._tokenize(texts, text_kwargs)
+        inputs = self._tokenize(list(texts), text_kwargs)
         if "mm_token_type_ids" in wanted:
             inputs["mm_token_type_ids"] = [
                 [int(token_id == self.image_token_id) for token_id in row] for row in inputs["input_ids"]
@@ -418,7 +418,7 @@ class LoGraMedProcessor(ProcessorMixin):
         images = call_kwargs.pop("images", images)
 
         is_batch = bool(conversation) and not isinstance(conversation[0], dict)
-        conversations = conversation if is_batch else [conversation]
+        conversations: Any = conversation if is_batch else [conversation]
         plain = [_plain_messages(getattr(entry, "messages", entry)) for entry in conversations]
         template = self._resolve_template(chat_template)
         prompts, generation_spans = render_jinja_template(

@@ -12,6 +12,7 @@ Volumes, and what is asked about them, are those of `phantom_volumes`.
 
 import json
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def _write_split(
     folder: Path,
     split: str,
     files: list[str],
-    phantoms: list[Phantom] | list[PhantomVolume],
+    phantoms: Sequence[Phantom | PhantomVolume],
     conversations: list[list[Turn]],
     descriptions: list[Turn],
 ) -> None:

@@ -260,8 +260,9 @@ class LanguageHead:
         self.config, self.get_output_embeddings = model.config, model.get_output_embeddings
         add_fused_lm_head(self, outputs=TOKEN_FIGURES)
 
-    def forward(self) -> None:
+    def forward(self, outputs: ModelOutput, **options: Any) -> ModelOutput:
         """Only there for TRL to replace."""
+        raise NotImplementedError
 
     def base_model(self, outputs: ModelOutput, **kwargs: Any) -> ModelOutput:
         return outputs

@@ -67,8 +67,9 @@ def match_graphs(
     labels = torch.empty(batch.numel(), node_costs.shape[-1], dtype=torch.int64)
     if labels.numel() > 0:
         with torch.autocast("cpu", enabled=False):
-            for number, own in enumerate(zip(*flat, strict=True)):
-                labels[number] = _match(*own, allow_unmatched, num_starts, torch.Generator().manual_seed(seed))
+            for number, (nodes, edges, source, target) in enumerate(zip(*flat, strict=True)):
+                own_generator = torch.Generator().manual_seed(seed)
+                labels[number] = _match(nodes, edges, source, target, allow_unmatched, num_starts, own_generator)
     return labels.reshape(*batch, node_costs.shape[-1]).to(node_costs.device)
 
 

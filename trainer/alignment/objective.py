@@ -149,7 +149,8 @@ class AlignmentObjective:
             right_edges = (ends.unsqueeze(-1) == ends.unsqueeze(-2)).all(0)
             edge_loss = self._compare(*edges, right_edges, self.config.edge_temperature, training)
             loss = loss + self.edge_weight * edge_loss
-        find_labels = partial(_best_matching, *(values.detach() for values in nodes), generator)
+        source, target = (values.detach() for values in nodes)
+        find_labels = partial(_best_matching, source, target, generator)
         return AlignmentOutput(loss, pairs.names, groups, find_labels)
 
     def pair_loss(self, similarity: torch.Tensor, temperature: float, right: torch.Tensor) -> torch.Tensor:
@@ -179,8 +180,10 @@ class AlignmentObjective:
         edge_index = torch.zeros(2, 0, dtype=torch.int64, device=nodes.device)
         if self.edge_weight > 0:
             edge_index = self._nearest(nodes.transpose(0, 1).flatten(1))
-        edges = (edge_differences(side, edge_index.expand(len(pairs), -1, -1)) for side in (source, target))
-        return GraphPairs([f"{first}>{second}" for first, second in pairs], source, target, *edges, edge_index)
+        own_index = edge_index.expand(len(pairs), -1, -1)
+        source_edges, target_edges = (edge_differences(side, own_index) for side in (source, target))
+        names = [f"{first}>{second}" for first, second in pairs]
+        return GraphPairs(names, source, target, source_edges, target_edges, edge_index)
 
     def _add_messages(self, nodes, graph_network):
         """`(num_modalities, num_nodes, size)` unit vectors, moved by what their own neighbours tell them."""

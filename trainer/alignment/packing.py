@@ -49,8 +49,7 @@ def fill_rows(
     """
     ends = lengths.cumsum(0)
     position_in_text = torch.arange(len(tokens), device=tokens.device) - (ends - lengths).repeat_interleave(lengths)
-    starts = torch.tensor(starts, device=tokens.device)
-    places = starts.repeat_interleave(lengths) + position_in_text
+    places = torch.tensor(starts, device=tokens.device).repeat_interleave(lengths) + position_in_text
     input_ids, position_ids = (tokens.new_zeros(num_rows * row_length) for _ in range(2))
     input_ids[places], position_ids[places] = tokens, position_in_text
     return input_ids.view(num_rows, -1), position_ids.view(num_rows, -1), places

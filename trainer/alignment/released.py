@@ -50,7 +50,7 @@ def released_matchings(
     nodes = torch.stack(list(features.values()))
     num_pairs, num_nodes = 2 * len(nodes), nodes.shape[1]
     num_neighbors = neighbours_for(num_nodes, num_neighbors)
-    noise = ()
+    noise: tuple[torch.Tensor, ...] = ()
     if training:
         noise = draw_noise(num_pairs, num_nodes, num_nodes * num_neighbors, generator, nodes.device)
     node_costs, edge_costs, edge_index = released_problems(nodes, graph_network, num_neighbors, *noise)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from logramed.eval.metrics.aggregation import bootstrap_intervals, check_columns, check_settings
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import beginning, parse_scores, parse_scores_release
@@ -194,8 +195,8 @@ def group(items: Sequence[dict], questions: Sequence[dict], values_of, num_resam
     """The figures of each of the values that `values_of` gives for a question, if it has a judged one."""
     groups = {}
     for value in sorted({value for item in items for value in values_of(item)}):
-        of_value = [[row for row in rows if value in values_of(row)] for rows in (items, questions)]
-        groups[value] = summarize(*of_value, FIGURES, num_resamples, seed)
+        own, asked = ([row for row in rows if value in values_of(row)] for rows in (items, questions))
+        groups[value] = summarize(own, asked, FIGURES, num_resamples, seed)
     return groups
 
 
@@ -210,7 +211,7 @@ def summarize(
         >>> summary["relative_score"], summary["num_items"], summary["num_asked"], summary["intervals"]
         (50.0, 1, 2, {'relative_score': [50.0, 50.0]})
     """
-    results = {name: math.fsum(item[name] for item in items) / len(items) for name in figures}
+    results: dict[str, Any] = {name: math.fsum(item[name] for item in items) / len(items) for name in figures}
     results |= {"num_items": len(items), "num_asked": len(questions), "counts": dict.fromkeys(figures, len(items))}
     clusters = [item["cluster"] for item in items] if "cluster" in items[0] else None
     if clusters is not None:

@@ -27,13 +27,13 @@ def choose_by_scores(scores: Sequence[float], options: Sequence[str | None]) -> 
         True
     """
     present = [index for index, option in enumerate(options) if option is not None]
-    scores = np.asarray(scores, dtype=float)
-    if scores.shape != (len(present),):
-        raise ValueError(f"There are {len(present)} options, but {scores.size} scores.")
-    if np.isnan(scores).any():
-        raise ValueError(f"A score is not a number: {scores.tolist()}.")
+    values = np.asarray(scores, dtype=float)
+    if values.shape != (len(present),):
+        raise ValueError(f"There are {len(present)} options, but {values.size} scores.")
+    if np.isnan(values).any():
+        raise ValueError(f"A score is not a number: {values.tolist()}.")
     identities = option_identities(options)
-    best = {identities[present[place]] for place in np.flatnonzero(scores == scores.max())}
+    best = {identities[present[place]] for place in np.flatnonzero(values == values.max())}
     return best.pop() if len(best) == 1 else None
 
 
@@ -83,8 +83,10 @@ def score_choice(
     folded = [None if option is None else fold(option) for option in options]
     if fold(reference) not in folded:
         raise ValueError(f"The reference {reference!r} is none of the options {[o for o in options if o]}.")
-    choose = choose_by_text if isinstance(prediction, str) else choose_by_scores
-    index = choose(prediction, options)
+    if isinstance(prediction, str):
+        index = choose_by_text(prediction, options)
+    else:
+        index = choose_by_scores(prediction, options)
     return {"accuracy": float(index == folded.index(fold(reference))), "index": index}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,8 @@ def score_sections(predictions: Sequence[str], references: Sequence[str], num_re
     for section in SECTIONS:
         chosen = [(own.get(section, ""), right[section]) for own, right in pairs if right.get(section)]
         if chosen:
-            figures[section] = evaluate_reports(*map(list, zip(*chosen, strict=True)), False, num_resamples, seed)
+            own, right = (list(texts) for texts in zip(*chosen, strict=True))
+            figures[section] = evaluate_reports(own, right, False, num_resamples, seed)
     return figures
 
 
@@ -229,7 +231,7 @@ def overlap_scores(
     return items
 
 
-def _bleu_class() -> type:
+def _bleu_class() -> Any:
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:

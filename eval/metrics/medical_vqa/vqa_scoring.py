@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -161,7 +162,7 @@ def yes_or_no(reference: str) -> str | None:
     text = clean(reference)
     found = re.match(r"yes\b|no\b(?=\W*$|\s*[,.;:!])", text)
     if found or not _HAN.search(text):
-        return found and found.group()
+        return found.group() if found else None
     if _CHINESE_NO.match(text):
         return "no"
     return "yes" if _CHINESE_YES.match(text) else None
@@ -334,7 +335,7 @@ def evaluate_answers(
             raise ValueError(f"`references[{position}]` has no words to compare with: {reference!r}.")
         items.append(score_item(prediction, reference, kind, protocol, candidates))
 
-    results = {"num_open": kinds.count("OPEN"), "num_closed": kinds.count("CLOSED")}
+    results: dict[str, Any] = {"num_open": kinds.count("OPEN"), "num_closed": kinds.count("CLOSED")}
     if clusters is not None:
         results["num_clusters"] = len(set(clusters))
     counts, intervals = {}, {}
