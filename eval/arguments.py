@@ -61,7 +61,7 @@ class EvaluationArguments:
     window: str = field(default="auto", metadata={"help": WINDOW_HELP})
     slices: str = field(default="uniform", metadata={"help": SLICES_HELP})
     volume_tokens: int = field(default=256, metadata={"help": TOKENS_HELP})
-    limit: int | None = field(default=None, metadata={"help": "Ask the first so many questions only."})
+    limit: int | None = field(default=None, metadata={"help": "Ask only the first N questions."})
     batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
     max_new_tokens: int | None = field(
         default=None,

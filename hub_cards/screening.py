@@ -52,7 +52,7 @@ def find_problems(contents: Contents, folder: Path | None = None) -> list[str]:
 
 
 def read_text(name: str, content: Path | bytes) -> bytes | None:
-    """What may hold text: the whole of a file, or the header of weights; None of weights that are no safetensors."""
+    """What may hold text: the whole of a file, or the header of weights; None of weights that are not safetensors."""
     if isinstance(content, bytes):
         return content
     if not name.endswith(".safetensors"):

@@ -51,7 +51,7 @@ class LoGraMedConfig(PretrainedConfig):
 
     Raises:
         ValueError: If a value is not one of those named, the select strategy does not fit the tower, or
-            `image_token_pooling` is above the side of the patches' square or beside tokens that are no patches (those
+            `image_token_pooling` is above the side of the patches' square or beside tokens that are not patches (those
             of `"sti"` and of `"full"`).
 
     Example:
@@ -145,7 +145,7 @@ class LoGraMedConfig(PretrainedConfig):
         if self.vision_feature_select_strategy == "full" and self.num_prefix_tokens:
             raise ValueError(
                 "`image_token_pooling` does not go with `vision_feature_select_strategy='full'`, which keeps tokens "
-                "that are no patches: use 'default'."
+                "that are not patches: use 'default'."
             )
 
     @property

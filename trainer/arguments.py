@@ -138,7 +138,7 @@ class DataArguments(ScriptArguments):
     )
     max_turns: int | None = _argument(
         None,
-        "With `shuffle_turns`: at most so many turns of a conversation each time it is seen.",
+        "With `shuffle_turns`: the most turns to keep of a conversation, drawn anew each time it is seen.",
     )
     dry_run: bool = _argument(
         False,

@@ -36,12 +36,12 @@ def merge_adapter(adapter: str, output: str | Path) -> Path:
         records of the training.
 
     Raises:
-        ValueError: If `adapter` is no adapter, its base is quantized, or `output` is not empty.
+        ValueError: If `adapter` is not an adapter, its base is quantized, or `output` is not empty.
     """
     output = Path(output)
     base, found = resolve_adapter(adapter)
     if found is None:
-        raise ValueError(f"{adapter} is no folder of an adapter: it has no adapter_config.json.")
+        raise ValueError(f"{adapter} is not an adapter folder: it has no adapter_config.json.")
     require_empty(output)
     with naming_base_model(adapter, base):
         model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")

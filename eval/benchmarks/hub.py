@@ -126,7 +126,7 @@ def read_parquet_rows(paths: Sequence[Path]) -> Iterator[Located]:
         try:
             batches = pyarrow.parquet.ParquetFile(path).iter_batches(ROWS_AT_ONCE)
         except (OSError, pyarrow.ArrowInvalid) as error:
-            raise ValueError(f"{path} is no readable parquet file: {error}.") from error
+            raise ValueError(f"{path} is not a readable parquet file: {error}.") from error
         records = (record for batch in batches for record in batch.to_pylist())
         for number, record in enumerate(records):
             where = f"{path}, row {number}"

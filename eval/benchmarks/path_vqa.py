@@ -76,13 +76,13 @@ def count_differences(questions: Sequence[dict], split: str, subset: str | None 
 def read_plain_pickle(path: Path) -> Any:
     """
     The plain values (lists, dicts, texts, numbers) of a pickle file; nothing in it is run. Raises `ValueError` if it
-    names any class or function, or is no pickle.
+    names any class or function, or is not a pickle.
     """
     with path.open("rb") as file:
         try:
             return _PlainUnpickler(file, encoding="utf-8").load()
         except (pickle.UnpicklingError, EOFError, UnicodeDecodeError, ValueError, IndexError, KeyError) as error:
-            raise ValueError(f"{path} is no pickle of plain values: {error}.") from error
+            raise ValueError(f"{path} is not a pickle of plain values: {error}.") from error
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -63,7 +63,7 @@ def _read_csv(path: Path, text: str) -> list[Located]:
                 raise ValueError(f"{path}, line {last} has more cells than the header.")
             rows.append((f"{path}, line {last}", row))
     except csv.Error as error:
-        raise ValueError(f"{path} is no table after line {last}: {error}.") from error
+        raise ValueError(f"{path} cannot be read as a table after line {last}: {error}.") from error
     return rows
 
 

@@ -121,7 +121,7 @@ def _check_inflated(path: str) -> None:
 
 
 def check_kind(path: str, header: Any) -> None:
-    """Refuse what is no picture: lists of files, plans, reports, curves, doses and masks."""
+    """Refuse what is not an image: lists of files, plans, reports, curves, doses and masks."""
     kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind == DICOMDIR:
         raise VolumeError(f"{path}: it is a DICOMDIR, a list of files, and no image; name the folder of one series")

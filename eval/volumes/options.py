@@ -24,7 +24,10 @@ SLICES_HELP = (
     "Slices of a volume to show: `uniform` (evenly spaced ones), `slabs` (means of neighbours), or numbers "
     "and ranges from 1 such as `3,10-12`, each one image."
 )
-TOKENS_HELP = "Image tokens that all slices of a volume may take, 32 at least: so many slices are shown, one at least."
+TOKENS_HELP = (
+    "Image tokens that all slices of a volume may take together, at least 32; as many slices are shown as fit, at "
+    "least one."
+)
 
 
 @dataclass(frozen=True)

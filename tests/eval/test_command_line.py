@@ -59,7 +59,7 @@ MISTAKES = [
     ("logramed-push", ["model", "--repo", "x", "--rpeo", "y"], "unrecognized arguments: --rpeo"),
     ("logramed-serve", ["--model", "runs/nothing/model"], "`--model` runs/nothing/model: there is no such folder"),
     ("logramed-serve", ["--modle", "x"], "--model"),
-    ("logramed-merge", ["model", "--output", "x"], "model is no folder of an adapter"),
+    ("logramed-merge", ["model", "--output", "x"], "model is not an adapter folder"),
     ("logramed-merge", ["model", "--output", "x", "--outptu", "x"], "unrecognized arguments: --outptu"),
     ("logramed-subsets", ["nowhere.json", "--share", "0.1", "--output", "x"], "nowhere.json"),
     (

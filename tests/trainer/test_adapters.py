@@ -102,9 +102,9 @@ def test_a_merged_model_answers_as_its_adapter_does_and_needs_no_peft(tmp_path, 
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path, base):
-    with pytest.raises(ValueError, match="base is no folder of an adapter"):
+    with pytest.raises(ValueError, match="base is not an adapter folder"):
         merge([str(base), "--output", str(tmp_path / "merged")])
-    with pytest.raises(ValueError, match="is no folder of an adapter"):
+    with pytest.raises(ValueError, match="is not an adapter folder"):
         merge([str(tmp_path / "nowhere"), "--output", str(tmp_path / "merged")])
 
 

@@ -127,7 +127,7 @@ def describe_arguments(arguments: list[Any]) -> dict[str, Any]:
 
 
 def describe_code() -> dict[str, Any]:
-    """The git revision of this package's folder, and whether files differ from it; None where it is no checkout."""
+    """The git revision of this package's folder, and whether files differ from it; None outside a checkout."""
     folder = Path(__file__).parents[1]
     revision = _ask_git(folder, "rev-parse", "HEAD")
     changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")

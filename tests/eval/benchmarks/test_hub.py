@@ -157,7 +157,7 @@ def test_tables_without_a_column_or_an_image_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"b\.parquet, row 1, `image`: expected the bytes of an image, got none"):
         list(hub.read_parquet_rows([table]))
     (tmp_path / "c.parquet").write_bytes(b"text")
-    with pytest.raises(ValueError, match=r"c\.parquet is no readable parquet file"):
+    with pytest.raises(ValueError, match=r"c\.parquet is not a readable parquet file"):
         list(hub.read_parquet_rows([tmp_path / "c.parquet"]))
 
 

@@ -87,7 +87,7 @@ class Payload:
 
 def test_code_in_a_pickle_is_refused_and_not_run(folder, tmp_path):
     write_rows(folder, [Payload(tmp_path / "evil")])
-    with pytest.raises(ValueError, match=r"test_vqa\.pkl is no pickle of plain values: it names posix\.mkdir"):
+    with pytest.raises(ValueError, match=r"test_vqa\.pkl is not a pickle of plain values: it names posix\.mkdir"):
         load_questions(folder)
     assert not (tmp_path / "evil").exists()
 
@@ -95,7 +95,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(folder, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x80\x04]", pickle.dumps([1])[:-3]])
 def test_damaged_pickles_are_refused_by_name(tmp_path, content):
     (tmp_path / "a.pkl").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.pkl is no pickle of plain values"):
+    with pytest.raises(ValueError, match=r"a\.pkl is not a pickle of plain values"):
         read_plain_pickle(tmp_path / "a.pkl")
 
 

@@ -139,7 +139,7 @@ def test_files_without_a_column_are_refused(folder):
 
 def test_a_file_that_is_no_table_is_refused_by_name(folder):
     (folder / "test_clean.csv").write_bytes(b"Figure_path\n" + b'"' + b"x" * 200_000)
-    with pytest.raises(ValueError, match=r"test_clean\.csv is no table after line 1"):
+    with pytest.raises(ValueError, match=r"test_clean\.csv cannot be read as a table after line 1"):
         load_questions(folder)
 
 

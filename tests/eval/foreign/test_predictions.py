@@ -112,7 +112,7 @@ def test_what_pandas_writes_is_read(tmp_path):
     ("content", "message"),
     [
         (b"question_id,prediction\n30,\xff\n", r"is not UTF-8 text.*Save it as UTF-8"),
-        (b'question_id,prediction\n30,yes\n10,"left\n20,x\n', r"a.csv is no table after line 2"),
+        (b'question_id,prediction\n30,yes\n10,"left\n20,x\n', r"a.csv cannot be read as a table after line 2"),
         (b"question_id,prediction\n30,yes,left\n", r"a.csv, line 2 has more cells than the header"),
         (b"question_id,prediction\n,yes\n", r"a.csv, line 2 has no value in `question_id`"),
         (
