@@ -81,7 +81,7 @@ def figures_table(comparison: Comparison) -> Table:
     ]
     unit = "Percent of the reference's score" if comparison.runs[0].task == "chat" else "Percent"
     drawn = " or ".join(dict.fromkeys(drawn_units(run.metrics) for run in comparison.runs))
-    notes = [f"{unit} (95% interval, bootstrap over {drawn}) of so many questions, strict protocol."]
+    notes = [f"{unit} (95% interval, bootstrap over {drawn}) of the number of questions given, strict protocol."]
     if AVERAGE in comparison.figures:
         notes.append("Average: the mean of open recall and closed accuracy, as in the papers' tables.")
     return Table("Main figures", ["system", *map(figure_title, comparison.figures)], rows, notes)
