@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from logramed.eval.run import main as evaluate
+from logramed.hub_cards.model_card import write_model_card
 from logramed.hub_cards.publications import prepare, read_front_matter
 from logramed.hub_cards.results import read_evaluations
 from tests.hub_cards.conftest import REPO, read_json
@@ -95,10 +96,23 @@ def test_card_names_data_seed_objective_and_hardware(publication):
     text = text_of(publication)
     assert re.search(r"`train\.json` \(fingerprint `[0-9a-f]{12}`\)", text)
     assert "drew with seed 0: no patient is in them" in text
-    assert "plus 1 times multi-graph alignment (arXiv:2410.02615)" in text
+    assert "plus 1 times an alignment loss (`multi_graph`, after arXiv:2410.02615) between image nodes" in text
     assert re.search(r"\| hardware \| \d+ CPU cores", text)
     assert "It has seen generated phantoms only" in text
     assert "![Losses, matching accuracy and recall over the steps of training](curves.png)" in text
+
+
+def test_card_says_that_a_gradient_ratio_and_not_the_weight_set_the_strength(evaluated, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(evaluated, folder)
+    record = read_json(folder / "run.json")
+    asked = {"alignment_gradient_ratio": 9.0, "alignment_weight": 1.0, "alignment_image_node": "answer_state"}
+    record["starts"][-1]["arguments"] |= asked
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    text = write_model_card(folder, "someone/mini").text
+    assert "between image nodes (`answer_state`)" in text
+    assert "9 times the norm of the language-modeling loss's" in text
+    assert "plus 1 times" not in text
 
 
 def test_the_card_says_what_its_intervals_are_over(publication, evaluated):
