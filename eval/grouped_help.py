@@ -76,8 +76,10 @@ def _describe(field: dataclasses.Field, longest: int | None) -> dict[str, Any]:
     default = getattr(field.default, "value", field.default)
     if default is dataclasses.MISSING:
         note = " (required)" if field.default_factory is dataclasses.MISSING else ""
+    elif default is None:
+        note = ""
     else:
-        note = "" if default is None else f" (default: {default!r})" if default == "" else f" (default: {default})"
+        note = f" (default: {default if default != '' else repr(default)})"
     choices = field.metadata.get("choices")
     kind = "{" + ",".join(choices) + "}" if choices else _kind(field, default)
     return {"metavar": kind, "help": (first_sentences(text, longest) + note).replace("%", "%%")}
