@@ -11,26 +11,24 @@ from logramed import LoGraMedConfig, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.chat_templates_logramed import CHAT_TEMPLATES
 from logramed.eval.files import require_empty
 from logramed.trainer.build_model import VOCABULARY_MULTIPLE
-from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license, unchanged
+from logramed.trainer.conversion.plans import Plan
 from logramed.trainer.conversion.sources import (
     DELTA,
     EMBEDDINGS,
-    GRAPH_NETWORK,
     HEAD,
     KINDS,
     KNOWN_TOWERS,
     TOWER_PREFIX,
-    TOWER_RENAMES,
-    UnknownWeightError,
     choose_dense_connector,
+    fetch,
     read_config,
     read_json_object,
+    read_license,
     refuse_other_kind,
-    rename,
+    rename_all,
     text_config_of,
     vision_config_of,
 )
-from logramed.trainer.conversion.stock import plan_stock
 from logramed.trainer.conversion.tokens import (
     add_former_image_tokens,
     add_image_token,
@@ -90,25 +88,6 @@ def plan_conversion(
     folder = fetch(source, "SOURCE")
     config = read_config(folder)
     refuse_other_kind(kind, config, source)
-    if "text_config" not in config:
-        return plan_original(kind, source, folder, config, dense_connector, base, vision_tower)
-    given = {"--dense_connector": dense_connector, "--vision_tower": vision_tower}
-    useless = [name for name, value in given.items() if value is not None]
-    if useless:
-        raise ValueError(f"{source} is transformers' own LLaVA, which says all of itself: leave out {useless[0]}.")
-    return plan_stock(folder, source, config)
-
-
-def plan_original(
-    kind: str,
-    source: str,
-    folder: Path,
-    config: dict[str, Any],
-    dense_connector: str | None,
-    base: str | None,
-    vision_tower: str | None,
-) -> Plan:
-    """Of a checkpoint in the layout of LLaVA's own code."""
     files, layout = WeightFiles(folder), KINDS[kind]
     if "model.embed_tokens.weight" not in files.tensors:
         raise ValueError(f"{source} holds no model.embed_tokens.weight: it is not a complete checkpoint.")
@@ -138,13 +117,6 @@ def plan_original(
         vision_feature_select_strategy="full" if config.get("mm_vision_select_feature") == "cls_patch" else "default",
         **find_projector(files, vision_config["hidden_size"], dense_connector),
     )
-    weights = [Weights(files, rename_without_graph(tower_folder is not None))]
-    add = unchanged if base_folder is None else adding_base(WeightFiles(base_folder), source, base)
-    pad = padding_rows(wanted_rows)
-    weights[0].change = lambda name, tensor: pad(name, add(name, tensor))
-    weights[0].shapes = dict.fromkeys((EMBEDDINGS, HEAD), (wanted_rows, logramed_config.text_config.hidden_size))
-    if tower_folder is not None:
-        weights.append(Weights(WeightFiles(tower_folder), lambda name: rename(name, TOWER_RENAMES)))
     processor = LoGraMedProcessor(
         image_processor(vision_config, tower_folder),
         tokenizer,
@@ -157,7 +129,9 @@ def plan_original(
         config=logramed_config,
         processor=processor,
         end_token_ids=find_stop_tokens(tokenizer, layout.stop_string),
-        weights=weights,
+        files=files,
+        tower_files=None if tower_folder is None else WeightFiles(tower_folder),
+        add_base=None if base_folder is None else adding_base(WeightFiles(base_folder), source, base),
         parts={
             "source": source,
             "format": kind,
@@ -244,11 +218,8 @@ def tower_config(name: str, folder: Path | None, files: WeightFiles) -> dict[str
 
 def tower_sizes(files: WeightFiles) -> dict[str, int]:
     """Sizes of the vision tower that a checkpoint holds, by its weights."""
-    shapes = {
-        ours: info.shape
-        for name, info in files.tensors.items()
-        if "vision_tower." in name and (ours := rename(name)) is not None
-    }
+    names, _ = rename_all(name for name in files.tensors if "vision_tower." in name)
+    shapes = {ours: files.tensors[name].shape for ours, name in names.items()}
     place = f"{TOWER_PREFIX}vision_model"
     try:
         hidden_size, _, patch_size, _ = shapes[f"{place}.embeddings.patch_embedding.weight"]
@@ -274,43 +245,12 @@ def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None)
     return LoGraMedImageProcessor(size=vision_config["image_size"], **statistics)
 
 
-def rename_without_graph(replaces_tower: bool) -> Callable[[str], str | None]:
-    """`rename`, without the graph network, and without a tower whose weights are taken from elsewhere."""
-
-    def renamed(name: str) -> str | None:
-        if GRAPH_NETWORK.fullmatch(name):
-            return None
-        ours = rename(name)
-        return None if replaces_tower and ours is not None and ours.startswith(TOWER_PREFIX) else ours
-
-    return renamed
-
-
-def padding_rows(num_rows: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """
-    Gives embeddings and head rows for new tokens: the mean of the old ones, so that none is ever the likeliest.
-    """
-
-    def padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name not in (EMBEDDINGS, HEAD) or len(tensor) == num_rows:
-            return tensor
-        mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-        return torch.cat([tensor, mean.expand(num_rows - len(tensor), -1)])
-
-    return padded
-
-
 def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """
     Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone. Raises
     `ValueError` if the base lacks a weight, or has another shape.
     """
-    by_name = {}
-    for name in base.tensors:
-        try:
-            by_name[rename(name)] = name
-        except UnknownWeightError:  # of a model that is no LLaMA: what is needed of it is asked for below
-            continue
+    by_name, _ = rename_all(base.tensors)
 
     def added(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name.startswith(("multi_modal_projector.", TOWER_PREFIX)):

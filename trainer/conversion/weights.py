@@ -35,10 +35,6 @@ class TensorInfo:
     dtype: torch.dtype
     path: Path
 
-    @property
-    def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
 
 class WeightFiles:
     """
@@ -49,29 +45,13 @@ class WeightFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        places = find_files(folder)
-        self.files = list(places)
         self._last: OpenFile | None = None
         self.tensors: dict[str, TensorInfo] = {}
-        for path, indexed in places.items():
+        for path, indexed in find_files(folder).items():
             opened = OpenFile(path)
             for name in opened.names:
                 if indexed is None or name in indexed:  # of a weight in two files the index says which counts
                     self.tensors[name] = opened.describe(name)
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors in the order of `tensors`; a tensor is to be used before the next, or copied."""
-        for path in self.files:
-            self._last, num_bytes = None, 0
-            opened = OpenFile(path)
-            for name in opened.names:
-                if name not in self.tensors or self.tensors[name].path != path:
-                    continue
-                if opened.is_mapped and num_bytes > REOPEN_BYTES:
-                    opened, num_bytes = OpenFile(path), 0
-                yield name, opened.read(name)
-                num_bytes += self.tensors[name].num_bytes
-            del opened
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor; its file stays open until one of another file is read."""
