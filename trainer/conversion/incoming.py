@@ -40,7 +40,6 @@ from logramed.trainer.conversion.weights import WeightFiles
 
 FINAL_NORM = "model.norm.weight"
 DELTA_NORM = 0.1  # a whole LLaMA's final norm averages above 1, a delta's about 0
-CLIP_HEAD_SIZE = 64
 
 
 def convert_to_logramed(
@@ -104,7 +103,7 @@ def plan_conversion(
     else:
         image_tokens = add_image_token(tokenizer, num_rows)
     tower_name, tower_folder = find_tower(config, files, vision_tower)
-    vision_config = tower_config(tower_name, tower_folder, files)
+    vision_config = tower_config(tower_name, tower_folder)
     wanted_rows = round_up(len(tokenizer), num_rows)
     logramed_config = LoGraMedConfig(
         vision_config=vision_config,
@@ -195,46 +194,18 @@ def find_tower(config: Mapping[str, Any], files: WeightFiles, given: str | None)
     return given or named, fetch(given or named, argument)
 
 
-def tower_config(name: str, folder: Path | None, files: WeightFiles) -> dict[str, Any]:
-    """
-    The configuration of the tower: from its folder; where the checkpoint holds it, from its weights, and the number of
-    heads and other settings from what its name says, if that is known here and of the same sizes.
-    """
+def tower_config(name: str, folder: Path | None) -> dict[str, Any]:
+    """The tower's configuration: from its folder; of one that the checkpoint holds, from what its name says."""
     if folder is not None:
         return vision_config_of(read_config(folder, "--vision_tower"))
-    sizes = tower_sizes(files)
-    known = KNOWN_TOWERS.get(name)
-    if known is None and name and Path(name).is_dir():
-        known = vision_config_of(read_config(Path(name), "The vision tower that config.json names"))
-    if known is not None and all(known[size] == value for size, value in sizes.items()):
-        return vision_config_of(known)
-    if sizes["hidden_size"] % CLIP_HEAD_SIZE:
-        raise ValueError(
-            f"{files.folder} holds a vision tower of hidden size {sizes['hidden_size']}, and does not say how many "
-            "heads it has. Let mm_vision_tower of its config.json name a folder with the tower's config.json."
-        )
-    return vision_config_of({**sizes, "num_attention_heads": sizes["hidden_size"] // CLIP_HEAD_SIZE})
-
-
-def tower_sizes(files: WeightFiles) -> dict[str, int]:
-    """Sizes of the vision tower that a checkpoint holds, by its weights."""
-    names, _ = rename_all(name for name in files.tensors if "vision_tower." in name)
-    shapes = {ours: files.tensors[name].shape for ours, name in names.items()}
-    place = f"{TOWER_PREFIX}vision_model"
-    try:
-        hidden_size, _, patch_size, _ = shapes[f"{place}.embeddings.patch_embedding.weight"]
-        num_positions = shapes[f"{place}.embeddings.position_embedding.weight"][0]
-        intermediate_size = shapes[f"{place}.encoder.layers.0.mlp.fc1.weight"][0]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{files.folder} holds a vision tower that is not CLIP ({error}).") from error
-    layers = {name.split(".")[4] for name in shapes if name.startswith(f"{place}.encoder.layers.")}
-    return {
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_hidden_layers": len(layers),
-        "patch_size": patch_size,
-        "image_size": round((num_positions - 1) ** 0.5) * patch_size,
-    }
+    if name in KNOWN_TOWERS:
+        return vision_config_of(KNOWN_TOWERS[name])
+    if Path(name).is_dir():
+        return vision_config_of(read_config(Path(name), "The vision tower that config.json names"))
+    raise ValueError(
+        f"The checkpoint holds a vision tower of unknown sizes: mm_vision_tower of its config.json is {name!r}. Let "
+        f"it name a folder with the tower's config.json, or one of {', '.join(KNOWN_TOWERS)}."
+    )
 
 
 def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None) -> LoGraMedImageProcessor:

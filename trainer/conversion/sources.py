@@ -14,6 +14,7 @@ import torch
 import yaml
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoConfig
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
@@ -129,12 +130,9 @@ def choose_files(name: str) -> list[str]:
 def read_license(folder: Path) -> dict[str, str]:
     """The licence that the card of a checkpoint names, under the names of the Hub's front matter, if it does."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        found = yaml.safe_load(front_matter.group(1)) if front_matter else None
+        found = metadata_load(folder / "README.md") or {}
     except (OSError, ValueError, yaml.YAMLError):  # a card is for people: it stops no conversion
-        found = None
-    found = found if isinstance(found, dict) else {}
+        found = {}
     return {name: str(found[name]) for name in LICENSE_NAMES if found.get(name)}
 
 

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,54 +45,43 @@ class WeightFiles:
     def __init__(self, folder: Path):
         self.folder = folder
         self._last: OpenFile | None = None
+        self._num_bytes_read = 0
         self.tensors: dict[str, TensorInfo] = {}
         for path, indexed in find_files(folder).items():
             opened = OpenFile(path)
             for name in opened.names:
                 if indexed is None or name in indexed:  # of a weight in two files the index says which counts
-                    self.tensors[name] = opened.describe(name)
+                    tensor = opened.get(name)  # mapped: no bytes are read for its shape
+                    self.tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, path)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor; its file stays open until one of another file is read."""
         path = self.tensors[name].path
-        if self._last is None or self._last.path != path or self._last.num_bytes_read > REOPEN_BYTES:
+        if self._last is None or self._last.path != path or self._num_bytes_read > REOPEN_BYTES:
             self._last = None
-            self._last = OpenFile(path)
-        return self._last.read(name)
+            self._last, self._num_bytes_read = OpenFile(path), 0
+        tensor = self._last.get(name)
+        self._num_bytes_read += tensor.nbytes
+        return tensor
 
 
 class OpenFile:
-    """One weight file, mapped into memory where its form allows that, so that tensors are read when they are used."""
+    """One weight file, mapped into memory, so that tensors are read when they are used."""
 
     def __init__(self, path: Path):
-        self.path, self.num_bytes_read = path, 0
-        # The form before PyTorch 1.6 is no archive and cannot be mapped.
-        self.is_mapped = path.suffix == ".safetensors" or zipfile.is_zipfile(path)
+        self.path = path
         with naming_file(path):
             if path.suffix == ".safetensors":
-                self._tensors, self._safetensors = {}, safe_open(path, "pt")
-                self.names = list(self._safetensors.keys())
+                opened = safe_open(path, "pt")
+                self.names, self.get = list(opened.keys()), opened.get_tensor
                 return
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(loaded, Mapping):
             raise ValueError(f"{path} holds no weights by name, but a {type(loaded).__name__}.")
         strange = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
         if strange:
             raise ValueError(f"{path} holds other things than weights: {', '.join(strange[:5])}.")
-        self._tensors, self._safetensors, self.names = loaded, None, list(loaded)
-
-    def describe(self, name: str) -> TensorInfo:
-        tensor = self._get(name)  # mapped: no bytes are read for its shape
-        return TensorInfo(tuple(tensor.shape), tensor.dtype, self.path)
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self._get(name)
-        if self.is_mapped:
-            self.num_bytes_read += tensor.nbytes
-        return tensor
-
-    def _get(self, name: str) -> torch.Tensor:
-        return self._tensors[name] if self._safetensors is None else self._safetensors.get_tensor(name)
+        self.names, self.get = list(loaded), loaded.__getitem__
 
 
 @contextmanager

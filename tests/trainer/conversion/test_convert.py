@@ -260,15 +260,6 @@ def test_every_form_of_files_gives_the_same_weights(originals, cases, tmp_path, 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_files_of_old_pytorch_are_read(originals, cases, tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(cases["llava-med-v1"].source, source)
-    for path in source.glob("*.bin"):
-        torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
-    convert_to_logramed("llava-med-v1", str(source), tmp_path / "ours", vision_tower=str(originals.clip.folder))
-    assert same_folders(cases["llava-med-v1"].ours, with_source(tmp_path / "ours", str(cases["llava-med-v1"].source)))
-
-
 def with_source(folder, source):
     """The folder with another source in its parts.json."""
     path = folder / "parts.json"
@@ -562,28 +553,16 @@ def test_index_says_which_of_two_files_counts(cases, tmp_path):
     assert same_folders(case.ours, with_source(tmp_path / "ours", str(case.source)))
 
 
-def test_tower_without_a_configuration_is_read_from_its_weights(tmp_path):
-    clip = write_clip(tmp_path / "clip", image_size=48, hidden_size=128)
-    original = write_checkpoint(tmp_path / "source", "llava-med-v1.5", clip=clip)
+@pytest.mark.parametrize("known", [False, True])
+def test_tower_of_unknown_or_other_sizes_is_refused(originals, cases, tmp_path, known):
     source = tmp_path / "source"
-    config = json.loads((source / "config.json").read_text()) | {"mm_vision_tower": "/data/of/somebody/clip"}
+    shutil.copytree(cases["llava-med-v1.5"].source, source)
+    name = str(originals.clip.folder) if known else "/data/of/somebody/clip"
+    config = json.loads((source / "config.json").read_text()) | {"mm_vision_tower": name}
     (source / "config.json").write_text(json.dumps(config))
-    convert_to_logramed("llava-med-v1.5", str(source), tmp_path / "ours")
-    vision = LoGraMedConfig.from_pretrained(tmp_path / "ours").vision_config
-    expected = clip.config["vision_config"]
-    for name in (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "patch_size",
-        "image_size",
-        "num_attention_heads",
-    ):
-        assert getattr(vision, name) == expected[name], name
-    written = load_file(tmp_path / "ours" / "model.safetensors")
-    tower = checkpoint_tower(original.state)
-    name = "vision_model.encoder.layers.0.mlp.fc1.weight"
-    assert torch.equal(written[f"vision_tower.{name}"], tower[name])
+    unknown = f"a vision tower of unknown sizes: mm_vision_tower of its config.json is '{name}'"
+    message = "1 weights are of another shape: vision_tower" if known else unknown
+    refused(tmp_path, message, "--from", "llava-med-v1.5", source, [])
 
 
 @pytest.mark.parametrize(("kind", "given"), [("llava-med-v1", "delta"), ("llava-med-v1-delta", "whole")])
