@@ -20,10 +20,11 @@ from .rows import (
     RowError,
     RowLocation,
     Turn,
-    build_row,
+    check_extended,
     check_questions,
     check_turns,
     read_text,
+    show_volumes,
 )
 
 
@@ -98,16 +99,14 @@ class RecordReader:
             if extended_answers is not None:
                 raise location.error(extended_field, f"extended answers stand here and in {extension[0].file} too")
             extended_answers = read_second_file(*extension, record, without_system)
-        row = build_row(
-            location,
-            found,
-            turns,
-            extended_answers,
-            extended_field=extended_field,
-            require_extended=self.require_extended and has_node,
-            image_field=image_field,
-            volumes=self.volumes,
-        )
+        if extended_answers is None and self.require_extended and has_node:
+            raise location.error(extended_field, "missing extended answers, which the alignment loss needs")
+        if extended_answers is not None:
+            num_answers = sum(turn.role == "assistant" for turn in turns)
+            extended_answers = check_extended(location, extended_answers, num_answers, extended_field)
+        found, turns = show_volumes(location, found, turns, self.volumes or VolumeOptions(), image_field)
+        row = {"id": location.row_id, "images": found, "extended_answers": extended_answers}
+        row["messages"] = [{"role": turn.role, "content": turn.parts} for turn in turns]
         return ReadRow(location, row, image_field, images)
 
     def _find_image(self, image: Any, location: RowLocation, field: str) -> Any:

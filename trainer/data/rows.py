@@ -190,31 +190,6 @@ def check_turns(
         )
 
 
-def build_row(
-    location: RowLocation,
-    images: list[Any],
-    turns: list[Turn],
-    extended_answers: Any,
-    *,
-    extended_field: str,
-    require_extended: bool,
-    image_field: str = "image",
-    volumes: VolumeOptions | None = None,
-) -> dict[str, Any]:
-    """
-    The canonical row of a sample whose turns have passed `check_turns`. Extended answers that are missing (with
-    `require_extended`), empty, or not one for each answer are a `RowError`.
-    """
-    if extended_answers is None and require_extended:
-        raise location.error(extended_field, "missing extended answers, which the alignment loss needs")
-    if extended_answers is not None:
-        num_answers = sum(turn.role == "assistant" for turn in turns)
-        extended_answers = check_extended(location, extended_answers, num_answers, extended_field)
-    images, turns = show_volumes(location, images, turns, volumes or VolumeOptions(), image_field)
-    messages = [{"role": turn.role, "content": turn.parts} for turn in turns]
-    return {"id": location.row_id, "images": images, "messages": messages, "extended_answers": extended_answers}
-
-
 def show_volumes(
     location: RowLocation, images: list[Any], turns: list[Turn], options: VolumeOptions, image_field: str
 ) -> tuple[list[Any], list[Turn]]:
