@@ -69,7 +69,9 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
             writer.close()
             write_stock_config(config, files, unfinished)
             write_stock_processor(folder, config, unfinished)
-            copy_records(folder, unfinished)
+            for name in ("generation_config.json", PARTS_NAME):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, unfinished / name)
     return output
 
 
@@ -213,10 +215,3 @@ def stock_image_settings(image_processor: LoGraMedImageProcessor) -> dict[str, A
         "image_std": image_processor.image_std,
         "do_convert_rgb": image_processor.do_convert_rgb,
     }
-
-
-def copy_records(source: Path, folder: Path) -> None:
-    """Where the model comes from, and what it generates by."""
-    for name in ("generation_config.json", PARTS_NAME):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)

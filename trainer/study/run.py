@@ -98,12 +98,13 @@ class Study:
         """Run what has no row yet; the failures, in words. One that fails does not stop the others."""
         waiting = [run for run in runs if (run.name, self.split) not in self.table.rows]
         print(f"{len(waiting)} of {len(runs)} runs to go, {num_parallel} at a time.", flush=True)
-        digests = prepare_data(self.paths.data, str(self.paths.slake), str(self.paths.vqa_rad)) if waiting else {}
+        if waiting:
+            prepare_data(self.paths.data, str(self.paths.slake), str(self.paths.vqa_rad))
         for run in waiting:
             self.build(run)
         failures = []
         with ThreadPoolExecutor(num_parallel) as pool:
-            started = {pool.submit(self.run_one, run, digests): run for run in waiting}
+            started = {pool.submit(self.run_one, run): run for run in waiting}
             try:
                 for number, future in enumerate(as_completed(started), start=1):
                     run, error = started[future], future.exception()
@@ -126,13 +127,13 @@ class Study:
             self.execute(build_command(run, self.paths, unfinished), folder.with_suffix(".log"), None)
             unfinished.rename(folder)
 
-    def run_one(self, run: Run, data_digests: Mapping[str, str]) -> None:
+    def run_one(self, run: Run) -> None:
         """Train and evaluate one run and append its row; what is there of it already is not done again."""
         folder, settings = self.paths.run(run), settings_of(run, self.settings)
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder / "lock") as lock:
             commands = training_commands(run, self.paths, settings, self.settings[run.model][PLAIN])
-            record = self.record(run, commands, data_digests)
+            record = self.record(run, commands)
             evaluation = folder / f"evaluation_{self.split}"
             for output, command in commands.items():
                 if not is_trained(folder / output):
@@ -153,7 +154,7 @@ class Study:
                 for path in (folder / output).glob("*.safetensors"):
                     path.unlink()
 
-    def record(self, run: Run, commands: Mapping[str, list[str]], data_digests: Mapping[str, str]) -> dict:
+    def record(self, run: Run, commands: Mapping[str, list[str]]) -> dict:
         """
         Write the training files, and what the run is to its folder; a run that was begun keeps its git revision.
         Raises `ValueError` if the folder holds a run with other commands or other data.
@@ -165,7 +166,7 @@ class Study:
             if run.data == "pretraining" and output == "model":
                 source, of = "slake.json", Run(run.model, "slake", 100, PLAIN, run.seed)
             digests[output] = write_training_file(path.with_name(f"{output}.json"), self.paths.data / source, of)
-        wanted = {"commands": dict(commands), "training_data": digests, "source_data": dict(data_digests)}
+        wanted = {"commands": dict(commands), "training_data": digests}
         if path.is_file():
             former = json.loads(path.read_text(encoding="utf-8"))
             changed = [name for name, value in wanted.items() if former[name] != value]
@@ -267,11 +268,7 @@ def tune(study: Study, num_parallel: int, output: Path) -> list[str]:
             if all(rows):
                 scores = [row["with_sight"]["all"] for row in rows]
                 of_scratch[arm] = choose_settings(trials(arm, of_scratch[PRIMARY]), scores)
-    comment = (
-        f"The model from scratch: chosen by `run.py --tune` on validation images of SLAKE at 10%, seed {TUNING_SEED}, "
-        "by all questions.\nThe mini: set by hand, not tuned."
-    )
-    print(f"Wrote {write_settings(output, chosen, comment)}. Commit it as {SETTINGS_FILE} before the study is run.")
+    print(f"Wrote {write_settings(output, chosen)}. Commit it as {SETTINGS_FILE} before the study is run.")
     return failures
 
 
