@@ -104,11 +104,12 @@ def plan_conversion(
         image_tokens = add_image_token(tokenizer, num_rows)
     tower_name, tower_folder = find_tower(config, files, vision_tower)
     vision_config = tower_config(tower_name, tower_folder)
-    wanted_rows = round_up(len(tokenizer), num_rows)
+    if len(tokenizer) > num_rows:
+        num_rows = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     logramed_config = LoGraMedConfig(
         vision_config=vision_config,
         text_config={
-            **text_config_of(config, layout.language_model, wanted_rows),
+            **text_config_of(config, layout.language_model, num_rows),
             **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         },
         image_token_index=tokenizer.convert_tokens_to_ids(image_tokens["image_token"]),
@@ -151,19 +152,6 @@ def warn_of_delta(kind: str, files: WeightFiles, source: str) -> None:
             f"{source} looks like {looks}: {FINAL_NORM} averages {mean:.2f}. If it is, convert with --from {other}.",
             stacklevel=2,
         )
-
-
-def round_up(num_tokens: int, num_rows: int) -> int:
-    """
-    Rows of embeddings for so many tokens: as many as there are, or with new ones a multiple of `VOCABULARY_MULTIPLE`.
-
-    Example:
-        >>> round_up(32004, 32004), round_up(32002, 32000)
-        (32004, 32064)
-    """
-    if num_tokens <= num_rows:
-        return num_rows
-    return -(-num_tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def find_projector(files: WeightFiles, tower_size: int, dense_connector: str | None) -> dict[str, Any]:

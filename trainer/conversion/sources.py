@@ -54,10 +54,9 @@ IMAGE_TOKENS = {"image_token": "<im_patch>", "image_start_token": "<im_start>", 
 FORMER_PAD_TOKEN = "[PAD]"
 MAX_LENGTH = 2048
 # Towers that the checkpoints name, so that their sizes are known without the Hub.
-CLIP_VIT_L_14_336 = {**CLIP_VIT_L_14_224, "image_size": 336}
 KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": CLIP_VIT_L_14_224,
-    "openai/clip-vit-large-patch14-336": CLIP_VIT_L_14_336,
+    "openai/clip-vit-large-patch14-336": {**CLIP_VIT_L_14_224, "image_size": 336},
 }
 
 # Whose weights are in files one level further down than transformers 5 has them in the model.

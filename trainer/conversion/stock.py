@@ -101,14 +101,6 @@ def refuse_what_llava_lacks(config: LoGraMedConfig) -> None:
         raise ValueError(f"This model cannot be a stock LLaVA: {reason}. Serve it with its own code.")
 
 
-def stock_layers(config: LoGraMedConfig) -> int | list[int]:
-    """The `vision_feature_layer` of LLaVA: the selected hidden state, and those that are joined to it."""
-    if not config.connected_layers:
-        return config.vision_feature_layer
-    num_states = config.vision_config.num_hidden_layers + 1
-    return [config.vision_feature_layer % num_states, *config.connected_layers]
-
-
 def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
     """
     The projector's first layer `(hidden_size, 3 * vision_hidden_size)` of a `dci` model, for hidden states that are
@@ -135,13 +127,16 @@ def identity_layer(config: LoGraMedConfig, files: WeightFiles) -> dict[str, torc
 
 
 def write_stock_config(config: LoGraMedConfig, files: WeightFiles, folder: Path) -> None:
+    layers = config.vision_feature_layer
+    if config.connected_layers:  # the selected hidden state, and those that are joined to it
+        layers = [layers % (config.vision_config.num_hidden_layers + 1), *config.connected_layers]
     stock = LlavaConfig(
         vision_config=config.vision_config.to_dict(),
         text_config=config.text_config.to_dict(),
         image_token_index=config.image_token_index,
         projector_hidden_act=config.projector_hidden_act,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        vision_feature_layer=stock_layers(config),
+        vision_feature_layer=layers,
         image_seq_length=config.num_image_tokens,
         multimodal_projector_bias=config.multimodal_projector_bias,
         tie_word_embeddings=config.tie_word_embeddings,

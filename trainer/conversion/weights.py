@@ -2,8 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,9 @@ WEIGHT_FILES = (
 MAX_SHARD_BYTES = 2 * 10**9
 # A file is opened anew after so many bytes, so that what was read of it leaves memory.
 REOPEN_BYTES = MAX_SHARD_BYTES // 2
+
+# What the libraries raise for a damaged file.
+UNREADABLE = (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError)
 
 
 @dataclass(frozen=True)
@@ -70,28 +72,21 @@ class OpenFile:
 
     def __init__(self, path: Path):
         self.path = path
-        with naming_file(path):
+        try:
             if path.suffix == ".safetensors":
                 opened = safe_open(path, "pt")
                 self.names, self.get = list(opened.keys()), opened.get_tensor
                 return
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except UNREADABLE as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path} cannot be read as weights: {reason}") from error
         if not isinstance(loaded, Mapping):
             raise ValueError(f"{path} holds no weights by name, but a {type(loaded).__name__}.")
         strange = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
         if strange:
             raise ValueError(f"{path} holds other things than weights: {', '.join(strange[:5])}.")
         self.names, self.get = list(loaded), loaded.__getitem__
-
-
-@contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """Turns what the libraries raise for a damaged file into a `ValueError` that names it."""
-    try:
-        yield
-    except (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
 
 
 def find_files(folder: Path) -> dict[Path, set[str] | None]:

@@ -20,9 +20,10 @@ from .rows import (
     RowError,
     RowLocation,
     Turn,
+    check_alternation,
+    check_contents,
     check_extended,
     check_questions,
-    check_turns,
     read_text,
     show_volumes,
 )
@@ -86,7 +87,8 @@ class RecordReader:
         without_system, turns = turns, add_system(location, record, turns)
         if turns_field not in CONVERSATION_KEYS:
             turns = put_images_first(turns, len(images))
-        check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
+        check_alternation(location, turns, turns_field)
+        check_contents(location, turns, len(images), turns_field, image_field)
         has_node = bool(images) or self.rows_without_image is None
         if not has_node and self.rows_without_image == "refuse":
             raise location.error(

@@ -30,7 +30,6 @@ from logramed.trainer.study.table import Table
 
 
 COLORS = {PLAIN: "#636363", PRIMARY: "#08519c"}
-TABLES_NAME = "tables.md"
 
 
 def write_report(rows: Sequence[Mapping], folder: Path) -> list[Path]:
@@ -41,7 +40,7 @@ def write_report(rows: Sequence[Mapping], folder: Path) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = [split for split in ("test", "validation") if any(row["split"] == split for row in rows)]
-    written = [write_whole(folder / TABLES_NAME, "\n".join(summarize(rows, split) for split in splits))]
+    written = [write_whole(folder / "tables.md", "\n".join(summarize(rows, split) for split in splits))]
     rows = [row for row in rows if row["split"] == "test"]
     for name, draw in {"shares": draw_shares, "arms": draw_arms, "kinds": draw_kinds}.items():
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")

@@ -9,6 +9,7 @@ run with a row in OUTPUT/table.jsonl is not run again.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import signal
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product
 from os import environ
@@ -64,11 +65,6 @@ from logramed.trainer.study.settings import (
 from logramed.trainer.study.table import Table, make_row
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 TABLE_NAME, TUNING_TABLE_NAME, FURTHER_TABLE_NAME = "table.jsonl", "tuning.jsonl", "further.jsonl"
 SMOKE_STEPS, SMOKE_QUESTIONS = 5, 6
 
@@ -89,10 +85,7 @@ class Study:
     settings: Mapping[str, Mapping[str, Settings]]
     table: Table
     num_questions: int | None = None  # to ask; by default all
-    execute: Callable[[list[str], Path, int | None], None] | None = None
-
-    def __post_init__(self):
-        self.execute = self.execute or Commands()
+    execute: Callable[[list[str], Path, int | None], None] = field(default_factory=lambda: Commands())
 
     def run_all(self, runs: Sequence[Run], num_parallel: int) -> list[str]:
         """Run what has no row yet; the failures, in words. One that fails does not stop the others."""
@@ -110,8 +103,7 @@ class Study:
                     run, error = started[future], future.exception()
                     if error is not None:
                         failures.append(f"{run.name}: {error}")
-                    outcome = "FAILED" if error else describe_row(self.table.rows[run.name, self.split])
-                    print(f"{number}/{len(waiting)} {run.name}: {outcome}", flush=True)
+                    print(f"{number}/{len(waiting)} {run.name}: {'FAILED' if error else 'done'}", flush=True)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -224,14 +216,11 @@ class Commands:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[int | None]:
+def held(path: Path) -> Iterator[int]:
     """
     Hold a lock, which the commands of a run hold too: where this process was killed and a command of it still runs,
     the next start waits for that.
     """
-    if fcntl is None:
-        yield None
-        return
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
@@ -245,12 +234,6 @@ def is_trained(folder: Path) -> bool:
         )
     except (OSError, ValueError):
         return False
-
-
-def describe_row(row: Mapping) -> str:
-    blank = (row["without_sight"] or {}).get("all")
-    without = "" if blank is None else f", without sight {blank:.1f}"
-    return f"all {row['with_sight']['all']:.1f}{without}"
 
 
 def tune(study: Study, num_parallel: int, output: Path) -> list[str]:

@@ -113,11 +113,13 @@ def mean_figures(scores: Sequence[Mapping]) -> dict[str, float | int]:
 def image_scores(scores: Sequence[Mapping], images: Mapping[str, str]) -> dict[str, dict[str, list[float]]]:
     """
     For each image the sum of its questions' scores, in percent, and their number, of closed and of open questions:
-    what intervals are made of.
+    what intervals are made of. An image has the name of its folder too: SLAKE's are all called "source.jpg".
     """
     return {
         kind.lower(): sum_scores(
-            (short_name(images[row["question_id"]]), row["score"]) for row in scores if row["answer_type"] == kind
+            ("/".join(Path(images[row["question_id"]]).parts[-2:]), row["score"])
+            for row in scores
+            if row["answer_type"] == kind
         )
         for kind in SCORE_NAMES
     }
@@ -137,11 +139,6 @@ def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
         total[0] += score
         total[1] += 1
     return {name: [round(total, 3), count] for name, (total, count) in sorted(sums.items())}
-
-
-def short_name(path: str) -> str:
-    """The folder and name of an image, which are the same on every machine; SLAKE's are all called "source.jpg"."""
-    return "/".join(Path(path).parts[-2:])
 
 
 def seconds_per_step(log: Sequence[Mapping[str, Any]]) -> float | None:
