@@ -144,7 +144,7 @@ def test_smoke_goes_through_every_arm_and_both_models():
     assert {run.data for run in runs} == {"slake", "vqa_rad", "phantoms", "pretraining"}
 
 
-def test_smoke_has_a_few_steps_and_questions(tmp_path, monkeypatch):
+def test_smoke_has_a_few_steps_and_questions(tmp_path, monkeypatch, capsys):
     def run_all(study, runs, num_parallel):
         found = {own.num_steps for of_model in study.settings.values() for own in of_model.values()}
         assert (found, study.num_questions, study.paths.output.name) == ({5}, 6, "smoke")
@@ -155,6 +155,7 @@ def test_smoke_has_a_few_steps_and_questions(tmp_path, monkeypatch):
     assert main(words) == 0
     with pytest.raises(SystemExit):
         main([*words, "--tune"])
+    assert "argument --tune: not allowed with argument --smoke" in capsys.readouterr().err
 
 
 def test_commands_are_logged_have_one_thread_and_an_error_shows_their_last_lines(tmp_path):
