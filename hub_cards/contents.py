@@ -12,7 +12,7 @@ from logramed.chat_templates_logramed import CHAT_TEMPLATES
 # What of a model's folder is published as it is; cards add result files.
 MODEL_FILES = (
     *("*_logramed.py", "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "chat_template.*"),
-    *("config.json", "generation_config.json", "adapter_config.json", "logramed.json"),
+    *("config.json", "generation_config.json", "adapter_config.json"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )

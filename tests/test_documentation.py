@@ -16,6 +16,7 @@ from logramed.eval.arguments import EvaluationArguments
 from logramed.hub_cards import push, serve
 from logramed.trainer import build_model, convert, mini, phantoms, train
 from logramed.trainer.data import extend_answers, subsets
+from logramed.trainer.study import report as study_report
 from logramed.trainer.study import run as study_run
 from tests.hub_cards.space_app import space_modules
 from tests.tiny import tiny_processor
@@ -131,6 +132,11 @@ def test_command_has_arguments_that_exist(words, monkeypatch, capsys):
         assert called
     elif program == "trainer/study/run.py":
         study_run.parse_arguments(arguments)
+    elif program == "trainer/study/report.py":
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(study_report, "write_report", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # reached the work: the arguments were right
+            study_report.main(arguments)
     elif program in ("trainer/convert.py", "logramed-convert"):
         convert.parse_arguments(arguments)
     elif program in ("hub_cards/push.py", "logramed-push"):

@@ -185,12 +185,6 @@ def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
     (folder / "text_encoder").mkdir()
     for path in files["text_encoder"]:
         shutil.copyfile(path, folder / "text_encoder" / path.name)
-    write_joined(folder)
-    (folder / "README.md").write_text(describe_sources(), encoding="utf-8")
-
-
-def write_joined(folder: Path) -> None:
-    """Write `model`: tower and language model of `folder`, with a new projector."""
     model, processor = join_models(str(folder / "tower"), str(folder / "language"))
     for config in (model.config.vision_config, model.config.text_config):
         config.name_or_path = ""  # else the name that the folder has until all is written
@@ -199,6 +193,7 @@ def write_joined(folder: Path) -> None:
     sources = {part: asdict(SOURCES[part]) for part in ("tower", "language")}
     parts = {"vision": SOURCES["tower"].model, "language": SOURCES["language"].model, "sources": sources}
     write_json(folder / "model" / PARTS_NAME, parts)
+    (folder / "README.md").write_text(describe_sources(), encoding="utf-8")
 
 
 def describe_sources() -> str:

@@ -11,26 +11,24 @@ from logramed import LoGraMedConfig, LoGraMedImageProcessor, LoGraMedProcessor
 from logramed.chat_templates_logramed import CHAT_TEMPLATES
 from logramed.eval.files import require_empty
 from logramed.trainer.build_model import VOCABULARY_MULTIPLE
-from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license, unchanged
+from logramed.trainer.conversion.plans import Plan
 from logramed.trainer.conversion.sources import (
     DELTA,
     EMBEDDINGS,
-    GRAPH_NETWORK,
     HEAD,
     KINDS,
     KNOWN_TOWERS,
     TOWER_PREFIX,
-    TOWER_RENAMES,
-    UnknownWeightError,
     choose_dense_connector,
+    fetch,
     read_config,
     read_json_object,
+    read_license,
     refuse_other_kind,
-    rename,
+    rename_all,
     text_config_of,
     vision_config_of,
 )
-from logramed.trainer.conversion.stock import plan_stock
 from logramed.trainer.conversion.tokens import (
     add_former_image_tokens,
     add_image_token,
@@ -42,7 +40,6 @@ from logramed.trainer.conversion.weights import WeightFiles
 
 FINAL_NORM = "model.norm.weight"
 DELTA_NORM = 0.1  # a whole LLaMA's final norm averages above 1, a delta's about 0
-CLIP_HEAD_SIZE = 64
 
 
 def convert_to_logramed(
@@ -90,25 +87,6 @@ def plan_conversion(
     folder = fetch(source, "SOURCE")
     config = read_config(folder)
     refuse_other_kind(kind, config, source)
-    if "text_config" not in config:
-        return plan_original(kind, source, folder, config, dense_connector, base, vision_tower)
-    given = {"--dense_connector": dense_connector, "--vision_tower": vision_tower}
-    useless = [name for name, value in given.items() if value is not None]
-    if useless:
-        raise ValueError(f"{source} is transformers' own LLaVA, which says all of itself: leave out {useless[0]}.")
-    return plan_stock(folder, source, config)
-
-
-def plan_original(
-    kind: str,
-    source: str,
-    folder: Path,
-    config: dict[str, Any],
-    dense_connector: str | None,
-    base: str | None,
-    vision_tower: str | None,
-) -> Plan:
-    """Of a checkpoint in the layout of LLaVA's own code."""
     files, layout = WeightFiles(folder), KINDS[kind]
     if "model.embed_tokens.weight" not in files.tensors:
         raise ValueError(f"{source} holds no model.embed_tokens.weight: it is not a complete checkpoint.")
@@ -125,12 +103,13 @@ def plan_original(
     else:
         image_tokens = add_image_token(tokenizer, num_rows)
     tower_name, tower_folder = find_tower(config, files, vision_tower)
-    vision_config = tower_config(tower_name, tower_folder, files)
-    wanted_rows = round_up(len(tokenizer), num_rows)
+    vision_config = tower_config(tower_name, tower_folder)
+    if len(tokenizer) > num_rows:
+        num_rows = -(-len(tokenizer) // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     logramed_config = LoGraMedConfig(
         vision_config=vision_config,
         text_config={
-            **text_config_of(config, layout.language_model, wanted_rows),
+            **text_config_of(config, layout.language_model, num_rows),
             **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         },
         image_token_index=tokenizer.convert_tokens_to_ids(image_tokens["image_token"]),
@@ -138,13 +117,6 @@ def plan_original(
         vision_feature_select_strategy="full" if config.get("mm_vision_select_feature") == "cls_patch" else "default",
         **find_projector(files, vision_config["hidden_size"], dense_connector),
     )
-    weights = [Weights(files, rename_without_graph(tower_folder is not None))]
-    add = unchanged if base_folder is None else adding_base(WeightFiles(base_folder), source, base)
-    pad = padding_rows(wanted_rows)
-    weights[0].change = lambda name, tensor: pad(name, add(name, tensor))
-    weights[0].shapes = dict.fromkeys((EMBEDDINGS, HEAD), (wanted_rows, logramed_config.text_config.hidden_size))
-    if tower_folder is not None:
-        weights.append(Weights(WeightFiles(tower_folder), lambda name: rename(name, TOWER_RENAMES)))
     processor = LoGraMedProcessor(
         image_processor(vision_config, tower_folder),
         tokenizer,
@@ -157,7 +129,9 @@ def plan_original(
         config=logramed_config,
         processor=processor,
         end_token_ids=find_stop_tokens(tokenizer, layout.stop_string),
-        weights=weights,
+        files=files,
+        tower_files=None if tower_folder is None else WeightFiles(tower_folder),
+        add_base=None if base_folder is None else adding_base(WeightFiles(base_folder), source, base),
         parts={
             "source": source,
             "format": kind,
@@ -178,19 +152,6 @@ def warn_of_delta(kind: str, files: WeightFiles, source: str) -> None:
             f"{source} looks like {looks}: {FINAL_NORM} averages {mean:.2f}. If it is, convert with --from {other}.",
             stacklevel=2,
         )
-
-
-def round_up(num_tokens: int, num_rows: int) -> int:
-    """
-    Rows of embeddings for so many tokens: as many as there are, or with new ones a multiple of `VOCABULARY_MULTIPLE`.
-
-    Example:
-        >>> round_up(32004, 32004), round_up(32002, 32000)
-        (32004, 32064)
-    """
-    if num_tokens <= num_rows:
-        return num_rows
-    return -(-num_tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def find_projector(files: WeightFiles, tower_size: int, dense_connector: str | None) -> dict[str, Any]:
@@ -221,49 +182,18 @@ def find_tower(config: Mapping[str, Any], files: WeightFiles, given: str | None)
     return given or named, fetch(given or named, argument)
 
 
-def tower_config(name: str, folder: Path | None, files: WeightFiles) -> dict[str, Any]:
-    """
-    The configuration of the tower: from its folder; where the checkpoint holds it, from its weights, and the number of
-    heads and other settings from what its name says, if that is known here and of the same sizes.
-    """
+def tower_config(name: str, folder: Path | None) -> dict[str, Any]:
+    """The tower's configuration: from its folder; of one that the checkpoint holds, from what its name says."""
     if folder is not None:
         return vision_config_of(read_config(folder, "--vision_tower"))
-    sizes = tower_sizes(files)
-    known = KNOWN_TOWERS.get(name)
-    if known is None and name and Path(name).is_dir():
-        known = vision_config_of(read_config(Path(name), "The vision tower that config.json names"))
-    if known is not None and all(known[size] == value for size, value in sizes.items()):
-        return vision_config_of(known)
-    if sizes["hidden_size"] % CLIP_HEAD_SIZE:
-        raise ValueError(
-            f"{files.folder} holds a vision tower of hidden size {sizes['hidden_size']}, and does not say how many "
-            "heads it has. Let mm_vision_tower of its config.json name a folder with the tower's config.json."
-        )
-    return vision_config_of({**sizes, "num_attention_heads": sizes["hidden_size"] // CLIP_HEAD_SIZE})
-
-
-def tower_sizes(files: WeightFiles) -> dict[str, int]:
-    """Sizes of the vision tower that a checkpoint holds, by its weights."""
-    shapes = {
-        ours: info.shape
-        for name, info in files.tensors.items()
-        if "vision_tower." in name and (ours := rename(name)) is not None
-    }
-    place = f"{TOWER_PREFIX}vision_model"
-    try:
-        hidden_size, _, patch_size, _ = shapes[f"{place}.embeddings.patch_embedding.weight"]
-        num_positions = shapes[f"{place}.embeddings.position_embedding.weight"][0]
-        intermediate_size = shapes[f"{place}.encoder.layers.0.mlp.fc1.weight"][0]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{files.folder} holds a vision tower that is not CLIP ({error}).") from error
-    layers = {name.split(".")[4] for name in shapes if name.startswith(f"{place}.encoder.layers.")}
-    return {
-        "hidden_size": hidden_size,
-        "intermediate_size": intermediate_size,
-        "num_hidden_layers": len(layers),
-        "patch_size": patch_size,
-        "image_size": round((num_positions - 1) ** 0.5) * patch_size,
-    }
+    if name in KNOWN_TOWERS:
+        return vision_config_of(KNOWN_TOWERS[name])
+    if Path(name).is_dir():
+        return vision_config_of(read_config(Path(name), "The vision tower that config.json names"))
+    raise ValueError(
+        f"The checkpoint holds a vision tower of unknown sizes: mm_vision_tower of its config.json is {name!r}. Let "
+        f"it name a folder with the tower's config.json, or one of {', '.join(KNOWN_TOWERS)}."
+    )
 
 
 def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None) -> LoGraMedImageProcessor:
@@ -274,43 +204,12 @@ def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None)
     return LoGraMedImageProcessor(size=vision_config["image_size"], **statistics)
 
 
-def rename_without_graph(replaces_tower: bool) -> Callable[[str], str | None]:
-    """`rename`, without the graph network, and without a tower whose weights are taken from elsewhere."""
-
-    def renamed(name: str) -> str | None:
-        if GRAPH_NETWORK.fullmatch(name):
-            return None
-        ours = rename(name)
-        return None if replaces_tower and ours is not None and ours.startswith(TOWER_PREFIX) else ours
-
-    return renamed
-
-
-def padding_rows(num_rows: int) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """
-    Gives embeddings and head rows for new tokens: the mean of the old ones, so that none is ever the likeliest.
-    """
-
-    def padded(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name not in (EMBEDDINGS, HEAD) or len(tensor) == num_rows:
-            return tensor
-        mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-        return torch.cat([tensor, mean.expand(num_rows - len(tensor), -1)])
-
-    return padded
-
-
 def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """
     Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone. Raises
     `ValueError` if the base lacks a weight, or has another shape.
     """
-    by_name = {}
-    for name in base.tensors:
-        try:
-            by_name[rename(name)] = name
-        except UnknownWeightError:  # of a model that is no LLaMA: what is needed of it is asked for below
-            continue
+    by_name, _ = rename_all(base.tensors)
 
     def added(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name.startswith(("multi_modal_projector.", TOWER_PREFIX)):

@@ -1,64 +1,32 @@
 """A model that is to be written: all but its weights, which are read, changed and written one tensor at a time."""
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import list_repo_files, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from logramed import LoGraMedConfig, LoGraMedProcessor
 from logramed.eval.files import whole_folder, write_json
-from logramed.eval.model_names import naming_model
 from logramed.trainer.build_model import PARTS_NAME
-from logramed.trainer.conversion.sources import GRAPH_NETWORK, HEAD, UnknownWeightError, expected_weights
-from logramed.trainer.conversion.weights import ShardWriter, TensorInfo, WeightFiles, compare_names
+from logramed.trainer.conversion.sources import (
+    EMBEDDINGS,
+    GRAPH_NETWORK,
+    HEAD,
+    TOWER_PREFIX,
+    TOWER_RENAMES,
+    expected_weights,
+    rename_all,
+)
+from logramed.trainer.conversion.weights import ShardWriter, WeightFiles, compare_names
 
 
-# All that a conversion reads; other files of a repository (other weights, pictures) are left on the Hub.
-READ_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model", "*.jinja", "README.md")
 # Not beside the weights: engines load every safetensors file there.
 GRAPH_NETWORK_FILE = "training/graph_network.safetensors"
-LICENSE_NAMES = ("license", "license_name", "license_link")
-
-
-def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
-
-
-@dataclass
-class Weights:
-    """Where weights come from."""
-
-    files: WeightFiles
-    rename: Callable[[str], str | None]  # from a name there to ours; `None` leaves a weight out
-    change: Callable[[str, torch.Tensor], torch.Tensor] = unchanged  # given our name
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # where `change` gives others, by our name
-
-    def names(self) -> tuple[dict[str, TensorInfo], list[str]]:
-        """The weights by our names, and the names in the files that nobody knows."""
-        known, unknown = {}, []
-        for name, info in self.files.tensors.items():
-            try:
-                ours = self.rename(name)
-            except UnknownWeightError:
-                unknown.append(name)
-                continue
-            if ours is not None:
-                known[ours] = info
-        return known, unknown
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in self.files:
-            ours = self.rename(name)
-            if ours is not None:
-                yield ours, self.change(ours, tensor)
 
 
 @dataclass
@@ -68,41 +36,37 @@ class Plan:
     config: LoGraMedConfig
     processor: LoGraMedProcessor
     end_token_ids: list[int]
-    weights: list[Weights]
+    files: WeightFiles
+    tower_files: WeightFiles | None  # where the tower is not the checkpoint's own
+    add_base: Callable[[str, torch.Tensor], torch.Tensor] | None  # to a delta, given our name of a weight
     parts: dict[str, Any]  # what parts.json says
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of all weights: the widest of the checkpoint's own, which a tower of other files follows."""
-        known, _ = self.weights[0].names()
-        dtypes = {info.dtype for info in known.values() if info.dtype.is_floating_point}
-        widest = dtypes.pop()
-        for dtype in dtypes:
-            widest = torch.promote_types(widest, dtype)
-        return widest
-
-    def shapes(self) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-        """The weights that are written, and the names in the files that nobody knows."""
-        shapes, unknown = {}, []
-        for weights in self.weights:
-            known, strange = weights.names()
-            shapes |= {ours: weights.shapes.get(ours, info.shape) for ours, info in known.items()}
-            unknown += strange
+    def sources(self) -> tuple[dict[str, tuple[WeightFiles, str]], list[str]]:
+        """Files and name there of each weight that is written, by our name, and the names that nobody knows."""
+        own, unknown = rename_all(self.files.tensors)
+        found = {ours: (self.files, name) for ours, name in own.items()}
+        if self.tower_files is not None:
+            tower, unknown_of_tower = rename_all(self.tower_files.tensors, TOWER_RENAMES)
+            found = {ours: source for ours, source in found.items() if not ours.startswith(TOWER_PREFIX)}
+            found |= {ours: (self.tower_files, name) for ours, name in tower.items()}
+            unknown += unknown_of_tower
         if self.config.tie_word_embeddings:  # the embeddings are the head, whether the files have it twice or not
-            shapes.pop(HEAD, None)
-        return shapes, unknown
+            found.pop(HEAD, None)
+        return found, unknown
 
     def check(self, source: str) -> None:
         """Raises `ValueError` if weights are missing, left over or of another shape than the configuration says."""
-        compare_names(*self.shapes(), expected_weights(self.config), source)
+        found, unknown = self.sources()
+        shapes = {ours: files.tensors[name].shape for ours, (files, name) in found.items()}
+        for name in {EMBEDDINGS, HEAD} & shapes.keys():
+            shapes[name] = (self.config.text_config.vocab_size, *shapes[name][1:])
+        compare_names(shapes, unknown, expected_weights(self.config), source)
 
     def write(self, output: Path) -> None:
         """Write the model, whole or not at all."""
-        shapes, _ = self.shapes()
         with whole_folder(output, "OUTPUT") as unfinished:
-            self.write_weights(unfinished, shapes)
-            save_graph_network(self.weights[0].files, unfinished)
-            self.config.dtype = self.dtype
+            self.config.dtype = self.write_weights(unfinished)
+            save_graph_network(self.files, unfinished)
             self.config.architectures = ["LoGraMedForConditionalGeneration"]
             self.config.save_pretrained(unfinished)
             self.processor.save_pretrained(unfinished)
@@ -111,44 +75,29 @@ class Plan:
             GenerationConfig(eos_token_id=self.end_token_ids, **tokens).save_pretrained(unfinished)
             write_json(unfinished / PARTS_NAME, self.parts)
 
-    def write_weights(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        writer, dtype = ShardWriter(folder), self.dtype
-        for weights in self.weights:
-            for name, tensor in weights:
-                if name not in shapes:
-                    continue
-                assert tuple(tensor.shape) == tuple(shapes[name]), (name, tensor.shape, shapes[name])
-                writer.add(name, tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    def write_weights(self, folder: Path) -> torch.dtype:
+        """Write all weights in the widest dtype of the checkpoint's own, which a tower of other files follows too."""
+        found, _ = self.sources()
+        dtypes = {files.tensors[name].dtype for files, name in found.values() if files is self.files}
+        dtype = reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
+        writer = ShardWriter(folder)
+        for ours, (files, name) in found.items():
+            tensor = files.read(name)
+            if files is self.files and self.add_base is not None:
+                tensor = self.add_base(ours, tensor)
+            if ours in (EMBEDDINGS, HEAD):
+                tensor = pad_rows(tensor, self.config.text_config.vocab_size)
+            writer.add(ours, tensor.to(dtype) if tensor.is_floating_point() else tensor)
         writer.close()
+        return dtype
 
 
-def fetch(name: str, argument: str) -> Path:
-    """The folder of a model: itself, or a snapshot of a repository of the Hub; `ValueError` if there is neither."""
-    with naming_model(name, argument, foreign=True):
-        return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=choose_files(name)))
-
-
-def choose_files(name: str) -> list[str]:
-    """What is downloaded of a repository: the files beside each other at its top, and of weights one form."""
-    try:
-        files = [file for file in list_repo_files(name) if "/" not in file]
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):  # what is in the cache, or the reason why nothing is
-        return list(READ_FILES)
-    if any(file.endswith(".safetensors") for file in files):
-        files = [file for file in files if not file.endswith((".bin", ".bin.index.json"))]
-    return [file for file in files if any(Path(file).match(pattern) for pattern in READ_FILES)]
-
-
-def read_license(folder: Path) -> dict[str, str]:
-    """The licence that the card of a checkpoint names, under the names of the Hub's front matter, if it does."""
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        front_matter = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-        found = yaml.safe_load(front_matter.group(1)) if front_matter else None
-    except (OSError, ValueError, yaml.YAMLError):  # a card is for people: it stops no conversion
-        found = None
-    found = found if isinstance(found, dict) else {}
-    return {name: str(found[name]) for name in LICENSE_NAMES if found.get(name)}
+def pad_rows(tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Embeddings or head with rows for new tokens: the mean of the old ones, so that none is ever the likeliest."""
+    if len(tensor) == num_rows:
+        return tensor
+    mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(num_rows - len(tensor), -1)])
 
 
 def save_graph_network(files: WeightFiles, folder: Path) -> None:

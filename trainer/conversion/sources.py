@@ -5,17 +5,26 @@ as a LoGra-Med. Layouts are those of LLaVA-Med v1.0.0, ExGra-Med, LLaVA-Med v1.5
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.repocard import metadata_load
 from transformers import AutoConfig
 
 from logramed import LoGraMedConfig, LoGraMedForConditionalGeneration
 from logramed.configuration_logramed import CLIP_VIT_L_14_224
-from logramed.eval.model_names import find_foreign_kind
+from logramed.eval.model_names import find_foreign_kind, naming_model
+
+
+# All that a conversion reads; other files of a repository (other weights, pictures) are left on the Hub.
+READ_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model", "*.jinja", "README.md")
+LICENSE_NAMES = ("license", "license_name", "license_link")
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,9 @@ IMAGE_TOKENS = {"image_token": "<im_patch>", "image_start_token": "<im_start>", 
 FORMER_PAD_TOKEN = "[PAD]"
 MAX_LENGTH = 2048
 # Towers that the checkpoints name, so that their sizes are known without the Hub.
-CLIP_VIT_L_14_336 = {**CLIP_VIT_L_14_224, "image_size": 336}
 KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": CLIP_VIT_L_14_224,
-    "openai/clip-vit-large-patch14-336": CLIP_VIT_L_14_336,
+    "openai/clip-vit-large-patch14-336": {**CLIP_VIT_L_14_224, "image_size": 336},
 }
 
 # Whose weights are in files one level further down than transformers 5 has them in the model.
@@ -57,8 +65,10 @@ TOWERS_WITH_LEVEL = ("clip_vision_model", "siglip_vision_model", "siglip2_vision
 TOWER_PREFIX = "vision_tower."
 EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 FIRST_LAYER = "multi_modal_projector.linear_1.weight"
+GRAPH_NETWORK = re.compile(r"model\.message_pass_node_features\.(.*)")
 # Names in the originals and ours, tried in this order; None leaves a weight out.
 RENAMES = (
+    (GRAPH_NETWORK.pattern, None),
     (r".*\.rotary_emb\.inv_freq", None),
     (r"model\.mm_projector\.(weight|bias)", r"multi_modal_projector.linear_1.\1"),
     (r"model\.mm_projector\.0\.(weight|bias)", r"multi_modal_projector.linear_1.\1"),
@@ -77,28 +87,52 @@ TOWER_RENAMES = (
     (r"embeddings\.position_ids", None),
     (r"((?:embeddings|encoder|pre_layrnorm|post_layernorm)\..*)", r"vision_tower.vision_model.\1"),
 )
-GRAPH_NETWORK = re.compile(r"model\.message_pass_node_features\.(.*)")
 
 
-class UnknownWeightError(KeyError):
-    """A name that is in no layout."""
-
-
-def rename(name: str, renames: tuple[tuple[str, str | None], ...] = RENAMES) -> str | None:
+def rename_all(
+    names: Iterable[str], renames: tuple[tuple[str, str | None], ...] = RENAMES
+) -> tuple[dict[str, str], list[str]]:
     """
-    Our name of a weight, or `None` if it is left out.
-
-    Raises:
-        UnknownWeightError: If no layout has such a weight.
+    The names of weights by our names of them, without those that are left out, and the names that no layout has.
 
     Example:
-        >>> rename("model.layers.0.mlp.up_proj.weight")
-        'language_model.model.layers.0.mlp.up_proj.weight'
+        >>> rename_all(["model.layers.0.mlp.up_proj.weight", "a.rotary_emb.inv_freq", "b"])
+        ({'language_model.model.layers.0.mlp.up_proj.weight': 'model.layers.0.mlp.up_proj.weight'}, ['b'])
     """
-    for pattern, replacement in renames:
-        if re.fullmatch(pattern, name):
-            return None if replacement is None else re.sub(pattern, replacement, name)
-    raise UnknownWeightError(name)
+    known, unknown = {}, []
+    for name in names:
+        found = next((rename for rename in renames if re.fullmatch(rename[0], name)), None)
+        if found is None:
+            unknown.append(name)
+        elif found[1] is not None:
+            known[re.sub(*found, name)] = name
+    return known, unknown
+
+
+def fetch(name: str, argument: str) -> Path:
+    """The folder of a model: itself, or a snapshot of a repository of the Hub; `ValueError` if there is neither."""
+    with naming_model(name, argument, foreign=True):
+        return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=choose_files(name)))
+
+
+def choose_files(name: str) -> list[str]:
+    """What is downloaded of a repository: the files beside each other at its top, and of weights one form."""
+    try:
+        files = [file for file in list_repo_files(name) if "/" not in file]
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):  # what is in the cache, or the reason why nothing is
+        return list(READ_FILES)
+    if any(file.endswith(".safetensors") for file in files):
+        files = [file for file in files if not file.endswith((".bin", ".bin.index.json"))]
+    return [file for file in files if any(Path(file).match(pattern) for pattern in READ_FILES)]
+
+
+def read_license(folder: Path) -> dict[str, str]:
+    """The licence that the card of a checkpoint names, under the names of the Hub's front matter, if it does."""
+    try:
+        found = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):  # a card is for people: it stops no conversion
+        found = {}
+    return {name: str(found[name]) for name in LICENSE_NAMES if found.get(name)}
 
 
 def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
@@ -122,20 +156,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None:
     """Raises `ValueError` if config.json tells of another kind of checkpoint than `kind`."""
-    if config.get("model_type") == "llava" and "text_config" in config:
-        found = "llava"
-    elif config.get("model_type") == "logramed":
+    if config.get("model_type") == "logramed":
         raise ValueError(f"{source} is a LoGra-Med already.")
-    else:
-        found = find_foreign_kind(config)
+    if config.get("model_type") == "llava" and "text_config" in config:
+        raise ValueError(f"{source} is transformers' own LLaVA, which needs no conversion: every command takes it.")
+    found = find_foreign_kind(config)
     if kind not in ALIKE.get(found, (found,)):
+        ends = " with start and end tokens of images" if config.get("mm_use_im_start_end") else ""
+        described = f"model type {config.get('model_type')!r}{ends}"
         advice = f" It looks like `--from {found}`." if found else ""
-        raise ValueError(f"{source} has a config.json that is not of --from {kind} ({describe_type(config)}).{advice}")
-
-
-def describe_type(config: Mapping[str, Any]) -> str:
-    ends = " with start and end tokens of images" if config.get("mm_use_im_start_end") else ""
-    return f"model type {config.get('model_type')!r}{ends}"
+        raise ValueError(f"{source} has a config.json that is not of --from {kind} ({described}).{advice}")
 
 
 def text_config_of(config: Mapping[str, Any], language_model: str, vocab_size: int) -> dict[str, Any]:

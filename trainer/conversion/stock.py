@@ -1,17 +1,15 @@
-"""LoGra-Med as transformers' own `LlavaForConditionalGeneration`, without remote code, and back."""
+"""LoGra-Med as transformers' own `LlavaForConditionalGeneration`, without remote code."""
 
 import json
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, GenerationConfig, LlavaConfig, PreTrainedTokenizerBase
+from transformers import AutoProcessor, LlavaConfig
 
 import logramed  # noqa: F401  (registers LoGra-Med with the Auto classes)
 from logramed import LoGraMedConfig, LoGraMedImageProcessor, LoGraMedProcessor
@@ -20,24 +18,11 @@ from logramed.eval.files import require_empty, whole_folder, write_json
 from logramed.eval.model_names import ADAPTER_CONFIG
 from logramed.processing_logramed import write_shared_tokenizer_config
 from logramed.trainer.build_model import PARTS_NAME
-from logramed.trainer.conversion.plans import Plan, Weights, fetch, read_license
-from logramed.trainer.conversion.sources import (
-    FIRST_LAYER,
-    KINDS,
-    TOWERS_WITH_LEVEL,
-    expected_weights,
-    read_config,
-    read_json_object,
-    rename,
-)
-from logramed.trainer.conversion.tokens import load_tokenizer
+from logramed.trainer.conversion.sources import FIRST_LAYER, expected_weights, fetch, read_config
 from logramed.trainer.conversion.weights import ShardWriter, WeightFiles, compare_names
 from logramed.trainer.merge import merge_adapter
 
 
-# What a stock LLaVA has no field for, so that nothing is lost on the way back.
-SIDE_FILE = "logramed.json"
-FIRST_LAYER_FILE = "training/first_layer.safetensors"
 SECOND_LAYER, SECOND_BIAS = "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias"
 # vLLM looks for such a loop to see that a template takes contents of parts, and else writes `<image>` itself.
 TAKES_PARTS = (
@@ -45,28 +30,6 @@ TAKES_PARTS = (
     "{%- endif -%}"
 )
 PLACEHOLDER = "{%- set placeholder = image_token | default('<image>') -%}"
-# Names of weights in the files of transformers' LLaVA, of several years.
-STOCK_RENAMES = (
-    (r".*\.rotary_emb\.inv_freq|.*\.embeddings\.position_ids", None),
-    (r"model\.language_model\.(.*)", r"language_model.model.\1"),
-    (r"(language_model\.model\..*)", r"\1"),
-    (r"(?:language_model\.)?lm_head\.(.*)", r"language_model.lm_head.\1"),
-    (r"(?:model\.)?multi_modal_projector\.(.*)", r"multi_modal_projector.\1"),
-    (r"(?:model\.)?vision_tower\.(?:vision_model\.)?(.*)", r"vision_tower.\1"),
-)
-
-
-def rename_stock(name: str, tower: str) -> str | None:
-    """
-    Our name in files of a weight of transformers' LLaVA whose tower is of the model type `tower`; raises
-    `UnknownWeightError` if it has no such weight.
-    """
-    ours = rename(name, STOCK_RENAMES)
-    level = "vision_tower.vision_model." if tower in TOWERS_WITH_LEVEL else "vision_tower."
-    return None if ours is None else re.sub(r"^vision_tower\.", level, ours)
-
-
-# --- out ---
 
 
 def convert_to_llava(model: str, output: str | Path) -> Path:
@@ -76,7 +39,7 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
 
     A linear projector gets a second layer that changes nothing. The layers that `sci` and `dci` join are taken as a
     list of layers; of `dci`, whose means have no place there, the first layer of the projector has each mean's weights
-    once for every layer, divided by their number. The layer as it was is kept beside it, for the way back.
+    once for every layer, divided by their number.
 
     Args:
         model (`str`): Folder or Hub id, or an adapter, which is merged first.
@@ -98,16 +61,17 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
         compare_names(shapes, [], expected_weights(config), model)
         with whole_folder(output, "OUTPUT") as unfinished:
             writer = ShardWriter(unfinished)
-            for name, tensor in files:
-                if "graph_network." not in name:
-                    writer.add(name, fold(tensor, config) if name == FIRST_LAYER else tensor)
-            keep_first_layer(config, files, unfinished)
+            for name in shapes:
+                tensor = files.read(name)
+                writer.add(name, fold(tensor, config) if name == FIRST_LAYER else tensor)
             for name, tensor in identity_layer(config, files).items():
                 writer.add(name, tensor)
             writer.close()
             write_stock_config(config, files, unfinished)
             write_stock_processor(folder, config, unfinished)
-            copy_records(folder, unfinished)
+            for name in ("generation_config.json", PARTS_NAME):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, unfinished / name)
     return output
 
 
@@ -137,14 +101,6 @@ def refuse_what_llava_lacks(config: LoGraMedConfig) -> None:
         raise ValueError(f"This model cannot be a stock LLaVA: {reason}. Serve it with its own code.")
 
 
-def stock_layers(config: LoGraMedConfig) -> int | list[int]:
-    """The `vision_feature_layer` of LLaVA: the selected hidden state, and those that are joined to it."""
-    if not config.connected_layers:
-        return config.vision_feature_layer
-    num_states = config.vision_config.num_hidden_layers + 1
-    return [config.vision_feature_layer % num_states, *config.connected_layers]
-
-
 def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
     """
     The projector's first layer `(hidden_size, 3 * vision_hidden_size)` of a `dci` model, for hidden states that are
@@ -154,24 +110,11 @@ def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
     if config.dense_connector != "dci":
         return weight
     selected, *means = weight.split(config.vision_config.hidden_size, dim=1)
+    num_layers = len(config.connected_layers)
     blocks = [selected]
-    for mean, number in zip(means, halves(config), strict=True):
+    for mean, number in zip(means, (num_layers // 2, num_layers - num_layers // 2), strict=True):
         blocks += [(mean.float() / number).to(weight.dtype)] * number
     return torch.cat(blocks, dim=1)
-
-
-def halves(config: LoGraMedConfig) -> tuple[int, int]:
-    """How many layers each mean of `dci` is of."""
-    num_layers = len(config.connected_layers)
-    return num_layers // 2, num_layers - num_layers // 2
-
-
-def keep_first_layer(config: LoGraMedConfig, files: WeightFiles, folder: Path) -> None:
-    """A first layer that was folded, as it was: dividing and multiplying again may change a weight's last digit."""
-    if config.dense_connector == "dci":
-        (folder / FIRST_LAYER_FILE).parent.mkdir()
-        state = {FIRST_LAYER: files.read(FIRST_LAYER).contiguous()}
-        save_file(state, folder / FIRST_LAYER_FILE, metadata={"format": "pt"})
 
 
 def identity_layer(config: LoGraMedConfig, files: WeightFiles) -> dict[str, torch.Tensor]:
@@ -184,13 +127,16 @@ def identity_layer(config: LoGraMedConfig, files: WeightFiles) -> dict[str, torc
 
 
 def write_stock_config(config: LoGraMedConfig, files: WeightFiles, folder: Path) -> None:
+    layers = config.vision_feature_layer
+    if config.connected_layers:  # the selected hidden state, and those that are joined to it
+        layers = [layers % (config.vision_config.num_hidden_layers + 1), *config.connected_layers]
     stock = LlavaConfig(
         vision_config=config.vision_config.to_dict(),
         text_config=config.text_config.to_dict(),
         image_token_index=config.image_token_index,
         projector_hidden_act=config.projector_hidden_act,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
-        vision_feature_layer=stock_layers(config),
+        vision_feature_layer=layers,
         image_seq_length=config.num_image_tokens,
         multimodal_projector_bias=config.multimodal_projector_bias,
         tie_word_embeddings=config.tie_word_embeddings,
@@ -206,7 +152,7 @@ def write_stock_config(config: LoGraMedConfig, files: WeightFiles, folder: Path)
 
 
 def write_stock_processor(source: Path, config: LoGraMedConfig, folder: Path) -> None:
-    """The processor as a `LlavaProcessor`, and what it has no field for in a file of its own."""
+    """The processor as a `LlavaProcessor`."""
     processor = AutoProcessor.from_pretrained(source)
     template = processor.chat_template
     template = template.get("default") if isinstance(template, dict) else template
@@ -226,11 +172,6 @@ def write_stock_processor(source: Path, config: LoGraMedConfig, folder: Path) ->
             "vision_feature_select_strategy": config.vision_feature_select_strategy,
             "num_additional_image_tokens": config.num_prefix_tokens,
         },
-    )
-    kept = ("image_token", "image_start_token", "image_end_token", "stop_string")
-    write_json(
-        folder / SIDE_FILE,
-        {"chat_template": template, **{name: getattr(processor, name, None) for name in kept}},
     )
 
 
@@ -268,189 +209,4 @@ def stock_image_settings(image_processor: LoGraMedImageProcessor) -> dict[str, A
         "image_mean": image_processor.image_mean,
         "image_std": image_processor.image_std,
         "do_convert_rgb": image_processor.do_convert_rgb,
-    }
-
-
-def copy_records(source: Path, folder: Path) -> None:
-    """Where the model comes from, and what it generates by."""
-    for name in ("generation_config.json", PARTS_NAME):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-# --- in ---
-
-
-def plan_stock(folder: Path, source: str, settings: dict[str, Any]) -> Plan:
-    """
-    A LoGra-Med of a folder of transformers' LLaVA, such as `convert_to_llava` writes; `ValueError` if it has a
-    projector that is neither LLaVA's nor one that `convert_to_llava` writes.
-    """
-    files = WeightFiles(folder)
-    stock = LlavaConfig.from_pretrained(folder)
-    tower = stock.vision_config.model_type
-    first = next((name for name in files.tensors if name.endswith(FIRST_LAYER)), None)
-    image_token_id = settings.get("image_token_index", settings.get("image_token_id"))
-    if first is None or image_token_id is None:
-        missing = FIRST_LAYER if first is None else "image_token_index in its config.json"
-        raise ValueError(f"{source} has no {missing}: it is not a complete LLaVA.")
-    is_linear = stock.projector_hidden_act == "linear"
-    if is_linear:
-        refuse_second_layer(files, first, source)
-    elif stock.projector_hidden_act != "gelu":
-        raise ValueError(f"{source} has a projector with {stock.projector_hidden_act!r}, and LoGra-Med's has 'gelu'.")
-    tokenizer = load_tokenizer([folder], is_stock=True)
-    text_config = stock.text_config.to_dict()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if text_config.get(name) is None:
-            text_config[name] = getattr(tokenizer, name)
-    config = LoGraMedConfig(
-        vision_config=stock.vision_config.to_dict(),
-        text_config=text_config,
-        image_token_index=image_token_id,
-        vision_feature_select_strategy=stock.vision_feature_select_strategy,
-        projector_type="linear" if is_linear else "mlp2x_gelu",
-        multimodal_projector_bias=stock.multimodal_projector_bias,
-        tie_word_embeddings=settings.get("tie_word_embeddings", False),
-        **read_layers(stock, files, first, source),
-    )
-    weights = Weights(files, without_second_layer(tower, is_linear))
-    if config.dense_connector == "dci":
-        shape = (files.tensors[first].shape[0], 3 * config.vision_config.hidden_size)
-        weights.change, weights.shapes = unfolding(config, folder), {FIRST_LAYER: shape}
-    processor = read_stock_processor(folder, config, tokenizer)
-    generation = folder / "generation_config.json"
-    ends = GenerationConfig.from_pretrained(folder).eos_token_id if generation.is_file() else None
-    ends = processor.tokenizer.eos_token_id if ends is None else ends
-    return Plan(
-        config=config,
-        processor=processor,
-        end_token_ids=ends if isinstance(ends, list) else [ends],
-        weights=[weights],
-        parts=stock_parts(folder, source),
-    )
-
-
-def without_second_layer(tower: str, is_linear: bool) -> Callable[[str], str | None]:
-    def renamed(name: str) -> str | None:
-        ours = rename_stock(name, tower)
-        return None if is_linear and ours in (SECOND_LAYER, SECOND_BIAS) else ours
-
-    return renamed
-
-
-def refuse_second_layer(files: WeightFiles, first: str, source: str) -> None:
-    """Raises `ValueError` if the second layer of a projector without activation changes anything."""
-    second = first.replace(FIRST_LAYER, SECOND_LAYER)
-    if second not in files.tensors:
-        raise ValueError(f"{source} holds no {second}.")
-    weight = files.read(second)
-    bias_name = first.replace(FIRST_LAYER, SECOND_BIAS)
-    has_bias = bias_name in files.tensors and bool(files.read(bias_name).any())
-    if has_bias or not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype)):
-        raise ValueError(
-            f"{source} has a projector of two layers without an activation between them, and LoGra-Med's has one "
-            "such layer: multiply the two first."
-        )
-
-
-def read_layers(stock: LlavaConfig, files: WeightFiles, first: str, source: str) -> dict[str, Any]:
-    """
-    `vision_feature_layer` and `dense_connector` of LLaVA's layers; `ValueError` if several layers are joined in a way
-    that no dense connector does.
-    """
-    layers, num_layers = stock.vision_feature_layer, stock.vision_config.num_hidden_layers
-    if isinstance(layers, int):
-        return {"vision_feature_layer": layers, "dense_connector": "none"}
-    layers = [layer % (num_layers + 1) for layer in layers]
-    if len(layers) == 1:
-        return {"vision_feature_layer": layers[0], "dense_connector": "none"}
-    width, wanted = files.tensors[first].shape[1], len(layers) * stock.vision_config.hidden_size
-    if width != wanted:
-        raise ValueError(f"{source} joins {len(layers)} layers, {wanted} features, and its projector takes {width}.")
-    for connector in ("sci", "dci"):
-        vision_config = stock.vision_config.to_dict()
-        config = LoGraMedConfig(vision_config, None, vision_feature_layer=layers[0], dense_connector=connector)
-        if layers == stock_layers(config) and is_folded(files.read(first), config):
-            # Counted from the end, as configurations say it.
-            return {"vision_feature_layer": layers[0] - num_layers - 1, "dense_connector": connector}
-    raise ValueError(
-        f"{source} joins the layers {layers} of its vision tower in a way that no dense connector of LoGra-Med does."
-    )
-
-
-def is_folded(weight: torch.Tensor, config: LoGraMedConfig) -> bool:
-    """Whether a first layer has equal weights for all layers of one mean; always for connectors without means."""
-    if config.dense_connector != "dci":
-        return True
-    _, *blocks = weight.split(config.vision_config.hidden_size, dim=1)
-    lower = halves(config)[0]
-    return all(torch.equal(block, part[0]) for part in (blocks[:lower], blocks[lower:]) if part for block in part)
-
-
-def unfolding(config: LoGraMedConfig, folder: Path) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """What `fold` did, undone: by the layer as it was, if it is kept in `folder` and was not trained since."""
-    kept = load_file(folder / FIRST_LAYER_FILE)[FIRST_LAYER] if (folder / FIRST_LAYER_FILE).is_file() else None
-
-    def unfolded(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name != FIRST_LAYER:
-            return tensor
-        if kept is not None and torch.equal(fold(kept, config), tensor):
-            return kept
-        selected, *blocks = tensor.split(config.vision_config.hidden_size, dim=1)
-        lower, upper = halves(config)
-        means = [(blocks[place].float() * number).to(tensor.dtype) for place, number in ((0, lower), (lower, upper))]
-        return torch.cat([selected, *means], dim=1)
-
-    return unfolded
-
-
-def read_stock_processor(
-    folder: Path, config: LoGraMedConfig, tokenizer: PreTrainedTokenizerBase
-) -> LoGraMedProcessor:
-    """A LoGra-Med processor of what stands in a folder of LLaVA."""
-    side = read_json_object(folder / SIDE_FILE) if (folder / SIDE_FILE).is_file() else {}
-    image_token = tokenizer.convert_ids_to_tokens(config.image_token_index)
-    kept = {name: side.get(name) for name in ("image_start_token", "image_end_token", "stop_string")}
-    return LoGraMedProcessor(
-        LoGraMedImageProcessor(size=config.vision_config.image_size, **read_image_settings(folder)),
-        tokenizer,
-        num_image_tokens=config.num_image_tokens,
-        image_token=image_token,
-        chat_template=side.get("chat_template") or read_template(folder, tokenizer),
-        **kept,
-    )
-
-
-def read_image_settings(folder: Path) -> dict[str, Any]:
-    """What of an image processor's settings LoGra-Med's has too, from either file that transformers writes."""
-    settings: dict[str, Any] = {}
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if (folder / name).is_file():
-            content = read_json_object(folder / name)
-            settings |= content.get("image_processor", content)
-    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb", "resample")
-    found = {name: settings[name] for name in names if settings.get(name) is not None}
-    # LLaVA's other image processor crops; here nothing is, so images are padded unless they are squeezed.
-    return found | {"do_pad_to_square": settings.get("do_pad", True)}
-
-
-def read_template(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The chat template of a folder, wherever transformers wrote it."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if (folder / "chat_template.json").is_file():
-        return read_json_object(folder / "chat_template.json").get("chat_template", tokenizer.chat_template)
-    return tokenizer.chat_template
-
-
-def stock_parts(folder: Path, source: str) -> dict[str, Any]:
-    """Those that `convert_to_llava` copied, or the folder itself."""
-    if (folder / PARTS_NAME).is_file():
-        return read_json_object(folder / PARTS_NAME)
-    return {
-        "source": source,
-        "format": "llava",
-        **(read_license(folder) or KINDS["llava"].license),
-        "base_models": [source],
     }

@@ -17,17 +17,16 @@ SPECIAL_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
-def load_tokenizer(folders: Sequence[Path], is_stock: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(folders: Sequence[Path]) -> PreTrainedTokenizerBase:
     """
     The tokenizer in the first of `folders` that has one. It splits text as the originals did: text after a token of an
-    image begins a new word, and `<s>` begins a sequence; with `is_stock` it is taken as it is. Raises `ValueError` if
-    no folder has one, or it cannot be read, and `ImportError` if it needs sentencepiece.
+    image begins a new word, and `<s>` begins a sequence. Raises `ValueError` if no folder has one, or it cannot be
+    read, and `ImportError` if it needs sentencepiece.
     """
     folder = next((one for one in folders if any((one / name).is_file() for name in TOKENIZER_FILES)), None)
     if folder is None:
         raise ValueError(f"{folders[0]} has no tokenizer: neither {' nor '.join(TOKENIZER_FILES)}.")
-    names = reversed(TOKENIZER_FILES) if is_stock else TOKENIZER_FILES
-    path = next(folder / name for name in names if (folder / name).is_file())
+    path = next(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
     if path.suffix == ".model":
         try:
             import sentencepiece
@@ -39,10 +38,10 @@ def load_tokenizer(folders: Sequence[Path], is_stock: bool = False) -> PreTraine
             raise ValueError(f"{path} cannot be read as a model of SentencePiece.") from error
         return add_known_tokens(read_model(path), folder)
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **({} if is_stock else SPECIAL_TOKENS))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **SPECIAL_TOKENS)
     except Exception as error:  # what is raised for a damaged file depends on the damage
         raise ValueError(f"{path} cannot be read as a tokenizer: {error}") from error
-    return tokenizer if is_stock else split_as_before(tokenizer)
+    return split_as_before(tokenizer)
 
 
 def read_model(path: Path) -> LlamaTokenizer:

@@ -2,9 +2,7 @@
 
 import json
 import pickle
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,9 @@ MAX_SHARD_BYTES = 2 * 10**9
 # A file is opened anew after so many bytes, so that what was read of it leaves memory.
 REOPEN_BYTES = MAX_SHARD_BYTES // 2
 
+# What the libraries raise for a damaged file.
+UNREADABLE = (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError)
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -34,10 +35,6 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: torch.dtype
     path: Path
-
-    @property
-    def num_bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class WeightFiles:
@@ -49,81 +46,47 @@ class WeightFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        places = find_files(folder)
-        self.files = list(places)
         self._last: OpenFile | None = None
+        self._num_bytes_read = 0
         self.tensors: dict[str, TensorInfo] = {}
-        for path, indexed in places.items():
+        for path, indexed in find_files(folder).items():
             opened = OpenFile(path)
             for name in opened.names:
                 if indexed is None or name in indexed:  # of a weight in two files the index says which counts
-                    self.tensors[name] = opened.describe(name)
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors in the order of `tensors`; a tensor is to be used before the next, or copied."""
-        for path in self.files:
-            self._last, num_bytes = None, 0
-            opened = OpenFile(path)
-            for name in opened.names:
-                if name not in self.tensors or self.tensors[name].path != path:
-                    continue
-                if opened.is_mapped and num_bytes > REOPEN_BYTES:
-                    opened, num_bytes = OpenFile(path), 0
-                yield name, opened.read(name)
-                num_bytes += self.tensors[name].num_bytes
-            del opened
+                    tensor = opened.get(name)  # mapped: no bytes are read for its shape
+                    self.tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, path)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor; its file stays open until one of another file is read."""
         path = self.tensors[name].path
-        if self._last is None or self._last.path != path or self._last.num_bytes_read > REOPEN_BYTES:
+        if self._last is None or self._last.path != path or self._num_bytes_read > REOPEN_BYTES:
             self._last = None
-            self._last = OpenFile(path)
-        return self._last.read(name)
+            self._last, self._num_bytes_read = OpenFile(path), 0
+        tensor = self._last.get(name)
+        self._num_bytes_read += tensor.nbytes
+        return tensor
 
 
 class OpenFile:
-    """One weight file, mapped into memory where its form allows that, so that tensors are read when they are used."""
+    """One weight file, mapped into memory, so that tensors are read when they are used."""
 
     def __init__(self, path: Path):
-        self.path, self.num_bytes_read = path, 0
-        # The form before PyTorch 1.6 is no archive and cannot be mapped.
-        self.is_mapped = path.suffix == ".safetensors" or zipfile.is_zipfile(path)
-        with naming_file(path):
+        self.path = path
+        try:
             if path.suffix == ".safetensors":
-                self._tensors, self._safetensors = {}, safe_open(path, "pt")
-                self.names = list(self._safetensors.keys())
+                opened = safe_open(path, "pt")
+                self.names, self.get = list(opened.keys()), opened.get_tensor
                 return
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=self.is_mapped)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except UNREADABLE as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{path} cannot be read as weights: {reason}") from error
         if not isinstance(loaded, Mapping):
             raise ValueError(f"{path} holds no weights by name, but a {type(loaded).__name__}.")
         strange = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
         if strange:
             raise ValueError(f"{path} holds other things than weights: {', '.join(strange[:5])}.")
-        self._tensors, self._safetensors, self.names = loaded, None, list(loaded)
-
-    def describe(self, name: str) -> TensorInfo:
-        tensor = self._get(name)  # mapped: no bytes are read for its shape
-        return TensorInfo(tuple(tensor.shape), tensor.dtype, self.path)
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self._get(name)
-        if self.is_mapped:
-            self.num_bytes_read += tensor.nbytes
-        return tensor
-
-    def _get(self, name: str) -> torch.Tensor:
-        return self._tensors[name] if self._safetensors is None else self._safetensors.get_tensor(name)
-
-
-@contextmanager
-def naming_file(path: Path) -> Iterator[None]:
-    """Turns what the libraries raise for a damaged file into a `ValueError` that names it."""
-    try:
-        yield
-    except (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} cannot be read as weights: {reason}") from error
+        self.names, self.get = list(loaded), loaded.__getitem__
 
 
 def find_files(folder: Path) -> dict[Path, set[str] | None]:

@@ -39,23 +39,19 @@ ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof",
 ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
 
 
-def join_answers(answers: list[str], joiner: str = ". ") -> str:
+def join_answers(answers: list[str]) -> str:
     """
     One text of several answers.
 
-    Line breaks become blanks, and a joiner's full stop is left out after an answer that ends its own sentence. (The
+    Line breaks become blanks, and a full stop is added after an answer that does not end its own sentence. (The
     research release deletes line breaks, which glues words together, and doubles full stops.)
 
     Example:
         >>> join_answers(["Left.\\nUpper lobe.", "yes", "CT"])
         'Left. Upper lobe. yes. CT'
     """
-    texts = [" ".join(answer.split()) for answer in answers]
-    joined = texts[0]
-    for text in texts[1:]:
-        ends_sentence = joined.endswith(tuple(SENTENCE_ENDS))
-        joined += (joiner.removeprefix(".") if ends_sentence else joiner) + text
-    return joined
+    *others, last = (" ".join(answer.split()) for answer in answers)
+    return "".join(f"{text} " if text.endswith(tuple(SENTENCE_ENDS)) else f"{text}. " for text in others) + last
 
 
 def split_sentences(text: str) -> list[tuple[int, int]]:

@@ -1,28 +1,15 @@
 """VQA-RAD and SLAKE from their own files: one training sample an image, its questions as turns."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from logramed.eval.benchmarks.by_image import read_image_splits
 from logramed.eval.benchmarks.folds import FOLD_SPLITS, is_in_fold_split
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
-from logramed.eval.volumes import VolumeOptions
 
-from .rows import (
-    BadRows,
-    ImageFolder,
-    ReadRow,
-    RowError,
-    RowLocation,
-    TrainingRows,
-    Turn,
-    build_row,
-    finish,
-    read_records,
-    read_text,
-    with_progress,
-)
+from .rows import BadRows, ImageFolder, RowError, RowLocation, read_records, read_text, with_progress
 
 
 @dataclass(frozen=True)
@@ -82,26 +69,20 @@ def find_official_files(folder: Path) -> OfficialFiles | None:
     return next((official for official in (VQA_RAD, SLAKE) if official.is_in(folder)), None)
 
 
-def load_official(
+def open_official(
     official: OfficialFiles,
     folder: Path,
     split: str,
     image_folder: ImageFolder,
-    *,
     require_extended: bool,
     bad_rows: BadRows,
-    check_images: bool = True,
-    volumes: VolumeOptions | None = None,
-) -> TrainingRows:
+) -> Iterator[tuple[RowLocation, dict[str, Any]]]:
     """
-    Training rows of one split of a data set's own files in `folder`.
+    One split of a data set's own files in `folder` as records with `id`, `images`, `messages` and `extended_answers`.
 
-    The questions about one image become the turns of one sample, in the order of the file; its id is the image's name
+    The questions about one image become the turns of one record, in the order of the file; its id is the image's name
     without ending, or the image's folder. A bad question is left out alone, its image's other questions stay. Without
-    `require_extended` the file of extended answers is not read.
-
-    Raises:
-        ValueError: If there is no such split.
+    `require_extended` the file of extended answers is not read. Raises `ValueError` if there is no such split.
     """
     splits = (*official.find(folder), *official.image_splits, *official.fold_splits)
     if split not in splits:
@@ -110,14 +91,16 @@ def load_official(
             f"{', '.join(splits)}, got {split!r}."
         )
     extended = read_extended_answers(folder / official.extended_file, bad_rows) if require_extended else None
-    samples = group_by_image(official, folder, split, image_folder, extended, bad_rows)
-    read = []
-    for name, questions in samples.items():
-        try:
-            read.append(build_sample(official, name, questions, require_extended, volumes))
-        except RowError as error:  # a volume that cannot be used
-            bad_rows.add(error)
-    return finish(read, bad_rows, str(folder), check_images)
+    for name, questions in group_by_image(official, folder, split, image_folder, extended, bad_rows).items():
+        record = {"id": Path(name).parent.name or Path(name).stem, "images": [name]}
+        record["messages"] = [
+            {"role": role, "content": question[part]}
+            for question in questions
+            for role, part in (("user", "question"), ("assistant", "answer"))
+        ]
+        if require_extended:
+            record["extended_answers"] = [question["extended"] for question in questions]
+        yield questions[0]["location"], record
 
 
 def read_extended_answers(path: Path, bad_rows: BadRows) -> dict[str, tuple[RowLocation, str]]:
@@ -196,30 +179,3 @@ def read_question(
             raise location.error("extended", f"missing extended answer: {official.extended_file} has no such qid")
         question["extended"] = extended[location.row_id][1]
     return question
-
-
-def build_sample(
-    official: OfficialFiles,
-    image_name: str,
-    questions: list[dict[str, Any]],
-    require_extended: bool,
-    volumes: VolumeOptions | None = None,
-) -> ReadRow:
-    path = Path(image_name)
-    location = replace(questions[0]["location"], row_id=path.parent.name or path.stem)
-    turns = []
-    for question in questions:
-        image_parts = [] if turns else [{"type": "image"}]
-        turns.append(Turn("user", [*image_parts, {"type": "text", "text": question["question"]}], "question"))
-        turns.append(Turn("assistant", [{"type": "text", "text": question["answer"]}], "answer"))
-    row = build_row(
-        location,
-        [questions[0]["image"]],
-        turns,
-        [question["extended"] for question in questions] if require_extended else None,
-        extended_field="extended",
-        require_extended=require_extended,
-        image_field=official.image_field,
-        volumes=volumes,
-    )
-    return ReadRow(location, row, official.image_field, [image_name])

@@ -20,10 +20,12 @@ from .rows import (
     RowError,
     RowLocation,
     Turn,
-    build_row,
+    check_alternation,
+    check_contents,
+    check_extended,
     check_questions,
-    check_turns,
     read_text,
+    show_volumes,
 )
 
 
@@ -85,7 +87,8 @@ class RecordReader:
         without_system, turns = turns, add_system(location, record, turns)
         if turns_field not in CONVERSATION_KEYS:
             turns = put_images_first(turns, len(images))
-        check_turns(location, turns, len(images), turns_field=turns_field, image_field=image_field)
+        check_alternation(location, turns, turns_field)
+        check_contents(location, turns, len(images), turns_field, image_field)
         has_node = bool(images) or self.rows_without_image is None
         if not has_node and self.rows_without_image == "refuse":
             raise location.error(
@@ -98,16 +101,14 @@ class RecordReader:
             if extended_answers is not None:
                 raise location.error(extended_field, f"extended answers stand here and in {extension[0].file} too")
             extended_answers = read_second_file(*extension, record, without_system)
-        row = build_row(
-            location,
-            found,
-            turns,
-            extended_answers,
-            extended_field=extended_field,
-            require_extended=self.require_extended and has_node,
-            image_field=image_field,
-            volumes=self.volumes,
-        )
+        if extended_answers is None and self.require_extended and has_node:
+            raise location.error(extended_field, "missing extended answers, which the alignment loss needs")
+        if extended_answers is not None:
+            num_answers = sum(turn.role == "assistant" for turn in turns)
+            extended_answers = check_extended(location, extended_answers, num_answers, extended_field)
+        found, turns = show_volumes(location, found, turns, self.volumes or VolumeOptions(), image_field)
+        row = {"id": location.row_id, "images": found, "extended_answers": extended_answers}
+        row["messages"] = [{"role": turn.role, "content": turn.parts} for turn in turns]
         return ReadRow(location, row, image_field, images)
 
     def _find_image(self, image: Any, location: RowLocation, field: str) -> Any:

@@ -1,6 +1,5 @@
 """Radiology reports as training data: R2Gen's `annotation.json` and IU X-Ray's tables on Kaggle."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from logramed.eval.benchmarks.report import (
 from logramed.eval.benchmarks.rows import check_split, collect_image_names
 
 from .rows import BadRows, ImageFolder, RowLocation
-
-
-Records = Iterator[tuple[RowLocation, dict[str, Any]]]
 
 
 def holds_reports(source: str | Path) -> bool:
@@ -44,7 +40,7 @@ def find_report_file(source: str | Path, path: Path | None, section: str | None)
 
 def open_reports(
     path: Path, split: str, section: str | None, folder: str | Path | None, bad_rows: BadRows
-) -> tuple[Records, ImageFolder]:
+) -> tuple[list[tuple[RowLocation, dict[str, Any]]], ImageFolder]:
     """
     The reports of one split ("train", "validation" or "test") as records, and the folder of their images, by default
     where the benchmark looks for them. A record has `id`, `images` (all of the study) and `messages`: the images, the
@@ -60,15 +56,13 @@ def open_reports(
     if folder is None:
         names = collect_image_names(({"image": name} for _, (*_, row) in reports for name in row["images"]), "image")
         folder = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES)
-    return _records(path, section, reports), ImageFolder(folder)
-
-
-def _records(path: Path, section: str | None, reports: list) -> Records:
+    records = []
     for where, (number, record, fields) in reports:
         images = fields["images"]
         instruction = {"type": "text", "text": write_question(section, len(images))}
         content = [*({"type": "image"} for _ in images), instruction]
         answer = {"role": "assistant", "content": [{"type": "text", "text": fields["report"]}]}
+        messages = [{"role": "user", "content": content}, answer]
         location = RowLocation(str(path), where.removeprefix(f"{path}, "))
-        row_id = read_id(record, number, where)
-        yield location, {"id": row_id, "images": images, "messages": [{"role": "user", "content": content}, answer]}
+        records.append((location, {"id": read_id(record, number, where), "images": images, "messages": messages}))
+    return records, ImageFolder(folder)

@@ -173,48 +173,6 @@ def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
     return text
 
 
-def check_turns(
-    location: RowLocation, turns: list[Turn], num_images: int, *, turns_field: str, image_field: str
-) -> None:
-    """
-    Refuse, by a `RowError`, turns that do not alternate (after at most one system turn), empty ones, and another
-    number of image placeholders than of images.
-    """
-    check_alternation(location, turns[1:] if turns and turns[0].role == "system" else turns, turns_field)
-    check_contents(location, turns)
-    num_placeholders = sum(turn.num_images for turn in turns)
-    if num_placeholders != num_images:
-        raise location.error(
-            turns_field,
-            f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) for {num_images} image(s) in `{image_field}`",
-        )
-
-
-def build_row(
-    location: RowLocation,
-    images: list[Any],
-    turns: list[Turn],
-    extended_answers: Any,
-    *,
-    extended_field: str,
-    require_extended: bool,
-    image_field: str = "image",
-    volumes: VolumeOptions | None = None,
-) -> dict[str, Any]:
-    """
-    The canonical row of a sample whose turns have passed `check_turns`. Extended answers that are missing (with
-    `require_extended`), empty, or not one for each answer are a `RowError`.
-    """
-    if extended_answers is None and require_extended:
-        raise location.error(extended_field, "missing extended answers, which the alignment loss needs")
-    if extended_answers is not None:
-        num_answers = sum(turn.role == "assistant" for turn in turns)
-        extended_answers = check_extended(location, extended_answers, num_answers, extended_field)
-    images, turns = show_volumes(location, images, turns, volumes or VolumeOptions(), image_field)
-    messages = [{"role": turn.role, "content": turn.parts} for turn in turns]
-    return {"id": location.row_id, "images": images, "messages": messages, "extended_answers": extended_answers}
-
-
 def show_volumes(
     location: RowLocation, images: list[Any], turns: list[Turn], options: VolumeOptions, image_field: str
 ) -> tuple[list[Any], list[Turn]]:
@@ -238,7 +196,9 @@ def show_volumes(
     return [*shown, *remaining], turns
 
 
-def check_alternation(location: RowLocation, dialogue: list[Turn], turns_field: str) -> None:
+def check_alternation(location: RowLocation, turns: list[Turn], turns_field: str) -> None:
+    """Refuse turns that do not alternate, after at most one system turn."""
+    dialogue = turns[1:] if turns and turns[0].role == "system" else turns
     if not dialogue:
         raise location.error(turns_field, "no turns")
     for number, turn in enumerate(dialogue):
@@ -251,7 +211,10 @@ def check_alternation(location: RowLocation, dialogue: list[Turn], turns_field: 
         raise location.error(dialogue[-1].field, f"odd turns: the last of {len(dialogue)} turns has no answer")
 
 
-def check_contents(location: RowLocation, turns: list[Turn]) -> None:
+def check_contents(
+    location: RowLocation, turns: list[Turn], num_images: int, turns_field: str, image_field: str
+) -> None:
+    """Refuse empty turns, and another number of image placeholders than of images."""
     for turn in turns:
         if turn.role != "user" and turn.num_images:
             raise location.error(turn.field, f"an image placeholder in a turn of the {turn.role}")
@@ -265,6 +228,12 @@ def check_contents(location: RowLocation, turns: list[Turn]) -> None:
             raise location.error(
                 turn.field, f"<img> would be read as text: write {IMAGE_PLACEHOLDER}, and the name in `images`"
             )
+    num_placeholders = sum(turn.num_images for turn in turns)
+    if num_placeholders != num_images:
+        raise location.error(
+            turns_field,
+            f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) for {num_images} image(s) in `{image_field}`",
+        )
 
 
 def check_questions(location: RowLocation, turns: list[Turn]) -> None:
@@ -325,9 +294,9 @@ def _read_json_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]
                 bad_rows.add(RowLocation(str(path), f"line {number}").error("(line)", f"not valid JSON: {error}"))
 
 
-def with_progress(items: Iterable[Any], total: int | None = None) -> Iterable[Any]:
+def with_progress(items: Iterable[Any]) -> Iterable[Any]:
     """A progress bar over `items` on a terminal."""
-    return tqdm(items, desc="Checking training rows", total=total, unit="row", leave=False, disable=None)
+    return tqdm(items, desc="Checking training rows", unit="row", leave=False, disable=None)
 
 
 class ReadRow(NamedTuple):

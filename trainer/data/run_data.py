@@ -34,7 +34,16 @@ def read_data(data: DataArguments, training: LoGraMedTrainingArguments, fingerpr
         plain = replace(training, alignment_weight=0.0)
         first_stage = load(data.first_stage_data, data, plain, fingerprints, "_first_stage")
     if data.streaming:
-        train, validation = stream(data, training), load_validation_rows(data, training, fingerprints)
+        train = open_stream(
+            data.train_data,
+            split=data.dataset_train_split,
+            image_folder=data.image_folder,
+            on_bad_row=data.on_bad_row,
+            seed=training.seed,
+            volumes=data.volumes,
+            **needs_of_alignment(training),
+        )
+        validation = load_validation_rows(data, training, fingerprints)
         return Rows(train, validation, first_stage, chain(islice(train, NUM_TOKENIZER_ROWS), first_stage))
     train, validation = load_rows(data, training, fingerprints)
     return Rows(train, validation, first_stage, chain(train, first_stage))
@@ -74,18 +83,6 @@ def load_validation_rows(
     if source == data.train_data and not Path(source).is_file():
         split = data.dataset_test_split
     return load(source, data, training, fingerprints, "_validation", split=split)
-
-
-def stream(data: DataArguments, training: LoGraMedTrainingArguments) -> IterableDataset:
-    return open_stream(
-        data.train_data,
-        split=data.dataset_train_split,
-        image_folder=data.image_folder,
-        on_bad_row=data.on_bad_row,
-        seed=training.seed,
-        volumes=data.volumes,
-        **needs_of_alignment(training),
-    )
 
 
 def needs_of_alignment(training: LoGraMedTrainingArguments) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from logramed.eval.volumes import VolumeOptions
 
-from .official import find_official_files, load_official
+from .official import find_official_files, open_official
 from .records import FIELDS, RecordReader, find_images, index_by_id
 from .reports import find_report_file, open_reports
 from .rows import (
@@ -95,17 +95,15 @@ def load_training_rows(
         if extended is not None:
             raise ValueError(f"{official.name}'s own files take no `extended`: it is {official.extended_file}.")
         images = ImageFolder(image_folder or path / official.image_folder)
-        options = {"require_extended": require_extended, "bad_rows": bad_rows, "check_images": check_images}
-        options["volumes"] = volumes
-        return load_official(official, path, split, images, **options)
-    images = None
-    if reports is not None:
+        records = open_official(official, path, split, images, require_extended, bad_rows)
+    elif reports is not None:
         records, images = open_reports(reports, split, report_section, image_folder, bad_rows)
-    elif path is not None and path.is_file():
-        records = read_records(_check_suffix(path), bad_rows)
     else:
-        records = _read_dataset(_open_dataset(source, path, split), source, split)
-    images = images or ImageFolder(image_folder or default_image_folder(source, path))
+        images = ImageFolder(image_folder or default_image_folder(source, path))
+        if path is not None and path.is_file():
+            records = read_records(_check_suffix(path), bad_rows)
+        else:
+            records = _read_dataset(_open_dataset(source, path, split), source, split)
     reader = RecordReader(images, require_extended, rows_without_image, require_questions, volumes)
     extensions = None
     if extended is not None:

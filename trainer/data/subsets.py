@@ -25,7 +25,6 @@ from logramed.trainer.data.rows import BadRows, OnBadRow, RowLocation, TrainingR
 from logramed.trainer.data.sources import load_training_rows
 
 
-STRATIFICATIONS = ("domain", "answer_type", "turns", "none")
 NUM_NAMED = 5  # rows named in an error
 
 
@@ -39,7 +38,7 @@ class Subset:
         num_rows (`int`): Rows of that data.
         share (`float`): Share asked for; the list has `share * num_rows` ids, rounded half up.
         seed (`int`): What the draw depends on, beside ids and strata.
-        stratified_by (`str`): One of `STRATIFICATIONS`.
+        stratified_by (`str`): "domain", "answer_type", "turns" or "none".
         ids (`list[str]`): Ids drawn, in the order of the draw.
     """
 
@@ -87,9 +86,9 @@ def draw_subsets(
         path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`), or a folder that `load_training_rows` reads.
         shares (`Sequence[float]`): Each above 0 and up to 1.
         seed (`int`): Of the draw.
-        stratify (`str`, *optional*): What every share holds in the data's proportions, one of `STRATIFICATIONS`: image
-            modality (field `domain`), `answer_type`, number of turns, or nothing. By default the first of these that
-            every row has. The rows of a folder have turns only.
+        stratify (`str`, *optional*): What every share holds in the data's proportions: "domain" (image modality),
+            "answer_type", "turns" (their number) or "none". By default the first that every row has. The rows of a
+            folder have turns only.
         split (`str`), on_bad_row (`"raise"` or `"skip"`): Of a folder, as for the training to come.
 
     Returns:
@@ -103,7 +102,10 @@ def draw_subsets(
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"`share` is above 0 and at most 1; got {share}.")
-    records = read_rows_of_folder(path, split, on_bad_row) if path.is_dir() else read_rows_of_file(path)
+    if path.is_dir():
+        records = read_rows_of_folder(path, split, on_bad_row)
+    else:
+        records = list(index_by_id(read_records(path, BadRows("raise")), BadRows("raise")).values())
     if stratify is None:
         stratify = choose_stratification(record for _, record in records)
     strata = defaultdict(list)
@@ -117,10 +119,6 @@ def draw_subsets(
         Subset(path.name, len(records), share, seed, stratify, order[:count])
         for share, count in zip(shares, counts, strict=True)
     ]
-
-
-def read_rows_of_file(path: Path) -> list[tuple[RowLocation, dict[str, Any]]]:
-    return list(index_by_id(read_records(path, BadRows("raise")), BadRows("raise")).values())
 
 
 def read_rows_of_folder(path: Path, split: str, on_bad_row: OnBadRow) -> list[tuple[RowLocation, dict[str, Any]]]:
@@ -198,11 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines, or a folder of training data")
     parser.add_argument("--share", type=float, nargs="+", required=True, help="shares to draw, such as 0.1 0.4")
     parser.add_argument("--seed", type=int, default=42, help="of the draw (default 42)")
-    parser.add_argument(
-        "--stratify",
-        choices=STRATIFICATIONS,
-        help="what every share holds in the data's proportions (default: the first that every row has)",
-    )
     parser.add_argument("--split", default="train", help="split of a folder, such as by_image_train (default train)")
     parser.add_argument(
         "--on_bad_row", choices=("raise", "skip"), default="raise", help="as for training, of a folder (default raise)"
@@ -211,7 +204,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", help="files are called NAME_10percent.json and so on (default: the data's name)")
     arguments = parser.parse_args(argv)
     for subset in draw_subsets(
-        arguments.data, arguments.share, arguments.seed, arguments.stratify, arguments.split, arguments.on_bad_row
+        arguments.data,
+        arguments.share,
+        arguments.seed,
+        split=arguments.split,
+        on_bad_row=arguments.on_bad_row,
     ):
         path = arguments.output / f"{arguments.name or arguments.data.stem}_{100 * subset.share:g}percent.json"
         subset.write(path)

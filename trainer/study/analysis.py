@@ -11,6 +11,9 @@ from logramed.trainer.study.arms import PLAIN, PRIMARY_COMPARISON, SECONDARY_COM
 from logramed.trainer.study.table import FIGURES
 
 
+DIFFERENCE_COLUMNS = ("first", "second", "points", "interval", "p", "p (Holm)", "seeds")
+
+
 @dataclass(frozen=True)
 class Difference:
     """
@@ -74,22 +77,22 @@ def hierarchical_bootstrap(
     )
 
 
-def rows_of(rows: Iterable[Mapping], side: Side, split: str) -> dict[int, Mapping]:
-    """The rows on one side of a comparison, by seed."""
+def rows_of(rows: Iterable[Mapping], side: Side) -> dict[int, Mapping]:
+    """Of rows of one split those on one side of a comparison, by seed."""
     wanted = {"model": side.model, "data": side.data, "share": side.share, "arm": side.arm}
-    wanted |= {"settings_of": side.settings, "split": split}
+    wanted["settings_of"] = side.settings
     return {row["seed"]: row for row in rows if all(row[name] == value for name, value in wanted.items())}
 
 
 def compare(
-    rows: Sequence[Mapping], comparison: Comparison, split: str, kind: str = "all", sight: str = "with_sight"
+    rows: Sequence[Mapping], comparison: Comparison, kind: str = "all", sight: str = "with_sight"
 ) -> Difference | None:
     """
-    First minus second by the seeds that both have, over questions of a kind ("all", "closed" or "open"), "with_sight"
-    or "without_sight"; `None` if there is no such seed or question. Raises `ValueError` if two runs were asked about
-    other images, or another number of questions about one.
+    First minus second, of rows of one split, by the seeds that both have, over questions of a kind ("all", "closed" or
+    "open"), "with_sight" or "without_sight"; `None` if there is no such seed or question. Raises `ValueError` if two
+    runs were asked about other images, or another number of questions about one.
     """
-    first, second = (rows_of(rows, side, split) for side in (comparison.first, comparison.second))
+    first, second = (rows_of(rows, side) for side in (comparison.first, comparison.second))
     seeds = sorted(first.keys() & second.keys())
     if not seeds:
         return None
@@ -125,11 +128,11 @@ def summarize(rows: Sequence[Mapping], split: str) -> str:
     if not rows:
         return f"No run is scored on the {split} split yet."
     parts = [f"{split.capitalize()} split, percent, means over seeds.", means_table(rows)]
-    if has_comparisons(rows, split):
-        parts += ["Named comparisons, first minus second in points (95% interval over seeds and images):"]
-        parts += [comparisons_table(rows, split)]
+    comparisons = comparisons_table(rows)
+    if comparisons is not None:
+        parts += ["Named comparisons, first minus second in points (95% interval over seeds and images):", comparisons]
     parts += ["Every other arm minus plain of the same model, data and share (exploratory, not corrected):"]
-    parts += [exploratory_table(rows, split)]
+    parts += [exploratory_table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -144,7 +147,7 @@ def means_table(rows: Sequence[Mapping]) -> str:
     header = ["runs", "seeds", *FIGURES, "all, no sight", "s/step"]
     lines = []
     for side in sides_of(rows):
-        found = list(rows_of(rows, side, rows[0]["split"]).values())
+        found = list(rows_of(rows, side).values())
         figures = [_mean(row["with_sight"].get(name) for row in found) for name in FIGURES]
         blank = _mean((row["without_sight"] or {}).get("all") for row in found)
         lines.append(
@@ -158,27 +161,21 @@ def _mean(values: Iterable[float | None], digits: int = 1) -> str:
     return f"{statistics.fmean(there):.{digits}f}" if there else "-"
 
 
-def has_comparisons(rows: Sequence[Mapping], split: str) -> bool:
-    """Whether both sides of a comparison that the protocol names have runs of one seed."""
-    return any(
-        rows_of(rows, named.first, split).keys() & rows_of(rows, named.second, split).keys()
-        for named in (PRIMARY_COMPARISON, *SECONDARY_COMPARISONS)
-    )
-
-
-def comparisons_table(rows: Sequence[Mapping], split: str) -> str:
-    """The primary comparison, and the secondary ones with Holm's correction over those that have runs."""
-    primary = compare(rows, PRIMARY_COMPARISON, split)
-    secondary = [(named, compare(rows, named, split)) for named in SECONDARY_COMPARISONS]
+def comparisons_table(rows: Sequence[Mapping]) -> str | None:
+    """The primary comparison, and the secondary ones with Holm's correction over those that have runs, if any has."""
+    primary = compare(rows, PRIMARY_COMPARISON)
+    secondary = [(named, compare(rows, named)) for named in SECONDARY_COMPARISONS]
     there = [difference for _, difference in secondary if difference is not None]
+    if primary is None and not there:
+        return None
     corrected = iter(holm_correction([difference.p_value for difference in there]))
     lines = [_difference_line(PRIMARY_COMPARISON, primary, "primary")]
     for named, difference in secondary:
         lines.append(_difference_line(named, difference, "-" if difference is None else f"{next(corrected):.4f}"))
-    return format_table(["first", "second", "points", "interval", "p", "p (Holm)", "seeds"], lines)
+    return format_table(DIFFERENCE_COLUMNS, lines)
 
 
-def exploratory_table(rows: Sequence[Mapping], split: str) -> str:
+def exploratory_table(rows: Sequence[Mapping]) -> str:
     named = {PRIMARY_COMPARISON, *SECONDARY_COMPARISONS}
     lines, sides = [], sides_of(rows)
     plain: dict[tuple, Side] = {}  # the first one of each model, data and share
@@ -191,8 +188,8 @@ def exploratory_table(rows: Sequence[Mapping], split: str) -> str:
             continue
         comparison = Comparison(side, baseline)
         if comparison not in named:
-            lines.append(_difference_line(comparison, compare(rows, comparison, split), "-"))
-    return format_table(["first", "second", "points", "interval", "p", "p (Holm)", "seeds"], lines)
+            lines.append(_difference_line(comparison, compare(rows, comparison), "-"))
+    return format_table(DIFFERENCE_COLUMNS, lines)
 
 
 def _difference_line(comparison: Comparison, difference: Difference | None, corrected: str) -> list[str]:

@@ -85,8 +85,6 @@ def arm_of(name: str) -> Arm:
     return replace(ARMS[known], arguments={**ARMS[known].arguments, **{name: value for name, _, value in pairs}})
 
 
-MODELS = ("scratch", "mini")
-DATA = ("slake", "vqa_rad", "phantoms", "pretraining")
 SHARES = (10, 40, 100)  # percent of the training images
 MANY_SEEDS, SEEDS, FEW_SEEDS = tuple(range(8)), tuple(range(5)), tuple(range(3))
 TUNING_SEED = 100  # of no run that is scored on the test split

@@ -60,14 +60,6 @@ class Paths:
         return line
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a smoke run cuts short; `None` leaves it whole."""
-
-    num_steps: int | None = None
-    num_questions: int | None = None
-
-
 def build_command(run: Run, paths: Paths, output: Path) -> list[str]:
     """The command that makes the untrained model of `run`: weights by its seed, one tokenizer for all."""
     arguments: dict[str, Any] = {"vision": paths.parts / "tower", "image_token_pooling": 4, "seed": run.seed}
@@ -82,26 +74,24 @@ def build_command(run: Run, paths: Paths, output: Path) -> list[str]:
     return to_command("logramed.trainer.build_model", {**arguments, "output": output})
 
 
-def training_commands(
-    run: Run, paths: Paths, settings: Settings, plain: Settings, limits: Limits | None = None
-) -> dict[str, list[str]]:
+def training_commands(run: Run, paths: Paths, settings: Settings, plain: Settings) -> dict[str, list[str]]:
     """
     The training of `run`, by the folder that each command writes: one, or pre-training and then plain fine-tuning,
-    which has the settings `plain`. `limits` are those of a smoke run.
+    which has the settings `plain`.
     """
-    limits, folder, untrained = limits or Limits(), paths.run(run), paths.untrained(run)
+    folder, untrained = paths.run(run), paths.untrained(run)
     if run.data != "pretraining":
-        return {"model": training_command(run, run.arm, paths, settings, limits, untrained, folder / "model")}
+        return {"model": training_command(run, run.arm, paths, settings, untrained, folder / "model")}
     pretrained = folder / "pretrained"
     plain_run = Run(run.model, "slake", 100, PLAIN, run.seed)
     return {
-        "pretrained": training_command(run, run.arm, paths, settings, limits, untrained, pretrained),
-        "model": training_command(plain_run, PLAIN, paths, plain, limits, pretrained, folder / "model"),
+        "pretrained": training_command(run, run.arm, paths, settings, untrained, pretrained),
+        "model": training_command(plain_run, PLAIN, paths, plain, pretrained, folder / "model"),
     }
 
 
 def training_command(
-    run: Run, arm_name: str, paths: Paths, settings: Settings, limits: Limits, model: Path, output: Path
+    run: Run, arm_name: str, paths: Paths, settings: Settings, model: Path, output: Path
 ) -> list[str]:
     """The command that trains `model` on the file beside `output`, which has its name."""
     arm = arm_of(arm_name)
@@ -113,7 +103,7 @@ def training_command(
         "cache_image_features": paths.output / "features",
         "max_turns": MAX_TURNS,
         "shuffle_turns": "true",
-        "max_steps": limits.num_steps or count_steps(settings, run.share),
+        "max_steps": settings.num_steps * STEPS_FACTOR[run.share],
         "per_device_train_batch_size": BATCH_SIZE[run.model],
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
@@ -137,12 +127,7 @@ def training_command(
     return to_command("logramed.trainer.train", arguments)
 
 
-def count_steps(settings: Settings, share: int) -> int:
-    """Optimizer steps at a share: those of the settings, which are for 10%, times `STEPS_FACTOR`."""
-    return settings.num_steps * STEPS_FACTOR[share]
-
-
-def evaluation_command(run: Run, paths: Paths, split: str, limits: Limits | None = None) -> list[str]:
+def evaluation_command(run: Run, paths: Paths, split: str, num_questions: int | None = None) -> list[str]:
     """The evaluation of `run` on "test" or "validation", with and without sight; trials are asked with sight alone."""
     benchmark = "slake" if run.data == "pretraining" else run.data
     data = {"slake": paths.slake, "vqa_rad": paths.vqa_rad, "phantoms": paths.data / "generated_phantoms"}[benchmark]
@@ -152,7 +137,7 @@ def evaluation_command(run: Run, paths: Paths, split: str, limits: Limits | None
         "data": data,
         "split": f"by_image_{split}" if benchmark == "vqa_rad" else split,
         "on_bad_row": "skip",  # SLAKE's missing image has validation questions
-        "limit": (limits or Limits()).num_questions,
+        "limit": num_questions,
         "batch_size": EVALUATION_BATCH_SIZE,
         "images": "false",
         "blank_images": "false" if run.settings.startswith("trial") else None,

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from logramed.eval.files import hash_file, write_json, write_whole
+from logramed.eval.files import hash_file, write_whole
 from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.subsets import draw_subsets
@@ -15,36 +15,31 @@ from logramed.trainer.phantoms import generate_phantoms
 from logramed.trainer.study.arms import SHARES, Run, arm_of
 
 
-DIGESTS_FILE = "digests.json"
 IMAGE_FOLDER = "images"
 # Tells the two answers of a question apart, so that learning the long form does not unlearn the short one.
 LONG_FORM = "Answer in a sentence."
 NUM_PHANTOMS = {"num_train": 300, "num_validation": 100, "num_test": 100}
 
 
-def prepare_data(folder: Path, slake: str, vqa_rad: str) -> dict[str, str]:
+def prepare_data(folder: Path, slake: str, vqa_rad: str) -> None:
     """
     Write `slake.json`, `vqa_rad.json`, `phantoms.json` and `pretraining.json` to `folder`: the training rows of the
     first two (VQA-RAD's by image), generated ones, and what models are pre-trained on, one row an image; and all
     their images to `images`. A folder that is finished is left as it is.
-
-    Returns:
-        `dict[str, str]`: the SHA-256 of each file, by its name.
     """
-    done = folder / DIGESTS_FILE
-    if not done.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        phantoms = generate_phantoms(folder / "generated_phantoms", **NUM_PHANTOMS)
-        sources = {
-            "slake": load_training_rows(slake, on_bad_row="skip"),
-            "vqa_rad": load_training_rows(vqa_rad, split="by_image_train", on_bad_row="skip"),
-            "phantoms": load_training_rows(phantoms / "train.json"),
-        }
-        rows = {name: source_rows(name, read.dataset.with_format(None), folder) for name, read in sources.items()}
-        rows["pretraining"] = rows["vqa_rad"] + rows["phantoms"]
-        paths = [write_rows(folder / f"{name}.json", found) for name, found in rows.items()]
-        write_json(done, {path.name: hash_file(path).hex() for path in paths})
-    return json.loads(done.read_text(encoding="utf-8"))
+    if (folder / "pretraining.json").is_file():  # written last
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    phantoms = generate_phantoms(folder / "generated_phantoms", **NUM_PHANTOMS)
+    sources = {
+        "slake": load_training_rows(slake, on_bad_row="skip"),
+        "vqa_rad": load_training_rows(vqa_rad, split="by_image_train", on_bad_row="skip"),
+        "phantoms": load_training_rows(phantoms / "train.json"),
+    }
+    rows = {name: source_rows(name, read.dataset.with_format(None), folder) for name, read in sources.items()}
+    rows["pretraining"] = rows["vqa_rad"] + rows["phantoms"]
+    for name, found in rows.items():
+        write_rows(folder / f"{name}.json", found)
 
 
 def source_rows(name: str, rows: Iterable[dict], folder: Path) -> list[dict]:

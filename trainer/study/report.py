@@ -30,31 +30,31 @@ from logramed.trainer.study.table import Table
 
 
 COLORS = {PLAIN: "#636363", PRIMARY: "#08519c"}
-TABLES_NAME = "tables.md"
 
 
-def write_report(rows: Sequence[Mapping], split: str, folder: Path) -> list[Path]:
+def write_report(rows: Sequence[Mapping], folder: Path) -> list[Path]:
     """
-    Write `tables.md` (as `run.py --summarize` prints it, for each split) and pictures of the rows at `split`:
-    `shares.png` (plain and the primary arm at each share of SLAKE, with and without sight), `arms.png` (every arm
-    minus plain at 10%) and `kinds.png` (the primary arm minus plain there, by kind of question); the paths.
+    Write `tables.md` (see `summarize`, for each split) and pictures of the rows at the test split: `shares.png` (plain
+    and the primary arm at each share of SLAKE, with and without sight), `arms.png` (every arm minus plain at 10%) and
+    `kinds.png` (the primary arm minus plain there, by kind of question); the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    splits = [one for one in ("test", "validation") if any(row["split"] == one for row in rows)]
-    written = [write_whole(folder / TABLES_NAME, "\n".join(summarize(rows, one) for one in splits))]
+    splits = [split for split in ("test", "validation") if any(row["split"] == split for row in rows)]
+    written = [write_whole(folder / "tables.md", "\n".join(summarize(rows, split) for split in splits))]
+    rows = [row for row in rows if row["split"] == "test"]
     for name, draw in {"shares": draw_shares, "arms": draw_arms, "kinds": draw_kinds}.items():
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
-        draw(axes, [row for row in rows if row["split"] == split], split)
+        draw(axes, rows)
         axes.grid(alpha=0.25)
         written.append(folder / f"{name}.png")
         figure.savefig(written[-1], dpi=120, metadata={"Software": None})
     return written
 
 
-def mean_score(rows: Sequence[Mapping], side: Side, split: str, sight: str) -> Difference | None:
+def mean_score(rows: Sequence[Mapping], side: Side, sight: str) -> Difference | None:
     """A side's mean over all questions and seeds, in percent, with its interval; `None` if it has no run."""
-    scores = [image_scores(row, "all", sight) for row in rows_of(rows, side, split).values()]
+    scores = [image_scores(row, "all", sight) for row in rows_of(rows, side).values()]
     if not scores or not scores[0]:
         return None
     images = list(scores[0])
@@ -62,10 +62,10 @@ def mean_score(rows: Sequence[Mapping], side: Side, split: str, sight: str) -> D
     return hierarchical_bootstrap(sums, np.array([scores[0][image][1] for image in images]))
 
 
-def draw_shares(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
+def draw_shares(axes: Axes, rows: Sequence[Mapping]) -> None:
     for (arm, color), shift in zip(COLORS.items(), (-0.02, 0.02), strict=True):
         for sight, style in ("with_sight", "-"), ("without_sight", ":"):
-            found = {share: mean_score(rows, Side(arm, share=share), split, sight) for share in SHARES}
+            found = {share: mean_score(rows, Side(arm, share=share), sight) for share in SHARES}
             there = {share: mean for share, mean in found.items() if mean is not None}
             axes.errorbar(
                 [share * (1 + shift) for share in there],
@@ -83,20 +83,20 @@ def draw_shares(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
     axes.set_xticks(SHARES, [f"{share}%" for share in SHARES], minor=False)
     axes.minorticks_off()
     axes.set_xlabel("share of SLAKE's training images")
-    axes.set_ylabel(f"all {split} questions (%)")
+    axes.set_ylabel("all test questions (%)")
     axes.set_title("Model from scratch, 95% intervals over seeds and images", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
 
 
-def draw_arms(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
+def draw_arms(axes: Axes, rows: Sequence[Mapping]) -> None:
     sides = [side for side in sides_of(rows) if (side.model, side.data, side.share) == ("scratch", "slake", 10)]
     differences = {}
     for side in sides:
         if side.arm != PLAIN:
-            differences[name_side(side)] = compare(rows, Comparison(side, Side(PLAIN)), split)
+            differences[name_side(side)] = compare(rows, Comparison(side, Side(PLAIN)))
     draw_differences(axes, differences)
     # To the right edge: long names make the axes narrower than the title.
-    title = f"Minus plain, 10% of SLAKE, all {split} questions, paired by seed and image"
+    title = "Minus plain, 10% of SLAKE, all test questions, paired by seed and image"
     axes.set_title(title, fontsize=10, loc="right")
 
 
@@ -112,17 +112,17 @@ def name_side(side: Side) -> str:
     return side.arm.replace("+", "\n+") + settings
 
 
-def draw_kinds(axes: Axes, rows: Sequence[Mapping], split: str) -> None:
+def draw_kinds(axes: Axes, rows: Sequence[Mapping]) -> None:
     comparison = Comparison(Side(PRIMARY), Side(PLAIN))
-    differences = {kind: compare(rows, comparison, split, kind) for kind in ("all", "closed", "open")}
-    differences["all, without sight"] = compare(rows, comparison, split, sight="without_sight")
-    draw_differences(axes, differences | content_differences(rows, split))
+    differences = {kind: compare(rows, comparison, kind) for kind in ("all", "closed", "open")}
+    differences["all, without sight"] = compare(rows, comparison, sight="without_sight")
+    draw_differences(axes, differences | content_differences(rows))
     axes.set_title(f"{PRIMARY} minus plain, 10% of SLAKE, by kind of question", fontsize=10)
 
 
-def content_differences(rows: Sequence[Mapping], split: str) -> dict[str, Difference | None]:
+def content_differences(rows: Sequence[Mapping]) -> dict[str, Difference | None]:
     """By the data set's content types. Rows have their sums alone, not by image, so intervals are those of seeds."""
-    first, second = (rows_of(rows, Side(arm), split) for arm in (PRIMARY, PLAIN))
+    first, second = (rows_of(rows, Side(arm)) for arm in (PRIMARY, PLAIN))
     seeds = sorted(first.keys() & second.keys())
     kinds = sorted({kind for seed in seeds for kind in first[seed]["by_content"]["with_sight"]})
     differences: dict[str, Difference | None] = {}
@@ -165,13 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(description="Tables and pictures of the study.")
     parser.add_argument("--table", type=Path, nargs="+", required=True, help="tables that run.py wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for tables.md and the pictures")
-    parser.add_argument("--split", default="test", choices=["test", "validation"])
     options = parser.parse_args(argv)
     missing = [str(path) for path in options.table if not path.is_file()]
     if missing:
         parser.error(f"--table {', '.join(missing)} is missing")
     rows = [row for path in options.table for row in Table(path).rows.values()]
-    for path in write_report(rows, options.split, options.output):
+    for path in write_report(rows, options.output):
         print(path)
     return 0
 

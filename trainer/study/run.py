@@ -9,17 +9,17 @@ run with a row in OUTPUT/table.jsonl is not run again.
 """
 
 import argparse
+import fcntl
 import json
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import product
 from os import environ
@@ -28,11 +28,8 @@ from pathlib import Path
 from logramed.eval.command_line import UserError, run_command
 from logramed.eval.files import only_one_writer, write_json
 from logramed.trainer.checkpoints.provenance import describe_code
-from logramed.trainer.study.analysis import summarize
+from logramed.trainer.study.analysis import format_table, summarize
 from logramed.trainer.study.arms import (
-    ARMS,
-    DATA,
-    MODELS,
     PARTS,
     PLAIN,
     PRIMARY,
@@ -44,7 +41,6 @@ from logramed.trainer.study.arms import (
 )
 from logramed.trainer.study.commands import (
     ENVIRONMENT,
-    Limits,
     Paths,
     build_command,
     evaluation_command,
@@ -69,13 +65,8 @@ from logramed.trainer.study.settings import (
 from logramed.trainer.study.table import Table, make_row
 
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 TABLE_NAME, TUNING_TABLE_NAME, FURTHER_TABLE_NAME = "table.jsonl", "tuning.jsonl", "further.jsonl"
-SMOKE_LIMITS = Limits(num_steps=5, num_questions=6)
+SMOKE_STEPS, SMOKE_QUESTIONS = 5, 6
 
 
 class CommandError(UserError):
@@ -93,30 +84,26 @@ class Study:
     split: str
     settings: Mapping[str, Mapping[str, Settings]]
     table: Table
-    limits: Limits = field(default_factory=Limits)
-    keep_models: bool = False
-    execute: Callable[[list[str], Path, int | None], None] | None = None
-
-    def __post_init__(self):
-        self.execute = self.execute or Commands()
+    num_questions: int | None = None  # to ask; by default all
+    execute: Callable[[list[str], Path, int | None], None] = field(default_factory=lambda: Commands())
 
     def run_all(self, runs: Sequence[Run], num_parallel: int) -> list[str]:
         """Run what has no row yet; the failures, in words. One that fails does not stop the others."""
         waiting = [run for run in runs if (run.name, self.split) not in self.table.rows]
         print(f"{len(waiting)} of {len(runs)} runs to go, {num_parallel} at a time.", flush=True)
-        digests = prepare_data(self.paths.data, str(self.paths.slake), str(self.paths.vqa_rad)) if waiting else {}
+        if waiting:
+            prepare_data(self.paths.data, str(self.paths.slake), str(self.paths.vqa_rad))
         for run in waiting:
             self.build(run)
         failures = []
         with ThreadPoolExecutor(num_parallel) as pool:
-            started = {pool.submit(self.run_one, run, digests): run for run in waiting}
+            started = {pool.submit(self.run_one, run): run for run in waiting}
             try:
                 for number, future in enumerate(as_completed(started), start=1):
                     run, error = started[future], future.exception()
                     if error is not None:
                         failures.append(f"{run.name}: {error}")
-                    outcome = "FAILED" if error else describe_row(self.table.rows[run.name, self.split])
-                    print(f"{number}/{len(waiting)} {run.name}: {outcome}", flush=True)
+                    print(f"{number}/{len(waiting)} {run.name}: {'FAILED' if error else 'done'}", flush=True)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -132,35 +119,34 @@ class Study:
             self.execute(build_command(run, self.paths, unfinished), folder.with_suffix(".log"), None)
             unfinished.rename(folder)
 
-    def run_one(self, run: Run, data_digests: Mapping[str, str]) -> None:
+    def run_one(self, run: Run) -> None:
         """Train and evaluate one run and append its row; what is there of it already is not done again."""
         folder, settings = self.paths.run(run), settings_of(run, self.settings)
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder / "lock") as lock:
-            commands = training_commands(run, self.paths, settings, self.settings[run.model][PLAIN], self.limits)
-            record = self.record(run, commands, data_digests)
+            commands = training_commands(run, self.paths, settings, self.settings[run.model][PLAIN])
+            record = self.record(run, commands)
             evaluation = folder / f"evaluation_{self.split}"
             for output, command in commands.items():
                 if not is_trained(folder / output):
                     shutil.rmtree(evaluation, ignore_errors=True)  # answers of a model that is gone
-                    self.timed(command, folder / f"{output}.log", lock)
+                    self.execute(command, folder / f"{output}.log", lock)
                 for checkpoint in (folder / output).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint)
-            command = evaluation_command(run, self.paths, self.split, self.limits)
-            self.timed(command, folder / f"{evaluation.name}.log", lock)
+            command = evaluation_command(run, self.paths, self.split, self.num_questions)
+            self.execute(command, folder / f"{evaluation.name}.log", lock)
             training = json.loads((folder / "model" / "train_metrics.json").read_text(encoding="utf-8"))
             record |= {
                 "commands": {name: self.paths.without_places(words) for name, words in commands.items()},
                 "evaluation_command": self.paths.without_places(command),
-                "seconds": read_seconds(folder),
             }
             row = make_row(run, self.split, settings, record, training, evaluation)
             self.table.append({**row, "ended": datetime.now(UTC).isoformat(timespec="seconds")})
-            if not self.keep_models:
-                for output in commands:
-                    discard_weights(folder / output)
+            for output in commands:
+                for path in (folder / output).glob("*.safetensors"):
+                    path.unlink()
 
-    def record(self, run: Run, commands: Mapping[str, list[str]], data_digests: Mapping[str, str]) -> dict:
+    def record(self, run: Run, commands: Mapping[str, list[str]]) -> dict:
         """
         Write the training files, and what the run is to its folder; a run that was begun keeps its git revision.
         Raises `ValueError` if the folder holds a run with other commands or other data.
@@ -172,7 +158,7 @@ class Study:
             if run.data == "pretraining" and output == "model":
                 source, of = "slake.json", Run(run.model, "slake", 100, PLAIN, run.seed)
             digests[output] = write_training_file(path.with_name(f"{output}.json"), self.paths.data / source, of)
-        wanted = {"commands": dict(commands), "training_data": digests, "source_data": dict(data_digests)}
+        wanted = {"commands": dict(commands), "training_data": digests}
         if path.is_file():
             former = json.loads(path.read_text(encoding="utf-8"))
             changed = [name for name, value in wanted.items() if former[name] != value]
@@ -185,16 +171,6 @@ class Study:
         record = {**wanted, **describe_code()}
         write_json(path, record)
         return record
-
-    def timed(self, command: list[str], log: Path, lock: int | None) -> None:
-        """Execute a command; its seconds are added to those of the run, whether it ends well or not."""
-        start = time.monotonic()
-        try:
-            self.execute(command, log, lock)
-        finally:
-            spent = read_seconds(log.parent)
-            spent[log.stem] = round(spent.get(log.stem, 0) + time.monotonic() - start, 1)
-            write_json(log.parent / "seconds.json", spent)
 
 
 class Commands:
@@ -240,14 +216,11 @@ class Commands:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[int | None]:
+def held(path: Path) -> Iterator[int]:
     """
     Hold a lock, which the commands of a run hold too: where this process was killed and a command of it still runs,
     the next start waits for that.
     """
-    if fcntl is None:
-        yield None
-        return
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
@@ -263,42 +236,22 @@ def is_trained(folder: Path) -> bool:
         return False
 
 
-def discard_weights(folder: Path) -> None:
-    for path in folder.glob("*.safetensors"):
-        path.unlink()
-
-
-def read_seconds(folder: Path) -> dict[str, float]:
-    path = folder / "seconds.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def describe_row(row: Mapping) -> str:
-    blank = (row["without_sight"] or {}).get("all")
-    without = "" if blank is None else f", without sight {blank:.1f}"
-    return f"all {row['with_sight']['all']:.1f}{without}"
-
-
-def tune(study: Study, arms: Sequence[str], num_parallel: int, output: Path) -> list[str]:
+def tune(study: Study, num_parallel: int, output: Path) -> list[str]:
     """
-    Run the trials of each arm of the model from scratch on validation images, and write the settings chosen; the
+    Run the trials of `TUNED_ARMS` of the model from scratch on validation images, and write the settings chosen; the
     failures, in words.
     """
     chosen = {model: dict(settings) for model, settings in study.settings.items()}
     study.settings, of_scratch, failures = chosen, chosen["scratch"], []
     for stage in (NINE_TRIALS, (FIXED_WEIGHT,)):
-        runs = {arm: tuning_runs(arm) for arm in stage if arm in arms}
+        runs = {arm: tuning_runs(arm) for arm in stage}
         failures += study.run_all([run for of_arm in runs.values() for run in of_arm], num_parallel)
-        tried = {arm: trials(arm, of_scratch[PRIMARY]) for arm in runs}
         for arm, of_arm in runs.items():
             rows = [study.table.rows.get((run.name, "validation")) for run in of_arm]
             if all(rows):
-                of_scratch[arm] = choose_settings(tried[arm], [row["with_sight"]["all"] for row in rows])
-    comment = (
-        f"The model from scratch: chosen by `run.py --tune` on validation images of SLAKE at 10%, seed {TUNING_SEED}, "
-        "by all questions.\nThe mini: set by hand, not tuned."
-    )
-    print(f"Wrote {write_settings(output, chosen, comment)}. Commit it as {SETTINGS_FILE} before the study is run.")
+                scores = [row["with_sight"]["all"] for row in rows]
+                of_scratch[arm] = choose_settings(trials(arm, of_scratch[PRIMARY]), scores)
+    print(f"Wrote {write_settings(output, chosen)}. Commit it as {SETTINGS_FILE} before the study is run.")
     return failures
 
 
@@ -307,22 +260,17 @@ def tuning_runs(arm: str) -> list[Run]:
     return [Run("scratch", "slake", 10, arm, TUNING_SEED, f"trial{number}") for number in range(num_trials)]
 
 
-def select_runs(runs: Sequence[Run], options: argparse.Namespace) -> list[Run]:
+def select_runs(runs: Sequence[Run], shares: Sequence[int] | None, seeds: Sequence[int] | None) -> list[Run]:
     """
-    The planned runs that the options name. Seeds that are not planned (for a check by others) are those of the runs of
-    the first planned seed.
+    The planned runs of these shares and seeds, by default all. Seeds that are not planned (for a check by others) are
+    those of the runs of the first planned seed.
     """
-    wanted = {"model": options.models, "data": options.data, "share": options.shares, "arm": options.arms}
-    found = [run for run in runs if all(not values or getattr(run, name) in values for name, values in wanted.items())]
-    if not options.seeds:
+    found = [run for run in runs if not shares or run.share in shares]
+    if not seeds:
         return found
     planned = {run.seed for run in found}
-    further = [
-        Run(run.model, run.data, run.share, run.arm, seed, run.settings)
-        for seed, run in product(options.seeds, found)
-        if seed not in planned and run.seed == 0
-    ]
-    return [run for run in found if run.seed in options.seeds] + further
+    further = [replace(run, seed=seed) for seed, run in product(seeds, found) if seed not in planned and run.seed == 0]
+    return [run for run in found if run.seed in seeds] + further
 
 
 def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequence[int] = (10,)) -> list[Run]:
@@ -340,8 +288,7 @@ def list_runs() -> str:
     counts = {part.title: len(part.runs()) for part in PARTS}
     counts["tuning"] = sum(len(tuning_runs(arm)) for arm in TUNED_ARMS)
     counts["all"] = sum(counts.values())
-    lines = ["| part | runs |", "| --- | --- |", *(f"| {title} | {count} |" for title, count in counts.items())]
-    return "\n".join(lines)
+    return format_table(["part", "runs"], [[title, str(count)] for title, count in counts.items()])
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -350,18 +297,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", type=Path, default=Path("runs/mini"), help="folder that trainer/mini.py wrote")
     parser.add_argument("--slake", type=Path, help="SLAKE's folder")
     parser.add_argument("--vqa_rad", type=Path, help="VQA-RAD's folder")
-    parser.add_argument("--models", nargs="+", choices=MODELS, help="default: as planned")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default: all that are planned")
     parser.add_argument("--shares", nargs="+", type=int, choices=SHARES, help="percent; default: as planned")
-    parser.add_argument("--data", nargs="+", choices=DATA, help="default: as planned")
     parser.add_argument("--seeds", nargs="+", type=int, help="planned or further ones; default: as planned")
     parser.add_argument("--split", default="test", choices=["test", "validation"], help="to score (default test)")
-    parser.add_argument("--settings", type=Path, default=SETTINGS_FILE, help="settings of the arms, as --tune wrote")
     parser.add_argument("--num_parallel", type=int, default=2, help="runs at a time, one thread each (default 2)")
-    parser.add_argument("--keep_models", action="store_true", help="keep the weights of runs that are scored")
-    parser.add_argument("--tune", action="store_true", help="choose settings on validation images")
-    parser.add_argument("--smoke", action="store_true", help="every arm once, with a few steps and questions")
-    parser.add_argument(
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--tune", action="store_true", help="choose settings on validation images")
+    kind.add_argument("--smoke", action="store_true", help="every arm once, with a few steps and questions")
+    kind.add_argument(
         "--further",
         nargs="+",
         metavar="ARM[+ARGUMENT=VALUE]@SETTINGS",
@@ -369,7 +312,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "1e-3,400,0.2[,STRENGTH], steps at 10%%",
     )
     parser.add_argument("--list", action="store_true", help="say how many runs are planned")
-    parser.add_argument("--summarize", action="store_true", help="say what the table holds; run nothing")
     options = parser.parse_args(argv)
     if options.further:
         if not options.seeds:
@@ -378,39 +320,36 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             options.further = further_runs(options.further, options.seeds, options.shares or (10,))
         except ValueError as error:
             parser.error(f"--further: {error}")
-    if options.tune:
-        untuned = [arm for arm in options.arms or () if arm not in TUNED_ARMS]
-        if untuned or options.models not in (None, ["scratch"]):
-            parser.error(f"--tune is for {', '.join(TUNED_ARMS)} of the model from scratch")
-    if not (options.list or options.summarize) and (options.slake is None or options.vqa_rad is None):
+    if not options.list and (options.slake is None or options.vqa_rad is None):
         parser.error("give --slake and --vqa_rad, the folders of the data sets")
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(argv)
-    settings = read_settings(options.settings)
     if options.list:
         print(list_runs())
         return 0
-    output = options.output / "smoke" if options.smoke else options.output
-    if options.summarize:
-        print(summarize(list(Table(output / TABLE_NAME).rows.values()), options.split))
-        return 0
+    settings, output, num_questions = read_settings(), options.output, None
+    if options.smoke:
+        output, num_questions = output / "smoke", SMOKE_QUESTIONS
+        settings = {
+            model: {arm: replace(own, num_steps=SMOKE_STEPS) for arm, own in of_model.items()}
+            for model, of_model in settings.items()
+        }
     output.mkdir(parents=True, exist_ok=True)
     paths = Paths(*(path.resolve() for path in (output, options.parts, options.slake, options.vqa_rad)))
     table_name = TUNING_TABLE_NAME if options.tune else FURTHER_TABLE_NAME if options.further else TABLE_NAME
     with only_one_writer(output):
         table = Table(output / table_name)
-        limits = SMOKE_LIMITS if options.smoke else Limits()
         split = "validation" if options.tune else options.split
-        study = Study(paths, split, settings, table, limits, options.keep_models)
+        study = Study(paths, split, settings, table, num_questions)
         with ending_commands(study.execute):
             if options.tune:
-                failures = tune(study, options.arms or TUNED_ARMS, options.num_parallel, output / "settings.yaml")
+                failures = tune(study, options.num_parallel, output / "settings.yaml")
             else:
                 planned = smoke_runs() if options.smoke else planned_runs()
-                runs = options.further or select_runs(planned, options)
+                runs = options.further or select_runs(planned, options.shares, options.seeds)
                 failures = study.run_all(runs, options.num_parallel)
                 print(summarize(list(table.rows.values()), split))
     for failure in failures:

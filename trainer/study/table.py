@@ -15,6 +15,7 @@ from logramed.trainer.study.settings import Settings
 
 
 FIGURES = ("all", "closed", "open")
+SIGHTS = {"with_sight": ".jsonl", "without_sight": ".blank_images.jsonl"}
 SCORE_NAMES = {"CLOSED": "closed_accuracy", "OPEN": "open_recall"}
 # Of the logged steps of training; the gradient ratio is logged by runs with an alignment loss alone.
 LOGGED = ("gradient_ratio", "alignment_weight", "recall_at_1")
@@ -70,20 +71,15 @@ def make_row(
     The row of a run that is trained and evaluated, of what its folder records (`record`), its `train_metrics.json`
     (`training`) and the folder that `logramed-eval` wrote (`evaluation`).
     """
+    scores = {sight: read_scores(evaluation / f"scores{ending}") for sight, ending in SIGHTS.items()}
+    images = json.loads((evaluation / "local_paths.json").read_text(encoding="utf-8"))["images"]
     return {
         "run": run.name,
         **{("settings_of" if name == "settings" else name): value for name, value in asdict(run).items()},
         "split": split,
-        "with_sight": read_figures(evaluation, ".jsonl"),
-        "without_sight": read_figures(evaluation, ".blank_images.jsonl"),
-        "by_content": {
-            sight: read_group_scores(evaluation, ending)
-            for sight, ending in (("with_sight", ".jsonl"), ("without_sight", ".blank_images.jsonl"))
-        },
-        "image_scores": {
-            sight: read_image_scores(evaluation, ending)
-            for sight, ending in (("with_sight", ".jsonl"), ("without_sight", ".blank_images.jsonl"))
-        },
+        **{sight: None if found is None else mean_figures(found) for sight, found in scores.items()},
+        "by_content": {sight: content_scores(found or []) for sight, found in scores.items()},
+        "image_scores": {sight: image_scores(found or [], images) for sight, found in scores.items()},
         **asdict(settings),
         "seconds_per_step": seconds_per_step(training["log_history"]),
         "logged": summarize_log(training["log_history"]),
@@ -91,9 +87,8 @@ def make_row(
     }
 
 
-def read_scores(evaluation: Path, ending: str = ".jsonl") -> list[dict] | None:
+def read_scores(path: Path) -> list[dict] | None:
     """`question_id`, `answer_type` and `score` in percent of each question; `None` if it was not asked this way."""
-    path = evaluation / f"scores{ending}"
     if not path.is_file():
         return None
     rows = map(json.loads, filter(None, path.read_text(encoding="utf-8").split("\n")))
@@ -104,41 +99,36 @@ def read_scores(evaluation: Path, ending: str = ".jsonl") -> list[dict] | None:
     ]
 
 
-def read_figures(evaluation: Path, ending: str) -> dict[str, float | int] | None:
+def mean_figures(scores: Sequence[Mapping]) -> dict[str, float | int]:
     """Means over questions in percent, and the number of questions: all, closed (accuracy) and open (recall)."""
-    scores = read_scores(evaluation, ending)
-    if scores is None:
-        return None
-    kinds = {"all": scores}
-    kinds |= {kind.lower(): [row for row in scores if row["answer_type"] == kind] for kind in SCORE_NAMES}
     figures: dict[str, float | int] = {}
-    for kind, rows in kinds.items():
-        figures[f"num_{kind}"] = len(rows)
-        if rows:
-            figures[kind] = statistics.fmean(row["score"] for row in rows)
+    for kind in FIGURES:
+        found = [row["score"] for row in scores if kind in ("all", row["answer_type"].lower())]
+        figures[f"num_{kind}"] = len(found)
+        if found:
+            figures[kind] = statistics.fmean(found)
     return figures
 
 
-def read_image_scores(evaluation: Path, ending: str) -> dict[str, dict[str, list[float]]]:
+def image_scores(scores: Sequence[Mapping], images: Mapping[str, str]) -> dict[str, dict[str, list[float]]]:
     """
     For each image the sum of its questions' scores, in percent, and their number, of closed and of open questions:
-    what intervals are made of.
+    what intervals are made of. An image has the name of its folder too: SLAKE's are all called "source.jpg".
     """
-    images = json.loads((evaluation / "local_paths.json").read_text(encoding="utf-8"))["images"]
     return {
         kind.lower(): sum_scores(
-            (short_name(images[row["question_id"]]), row["score"])
-            for row in read_scores(evaluation, ending) or []
+            ("/".join(Path(images[row["question_id"]]).parts[-2:]), row["score"])
+            for row in scores
             if row["answer_type"] == kind
         )
         for kind in SCORE_NAMES
     }
 
 
-def read_group_scores(evaluation: Path, ending: str, group: str = "content_type") -> dict[str, list[float]]:
+def content_scores(scores: Sequence[Mapping]) -> dict[str, list[float]]:
     """The same of each content type; empty where the data has none."""
-    rows = read_scores(evaluation, ending) or []
-    return sum_scores((row["groups"][group], row["score"]) for row in rows if group in row.get("groups", {}))
+    name = "content_type"
+    return sum_scores((row["groups"][name], row["score"]) for row in scores if name in row.get("groups", {}))
 
 
 def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
@@ -149,11 +139,6 @@ def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
         total[0] += score
         total[1] += 1
     return {name: [round(total, 3), count] for name, (total, count) in sorted(sums.items())}
-
-
-def short_name(path: str) -> str:
-    """The folder and name of an image, which are the same on every machine; SLAKE's are all called "source.jpg"."""
-    return "/".join(Path(path).parts[-2:])
 
 
 def seconds_per_step(log: Sequence[Mapping[str, Any]]) -> float | None:

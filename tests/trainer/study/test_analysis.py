@@ -83,11 +83,10 @@ def test_comparison_is_paired_by_the_seeds_that_both_have():
         row(PRIMARY, 1, {"a": [200.0, 2], "b": [100.0, 1]}),
         row(PRIMARY, 2, {"a": [0.0, 2], "b": [0.0, 1]}),
     ]
-    found = compare(rows, PRIMARY_COMPARISON, "test")
+    found = compare(rows, PRIMARY_COMPARISON)
     assert found.mean == pytest.approx(100 / 3)
     assert (found.num_seeds, found.num_images) == (1, 2)
-    assert compare(rows, PRIMARY_COMPARISON, "validation") is None
-    assert compare(rows, Comparison(Side("no_head"), Side(PLAIN)), "test") is None
+    assert compare(rows, Comparison(Side("no_head"), Side(PLAIN))) is None
 
 
 def test_kinds_of_questions_and_sight_are_compared_by_themselves():
@@ -102,7 +101,7 @@ def test_kinds_of_questions_and_sight_are_compared_by_themselves():
     }
     expected = {("all", "with_sight"): 150 / 4, ("closed", "with_sight"): -100, ("open", "with_sight"): 250 / 3}
     for (kind, sight), mean in {**expected, ("all", "without_sight"): 20 / 4}.items():
-        found = compare([plain, primary], PRIMARY_COMPARISON, "test", kind, sight)
+        found = compare([plain, primary], PRIMARY_COMPARISON, kind, sight)
         assert found.mean == pytest.approx(mean)
         assert found.num_images == (1 if kind == "closed" else 2)
 
@@ -110,7 +109,7 @@ def test_kinds_of_questions_and_sight_are_compared_by_themselves():
 def test_runs_that_were_asked_other_questions_are_not_compared():
     rows = [row(PLAIN, 0, {"a": [100.0, 2]}), row(PRIMARY, 0, {"a": [100.0, 1]})]
     with pytest.raises(ValueError, match="was asked other questions"):
-        compare(rows, PRIMARY_COMPARISON, "test")
+        compare(rows, PRIMARY_COMPARISON)
 
 
 def test_summary_corrects_the_secondary_comparisons_alone():
@@ -121,7 +120,7 @@ def test_summary_corrects_the_secondary_comparisons_alone():
         for seed in range(4)
         for arm, mean in scores.items()
     ]
-    lines = comparisons_table(rows, "test").splitlines()
+    lines = comparisons_table(rows).splitlines()
     assert lines[2].endswith("| primary | 4 |")
     tested = [line.split(" | ") for line in lines[3:] if "no runs" not in line]
     assert [line[0].removeprefix("| ").split()[0] for line in tested] == [PRIMARY, PRIMARY]

@@ -28,7 +28,7 @@ def study_rows(arms=(PLAIN, PRIMARY, "permuted"), shares=(10, 40), num_seeds=3):
 
 def test_report_has_the_tables_and_a_picture_of_each_kind(tmp_path):
     rows = study_rows()
-    paths = write_report(rows, "test", tmp_path / "results")
+    paths = write_report(rows, tmp_path / "results")
     assert [path.name for path in paths] == ["tables.md", "shares.png", "arms.png", "kinds.png"]
     assert paths[0].read_text() == summarize(rows, "test")
     for path in paths[1:]:
@@ -47,18 +47,18 @@ def test_committed_tables_are_those_of_the_committed_rows(tmp_path):
 
 
 def test_a_table_that_is_just_begun_is_drawn_too(tmp_path):
-    write_report(study_rows(arms=(PLAIN,), shares=(10,), num_seeds=1), "test", tmp_path)
+    write_report(study_rows(arms=(PLAIN,), shares=(10,), num_seeds=1), tmp_path)
     assert (tmp_path / "kinds.png").is_file()
 
 
 def test_means_are_over_questions_and_seeds():
     rows = [row(PLAIN, 0, {"a": [100.0, 1], "b": [0.0, 3]}), row(PLAIN, 1, {"a": [100.0, 1], "b": [300.0, 3]})]
-    assert mean_score(rows, Side(PLAIN), "test", "with_sight").mean == pytest.approx(500 / 8)
-    assert mean_score(rows, Side(PRIMARY), "test", "with_sight") is None
+    assert mean_score(rows, Side(PLAIN), "with_sight").mean == pytest.approx(500 / 8)
+    assert mean_score(rows, Side(PRIMARY), "with_sight") is None
 
 
 def test_content_types_are_paired_by_seed():
-    found = content_differences(study_rows(shares=(10,)), "test")
+    found = content_differences(study_rows(shares=(10,)))
     assert list(found) == ["Organ (20)", "Size (1)"]
     assert found["Organ (20)"].mean == pytest.approx((100 + 110 + 120) / 3 / 20)
     assert (found["Size (1)"].mean, found["Size (1)"].p_value) == (0, 1)

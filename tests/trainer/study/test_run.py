@@ -21,6 +21,7 @@ from logramed.trainer.study.table import Table
 from tests.trainer.study.evaluations import write_evaluation, write_training
 
 
+SIDE = ("scratch", "slake", PRIMARY)
 RUNS = [Run("scratch", "slake", 10, arm, 0) for arm in (PLAIN, PRIMARY)]
 
 
@@ -57,7 +58,6 @@ def make_study(tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         write_rows(folder / "slake.json", rows)
         write_rows(folder / "pretraining.json", rows)
-        return {"slake.json": "digest"}
 
     monkeypatch.setattr(study_run, "prepare_data", prepare)
 
@@ -79,7 +79,7 @@ def test_each_run_is_trained_and_evaluated_once_and_has_one_row(make_study):
     assert row["training_data"]["model"]
     assert row["commands"]["model"].startswith("python -m logramed.trainer.train --model OUTPUT/untrained/")
     assert str(study.paths.output) not in json.dumps(row)
-    assert {"git_revision", "git_changes", "seconds", "ended"} <= row.keys()
+    assert {"git_revision", "git_changes", "ended"} <= row.keys()
     assert not list(study.paths.output.rglob("*.safetensors"))
     again = make_study()
     assert again.run_all(RUNS, num_parallel=2) == []
@@ -97,15 +97,6 @@ def test_a_run_that_was_killed_goes_on_and_the_others_are_done(make_study, kille
     expected = [("train", RUNS[0].name), ("run", RUNS[0].name)]
     assert again.execute.commands == (expected if killed == "train" else expected[1:])
     assert len(Table(study.table.path).rows) == 2
-    assert Table(study.table.path).rows[RUNS[0].name, "test"]["seconds"].keys() == {"model", "evaluation_test"}
-
-
-def test_a_kept_model_is_scored_on_another_split_without_training_again(make_study):
-    make_study(keep_models=True).run_all(RUNS[:1], num_parallel=1)
-    study = make_study(split="validation")
-    assert study.run_all(RUNS[:1], num_parallel=1) == []
-    assert study.execute.commands == [("run", RUNS[0].name)]
-    assert list(Table(study.table.path).rows) == [(RUNS[0].name, split) for split in ("test", "validation")]
 
 
 def test_a_begun_run_with_other_settings_is_refused(make_study):
@@ -128,7 +119,7 @@ def test_pretraining_trains_twice_on_two_files(make_study):
 
 def test_tuning_scores_every_trial_on_validation_and_writes_settings(make_study, tmp_path):
     study = make_study(split="validation")
-    assert tune(study, [PLAIN, PRIMARY, FIXED_WEIGHT], 2, tmp_path / "settings.yaml") == []
+    assert tune(study, 2, tmp_path / "settings.yaml") == []
     assert len(study.table.rows) == 9 + 9 + 3
     assert {row["split"] for row in study.table.rows.values()} == {"validation"}
     chosen = read_settings(tmp_path / "settings.yaml")
@@ -138,16 +129,11 @@ def test_tuning_scores_every_trial_on_validation_and_writes_settings(make_study,
     assert chosen["mini"] == read_settings()["mini"]
 
 
-def test_runs_are_selected_by_name_and_further_seeds_are_added():
-    def selected(*words):
-        options = parse_arguments(["--slake", "s", "--vqa_rad", "v", *words])
-        return select_runs(study_run.planned_runs(), options)
-
-    assert len(selected()) == len(study_run.planned_runs())
-    assert {run.model for run in selected("--models", "mini")} == {"mini"}
-    found = selected(
-        "--models", "scratch", "--data", "slake", "--shares", "10", "--arms", PRIMARY, "--seeds", "1", "20"
-    )
+def test_runs_are_selected_by_share_and_seed_and_further_seeds_are_added():
+    planned = study_run.planned_runs()
+    assert select_runs(planned, None, None) == planned
+    assert {run.share for run in select_runs(planned, [40], None)} == {40}
+    found = [run for run in select_runs(planned, [10], [1, 20]) if (run.model, run.data, run.arm) == SIDE]
     assert sorted((run.seed, run.settings) for run in found) == [(1, "own"), (1, "plain"), (20, "own"), (20, "plain")]
 
 
@@ -156,6 +142,20 @@ def test_smoke_goes_through_every_arm_and_both_models():
     assert {run.arm for run in runs} == set(ARMS)
     assert {run.model for run in runs} == {"scratch", "mini"}
     assert {run.data for run in runs} == {"slake", "vqa_rad", "phantoms", "pretraining"}
+
+
+def test_smoke_has_a_few_steps_and_questions(tmp_path, monkeypatch, capsys):
+    def run_all(study, runs, num_parallel):
+        found = {own.num_steps for of_model in study.settings.values() for own in of_model.values()}
+        assert (found, study.num_questions, study.paths.output.name) == ({5}, 6, "smoke")
+        return []
+
+    monkeypatch.setattr(Study, "run_all", run_all)
+    words = ["--output", str(tmp_path), "--slake", "s", "--vqa_rad", "v", "--smoke"]
+    assert main(words) == 0
+    with pytest.raises(SystemExit):
+        main([*words, "--tune"])
+    assert "argument --tune: not allowed with argument --smoke" in capsys.readouterr().err
 
 
 def test_commands_are_logged_have_one_thread_and_an_error_shows_their_last_lines(tmp_path):
@@ -192,21 +192,12 @@ def test_a_run_waits_for_a_command_that_outlived_a_killed_study(tmp_path):
         assert time.monotonic() - started > 1
 
 
-def test_command_lists_and_summarizes_without_data(tmp_path, capsys):
+def test_command_lists_without_data(tmp_path, capsys):
     assert main(["--list"]) == 0
     assert f"| all | {len(study_run.planned_runs()) + 21} |" in capsys.readouterr().out
-    assert main(["--summarize", "--output", str(tmp_path)]) == 0
-    assert "No run is scored on the test split yet." in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--output", str(tmp_path)])
     assert "give --slake and --vqa_rad" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [("--models", "mini"), ("--arms", "infonce")])
-def test_tuning_of_what_has_no_trials_is_refused(words, capsys):
-    with pytest.raises(SystemExit):
-        parse_arguments(["--slake", "s", "--vqa_rad", "v", "--tune", *words])
-    assert "--tune is for plain, answer_states, former_default" in capsys.readouterr().err
 
 
 def test_runs_beside_the_plan_have_their_arguments_and_settings_and_a_table_of_their_own(make_study, monkeypatch):

@@ -8,6 +8,7 @@ from logramed.trainer.study.arms import PLAIN, PRIMARY, Run
 from logramed.trainer.study.settings import (
     FIXED_WEIGHT,
     ORTHOGONAL_ARRAY,
+    SETTINGS_FILE,
     Settings,
     choose_settings,
     read_settings,
@@ -68,11 +69,11 @@ def test_chosen_settings_are_the_best_levels_of_an_additive_score():
 
 def test_settings_are_read_as_written_and_missing_arms_are_refused(tmp_path):
     settings = read_settings()
-    path = write_settings(tmp_path / "settings.yaml", settings, "From\nhere.")
-    assert path.read_text().startswith("# From\n# here.\nscratch:\n")
+    path = write_settings(tmp_path / "settings.yaml", settings)
+    assert path.read_text() == SETTINGS_FILE.read_text()
     assert read_settings(path) == settings
     del settings["mini"][PLAIN]
-    write_settings(path, settings, "")
+    write_settings(path, settings)
     with pytest.raises(ValueError, match="no settings of mini for plain"):
         read_settings(path)
 
