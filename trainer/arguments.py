@@ -44,34 +44,34 @@ class ModelArguments(ModelConfig):
 
     model: str | None = _argument(
         None,
-        "Short form of `model_name_or_path`: any image-text-to-text model, as a folder or Hub id. Without it, "
-        "tower, language model and tokenizer are made anew from `vision_config` and `text_config`.",
+        "Short for `model_name_or_path`: any image-text-to-text model, by folder or Hub id. Without it a new model is "
+        "made, see `vision`, `vision_config` and `text_config`.",
     )
     vision: str | None = _argument(
         None,
-        "In place of `vision_config`: a pretrained tower (CLIP, SigLIP, DINOv2) for a new language model, as a "
-        "folder or Hub id.",
+        "Pretrained vision tower (CLIP, SigLIP, DINOv2) of a new model, by folder or Hub id, in place of "
+        "`vision_config`.",
     )
     vision_config: dict | str | None = _argument(  # noqa: RUF009
-        None, "Configuration of a new vision tower, with its `model_type` (JSON)."
+        None, "Configuration of a new vision tower with its `model_type`, as JSON."
     )
     text_config: dict | str | None = _argument(  # noqa: RUF009
-        None, "Configuration of a new language model, with its `model_type` (JSON)."
+        None, "Configuration of a new language model with its `model_type`, as JSON."
     )
     logramed_config: dict | str | None = _argument(  # noqa: RUF009
         None,
-        "Further values of a new `LoGraMedConfig`, such as `dense_connector` or `image_token_pooling` (JSON).",
+        "Other values of a new model's `LoGraMedConfig`, such as `dense_connector` or `image_token_pooling`, as JSON.",
     )
-    vocab_size: int = _argument(2000, "Largest vocabulary of a new tokenizer, trained on the training text.")
+    vocab_size: int = _argument(2000, "Vocabulary size of a new model's tokenizer, trained on `train_data`.")
     position_embedding_scale: float = _argument(
         1.0,
-        "Factor on the first position embeddings of a new vision tower. The usual ones are far smaller than the "
-        "patches', and a tower that starts from nothing learns late where things are.",
+        "Factor on the initial position embeddings of a new vision tower. With the usual ones, which are small beside "
+        "the patches' features, a tower trained from scratch learns late where things are.",
     )
     train: str | None = _argument(
         None,
-        "Parts to train, by commas: `projector`, `language`, `vision`; the rest is frozen. By default all, with "
-        "`use_peft` the projector, and the language model through adapters.",
+        "Parts to train, separated by commas: `projector`, `language`, `vision`; the others are frozen. By default "
+        "all; with `use_peft` the projector, and adapters in the language model.",
     )
 
     def __post_init__(self):
@@ -106,57 +106,62 @@ class DataArguments(ScriptArguments):
 
     train_data: str | None = _argument(
         None,
-        "In place of `dataset_name`: LLaVA-Med JSON or JSON lines, a folder of VQA-RAD, SLAKE or reports, a "
-        "folder written by `datasets`, or a Hub id.",
+        "Training data: JSON or JSON lines, VQA-RAD's or SLAKE's own folder, a folder of reports or one written by "
+        '`datasets`, or a Hub id (trainer/README.md, "Data").',
     )
     first_stage_data: str | None = _argument(
         None,
-        "Data of the same forms to train on first, such as descriptions: what the paper's pre-training is for, "
-        "in one command. Without the alignment loss.",
+        "Data to train on first, without alignment, such as image descriptions: the paper's pre-training within the "
+        "same command.",
     )
     first_stage_epochs: float = _argument(1.0, "Epochs of the first stage.")
-    image_folder: str | None = _argument(None, "Folder that holds the images; by default `images` beside the data.")
-    extended_data: str | None = _argument(None, "Second file with the extended answers, merged by id.")
+    image_folder: str | None = _argument(
+        None, "Folder of the images; by default `images` beside the data, or the data's own folder."
+    )
+    extended_data: str | None = _argument(
+        None, "File with the extended answers, if they are not in `train_data`, merged by id."
+    )
     report_section: str | None = _argument(
         None,
-        "Of folders of reports (R2Gen's annotation.json, IU X-Ray's tables) the section to write: `findings`, "
-        "`impression` or `both`. By default reports are taken as they stand.",
+        "Section that the model learns to write from a folder of reports (R2Gen's annotation.json, IU X-Ray's "
+        "tables): `findings`, `impression` or `both`. By default the whole report.",
     )
     validation_data: str | None = _argument(
         None,
-        "Data of the same form to evaluate on during training; the folder or Hub id of `train_data` again stands "
-        "for its split `dataset_test_split`.",
+        "Data to evaluate on during training. The folder or Hub id of `train_data` again means its split "
+        "`dataset_test_split`.",
     )
     validation_share: float = _argument(
         0.0,
-        "Without `validation_data`: share of the training rows held out for evaluation, 0 to 1.",
+        "Share of the training rows held out for evaluation, from 0 to below 1, if there is no `validation_data`.",
     )
     shuffle_turns: bool = _argument(
         False,
-        "Put the turns of a conversation in another order each time it is seen. For questions that do not build "
-        "on each other: each is then also learned as the first, as an evaluation asks it.",
+        "Shuffle the turns of a conversation each time it is seen, for questions that do not build on each other: "
+        "an evaluation asks each as the first.",
     )
     max_turns: int | None = _argument(
         None,
-        "With `shuffle_turns`: the most turns to keep of a conversation, drawn anew each time it is seen.",
+        "Most turns of a conversation to train on, drawn anew each time it is seen; needs `shuffle_turns`.",
     )
     dry_run: bool = _argument(
         False,
-        "Check data, memory and arguments, take two steps, print what was found; start nothing.",
+        "Only check data and arguments, take two steps on the longest rows, and print time and memory.",
     )
     streaming: bool = _argument(
         False,
-        "Read `train_data` as it is needed, from JSON lines, WebDataset shards or a Hub id, never all of it at "
-        "once. Needs `max_steps`.",
+        "Read `train_data` (JSON lines, WebDataset shards or a Hub id) while training instead of all at once. Needs "
+        "`max_steps`.",
     )
     on_bad_row: str = _argument(
         "raise",
-        "What to do about a row that cannot be used: `raise` stops and names it, `skip` lists it.",
+        "What to do about a bad row: `raise` stops and names it, `skip` leaves it out and lists it in "
+        "skipped_rows.jsonl.",
         choices=["raise", "skip"],
     )
     train_ids: str | None = _argument(
         None,
-        "File with the ids to train on, written by `data/subsets.py` from `train_data`; other rows are left out.",
+        "File of the ids to train on, as `logramed-subsets` writes it; other rows are left out.",
     )
 
     window: str = _argument("auto", WINDOW_HELP)
@@ -191,8 +196,8 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
     """
     [`trl.SFTConfig`] with the settings of [`AlignmentConfig`].
 
-    What differs from `SFTConfig`: 16-bit training and gradient checkpointing are asked for, never on by default, and
-    several processes on a machine without an accelerator share the work on its CPUs, without `use_cpu` too.
+    Differences from `SFTConfig`: 16-bit training and gradient checkpointing are off by default, and several processes
+    on a machine without an accelerator share the work on its CPUs even without `use_cpu`.
     """
 
     bf16: bool = _argument(False, "Train in bfloat16 mixed precision.")
@@ -201,26 +206,28 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
     )
     max_length: int | None = _argument(
         2048,
-        "Longest sequence in tokens; longer ones lose their last turns, never an image token.",
+        "Longest sequence in tokens. Longer ones are cut at the end, also within an answer, but never before the end "
+        "of the last image.",
     )
     report_to: None | str | list[str] = _argument(  # noqa: RUF009, RUF036 (the parser reads a union in this order)
         "tensorboard",
-        "Where the log goes beside the files of the run: `tensorboard` (files in `output_dir/runs`), `trackio` "
-        "(on this machine, unless `trackio_space_id` is set), both, or `none`.",
+        "Where the log goes: `tensorboard` (files in `output_dir/runs`), `trackio` (on this machine, unless "
+        "`trackio_space_id` is set), both, or `none`.",
     )
     cache_image_features: str | None = _argument(
         None,
-        "Folder to keep in what a frozen vision tower makes of each image, so that it runs once an image. For "
-        "several epochs; a CLIP ViT-L/14 with 224 pixels takes about 1 MiB an image in float32.",
+        "Folder in which the features of a frozen vision tower are kept, so that it runs once per image. A CLIP "
+        "ViT-L/14 at 224 pixels takes about 1 MiB per image in float32.",
     )
     max_validation_questions: int = _argument(
         256,
-        "Questions answered at each evaluation for the validation accuracy, drawn with the seed; 0: none.",
+        "Validation questions answered at each evaluation for `closed_accuracy` and `open_recall`, drawn with the "
+        "seed; 0 for none.",
     )
-    max_new_tokens: int = _argument(32, "Longest answer at validation, in tokens.")
+    max_new_tokens: int = _argument(32, "Longest answer to a validation question, in tokens.")
     hub_license: str | None = _argument(
         None,
-        "Licence of the model for its card, such as `apache-2.0`; `push_to_hub` needs it.",
+        "Licence in the model's card, such as `apache-2.0`; needed by `push_to_hub`.",
     )
 
     def __post_init__(self):

@@ -46,14 +46,15 @@ GROUPS, ANSWER_KEYS = "groups", "answer_keys"
 
 class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     """
-    [`trl.SFTTrainer`] that adds `alignment_weight` times an alignment loss, for any image-text-to-text model of
-    transformers 5 whose images become tokens; with weight 0 it is plain `SFTTrainer`.
+    [`trl.SFTTrainer`] with an alignment loss beside the language-modeling loss, for any image-text-to-text model of
+    transformers 5 that turns images into tokens. With `alignment_weight=0` it is plain `SFTTrainer`.
 
     It logs `loss` (total), `language_modeling_loss`, `alignment_loss` and `matching_accuracy` (share of nodes matched
-    to themselves). An evaluation gives these too, without noise in the matching, and recall at 1 and 5 between the
-    modalities of all evaluation nodes, such as `eval_recall_at_1_image_to_answer`: the share of images whose own
-    answer is the nearest. A low alignment loss is no evidence of alignment; recall is. With `validation_questions` it
-    also answers those.
+    to themselves), and with answer states `alignment_weight` and `gradient_ratio` of each step. An evaluation gives
+    the losses without dropout and noise (`eval_loss` with `args.alignment_weight`, whatever schedule and ratio say),
+    and recall at 1 and 5 between the modalities of all evaluation nodes, such as `eval_recall_at_1_image_to_answer`:
+    the share of images whose own answer is the nearest. With `validation_questions` it also answers those. Neither
+    a low alignment loss nor recall shows that answers gain, see trainer/README.md.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`):
@@ -165,6 +166,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
                 network = build_graph_network(self.args, self.model, text_size if has_mlp else hidden_size)
             if self.args.alignment_image_node == "answer_state":
                 self.gradient_ratio = GradientRatio(self.args.alignment_gradient_ratio, self.args.alignment_weight)
+                if self.args.alignment_gradient_ratio is not None and self.args.alignment_weight != 1:
+                    logger.warning(
+                        "`alignment_gradient_ratio` sets the weight after the first step: `alignment_weight` "
+                        f"{self.args.alignment_weight} holds for the first step alone. Leave out one of them."
+                    )
         norms = None if self.gradient_ratio is None else self.gradient_ratio.norms
         self.model = self.model_wrapped = AlignedModel(self.model, network, self.args.alignment_config(), head, norms)
         self.callback_handler.model = self.model
@@ -373,9 +379,14 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return weight * alignment_loss / self._accumulation_steps(num_items_in_batch)
 
     def alignment_weight_at(self, step: int) -> float | torch.Tensor:
-        """The weight of the alignment loss after so many steps; in an evaluation without the schedule."""
+        """
+        The weight of the alignment loss after `step` steps. In an evaluation it is `args.alignment_weight` at any
+        step, so that evaluations of a run can be compared.
+        """
+        if not self.model.training:
+            return self.args.alignment_weight
         weight = self.args.alignment_weight if self.gradient_ratio is None else self.gradient_ratio.weight
-        if not self.model.training or self.args.alignment_schedule == "constant":
+        if self.args.alignment_schedule == "constant":
             return weight
         progress = step / max(self.state.max_steps, 1)
         left = 1 - progress if self.args.alignment_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2

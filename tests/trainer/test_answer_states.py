@@ -278,6 +278,23 @@ def test_a_fixed_weight_stays_and_its_ratio_is_logged_too(tmp_path, rows):
     assert all(0 < ratio < math.inf for ratio in logged(trainer, "gradient_ratio"))
 
 
+def test_the_loss_of_an_evaluation_has_the_same_weight_at_any_step(tmp_path, rows):
+    values = {"alignment_granularity": "turn", "alignment_image_node": "answer_state", "alignment_schedule": "cosine"}
+    trainer = train(tmp_path, rows, alignment_gradient_ratio=0.3, max_steps=4, **values)
+    assert not 0.99 < logged(trainer, "alignment_weight")[-1] < 1.01
+    metrics = trainer.evaluate(rows)
+    parts = metrics["eval_language_modeling_loss"] + metrics["eval_alignment_loss"]
+    assert metrics["eval_loss"] == pytest.approx(parts, rel=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "is_warned"), [(0.5, True), (None, False), (0, False)])
+def test_a_weight_beside_a_ratio_is_said_to_hold_for_the_first_step_alone(tmp_path, rows, caplog, weight, is_warned):
+    values = answer_state_arguments(tmp_path, alignment_gradient_ratio=0.3, alignment_weight=weight)
+    with caplog.at_level("WARNING", "logramed.trainer.trainer"):
+        LoGraMedTrainer(small_model(), values, processing_class=tiny_processor(), train_dataset=rows)
+    assert ("`alignment_weight` 0.5 holds for the first step alone. Leave out one" in caplog.text) is is_warned
+
+
 def test_a_resumed_run_has_the_weights_of_the_undisturbed_one(tmp_path, rows):
     values = {
         "alignment_granularity": "turn",

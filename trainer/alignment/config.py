@@ -83,95 +83,102 @@ class AlignmentConfig:
 
     alignment_weight: float | None = _setting(
         None,
-        "Weight of the alignment loss beside the language-modeling loss; 0 turns it off. By default 1, or for answer "
-        "states what `alignment_gradient_ratio` asks for.",
+        "Weight of the alignment loss; that of the language-modeling loss is 1. 0 turns alignment off. By default 1; "
+        "with `alignment_gradient_ratio` the weight of the first step alone.",
     )
     alignment_preset: str = _setting(
         "answer_states",
-        "Where the defaults of granularity, image node, texts, text encoder and schedule come from: `answer_states` "
-        "(`turn`, `answer_state`, `question_answer`, all-MiniLM-L6-v2, `cosine`) or `paper` (`sample`, `projector`, "
+        "Defaults of granularity, image node, texts, text encoder and schedule: `answer_states` (`turn`, "
+        "`answer_state`, `question_answer`, all-MiniLM-L6-v2, `cosine`) or `paper` (`sample`, `projector`, "
         "`answer_and_extended`, `self`, `constant`).",
         tuple(PRESETS),
     )
     alignment_loss: str = _setting(
         "multi_graph",
-        "Objective of the alignment; `paper` is the research release's, faults included, and `none` is "
+        "Alignment objective. `paper` is the research release's, faults included; `none` is the same as "
         "`alignment_weight` 0.",
         LOSSES,
     )
     alignment_granularity: str | None = _setting(
         None,
-        "What a node of the graphs is: a `sample`, a dialogue `turn`, or a `span` (sentence) of an extended answer, "
-        "of the whole batch.",
+        "What a node is: a `sample`, a dialogue `turn`, or a `span` (sentence) of an extended answer. A graph has the "
+        "nodes of the whole batch.",
         GRANULARITIES,
     )
     alignment_image_node: str | None = _setting(
         None,
-        "What stands for the image: the mean of its `projector` features; of its tokens' hidden states in the "
-        "`language_model`; or the `answer_state`, the last hidden state at the token before an answer, from which "
-        "that answer is decoded.",
+        "Feature of an image node: the mean of the image's `projector` features, the mean of its tokens' hidden "
+        "states in the `language_model`, or the `answer_state`, the hidden state before an answer, from which the "
+        "answer's first token is predicted.",
         IMAGE_NODES,
     )
     alignment_texts: str | None = _setting(
         None,
-        "What images are aligned with, one graph each: the answer, the extended answer, and question and answer as "
-        "one text.",
+        "Texts that images are aligned with, one graph for each: the answer, the extended answer, or question and "
+        "answer as one text.",
         tuple(TEXTS),
     )
     alignment_text_encoder: str | None = _setting(
         None,
-        "Whose features of these texts are taken: the model's own (`self`), or those of a frozen sentence encoder, by "
-        "folder or Hub id, which encodes each text once.",
+        "Encoder of these texts: the trained model itself (`self`), or a frozen sentence encoder by folder or Hub id, "
+        "which encodes each text once.",
     )
     alignment_image_layer: int | None = _setting(
-        None, "Layer of the language model after which these states are read; by default the last, normalized."
+        None,
+        "Layer of the language model whose output `language_model` and `answer_state` take, counted from 1 (0: the "
+        "embeddings); by default the last, after the final norm.",
     )
     alignment_regions: bool = _setting(
         False,
-        "Beside answer states a further graph: the image's projected regions, pooled by the answer state. It is "
-        "matched with the texts alone.",
+        "One more graph beside the answer states: the image's projected regions, pooled with the answer state as "
+        "query. It is matched with the texts only.",
     )
     alignment_head: str = _setting(
         "auto",
-        "What comes between the image's node and the loss, and is not part of the saved model: an `mlp` of two layers "
-        "or `none`; `auto` is `mlp` for answer states and with a text encoder.",
+        "Head between image node and loss, which is not saved with the model: an `mlp` of two layers or `none`; "
+        "`auto` is `mlp` for answer states and with a text encoder.",
         ("auto", "mlp", "none"),
     )
     alignment_gradient_ratio: float | None = _setting(
         None,
-        "In place of a fixed `alignment_weight`, which then serves the first step alone: the norm that the alignment "
-        "loss's gradient is to have, relative to that of the language-modeling loss, both at the answer states. By "
-        "default 9 for answer states without an `alignment_weight`.",
+        "Adapt the weight at each step, so that the norm of the weighted alignment loss's gradient at the answer "
+        "states is this many times that of the language-modeling loss. By default 9 for answer states if "
+        "`alignment_weight` is not given, else a fixed weight.",
     )
     rows_without_image: str = _setting(
         "refuse",
-        "Rows without an image, of which alignment can make no node: `refuse` them where rows are read (or list them, "
-        "`on_bad_row`), or train them on language alone (`language_only`).",
+        "What to do about rows without an image, which have no node: treat them as bad rows (`refuse`, see "
+        "`on_bad_row`), or train on them without alignment (`language_only`).",
         ROWS_WITHOUT_IMAGE,
     )
-    alignment_schedule: str | None = _setting(None, "How weight or ratio go to 0 over the run, if they do.", SCHEDULES)
+    alignment_schedule: str | None = _setting(
+        None,
+        "Schedule of the alignment weight: `constant`, or going to 0 over the run, as a line or half a cosine.",
+        SCHEDULES,
+    )
     accumulate_graph: bool = _setting(
         False,
-        "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`), exactly, for one more "
-        "forward pass of each but the first.",
+        "One graph over all micro-batches of an optimizer step (`gradient_accumulation_steps`) with exact gradients, "
+        "at the cost of a second forward pass.",
     )
-    gather_graph: bool = _setting(False, "One graph over the micro-batches of all processes, with gradients.")
-    num_neighbors: int = _setting(5, "Edges of a node, to its nearest others.")
+    gather_graph: bool = _setting(False, "One graph over the micro-batches of all processes, with exact gradients.")
+    num_neighbors: int = _setting(5, "Edges from each node, to its nearest neighbours.")
     edge_weight: float | None = _setting(
-        None, "Weight of edges beside nodes; by default 1 for `multi_graph`, and 0 for `infonce`."
+        None, "Weight of the edge loss; that of the node loss is 1. By default 1 for `multi_graph`, 0 for `infonce`."
     )
     message_weight: float | None = _setting(
         None,
-        "Weight of the graph network's messages beside a node's own features; by default 0.1 for `multi_graph`, "
-        "else 0: no message passing.",
+        "Weight of the graph network's messages, which are added to the nodes' features. By default 0.1 for "
+        "`multi_graph`, else 0: no message passing.",
     )
     alignment_margin: float | None = _setting(
         None,
-        "What right pairs must be better by in training, in units of cosine; by default 0.4, and 0 for `infonce`.",
+        "Margin in training: what the cosine of a true pair must exceed that of others by. By default 0.4, and 0 for "
+        "`infonce`.",
     )
-    alignment_temperature: float = _setting(0.1, "Temperature of nodes, of all objectives but `paper`.")
-    edge_temperature: float = _setting(0.15, "Temperature of edges, likewise.")
-    graph_dropout: float = _setting(0.1, "Share of features that it drops after each layer in training.")
+    alignment_temperature: float = _setting(0.1, "Temperature of the node loss, for all objectives but `paper`.")
+    edge_temperature: float = _setting(0.15, "Temperature of the edge loss, for all objectives but `paper`.")
+    graph_dropout: float = _setting(0.1, "Dropout after each layer of the graph network.")
 
     def __post_init__(self):
         self._fill_in_defaults()

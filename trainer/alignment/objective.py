@@ -1,4 +1,4 @@
-"""What all alignment objectives do: from the features of a batch's nodes in two or three modalities to a loss."""
+"""The base class of alignment objectives: from the features of a batch's nodes, by modality, to a loss."""
 
 import itertools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from .retrieval import matching_accuracy
 
 
 MODALITIES = ("image", "region", "answer", "extended")
-# Both are of the image and know the question, by which they could be matched whatever the image shows.
+# Both depend on image and question, and could be matched by the question whatever the image shows.
 NEVER_MATCHED = {"image", "region"}
 
 
@@ -34,8 +34,11 @@ class AlignmentOutput:
 
     Attributes:
         loss (`torch.Tensor`, scalar): The alignment loss, unweighted.
-        matchings (`dict[str, torch.Tensor]`): For each pair "source>target" the labels `(1, num_nodes)`. If the loss
-            needs no matching, those at node costs, found when first asked for.
+        names (`list[str]`): The pairs of modalities, "source>target".
+        groups (`torch.Tensor` of shape `(num_nodes,)`): Nodes of equal texts, which count as one, have equal numbers.
+        find_labels (`Callable`): Computes the matchings of all pairs.
+        matchings (`dict[str, torch.Tensor]`): For each pair the labels `(1, num_nodes)`, computed on first access. If
+            the loss needs no matching, those of least node costs.
         matching_accuracy (`torch.Tensor`, scalar): Share of nodes matched to themselves. No evidence of alignment.
     """
 

@@ -107,8 +107,8 @@ def read_answer(message: dict[str, Any]) -> str:
 def read_extended_answers(row: dict[str, Any]) -> list[str]:
     if not row.get("extended_answers"):
         raise ValueError(
-            f"Row {row['id']!r} has no `extended_answers`, which alignment needs. Add them, or train "
-            "without alignment."
+            f"Row {row['id']!r} has no `extended_answers`, which these `alignment_texts` need. Make them with "
+            "`logramed-extend`, or give `alignment_texts` without `extended`."
         )
     return row["extended_answers"]
 
@@ -124,8 +124,8 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
             question = []
     if not all(question for question, _ in turns):
         raise ValueError(
-            f"Row {row['id']!r} has a turn without a question in words, by which the image regions of a turn are "
-            "found. Add one, or use nodes that are samples."
+            f"Row {row['id']!r} has a turn without a question in words, which nodes of turns need. Add one, or give "
+            "`alignment_granularity` `sample`."
         )
     return turns
 
@@ -353,7 +353,7 @@ class LoGraMedDataCollator:
                     f"`max_length` is {self.max_length}. Raise it to at least {needed + 1}."
                 )
             logger.warning_once(
-                f"Samples longer than `max_length` ({self.max_length}) lose their end, the first of them "
+                f"Samples longer than `max_length` ({self.max_length}) are cut at the end, the first of them "
                 f"{row['id']!r} ({num_tokens} tokens). Raise `max_length` to train on all answers."
             )
         if not is_learned[: self.max_length].any():

@@ -102,7 +102,7 @@ class RecordReader:
                 raise location.error(extended_field, f"extended answers stand here and in {extension[0].file} too")
             extended_answers = read_second_file(*extension, record, without_system)
         if extended_answers is None and self.require_extended and has_node:
-            raise location.error(extended_field, "missing extended answers, which the alignment loss needs")
+            raise location.error(extended_field, "missing extended answers, which these `alignment_texts` need")
         if extended_answers is not None:
             num_answers = sum(turn.role == "assistant" for turn in turns)
             extended_answers = check_extended(location, extended_answers, num_answers, extended_field)

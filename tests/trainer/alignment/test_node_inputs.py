@@ -219,8 +219,8 @@ def test_keys_are_hashes_of_the_token_ids_whatever_the_batch():
             {"extended_answers": ["yes"]},
             r"has 1 `extended_answers` for 2 answer\(s\), but nodes that are turns",
         ),
-        ("turn", {"extended_answers": None}, "has no `extended_answers`, which alignment needs"),
-        ("sample", {"extended_answers": None}, "has no `extended_answers`, which alignment needs"),
+        ("turn", {"extended_answers": None}, "has no `extended_answers`, which these `alignment_texts` need"),
+        ("sample", {"extended_answers": None}, "has no `extended_answers`, which these `alignment_texts` need"),
         ("turn", {"extended_answers": ["yes", " "]}, ": the tokenizer makes no token of the extended answer ''"),
     ],
 )
