@@ -75,7 +75,7 @@ def _setting(default, text: str, choices=None):
 @dataclass
 class AlignmentConfig:
     """
-    How nodes are aligned. `LoGraMedTrainingArguments` inherits every field; trainer/README.md lists them.
+    How nodes are aligned. `LoGraMedTrainingArguments` inherits every field; `logramed-train --help` lists them.
 
     Raises:
         ValueError: For a value that is not one of those named or out of range, or that does not go with another.
@@ -141,9 +141,8 @@ class AlignmentConfig:
     )
     alignment_gradient_ratio: float | None = _setting(
         None,
-        "Adapt the weight at each step, so that the norm of the weighted alignment loss's gradient at the answer "
-        "states is this many times that of the language-modeling loss. By default 9 for answer states if "
-        "`alignment_weight` is not given, else a fixed weight.",
+        "Adapt the weight so that the norm of the weighted alignment loss's gradient at the answer states is this "
+        "many times the language-modeling loss's. By default 9 for answer states without an `alignment_weight`.",
     )
     rows_without_image: str = _setting(
         "refuse",

@@ -1,12 +1,10 @@
-from dataclasses import asdict, fields
-from pathlib import Path
+from dataclasses import asdict
 
 import pytest
 import yaml
 from transformers import HfArgumentParser
 
 from logramed.trainer.alignment import GRANULARITIES, AlignmentConfig
-from logramed.trainer.alignment.config import PRESETS
 from logramed.trainer.arguments import LoGraMedTrainingArguments
 
 
@@ -108,22 +106,3 @@ def test_values_that_do_not_fit_are_refused(values, refusal):
 
 def test_no_objective_is_no_weight():
     assert AlignmentConfig(alignment_loss="none").alignment_weight == 0
-
-
-def row_of(setting):
-    """A field's row in the tables of trainer/README.md."""
-    meaning, default = setting.metadata["help"], str(setting.default).lower()
-    default = f"`{default}`" if isinstance(setting.default, str) else default
-    default = "preset" if setting.name in PRESETS["paper"] else default
-    choices = [f"`{choice}`" for choice in setting.metadata.get("choices", ())]
-    if not all(choice in meaning for choice in choices):
-        meaning += f" One of {', '.join(choices)}."
-    return f"| `{setting.name}` | {default} | {meaning} |"
-
-
-def test_readme_has_every_field_once_as_it_is_six_of_them_first():
-    rows = [row_of(setting) for setting in fields(AlignmentConfig)]
-    text = (Path(__file__).parents[3] / "trainer" / "README.md").read_text()
-    assert [text.count(row + "\n") for row in rows] == [1] * len(rows)
-    assert "\n".join(rows[:6]) in text
-    assert "\n".join(rows[6:]) in text
