@@ -188,7 +188,7 @@ class DataArguments(ScriptArguments):
             wanted = ("extended_data", "first_stage_data", "train_ids", "validation_share", "shuffle_turns")
             refused = [name for name in wanted if getattr(self, name)]
             if refused:
-                raise ValueError(f"A stream (`streaming`) cannot have `{refused[0]}`, which needs all rows at hand.")
+                raise ValueError(f"A stream (`streaming`) cannot have `{refused[0]}`, which needs all rows at once.")
 
 
 @dataclass

@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[ModelArguments, DataArguments,
     """
     Arguments of a run from `[RECIPE.yaml] [--argument value ...]`.
 
-    A recipe that is no file is looked for among those of the package, so that `quickstart.yaml` alone is enough.
+    A recipe that is not a file is looked for among those of the package, so `quickstart.yaml` alone is enough.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -105,9 +105,9 @@ def find_recipe(name: str) -> Path:
 
 
 def look_before_start(model: ModelArguments, data: DataArguments, training: LoGraMedTrainingArguments) -> int:
-    """Print what a dry run finds."""
+    """Run and print the dry run."""
     if data.streaming:
-        raise ValueError("`dry_run` needs all rows at hand, and a stream (`streaming`) has not: leave one out.")
+        raise ValueError("`dry_run` needs all rows at once, which a stream (`streaming`) does not have: drop one.")
 
     def load(arguments: LoGraMedTrainingArguments) -> tuple[Dataset, nn.Module, Any, LoraConfig | None]:
         rows = read_data(data, arguments, {})
@@ -118,7 +118,7 @@ def look_before_start(model: ModelArguments, data: DataArguments, training: LoGr
 
 
 def arguments_of_first_stage(training: LoGraMedTrainingArguments, num_epochs: float) -> LoGraMedTrainingArguments:
-    """Without alignment, and with one checkpoint in a folder of its own."""
+    """The arguments of the first stage: no alignment, and one checkpoint in a folder of its own."""
     return replace(
         training,
         alignment_weight=0.0,
@@ -139,8 +139,8 @@ def first_stage_folder(training: LoGraMedTrainingArguments) -> Path:
 
 def find_checkpoints(training: LoGraMedTrainingArguments, has_first_stage: bool) -> tuple[str | None, str | None]:
     """
-    The checkpoints that the first and the main stage go on from: the first stage where the main one has none, or
-    where the named one is one of the first stage's.
+    The checkpoints from which the first and the main stage resume. The first stage resumes only if the main stage has
+    no checkpoint, or if the named checkpoint is the first stage's.
     """
     wanted, folder = training.resume_from_checkpoint, first_stage_folder(training)
     if has_first_stage and isinstance(wanted, str) and Path(wanted).resolve().is_relative_to(folder.resolve()):
@@ -157,7 +157,7 @@ def train_first_stage(
     training: LoGraMedTrainingArguments,
     checkpoint: str | None,
 ) -> LoGraMedTrainer:
-    """Train `model` on `rows`, then leave it to the main stage; what aligned it is left behind."""
+    """Train `model` on `rows` before the main stage; its wrapper for alignment is dropped."""
     trainer = LoGraMedTrainer(model, training, processing_class=processor, peft_config=peft_config, train_dataset=rows)
     show_progress(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -172,7 +172,7 @@ def build_trainer(
     data: DataArguments,
     training: LoGraMedTrainingArguments,
 ) -> LoGraMedTrainer:
-    """The trainer of the main stage; says what is trained."""
+    """The trainer of the main stage; prints which parts are trained."""
     shuffler = TurnShuffler(training.seed, data.max_turns) if data.shuffle_turns else None
     trainer = LoGraMedTrainer(
         model,
@@ -197,7 +197,7 @@ def show_progress(trainer: LoGraMedTrainer) -> None:
 
 
 def exit_after_sigterm(trainer: LoGraMedTrainer) -> int:
-    """Say where a run that SIGTERM ended goes on from; the exit code."""
+    """Print how to resume a run that SIGTERM ended, and return the exit code."""
     if trainer.is_world_process_zero():
         print(
             f"\nStopped by SIGTERM after step {trainer.state.global_step}, which is saved in "
@@ -210,7 +210,7 @@ def exit_after_sigterm(trainer: LoGraMedTrainer) -> int:
 
 
 def finish(trainer: LoGraMedTrainer, metrics: dict[str, float]) -> None:
-    """Save the model, evaluate it, write the results, and publish all of it if that was asked for."""
+    """Save the model, evaluate it, write the results, and publish them if `push_to_hub` is set."""
     trainer.save_model(_internal_call=True)  # published at the end, with its results
     log_history = list(trainer.state.log_history)  # without the evaluation of the model that is kept
     if trainer.eval_dataset is not None:
@@ -226,7 +226,7 @@ def finish(trainer: LoGraMedTrainer, metrics: dict[str, float]) -> None:
 
 
 def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_history: list[dict]) -> None:
-    """Write `train_metrics.json` (final figures and the log of every step) and `curves.png`, and say what came out."""
+    """Write `train_metrics.json` (final figures and the log of every step) and `curves.png`, and print a summary."""
     output = Path(trainer.args.output_dir)
     state, rows = trainer.state, trainer.train_dataset
     results = {
@@ -247,7 +247,7 @@ def write_results(trainer: LoGraMedTrainer, metrics: dict[str, float], log_histo
 
 
 def write_local_card(output: Path) -> None:
-    """The card of a run that has just ended, for this machine; publishing writes it anew."""
+    """Write the card of a finished run into its folder; publishing writes it again."""
     from logramed.hub_cards.model_card import write_model_card
     from logramed.hub_cards.publications import CARD_NAME
 
@@ -263,7 +263,7 @@ def publish(trainer: LoGraMedTrainer, commit_message: str, token: str | None = N
         `str`: the hash of the commit, on the main process; None on others.
 
     Raises:
-        PushError: If it could not be published, or holds what must not be.
+        PushError: If it could not be published, or has content that must not be published.
     """
     from logramed.hub_cards.publications import prepare
     from logramed.hub_cards.push import PushError, push

@@ -60,7 +60,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         model (`str`, `PreTrainedModel` or `PeftModel`):
             As for `SFTTrainer`. `trainer.model` is an `AlignedModel` around it.
         args (`LoGraMedTrainingArguments`, *optional*):
-            Of another class (`SFTConfig`, `TrainingArguments`), its values are taken over.
+            Arguments of another class (`SFTConfig`, `TrainingArguments`) are converted.
         data_collator (`Callable`, *optional*):
             By default a `LoGraMedDataCollator` for `processing_class`.
         validation_questions (`Sequence[dict]`, *optional*):
@@ -71,8 +71,8 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
 
     Attributes:
         stateful (`dict[str, Any]`):
-            What a checkpoint must hold for a resumed run to go on as the uninterrupted one, beside what `Trainer`
-            saves: objects with `state_dict` and `load_state_dict`, by name.
+            Objects with `state_dict` and `load_state_dict`, by name, that a checkpoint holds in addition to what
+            `Trainer` saves, so that a resumed run continues exactly.
 
     Raises:
         ValueError: If the model cannot be aligned and `alignment_weight` is not 0, or an argument does not go with
@@ -91,7 +91,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     ):
         args = as_training_arguments(args, model)
         if kwargs.get("formatting_func") is not None:
-            raise ValueError("`formatting_func` makes text without images: give rows of `messages` in its place.")
+            raise ValueError("`formatting_func` makes text without images: give rows of `messages` instead.")
         self.stateful: dict[str, Any] = {}
         if args.alignment_weight > 0 and data_collator is None:
             _align_without_extended_answers(args, kwargs.get("train_dataset"))
@@ -129,7 +129,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         # Without the alignment loss the texts of the nodes still serve to measure retrieval, where there are any.
         evaluated = data.get("eval_dataset")
         evaluated = list(evaluated.values()) if isinstance(evaluated, dict) else [evaluated]
-        # But what has no place in the model's own space needs a head, which training alone makes.
+        # Features in another space would need a head, which only exists in aligned training.
         measurable = all(_have_extended_answers(rows) for rows in [data.get("train_dataset"), *evaluated])
         text_config = self.model.config.get_text_config()
         return LoGraMedDataCollator(
@@ -149,7 +149,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return self.args.uses_head or self.args.alignment_text_encoder != "self"
 
     def _wrap_for_alignment(self) -> None:
-        """Put the model, which `SFTTrainer` has made ready, into the wrapper that the engines get."""
+        """Put the model, which `SFTTrainer` has prepared, into the wrapper that the engines get."""
         objective = self.objective
         train_in_float32(self.model, self.args)
         freeze_unused_weights(unwrap_model(self.model))
@@ -187,7 +187,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self.add_callback(callback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """`SFTTrainer`'s loss and, in a batch that brings graph nodes, the weighted alignment loss."""
+        """`SFTTrainer`'s loss plus, for a batch with graph nodes, the weighted alignment loss."""
         inputs = dict(inputs)
         nodes = inputs.pop("nodes", None)
         objective = self.objective
@@ -197,7 +197,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         graph = self._open_graph(model, nodes)
         with graph.replay() if graph else nullcontext():
             outputs = self._pass(model, inputs, nodes, with_logits=self._needs_logits(return_outputs))
-        # All that TRL asks a model for, it finds in the output of the one pass.
+        # A stand-in for the model gives TRL the output of the one pass.
         loss = super().compute_loss(lambda **_: outputs, inputs, return_outputs, num_items_in_batch)
         loss, outputs = loss if return_outputs else (loss, outputs)
         if not self.model.training:
@@ -242,7 +242,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def _align(
         self, objective: AlignmentObjective, features: dict[str, torch.Tensor], nodes, graph: StepGraph | None
     ) -> tuple[torch.Tensor, AlignmentOutput | None]:
-        """The alignment loss of a batch, and what the objective returned, which a step's later micro-batches lack."""
+        """The alignment loss of a batch, and the objective's output (None for a step's later micro-batches)."""
         groups = nodes[GROUPS]
         if not self.model.training:
             output = objective(features, self.model.graph_network, training=False, groups=groups)
@@ -259,7 +259,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return output.loss, output
 
     def _open_graph(self, model, nodes) -> StepGraph | None:
-        """The graph over a step's micro-batches, whose nodes are computed when the first of these is at hand."""
+        """The graph over a step's micro-batches; its nodes are computed at the first of these."""
         graph = self._step_graph if self.model.training else None
         if graph is not None and graph.position == 0:
             graph.compute_nodes(lambda inputs: self._compute_nodes(model, inputs), nodes[GROUPS].device)
@@ -268,22 +268,22 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
     def _compute_nodes(self, model, inputs) -> Nodes:
         inputs = dict(self._prepare_inputs(inputs))
         nodes = inputs.pop("nodes")
-        # As in training, for the same random numbers.
+        # With the same logits as in training, so that dropout draws the same random numbers.
         outputs = self._pass(model, inputs, nodes, with_logits=self._needs_logits(return_outputs=False))
         return outputs.node_features, nodes[GROUPS]
 
     def create_model_card(self, *args, **kwargs):
-        """Nothing: the card is written from the results of the run, when there are some (`logramed.hub_cards`)."""
+        """Does nothing: `logramed.hub_cards` writes the card from the results of the run."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As `Trainer`'s, before training begins; a public repository is refused then, unless that is meant."""
+        """As `Trainer`'s, before training begins; raises `ValueError` for a public repository unless asked for."""
         super().init_hf_repo(token, private)
         if self.is_world_process_zero() and self.args.hub_private_repo is not False:
             found = HfApi(token=token or self.args.hub_token).repo_info(self.hub_model_id)
             if not found.private:
                 raise ValueError(
                     f"{self.hub_model_id} is public already, so everybody would see this model. Give "
-                    "`--hub_private_repo false` if that is meant, or another name."
+                    "`--hub_private_repo false` if you want that, or another name."
                 )
 
     def push_to_hub(self, commit_message: str = "Trained with LoGra-Med", token: str | None = None, **kwargs):
@@ -294,7 +294,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
-        As `Trainer`'s: the model for use, with its processor. A checkpoint holds what aligns it as well, in
+        As `Trainer`'s: the model with its processor. A checkpoint also has the weights of the alignment, in
         `alignment.safetensors`.
         """
         output_dir = output_dir or self.args.output_dir
@@ -310,18 +310,18 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self.push_to_hub(commit_message="Model save")
 
     def _saves_shards(self) -> bool:
-        """Whether FSDP saves a checkpoint of its own form, and the model in no other."""
+        """Whether FSDP saves the model as sharded checkpoint only."""
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
 
     def _gather_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """That of the wrapper from all processes, which all take part in; None where each process has all of it."""
+        """The wrapper's state, gathered from all processes (a collective call); None if each process has all of it."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return self.accelerator.get_state_dict(self.model_wrapped)
         return None
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """As `Trainer`'s, by the names that the model's own `from_pretrained` knows; engines load in their own way."""
+        """As `Trainer`'s, but through the model's own `from_pretrained`; FSDP and DeepSpeed load in their own way."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         if isinstance(self.model.model, PeftModel):
@@ -336,7 +336,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def train(self, *args, **kwargs):
-        """As `WholeCheckpoints`'s; an error is told its step, and SIGTERM has its former handler back in the end."""
+        """As `WholeCheckpoints`'s; adds the step to errors, and restores the handler of SIGTERM at the end."""
         try:
             return super().train(*args, **kwargs)
         except BaseException as error:
@@ -346,7 +346,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
             self.termination.restore()
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As `Trainer`'s, but a loss that is not finite ends the run, with the last checkpoint as it is."""
+        """As `Trainer`'s, but raises `FloatingPointError` for a non-finite loss."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         check_loss(loss, self.means, self.state.global_step, inputs, self._tokenizer)
         return loss
@@ -358,7 +358,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return norm
 
     def get_batch_samples(self, *args, **kwargs):
-        """As `Trainer`'s; with `accumulate_graph` the micro-batches that it returns make one graph."""
+        """As `Trainer`'s; with `accumulate_graph` the returned micro-batches make one graph."""
         micro_batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
         spans = self.args.accumulate_graph and self.objective is not None and len(micro_batches) > 1
         self._step_graph = StepGraph(micro_batches) if spans else None
@@ -372,7 +372,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         # mean over one micro-batch: undivided, its weight would grow with `gradient_accumulation_steps`. Over devices
         # DDP takes the mean of the gradients, which is right for it as it stands.
         if self.model.training and self._step_graph is not None:
-            # One loss a step, not a mean over micro-batches. What `Trainer` divides by is made up for.
+            # One loss per step, not a mean over micro-batches: undo the division by `Trainer`.
             divided_by = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
             return self.alignment_weight_at(self.state.global_step) * alignment_loss * divided_by
         weight = self.alignment_weight_at(self.state.global_step)
@@ -393,7 +393,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return left * weight
 
     def follow_gradient_ratio(self, step: int) -> None:
-        """Take over what the step after `step` others measured of the gradients, and log it."""
+        """Update the weight from the gradients measured in the step after `step` others, and log both."""
         if self.gradient_ratio is not None:
             weight = self.alignment_weight_at(step)
             self.gradient_ratio.update(weight, self.accelerator)
@@ -423,9 +423,9 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
 
     def _noise(self, device):
         """
-        The generator of the noise in the matching: on the features' device, seeded by run, step, micro-batch and
-        process alone, so that a resumed run draws what the uninterrupted one does. Of a graph that all processes
-        compute it is the same on each.
+        The generator of the noise in the matching, on the features' device. Its seed depends on run, step, micro-batch
+        and process only, so that a resumed run draws the same noise as an uninterrupted one. For a graph that all
+        processes compute, it is the same on each.
         """
         if self._noise_step != self.state.global_step:
             self._noise_step, self._num_micro_batches = self.state.global_step, 0
@@ -436,7 +436,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        """As `Trainer`'s, with retrieval between the modalities and the answers to the validation questions."""
+        """As `Trainer`'s, with recall between the modalities and accuracy on the validation questions."""
         self._kept_nodes.clear()
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         metrics = self._measure_retrieval()
@@ -454,7 +454,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         return output
 
     def _measure_retrieval(self) -> dict[str, float]:
-        """Of the nodes of all processes; rows without images have none."""
+        """Recall over the nodes of all processes."""
         kept = gather_object(self._kept_nodes)
         self._kept_nodes = []
         if not kept:
@@ -465,7 +465,7 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
 
 
 def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module) -> LoGraMedTrainingArguments:
-    """`args`, or those of another class as ours, with what the trainer needs of them set."""
+    """`args` as `LoGraMedTrainingArguments`, with the settings that this trainer needs."""
     if args is None:
         name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", None)
         args = LoGraMedTrainingArguments(f"{Path(name or 'model').name}-LoGraMed")
@@ -475,35 +475,35 @@ def as_training_arguments(args: TrainingArguments | None, model: str | nn.Module
         args = LoGraMedTrainingArguments(**{**values, "hub_token": args.hub_token})  # `to_dict` hides it
     if args.dataset_text_field != "text" or args.packing or args.padding_free:
         raise ValueError(
-            "`dataset_text_field`, `packing` and `padding_free` are for text without images, which this trainer does "
-            "not take: leave them out, and give rows of `messages`."
+            "`dataset_text_field`, `packing` and `padding_free` are for text without images: leave them out, and give "
+            "rows of `messages`."
         )
     if args.train_sampling_strategy == "group_by_length":
         raise ValueError(
-            "`train_sampling_strategy` 'group_by_length' needs rows of tokens, which the collator makes later."
+            "`train_sampling_strategy` 'group_by_length' needs tokenized rows, but the collator tokenizes later."
         )
-    args.remove_unused_columns = False  # the collator reads columns that are no arguments of the model
+    args.remove_unused_columns = False  # the collator reads columns that the model does not take
     args.dataset_kwargs = {**(args.dataset_kwargs or {}), "skip_prepare_dataset": True}  # the collator tokenizes
     args.assistant_only_loss = False  # the collator masks all but answers already; TRL would change the chat template
     return args
 
 
 def build_graph_network(args: LoGraMedTrainingArguments, model: nn.Module, node_size: int) -> GraphNetwork:
-    """The graph network that the arguments ask for, drawn with the run's seed, float32 at least, beside `model`."""
+    """A graph network initialized with the run's seed, in float32 or higher, on the model's device."""
     embeddings = model.get_input_embeddings().weight
-    with seeded(args.seed):  # a run without alignment is to draw what one with it does
+    with seeded(args.seed):  # leaves the global generator as a run without alignment has it
         network = GraphNetwork(node_size, args.graph_dropout)
     return network.to(embeddings.device, torch.promote_types(embeddings.dtype, torch.float32))
 
 
 def _have_extended_answers(rows) -> bool:
-    """Whether rows that can be looked at, not a stream, have them, going by the first with an image."""
+    """Whether the first row with an image has extended answers; False for a stream."""
     row = _first_with_image(rows)
     return row is not None and row.get("extended_answers") is not None
 
 
 def _first_with_image(rows) -> dict[str, Any] | None:
-    """The first row that alignment can make a node of, or the first of all; None of a stream or of no rows."""
+    """The first row with an image, or else the first row; None for a stream or no rows."""
     if not hasattr(rows, "__len__") or len(rows) == 0:
         return None
     names = [name for name in ("images", "image") if name in rows[0]]
@@ -511,7 +511,7 @@ def _first_with_image(rows) -> dict[str, Any] | None:
 
 
 def _align_without_extended_answers(args: LoGraMedTrainingArguments, rows) -> None:
-    """Leave extended answers out of the nodes, with a warning, where the first row with an image has none."""
+    """Drop extended answers from the nodes, with a warning, if the first row with an image has none."""
     others, row = args.texts_without_extended, _first_with_image(rows)
     if args.alignment_texts == others or args.alignment_granularity == "span" or row is None:
         return
@@ -521,6 +521,6 @@ def _align_without_extended_answers(args: LoGraMedTrainingArguments, rows) -> No
 
 
 def _draw(questions: Sequence[dict], num_questions: int, seed: int) -> list[dict[str, Any]]:
-    """At most `num_questions` of `questions`, drawn with `seed`, in their order."""
+    """At most `num_questions` of `questions`, drawn with `seed`, in the original order."""
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed))[:num_questions]
     return [questions[index] for index in sorted(order.tolist())]
