@@ -1,31 +1,31 @@
 """The figures of a run."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from logramed.eval.metrics.medical_report.report_scoring import score_sections
 from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
 from logramed.eval.scoring import has_release_protocol, score_rows
 
 
-def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> dict:
+def compute_metrics(rows: Sequence[dict], task: str) -> dict:
     """
     The figures of answered questions of a task ("vqa", "multiple_choice" or "report"); with `image_id` intervals are
-    by image; `candidates` are answers to choose from, for `open_accuracy`.
+    by image.
 
     Returns `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each value of
-    each group, without `open_accuracy` (of reports with findings and impression, group `section` has those of each);
+    each group (of reports with findings and impression, group `section` has those of each);
     where there is such a protocol `release_protocol`, those of all rows as the scripts behind published figures
     compute them; for closed questions `constant_answer`, the best closed accuracy that one answer to all of them can
     have; and `items`, the figures of each question by itself.
     """
-    overall = score_rows(rows, task, candidates=candidates, return_items=True)
+    overall = score_rows(rows, task, return_items=True)
     metrics = {"items": overall.pop("items"), "overall": overall, "groups": score_groups(rows, task)}
     if task == "report" and all(row.get("section") == "both" for row in rows):
         texts = ([row[name] for row in rows] for name in ("prediction", "answer"))
         metrics["groups"]["section"] = score_sections(*texts, num_resamples=1000, seed=0)
     if has_release_protocol(rows, task):
-        metrics["release_protocol"] = score_rows(rows, task, "release", candidates)
+        metrics["release_protocol"] = score_rows(rows, task, "release")
     if metrics["overall"].get("num_closed"):
         metrics["constant_answer"] = best_constant_answer(rows)
     return metrics

@@ -28,7 +28,6 @@ from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import GROUPS, USAGE, EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
-from logramed.eval.candidates import training_candidates
 from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.eval.comparison.html_report import render_markdown, write_run_report
 from logramed.eval.comparison.run_folder import read_run_folder
@@ -284,7 +283,7 @@ class Run:
             scores = figures.pop("scores")
             items = [scores.get(row["question_id"], {}) for row in rows]
         else:
-            figures = compute_metrics(rows, self.task, self.candidates)
+            figures = compute_metrics(rows, self.task)
             items = figures.pop("items")
         write_json_lines(self.path("scores", blank), describe_items(rows, items))
         return figures
@@ -353,13 +352,6 @@ class Run:
         """The rows of the benchmark's training split, or why there are none."""
         data, subset, split = self.arguments.data, self.arguments.subset, self.training_split
         return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
-
-    @cached_property
-    def candidates(self) -> list[str] | None:
-        """The answers to choose from, if there are any."""
-        if self.task != "vqa" or isinstance(self.training, str):
-            return None
-        return training_candidates(self.training)
 
     def find_leakage(self, rows: Sequence[dict]) -> dict:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""

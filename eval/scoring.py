@@ -1,6 +1,6 @@
 """The figures of answered questions, by the metric of their benchmark's task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from logramed.eval.metrics.medical_multiple_choice.choice_scoring import evaluate_choices
 from logramed.eval.metrics.medical_report.report_scoring import evaluate_reports
@@ -12,13 +12,7 @@ def images_of(rows: Sequence[dict]) -> list[str] | None:
     return [row["image_id"] for row in rows] if rows and "image_id" in rows[0] else None
 
 
-def score_rows(
-    rows: Sequence[dict],
-    task: str,
-    protocol: str = "strict",
-    candidates: Sequence | Mapping | None = None,
-    return_items: bool = False,
-) -> dict:
+def score_rows(rows: Sequence[dict], task: str, protocol: str = "strict", return_items: bool = False) -> dict:
     """
     The figures of question rows with `prediction`, by the metric of their task (chat answers are scored by a judge,
     see `judging`), under "strict" or, where the task has it, "release"; with `image_id` intervals are by image. With
@@ -40,7 +34,7 @@ def score_rows(
         figures = evaluate_choices(chosen, references, [row["options"] for row in rows], **options)
     else:
         kinds = [row["answer_type"] for row in rows]
-        figures = evaluate_answers(predictions, references, kinds, candidates=candidates, **options)
+        figures = evaluate_answers(predictions, references, kinds, **options)
     if return_items:
         figures["items"] = [
             {name: value for name, value in item.items() if isinstance(value, float)} for item in figures["items"]
