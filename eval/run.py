@@ -53,7 +53,7 @@ from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.prompts import list_options
 from logramed.eval.question_images import all_images, list_images, name_images, show_volumes
 from logramed.eval.report import compute_metrics, figures_without_leakage
-from logramed.eval.resumable_file import ResumableFile
+from logramed.eval.resumable_file import ResumableFile, check_settings
 from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
@@ -75,8 +75,8 @@ OF_AN_ANSWER = (
     "yes_no_hint",
     "multiple_choice",
 )
-# Settings with a fingerprint beside them: the same files may lie elsewhere by now.
-FINGERPRINTED = {"model", "adapter", "predictions"}
+# Settings that a run may go on with others of: those with a fingerprint beside them may lie elsewhere by now.
+MAY_CHANGE = {"model", "adapter", "predictions", "versions"}
 # Nothing that was made of other answers is left beside new ones.
 RESULTS = (
     "metrics.json",
@@ -124,7 +124,10 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
 
 def answer_and_score(run: "Run") -> dict | None:
     """As `evaluate_benchmark`, in an output folder that no other run writes to."""
-    check_settings(run.output / "run.json", run.settings, [run.path("predictions", blank) for blank in (False, True)])
+    files = [run.path("predictions", blank) for blank in (False, True)]
+    if check_settings(run.output / "run.json", run.settings, files, MAY_CHANGE):
+        for name in RESULTS:
+            (run.output / name).unlink(missing_ok=True)
     paths = {row["question_id"]: row.get("images") or row["image"] for row in run.questions}
     write_json(run.output / "local_paths.json", {"images": paths})
     answered = {
@@ -429,31 +432,6 @@ def describe_run(
         "num_questions": len(questions),
         "versions": {"logramed": logramed.__version__} | {name: version(name) for name in ("transformers", "torch")},
     }
-
-
-def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]) -> None:
-    """Write `settings` to `path`; raise `ValueError` if answers of other settings, versions aside, lie beside it."""
-    written = [answers for answers in predictions_paths if answers.is_file() and answers.stat().st_size]
-    if not written:
-        for name in RESULTS:
-            path.with_name(name).unlink(missing_ok=True)
-        write_json(path, settings)
-        return
-    if not path.is_file():
-        raise ValueError(
-            f"{written[0]} is there, but not {path.name}, which says what was asked. Choose another `--output`."
-        )
-    former = json.loads(path.read_text(encoding="utf-8"))
-    differences = {
-        name: f"`{name}` was {former.get(name)!r} and now is {value!r}"
-        for name, value in settings.items()
-        if name != "versions" and former.get(name) != value
-    }
-    if differences.keys() - FINGERPRINTED:
-        raise ValueError(
-            f"{written[0]} holds answers of another run: {'; '.join(differences.values())}. Choose another "
-            "`--output`, or delete that file to start over."
-        )
 
 
 def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]) -> str:
