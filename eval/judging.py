@@ -15,8 +15,8 @@ from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings, in_thr
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
 from logramed.eval.metrics.reply_reader import without_reasoning
+from logramed.eval.report import images_of
 from logramed.eval.resumable_file import ResumableFile, check_settings
-from logramed.eval.scoring import images_of
 
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -37,11 +36,7 @@ from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.grounding import matched_images
 from logramed.eval.grounding import measure as grounding
 from logramed.eval.grounding.maps import find_grid, unwrap
-from logramed.eval.grounding.questions import (
-    find_boxed_questions,
-    has_boxes,
-    with_several_images,
-)
+from logramed.eval.grounding.questions import find_boxed_questions
 from logramed.eval.grouped_help import add_grouped_help
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
@@ -180,7 +175,7 @@ class Run:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
         self.boxes = None
-        if arguments.grounding and has_boxes(self.benchmark):
+        if arguments.grounding and hasattr(self.benchmark, "load_boxes"):
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
             find_boxed_questions(self.questions, self.boxes)
         hashes = {image: hash_image(image) for image in all_images(self.questions)}
@@ -304,11 +299,9 @@ class Run:
         """
         if self.boxes is None:
             return {}
-        boxes = [[list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)]
-        settings = self._settings_of_maps | {
-            "boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest(),
-            "blank_images": self.arguments.blank_images,
-        }
+        boxes = [self.boxes[image] for image in all_images(self.questions)]
+        digest = hashlib.sha256(json.dumps(boxes).encode()).hexdigest()
+        settings = {"boxes": digest, "blank_images": self.arguments.blank_images}
         result = grounding.read_former(self.output / grounding.FILE, settings)
         if result is None:
             shown = [show_question(row, self.settings["yes_no_hint"]) for row in self.questions]
@@ -324,19 +317,16 @@ class Run:
             )
         return {"grounding": {name: value for name, value in result.items() if name not in ("settings", "questions")}}
 
-    @property
-    def _settings_of_maps(self) -> dict:
-        return {name: self.settings[name] for name in ("model_fingerprint", "data_fingerprint", "yes_no_hint")}
-
     def draw_matched_images(self) -> dict:
         """
         What some questions are matched to, as `matched_images`: those with several images if there are any, else,
         where no boxes tell more, any.
         """
-        drawn = with_several_images(self.questions) or (self.questions if self.boxes is None else [])
+        several = [question for question in self.questions if len(list_images(question)) > 1]
+        drawn = several or (self.questions if self.boxes is None else [])
         if not drawn:
             return {}
-        settings = self._settings_of_maps | {"pictures": self.arguments.images}
+        settings = {"pictures": self.arguments.images}
         result = grounding.read_former(self.output / matched_images.FILE, settings)
         if result is None:
             shown = [show_question(row, self.settings["yes_no_hint"]) for row in drawn]
