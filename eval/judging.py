@@ -11,13 +11,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from logramed.eval.files import write_json
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeSettings, in_threads
 from logramed.eval.metrics.medical_chat_judge.judge_scoring import ORDERS, evaluate_judgements
 from logramed.eval.metrics.medical_chat_judge.reply_parsing import parse_scores
 from logramed.eval.metrics.reply_reader import without_reasoning
-from logramed.eval.resumable_file import ResumableFile
-from logramed.eval.scoring import images_of
+from logramed.eval.report import images_of
+from logramed.eval.resumable_file import ResumableFile, check_settings
 
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ def judge_answers(
         others = sorted(asked ^ set(predictions))[:5]
         raise ValueError(f"`predictions` must answer the questions and nothing else; they differ in {others}.")
     judge = describe_judge(questions, predictions, settings)
-    check_judge(path.with_suffix(".settings.json"), judge, path)
+    check_settings(path.with_suffix(".settings.json"), judge, [path])
     judgements = judgement_file(path, [question["question_id"] for question in questions])
     faults = ask_for(judgements, questions, predictions, settings)
     rows = judgements.finish()
@@ -157,23 +156,6 @@ def describe_judge(questions: Sequence[dict], predictions: Mapping[str, str], se
         "questions_fingerprint": fingerprint([[question[name] for name in read] for question in questions]),
         "answers_fingerprint": fingerprint([predictions[question["question_id"]] for question in questions]),
     }
-
-
-def check_judge(settings_path: Path, judge: dict, path: Path) -> None:
-    """Write `judge` to `settings_path`, or raise if `path` holds replies of another judge or about other answers."""
-    if not path.is_file() or path.stat().st_size == 0:  # empty: the judge was never reached, by a wrong name perhaps
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(settings_path, judge)
-        return
-    if not settings_path.is_file():
-        raise ValueError(f"{path} is there, but not {settings_path.name}, which says what was judged. Delete {path}.")
-    former = json.loads(settings_path.read_text(encoding="utf-8"))
-    changed = [name for name, value in judge.items() if former.get(name) != value]
-    if changed:
-        raise ValueError(
-            f"{path} holds other judgements: `{changed[0]}` was {former.get(changed[0])!r} and now is "
-            f"{judge[changed[0]]!r}. Delete that file to judge anew."
-        )
 
 
 def ask_for(

@@ -82,7 +82,8 @@ def score_batch(
         for text, (context, _), pair in zip(texts, contexts, pairs, strict=True)
     ]
     logits = model(**inputs, use_cache=False, logits_to_keep=max(num_option_tokens) + 1).logits
-    return split_by_question(mean_log_probabilities(logits, inputs["input_ids"], num_option_tokens), batch)
+    scores = iter(mean_log_probabilities(logits, inputs["input_ids"], num_option_tokens))
+    return [[next(scores) for _ in question["options"]] for question in batch]
 
 
 def count_option_tokens(answered: Sequence[int], context: Sequence[int], question: dict, option: str) -> int:
@@ -120,15 +121,3 @@ def mean_log_probabilities(
     log_probabilities = logits[:, :-1].float().log_softmax(dim=-1)
     chosen = log_probabilities.gather(-1, input_ids[:, -(num_kept - 1) :, None])[..., 0]
     return [row[-count:].mean().item() for row, count in zip(chosen, num_option_tokens, strict=True)]
-
-
-def split_by_question(scores: Sequence[float], batch: Sequence[dict]) -> list[list[float]]:
-    """
-    The scores of all options, one after the other, as a list for each question.
-
-    Example:
-        >>> split_by_question([1, 2, 3, 4, 5], [{"options": ["a", "b"]}, {"options": ["a", "b", "c"]}])
-        [[1, 2], [3, 4, 5]]
-    """
-    rest = iter(scores)
-    return [[next(rest) for _ in question["options"]] for question in batch]

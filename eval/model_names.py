@@ -60,13 +60,13 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
         ) from error
 
 
-def refuse_foreign(name: str, argument: str) -> None:
+def refuse_foreign(name: str, argument: str, revision: str | None = None) -> None:
     """
     Raise `ValueError`, with the command that converts it, if a folder, or a repository of the Hub, holds a checkpoint
     of LLaVA's own code, which transformers does not know or, worse, takes for its own.
     """
     try:
-        config, _ = PretrainedConfig.get_config_dict(name)
+        config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     except (OSError, ValueError):  # told when the model is loaded
         return
     kind = find_foreign_kind(config)

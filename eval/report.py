@@ -1,31 +1,32 @@
-"""The figures of a run."""
+"""The figures of answered questions, by the metric of their benchmark's task."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from logramed.eval.metrics.medical_report.report_scoring import score_sections
-from logramed.eval.metrics.medical_vqa.vqa_scoring import yes_or_no
-from logramed.eval.scoring import has_release_protocol, score_rows
+from logramed.eval.metrics.medical_multiple_choice.choice_scoring import evaluate_choices
+from logramed.eval.metrics.medical_report.report_scoring import evaluate_reports, score_sections
+from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers, yes_or_no
 
 
-def compute_metrics(rows: Sequence[dict], task: str, candidates: Sequence | Mapping | None = None) -> dict:
+def compute_metrics(rows: Sequence[dict], task: str) -> dict:
     """
     The figures of answered questions of a task ("vqa", "multiple_choice" or "report"); with `image_id` intervals are
-    by image; `candidates` are answers to choose from, for `open_accuracy`.
+    by image.
 
     Returns `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each value of
-    each group, without `open_accuracy` (of reports with findings and impression, group `section` has those of each);
-    where there is such a protocol `release_protocol`, those of all rows as the scripts behind published figures
-    compute them; for closed questions `constant_answer`, the best closed accuracy that one answer to all of them can
-    have; and `items`, the figures of each question by itself.
+    each group (of reports with findings and impression, group `section` has those of each); where there is such a
+    protocol `release_protocol`, those of all rows as the scripts behind published figures compute them; for closed
+    questions `constant_answer`, the best closed accuracy that one answer to all of them can have; and `items`, the
+    figures of each question by itself.
     """
-    overall = score_rows(rows, task, candidates=candidates, return_items=True)
+    overall = score_rows(rows, task, return_items=True)
     metrics = {"items": overall.pop("items"), "overall": overall, "groups": score_groups(rows, task)}
     if task == "report" and all(row.get("section") == "both" for row in rows):
         texts = ([row[name] for row in rows] for name in ("prediction", "answer"))
         metrics["groups"]["section"] = score_sections(*texts, num_resamples=1000, seed=0)
-    if has_release_protocol(rows, task):
-        metrics["release_protocol"] = score_rows(rows, task, "release", candidates)
+    # Of likelihoods and reports the scripts behind published figures scored none.
+    if task == "vqa" or (task == "multiple_choice" and "option_scores" not in rows[0]):
+        metrics["release_protocol"] = score_rows(rows, task, "release")
     if metrics["overall"].get("num_closed"):
         metrics["constant_answer"] = best_constant_answer(rows)
     return metrics
@@ -61,3 +62,38 @@ def best_constant_answer(rows: Sequence[dict]) -> dict:
     counts = Counter(yes_or_no(answer) or answer.strip().lower() for answer in answers)
     answer, count = counts.most_common(1)[0]
     return {"answer": answer, "closed_accuracy": 100 * count / len(answers)}
+
+
+def images_of(rows: Sequence[dict]) -> list[str] | None:
+    """The `image_id` of each row, for intervals by image; `None` where the rows name no images."""
+    return [row["image_id"] for row in rows] if rows and "image_id" in rows[0] else None
+
+
+def score_rows(rows: Sequence[dict], task: str, protocol: str = "strict", return_items: bool = False) -> dict:
+    """
+    The figures of question rows with `prediction`, by the metric of their task (chat answers are scored by a judge,
+    see `judging`), under "strict" or, where the task has it, "release"; with `image_id` intervals are by image. With
+    `return_items`, `items` has the figures of each question by itself, in percent, without those that do not apply to
+    it.
+
+    Example:
+        >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
+        >>> result = score_rows([row], "vqa", return_items=True)
+        >>> result["closed_accuracy"], result["items"]
+        (100.0, [{'closed_accuracy': 100.0}])
+    """
+    predictions, references = ([row[name] for row in rows] for name in ("prediction", "answer"))
+    options = {"protocol": protocol, "clusters": images_of(rows), "return_items": return_items}
+    if task == "report":  # it has one protocol, and reports are drawn one by one
+        figures = evaluate_reports(predictions, references, return_items)
+    elif task == "multiple_choice":
+        chosen = [row.get("option_scores", row["prediction"]) for row in rows]
+        figures = evaluate_choices(chosen, references, [row["options"] for row in rows], **options)
+    else:
+        kinds = [row["answer_type"] for row in rows]
+        figures = evaluate_answers(predictions, references, kinds, **options)
+    if return_items:
+        figures["items"] = [
+            {name: value for name, value in item.items() if isinstance(value, float)} for item in figures["items"]
+        ]
+    return figures

@@ -1,12 +1,43 @@
-"""A file of JSON lines that is written as they come, and completed by a later run if this one is stopped."""
+"""
+A file of JSON lines that is written as they come, and completed by a later run if this one is stopped; with the
+settings that its lines depend on beside it.
+"""
 
 import json
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from logramed.eval.files import to_json_line, write_json_lines, write_whole
+from logramed.eval.files import to_json_line, write_json, write_json_lines, write_whole
+
+
+def check_settings(
+    path: Path, settings: dict[str, Any], files: Sequence[Path], may_change: Collection[str] = ()
+) -> bool:
+    """
+    Write the `settings` that the lines of `files` depend on to `path` if there are no lines yet, and say whether so.
+
+    Raises:
+        ValueError: If there are lines of other settings than these, `may_change` apart, or of unknown ones.
+    """
+    written = [file for file in files if file.is_file() and file.stat().st_size]
+    if not written:
+        write_json(path, settings)
+        return True
+    advice = "Choose another `--output`, or delete that file to start over."
+    if not path.is_file():
+        raise ValueError(f"{written[0]} is there, but not {path.name}, which says what it depends on. {advice}")
+    former = json.loads(path.read_text(encoding="utf-8"))
+    differences = {
+        name: f"`{name}` was {former.get(name)!r} and now is {value!r}"
+        for name, value in settings.items()
+        if former.get(name) != value
+    }
+    if differences.keys() - may_change:
+        raise ValueError(f"{written[0]} holds answers of another run: {'; '.join(differences.values())}. {advice}")
+    return False
 
 
 class ResumableFile:

@@ -15,7 +15,6 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,6 @@ from logramed.eval.answering import answer_questions
 from logramed.eval.arguments import GROUPS, USAGE, EvaluationArguments
 from logramed.eval.benchmarks import get_benchmark
 from logramed.eval.benchmarks.rows import describe_skipped
-from logramed.eval.candidates import training_candidates
 from logramed.eval.command_line import refuse_unknown, run_command
 from logramed.eval.comparison.html_report import render_markdown, write_run_report
 from logramed.eval.comparison.run_folder import read_run_folder
@@ -38,11 +36,7 @@ from logramed.eval.foreign.predictions import read_predictions
 from logramed.eval.grounding import matched_images
 from logramed.eval.grounding import measure as grounding
 from logramed.eval.grounding.maps import find_grid, unwrap
-from logramed.eval.grounding.questions import (
-    find_boxed_questions,
-    has_boxes,
-    with_several_images,
-)
+from logramed.eval.grounding.questions import find_boxed_questions
 from logramed.eval.grouped_help import add_grouped_help
 from logramed.eval.image_check import find_unreadable, image_key
 from logramed.eval.judge_client import JudgeSettings
@@ -54,7 +48,7 @@ from logramed.eval.models import fingerprint_model, load_model, read_stop_string
 from logramed.eval.prompts import list_options
 from logramed.eval.question_images import all_images, list_images, name_images, show_volumes
 from logramed.eval.report import compute_metrics, figures_without_leakage
-from logramed.eval.resumable_file import ResumableFile
+from logramed.eval.resumable_file import ResumableFile, check_settings
 from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
@@ -76,8 +70,8 @@ OF_AN_ANSWER = (
     "yes_no_hint",
     "multiple_choice",
 )
-# Settings with a fingerprint beside them: the same files may lie elsewhere by now.
-FINGERPRINTED = {"model", "adapter", "predictions"}
+# Settings that a run may go on with others of: those with a fingerprint beside them may lie elsewhere by now.
+MAY_CHANGE = {"model", "adapter", "predictions", "versions"}
 # Nothing that was made of other answers is left beside new ones.
 RESULTS = (
     "metrics.json",
@@ -125,7 +119,10 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
 
 def answer_and_score(run: "Run") -> dict | None:
     """As `evaluate_benchmark`, in an output folder that no other run writes to."""
-    check_settings(run.output / "run.json", run.settings, [run.path("predictions", blank) for blank in (False, True)])
+    files = [run.path("predictions", blank) for blank in (False, True)]
+    if check_settings(run.output / "run.json", run.settings, files, MAY_CHANGE):
+        for name in RESULTS:
+            (run.output / name).unlink(missing_ok=True)
     paths = {row["question_id"]: row.get("images") or row["image"] for row in run.questions}
     write_json(run.output / "local_paths.json", {"images": paths})
     answered = {
@@ -178,7 +175,7 @@ class Run:
             self.leave_out_unreadable()
         _ = self.foreign_answers  # refused before anything is written
         self.boxes = None
-        if arguments.grounding and has_boxes(self.benchmark):
+        if arguments.grounding and hasattr(self.benchmark, "load_boxes"):
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
             find_boxed_questions(self.questions, self.boxes)
         hashes = {image: hash_image(image) for image in all_images(self.questions)}
@@ -284,7 +281,7 @@ class Run:
             scores = figures.pop("scores")
             items = [scores.get(row["question_id"], {}) for row in rows]
         else:
-            figures = compute_metrics(rows, self.task, self.candidates)
+            figures = compute_metrics(rows, self.task)
             items = figures.pop("items")
         write_json_lines(self.path("scores", blank), describe_items(rows, items))
         return figures
@@ -302,11 +299,9 @@ class Run:
         """
         if self.boxes is None:
             return {}
-        boxes = [[list(asdict(box).values()) for box in self.boxes[image]] for image in all_images(self.questions)]
-        settings = self._settings_of_maps | {
-            "boxes": hashlib.sha256(json.dumps(boxes).encode()).hexdigest(),
-            "blank_images": self.arguments.blank_images,
-        }
+        boxes = [self.boxes[image] for image in all_images(self.questions)]
+        digest = hashlib.sha256(json.dumps(boxes).encode()).hexdigest()
+        settings = {"boxes": digest, "blank_images": self.arguments.blank_images}
         result = grounding.read_former(self.output / grounding.FILE, settings)
         if result is None:
             shown = [show_question(row, self.settings["yes_no_hint"]) for row in self.questions]
@@ -322,19 +317,16 @@ class Run:
             )
         return {"grounding": {name: value for name, value in result.items() if name not in ("settings", "questions")}}
 
-    @property
-    def _settings_of_maps(self) -> dict:
-        return {name: self.settings[name] for name in ("model_fingerprint", "data_fingerprint", "yes_no_hint")}
-
     def draw_matched_images(self) -> dict:
         """
         What some questions are matched to, as `matched_images`: those with several images if there are any, else,
         where no boxes tell more, any.
         """
-        drawn = with_several_images(self.questions) or (self.questions if self.boxes is None else [])
+        several = [question for question in self.questions if len(list_images(question)) > 1]
+        drawn = several or (self.questions if self.boxes is None else [])
         if not drawn:
             return {}
-        settings = self._settings_of_maps | {"pictures": self.arguments.images}
+        settings = {"pictures": self.arguments.images}
         result = grounding.read_former(self.output / matched_images.FILE, settings)
         if result is None:
             shown = [show_question(row, self.settings["yes_no_hint"]) for row in drawn]
@@ -353,13 +345,6 @@ class Run:
         """The rows of the benchmark's training split, or why there are none."""
         data, subset, split = self.arguments.data, self.arguments.subset, self.training_split
         return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
-
-    @cached_property
-    def candidates(self) -> list[str] | None:
-        """The answers to choose from, if there are any."""
-        if self.task != "vqa" or isinstance(self.training, str):
-            return None
-        return training_candidates(self.training)
 
     def find_leakage(self, rows: Sequence[dict]) -> dict:
         """Which of the questions stand in training, and the figures without them; or why that is not known."""
@@ -437,31 +422,6 @@ def describe_run(
         "num_questions": len(questions),
         "versions": {"logramed": logramed.__version__} | {name: version(name) for name in ("transformers", "torch")},
     }
-
-
-def check_settings(path: Path, settings: dict, predictions_paths: Sequence[Path]) -> None:
-    """Write `settings` to `path`; raise `ValueError` if answers of other settings, versions aside, lie beside it."""
-    written = [answers for answers in predictions_paths if answers.is_file() and answers.stat().st_size]
-    if not written:
-        for name in RESULTS:
-            path.with_name(name).unlink(missing_ok=True)
-        write_json(path, settings)
-        return
-    if not path.is_file():
-        raise ValueError(
-            f"{written[0]} is there, but not {path.name}, which says what was asked. Choose another `--output`."
-        )
-    former = json.loads(path.read_text(encoding="utf-8"))
-    differences = {
-        name: f"`{name}` was {former.get(name)!r} and now is {value!r}"
-        for name, value in settings.items()
-        if name != "versions" and former.get(name) != value
-    }
-    if differences.keys() - FINGERPRINTED:
-        raise ValueError(
-            f"{written[0]} holds answers of another run: {'; '.join(differences.values())}. Choose another "
-            "`--output`, or delete that file to start over."
-        )
 
 
 def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from logramed import image_files_logramed
-from logramed.eval import metrics
+from logramed.eval import metrics, model_names
 from logramed.eval.grounding import boxes, region_weights, tints
 from logramed.hub_cards.contents import Contents, choose_all_files
 from logramed.hub_cards.model_card import Card, render
@@ -17,7 +17,7 @@ from logramed.hub_cards.results import hub_ids
 
 DEMO_FOLDER = Path(__file__).parent / "space"
 # Modules that the demo imports: copies lie beside it in its Space.
-DEMO_MODULES = [Path(module.__file__) for module in (image_files_logramed, boxes, region_weights, tints)]
+DEMO_MODULES = [Path(module.__file__) for module in (image_files_logramed, boxes, model_names, region_weights, tints)]
 METRICS_FOLDER = Path(metrics.__file__).parent
 IMPORTED_MODULE = re.compile(r"(?<=^from )logramed\.eval\.metrics\.(?:\w+\.)?(\w+)(?= import )", re.MULTILINE)
 MODEL_FILE = "model_id.txt"  # which model a published demo asks

@@ -83,16 +83,15 @@ def load_questions(
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "report")
     path = _find(data, split)
-    records = [(where, {**fields, "row": row}) for where, (*row, fields) in read_reports(path, split, subset, skipped)]
 
     def question_row(fields: dict[str, Any], where: str, images: Path) -> dict[str, Any]:
-        (number, record), names, field = fields["row"], fields["images"], fields["image_field"]
+        names, field = fields["images"], fields["image_field"]
         if len(names) == 1:
             shown = {"image": find_image(images, names[0], where, field)}
         else:
             shown = {"images": find_image_list(images, names, where, field)}
         return {
-            "question_id": read_id(record, number, where),
+            "question_id": fields["id"],
             **shown,
             "question": write_question(subset, len(names)),
             "answer": fields["report"],
@@ -102,7 +101,7 @@ def load_questions(
         }
 
     questions = read_questions(
-        records,
+        read_reports(path, split, subset, skipped),
         question_row,
         skipped,
         image_fields=("images",),
@@ -119,12 +118,12 @@ def read_reports(
 ) -> list[Located]:
     """
     The reports of one split of a file in one of the layouts above, whose images may be missing. For each its place in
-    words, and a tuple of that, its number, record and fields: `report` (the section), `images` (all) and
-    `image_field`. Arguments as for `load_questions`, `section` being its subset.
+    words, and its `id`, `report` (the section), `images` (all) and `image_field`. Arguments as for `load_questions`,
+    `section` being its subset.
     """
     numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
-    read = read_rows(numbered, lambda row, where: (where, (*row, _read_fields(row[1], where, section))), skipped)
-    records = [(where, row) for where, row in read if row[2]["report"] is not None]
+    read = read_rows(numbered, lambda row, where: (where, _read_fields(*row, where, section)), skipped)
+    records = [(where, fields) for where, fields in read if fields["report"] is not None]
     if len(records) < len(read):
         warnings.warn(
             f"{len(read) - len(records):,} of {len(read):,} reports of the {split} split are left out: they have no "
@@ -197,8 +196,8 @@ def _read_split(path: Path, split: str) -> list[Located]:
     return records
 
 
-def _read_fields(record: Mapping[str, Any], where: str, section: str | None) -> dict[str, Any]:
-    """`images`, `image_field` and `report` of a row in any of the layouts."""
+def _read_fields(number: int, record: Mapping[str, Any], where: str, section: str | None) -> dict[str, Any]:
+    """What `read_reports` says of a row in any of the layouts; without an id, its number is that."""
     image_field = next((field for field in IMAGE_FIELDS if record.get(field)), None)
     if image_field is None:
         raise ValueError(f"{where} has no image: expected one of {', '.join(IMAGE_FIELDS)}.")
@@ -206,6 +205,7 @@ def _read_fields(record: Mapping[str, Any], where: str, section: str | None) -> 
     if not all(isinstance(name, str) for name in names):
         raise ValueError(f"{where}, `{image_field}`: expected a path or a list of paths, got {names!r}.")
     return {
+        "id": str(number) if record.get("id") in (None, "") else read_text(record, "id", where),
         "images": [PREFIX.sub("", name.strip()) for name in names],
         "image_field": image_field,
         "report": _read_section(record, where, section),
@@ -225,8 +225,3 @@ def _read_section(record: Mapping[str, Any], where: str, section: str | None) ->
     if section != BOTH:
         return sections.get(section) or None
     return join_sections(sections) if all(sections.get(name) for name in SECTIONS) else None
-
-
-def read_id(record: Mapping[str, Any], number: int, where: str) -> str:
-    """The id of a report, or the number of its row."""
-    return str(number) if record.get("id") in (None, "") else read_text(record, "id", where)

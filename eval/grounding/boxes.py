@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,8 +12,7 @@ import numpy as np
 ROUNDING = 1e-3
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle from the upper left corner, in shares of the image's sides, and what is in it."""
 
     label: str
@@ -23,8 +22,7 @@ class Box:
     height: float
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """
     The rectangle of an image that the grid of tokens covers, in shares of the image's sides. It reaches beyond the
     image (`left` below 0, `width` above 1) where that was padded, and less far where it was cropped.

@@ -1,7 +1,6 @@
 """Which regions of its image, or of its several images, a question is matched to, drawn."""
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ def draw_matched_images(
 ) -> dict:
     """
     Weigh all regions of all images of some questions by the answer state, draw it into `matched_images.png` if
-    `pictures`, and write it to `matched_images.json` in `output`, with `settings`, what the weights depend on. A
-    single image is also drawn as the question weighs it.
+    `pictures`, and write it to `matched_images.json` in `output`, with `settings`, by which a later run knows it.
+    A single image is also drawn as the question weighs it.
 
     The questions are the first about each list of images, then the second, six in all. Returns `settings`, and
     `questions`: of each `question_id` and `shares`, the weights of its images, which sum to 1.
@@ -55,7 +54,7 @@ def draw_line(row: dict, maps: dict[str, np.ndarray], processor: Any) -> tuple[s
     """
     (images,) = load_question_images([row], processor)
     image_processor = getattr(processor, "image_processor", processor)
-    windows = [astuple(find_window(image.size, image_processor)) for image in images]
+    windows = [find_window(image.size, image_processor) for image in images]
     caption = row["question"].replace(IMAGE_PLACEHOLDER, "[image]")
     if len(images) == 1:
         tinted = [Cell(tint(images[0], maps[kind][0], windows[0]), title) for kind, title in MAPS.items()]

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,8 @@ def measure_grounding(
 ) -> dict:
     """
     Measure how a model's maps point at the boxes (by the path of the image) of what question rows with `image_id`
-    name, and write it to `grounding.json` in `output`, with `settings`, what the maps depend on; draw some into
-    `grounding.png` if `pictures`. With `blank_images`, maps of evenly grey images are a baseline.
+    name, and write it to `grounding.json` in `output`, with `settings`, by which a later run knows it again; draw some
+    into `grounding.png` if `pictures`. With `blank_images`, maps of evenly grey images are a baseline.
 
     Returns as `summarize`, with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight` (questions whose
     boxes lie in a part of the image that was cropped off) and `questions`, the figures of each. Raises `ValueError` if
@@ -85,7 +84,7 @@ def draw_line(
     image = convert_to_rgb(load_image(question.row["image"]), (0, 0, 0))
     cells = [Cell(image, "", question.boxes)]
     for kind, weights in maps[question.row["question_id"]].items():
-        cells.append(Cell(tint(image, weights, astuple(window)), kind.replace("_", " "), question.boxes))
+        cells.append(Cell(tint(image, weights, window), kind.replace("_", " "), question.boxes))
     return question.row["question"], cells
 
 
@@ -136,7 +135,7 @@ def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
 
 
 def read_former(path: Path, settings: dict) -> dict | None:
-    """What an earlier run wrote to `path`, if it was of the same settings."""
+    """What an earlier run wrote to `path`, if it was of the same settings; model and questions are its answers'."""
     if not path.is_file():
         return None
     former = json.loads(path.read_text(encoding="utf-8"))

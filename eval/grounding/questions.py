@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 
 from logramed.eval.grounding.boxes import Box
 from logramed.eval.grounding.names import resolve_labels
-from logramed.eval.question_images import list_images
 
 
 @dataclass(frozen=True)
@@ -18,16 +16,6 @@ class BoxedQuestion:
     row: dict
     group: str
     boxes: list[Box] = field(default_factory=list)
-
-
-def has_boxes(benchmark: ModuleType) -> bool:
-    """Whether a benchmark comes with boxes."""
-    return hasattr(benchmark, "load_boxes")
-
-
-def with_several_images(questions: Iterable[dict]) -> list[dict]:
-    """The questions with several images, among them slices of a volume."""
-    return [question for question in questions if len(list_images(question)) > 1]
 
 
 def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -> list[BoxedQuestion]:

@@ -8,7 +8,6 @@ Needs `pip install 'logramed[volumes]'`.
 from .errors import VolumeError
 from .options import VolumeOptions, count_image_tokens
 from .references import (
-    budgeted_slices,
     expand_volume,
     find_kind,
     hash_image,
@@ -20,8 +19,6 @@ from .references import (
     open_volume,
     parse_reference,
     position_texts,
-    split_position_texts,
-    volume_content,
     without_position_texts,
 )
 
@@ -29,7 +26,6 @@ from .references import (
 __all__ = [
     "VolumeError",
     "VolumeOptions",
-    "budgeted_slices",
     "count_image_tokens",
     "expand_volume",
     "find_kind",
@@ -42,7 +38,5 @@ __all__ = [
     "open_volume",
     "parse_reference",
     "position_texts",
-    "split_position_texts",
-    "volume_content",
     "without_position_texts",
 ]

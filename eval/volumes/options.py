@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from .references import budgeted_slices, count_slices, parse_reference, volume_content
+from .references import count_slices, expand_volume, parse_reference
 from .volume import SLABS, UNIFORM, parse_slices
 from .windows import AUTO, parse_window
 
@@ -58,16 +58,25 @@ class VolumeOptions:
 
     @cached_property
     def count(self) -> int:
-        """Images of a volume at most."""
+        """Images of a volume at most: one, or as many as `volume_tokens` hold."""
         tokens = USUAL_IMAGE_TOKENS if self.tokens_per_image is None else self.tokens_per_image()
-        return budgeted_slices(self.volume_tokens, tokens)
+        return max(1, self.volume_tokens // tokens)
 
     def show(self, path: str) -> tuple[list[str], list[dict]]:
-        """Images and content parts of a volume (see `volume_content`)."""
-        if parse_reference(path).selection is not None:
-            return [path], [{"type": "image"}]
-        count = 1 if count_slices(path) == 1 else self.count
-        return volume_content(path, count, self.slices, self.window)
+        """
+        The images of a volume (see `expand_volume`), and the content parts of a message: each image part before its
+        text part. The last text ends its line, since chat templates write what follows right behind it.
+        """
+        is_one = parse_reference(path).selection is not None or count_slices(path) == 1
+        images, content = [], []
+        for reference, text in expand_volume(path, 1 if is_one else self.count, self.slices, self.window):
+            images.append(reference)
+            content.append({"type": "image"})
+            if text:
+                content.append({"type": "text", "text": text})
+        if content[-1]["type"] == "text":
+            content[-1]["text"] += "\n"
+        return images, content
 
 
 def count_image_tokens(processor: Any) -> int:

@@ -118,18 +118,13 @@ def open_volume(path: str) -> Volume:
     return {DICOM: open_file, FOLDER: open_folder, NIFTI: nifti.open_nifti}[kind](path)
 
 
-def budgeted_slices(volume_tokens: int, tokens_per_image: int) -> int:
-    """How many images a volume is shown in, one at least, when they may take `volume_tokens` in all."""
-    return max(1, volume_tokens // tokens_per_image)
-
-
 def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AUTO) -> list[tuple[str, str]]:
     """
     The images to show of a path, each with the text that says where it lies.
 
     Args:
         path (`str`): Of a DICOM file, a folder of one series, or a NIfTI file; a reference stays what it is.
-        count (`int`): Images at most (see `budgeted_slices`).
+        count (`int`): Images at most.
         slices (`str`): Which ones (see `select`).
         window (`str`): See `parse_window`.
 
@@ -144,7 +139,7 @@ def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AU
     if reference.selection is not None:
         return [(path, "")]
     parse_window(window)
-    volume = _open_cached(path, _status(path))
+    volume = _open_cached(path)
     check_named(path, window, volume.is_hounsfield)
     if volume.num_slices == 1:
         return [(path if window == AUTO else str(Reference(path, (1, 1), window)), "")]
@@ -156,46 +151,20 @@ def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AU
     return list(zip(references, volume.describe(selections), strict=True))
 
 
-def volume_content(path: str, count: int, slices: str = UNIFORM, window: str = AUTO) -> tuple[list[str], list[dict]]:
-    """
-    As `expand_volume`, as the images and the content parts of a message: each image part before its text part.
-
-    The last text ends its line, since chat templates write what follows right behind it.
-    """
-    images, content = [], []
-    for reference, text in expand_volume(path, count, slices, window):
-        images.append(reference)
-        content.append({"type": "image"})
-        if text:
-            content.append({"type": "text", "text": text})
-    if content[-1]["type"] == "text":
-        content[-1]["text"] += "\n"
-    return images, content
-
-
 def count_slices(path: str) -> int:
     """Of the volume at a path."""
-    return _open_cached(path, _status(path)).num_slices
-
-
-def split_position_texts(content: list[dict]) -> tuple[list[dict], list[dict]]:
-    """
-    Content parts of a message: image parts with the texts behind them that say where slices lie, and the others.
-
-    Example:
-        >>> texts = [{"type": "text", "text": text} for text in ("Slice 1 of 2, 0.0 mm", "Mass?")]
-        >>> split_position_texts([{"type": "image"}, *texts])[1]
-        [{'type': 'text', 'text': 'Mass?'}]
-    """
-    images, others = [], []
-    for place, part in enumerate(content):
-        is_of_image = part["type"] == "image" or _is_position_text(content, place)
-        (images if is_of_image else others).append(part)
-    return images, others
+    return _open_cached(path).num_slices
 
 
 def without_position_texts(content: list[dict]) -> list[dict]:
-    """Content parts of a message without the texts that say where slices lie."""
+    """
+    Content parts of a message without the texts that say where slices lie.
+
+    Example:
+        >>> texts = [{"type": "text", "text": text} for text in ("Slice 1 of 2, 0.0 mm", "Mass?")]
+        >>> without_position_texts([{"type": "image"}, *texts])
+        [{'type': 'image'}, {'type': 'text', 'text': 'Mass?'}]
+    """
     return [part for place, part in enumerate(content) if not _is_position_text(content, place)]
 
 
@@ -231,7 +200,7 @@ def open_image_reference(reference: str) -> Image.Image:
         VolumeError: If it cannot be used, or if a path alone has several slices.
     """
     path, selection, window = parse_reference(str(reference))
-    volume = _open_cached(path, _status(path))
+    volume = _open_cached(path)
     if selection is None:
         if volume.num_slices > 1:
             raise VolumeError(
@@ -247,20 +216,17 @@ def open_image_reference(reference: str) -> Image.Image:
         raise VolumeError(f"{path}: {error}") from None
 
 
-@lru_cache(maxsize=1)
-def _open_one(path: str, status: tuple) -> Volume:
-    return open_volume(path)
+_last_opened: dict[tuple, Volume] = {}
 
 
-def _open_cached(path: str, status: tuple) -> Volume:
+def _open_cached(path: str) -> Volume:
     """The volume opened last, or another one; the last is let go before another takes memory."""
-    if _last_opened != [(path, status)]:
-        _open_one.cache_clear()
-        _last_opened[:] = [(path, status)]
-    return _open_one(path, status)
-
-
-_last_opened: list[tuple] = []
+    key = (path, _status(path))
+    volume = _last_opened.get(key)
+    if volume is None:
+        _last_opened.clear()
+        volume = _last_opened[key] = open_volume(path)
+    return volume
 
 
 def _files_of(path: str) -> list[str]:

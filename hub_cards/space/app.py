@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio
-from conversation import NOTICE, Assistant, Settings, Turn
+from conversation import MAX_NEW_TOKENS, NOTICE, Assistant, Turn
 from images import UploadError, read_upload
 from PIL import Image
 from relevance import draw_matched_regions, draw_relevance
@@ -151,25 +151,17 @@ class Page:
         self.relevance_said = gradio.HTML("", visible=False, padding=False)
 
     def _build_settings(self) -> None:
-        defaults = Settings()
         with gradio.Accordion("Answer settings", open=False, elem_id="settings"):
-            self.settings = [
-                gradio.Slider(1, 512, defaults.max_new_tokens, step=1, label="Longest answer (tokens)"),
-                gradio.Slider(
-                    0, 1.5, defaults.temperature, step=0.05, label="Temperature", info="0: the likeliest words"
-                ),
-                gradio.Slider(0.05, 1, defaults.top_p, step=0.05, label="Top-p", info="With a temperature above 0"),
-                gradio.Number(defaults.seed, precision=0, minimum=0, label="Seed"),
-            ]
+            self.longest = gradio.Slider(1, 512, MAX_NEW_TOKENS, step=1, label="Longest answer (tokens)")
 
     def _connect(self) -> None:
         shown = [self.chat, self.turns, self.message, self.status, self.stop]
         shown += [*self.show.values(), self.relevance, self.relevance_said]
         private = {"api_visibility": "private", "show_progress": "hidden"}
-        asked = [self.message.submit(self.ask, [self.message, self.turns, *self.settings], shown, **private)]
+        asked = [self.message.submit(self.ask, [self.message, self.turns, self.longest], shown, **private)]
         for button, example in zip(self.examples, EXAMPLES, strict=True):
             start = functools.partial(self.ask_example, example)
-            asked.append(button.click(start, [self.turns, *self.settings], shown, **private))
+            asked.append(button.click(start, self.longest, shown, **private))
         self.stop.click(self.stop_answer, self.turns, shown, cancels=asked, **private)
         options = {"api_visibility": "private", "show_progress": "minimal"}
         for kind, button in self.show.items():
@@ -178,15 +170,15 @@ class Page:
         for event in (self.clear.click, self.chat.clear):
             event(self.start_anew, None, shown, cancels=asked, **private)
 
-    def ask_example(self, example: dict[str, str], turns: Sequence[Turn], *settings) -> Iterator[Updates]:
+    def ask_example(self, example: dict[str, str], longest: int) -> Iterator[Updates]:
         """Ask what an example asks, in a new conversation."""
         path = str(FOLDER / "examples" / example["image"])
-        yield from self.ask({"text": example["question"], "files": [path]}, [], *settings)
+        yield from self.ask({"text": example["question"], "files": [path]}, [], longest)
 
-    def ask(self, message: dict[str, Any], turns: Sequence[Turn], *settings) -> Iterator[Updates]:
+    def ask(self, message: dict[str, Any], turns: Sequence[Turn], longest: int) -> Iterator[Updates]:
         """
-        Answer a message (`text`, and `files`, paths of uploads), piece by piece, after the `turns` so far and with the
-        values of `Settings`. A message that cannot be answered stays where it was written.
+        Answer a message (`text`, and `files`, paths of uploads), piece by piece, after the `turns` so far, in at most
+        `longest` tokens. A message that cannot be answered stays where it was written.
         """
         try:
             turn = self.read_message(message or {}, turns)
@@ -205,7 +197,7 @@ class Page:
         }
         problem = ""
         try:
-            for _ in self.assistant.answer(turns, Settings(*settings)):
+            for _ in self.assistant.answer(turns, int(longest)):
                 yield {self.chat: write_chat(turns, is_busy=True), self.turns: turns}
         except Exception as error:  # told to the user, who can go on
             problem = say(f"The model could not answer: {error}")

@@ -8,37 +8,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PretrainedConfig,
-    StoppingCriteria,
-    TextIteratorStreamer,
-)
+from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCriteria, TextIteratorStreamer
 
 
+try:
+    from logramed.eval.model_names import refuse_foreign
+except ImportError:  # in a Space, where a copy lies beside this file
+    from model_names import refuse_foreign
+
+
+MAX_NEW_TOKENS = 64  # of an answer, unless the page says otherwise
 NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
-
-
-@dataclass
-class Settings:
-    """
-    How answers are generated: a `temperature` of 0 takes the likeliest token each time; above it, tokens are drawn
-    from the likeliest ones that have the share `top_p`.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def as_arguments(self) -> dict[str, Any]:
-        """Arguments of `generate`."""
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-        return {
-            "max_new_tokens": int(self.max_new_tokens),
-            **(drawn if self.temperature > 0 else {"do_sample": False}),
-        }
 
 
 @dataclass
@@ -54,24 +34,13 @@ class Turn:
     confidence: float | None = None
 
 
-def refuse_foreign(model_id: str, revision: str | None) -> None:
-    """
-    Raise `ValueError` for a checkpoint of LLaVA's own code, which transformers would take for its own LLaVA, of 7
-    billion new weights.
-    """
-    settings, _ = PretrainedConfig.get_config_dict(model_id, revision=revision)
-    model_type = settings.get("model_type")
-    if model_type in ("llava_mistral", "llava_llama") or (model_type == "llava" and "text_config" not in settings):
-        raise ValueError(f"{model_id} is a checkpoint of another code: convert it first with logramed-convert.")
-
-
 class Assistant:
     """A model that answers (a folder, or an id on the Hub, there at a `revision`), and what it is called."""
 
     def __init__(self, model_id: str, revision: str | None = None):
         options = {"trust_remote_code": True, "revision": revision}
         self.model_id, self.revision = model_id, revision
-        refuse_foreign(model_id, revision)
+        refuse_foreign(model_id, "`--model`", revision)
         self.model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto", **options)
         self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self.processor = AutoProcessor.from_pretrained(model_id, **options)
@@ -101,9 +70,10 @@ class Assistant:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer}]})
         return messages
 
-    def answer(self, turns: Sequence[Turn], settings: Settings) -> Iterator[Turn]:
+    def answer(self, turns: Sequence[Turn], max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[Turn]:
         """
-        Answer the last question of `turns`, yielding its turn after every piece of text and, complete, at the end.
+        Answer the last question of `turns` greedily, as evaluation does, yielding its turn after every piece of text
+        and, complete, at the end.
         Leaving the iteration early ends the generation. An answer ends before the processor's `stop_string`, if any.
         Raises whatever the generation raised.
         """
@@ -111,7 +81,7 @@ class Assistant:
         inputs = self.encode(turns)
         tokenizer, stop_string = self.processor.tokenizer, getattr(self.processor, "stop_string", None)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        generation = Generation(self.model, inputs, settings, streamer)
+        generation = Generation(self.model, inputs, max_new_tokens, streamer)
         if stop_string:
             generation.criteria.append(StopAtText(tokenizer, stop_string, inputs["input_ids"].shape[1]))
         generation.start()
@@ -137,9 +107,9 @@ def write_content(turn: Turn, placeholder: str) -> list[dict[str, Any]]:
 class Generation(threading.Thread):
     """A call of `generate` in a thread of its own, which can be stopped."""
 
-    def __init__(self, model, inputs: dict[str, torch.Tensor], settings: Settings, streamer: TextIteratorStreamer):
+    def __init__(self, model, inputs: dict[str, torch.Tensor], max_new_tokens: int, streamer: TextIteratorStreamer):
         super().__init__(daemon=True)
-        self.model, self.inputs, self.settings, self.streamer = model, inputs, settings, streamer
+        self.model, self.inputs, self.max_new_tokens, self.streamer = model, inputs, max_new_tokens, streamer
         self.output, self.error = None, None
         self._is_stopped = threading.Event()
         self.criteria: list[StoppingCriteria] = [StopOnRequest(self._is_stopped)]
@@ -149,7 +119,8 @@ class Generation(threading.Thread):
             with torch.no_grad():
                 self.output = self.model.generate(
                     **self.inputs,
-                    **self.settings.as_arguments(),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=False,
                     streamer=self.streamer,
                     stopping_criteria=self.criteria,
                     return_dict_in_generate=True,
@@ -158,10 +129,6 @@ class Generation(threading.Thread):
         except Exception as error:  # told to the thread that waits
             self.error = error
             self.streamer.end()
-
-    def start(self) -> None:
-        torch.manual_seed(int(self.settings.seed))
-        super().start()
 
     def stop(self) -> None:
         """End the generation after the token at hand, and raise what it raised."""
@@ -201,7 +168,7 @@ class StopAtText(StoppingCriteria):
 def mean_probability(logits: torch.Tensor, tokens: torch.Tensor) -> float:
     """
     The geometric mean, 0 to 1, of the probabilities of an answer's tokens, by their `logits` `(num_tokens,
-    vocab_size)` before any temperature. It says how sure the model is of its words, one after the other; not how often
+    vocab_size)`. It says how sure the model is of its words, one after the other; not how often
     such an answer is right.
 
     Example:

@@ -40,7 +40,9 @@ def read_upload(path: str | Path) -> Image.Image:
                         f"{MAX_PIXELS // 1_000_000} million."
                     )
                 image.draft("RGB", (SHOWN_SIDE, SHOWN_SIDE))  # a large JPEG is decoded small at once
-                return shrink(convert(read_pixels(image)))
+                shown = convert(read_pixels(image))
+                shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)  # a smaller one stays
+                return shown
     except Image.DecompressionBombError as error:
         raise UploadError(
             f"{name} is too large. The largest image that can be shown has {MAX_PIXELS // 1_000_000} million pixels."
@@ -63,10 +65,3 @@ def convert(image: Image.Image) -> Image.Image:
         background.alpha_composite(image)
         image = background
     return image.convert("RGB")
-
-
-def shrink(image: Image.Image) -> Image.Image:
-    """An image of at most `SHOWN_SIDE` pixels a side."""
-    if max(image.size) > SHOWN_SIDE:
-        image.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)
-    return image

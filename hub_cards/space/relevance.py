@@ -4,7 +4,6 @@ for each question by the weights that alignment trains.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from itertools import accumulate
 
 import numpy as np
@@ -131,6 +130,6 @@ def draw_images(
     drawn = []
     for path, values, title in zip(paths, grids, titles, strict=False):
         with Image.open(path) as image:
-            window = astuple(find_window(image.size, assistant.processor.image_processor))
+            window = find_window(image.size, assistant.processor.image_processor)
             drawn.append((tint(image, values, window, largest), title))
     return drawn

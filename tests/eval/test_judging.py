@@ -228,7 +228,7 @@ def test_judgements_without_their_settings_are_refused(path):
     with JudgeServer() as server:
         judge(server, path, num_questions=1)
         path.with_name("judgements.settings.json").unlink()
-        with pytest.raises(ValueError, match=r"but not judgements.settings.json, which says what was judged"):
+        with pytest.raises(ValueError, match=r"but not judgements.settings.json, which says what it depends on"):
             judge(server, path, num_questions=1)
 
 

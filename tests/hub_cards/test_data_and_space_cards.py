@@ -162,9 +162,7 @@ def test_the_demo_starts_from_its_folder_alone_with_a_model_of_the_hub(published
         target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
     code = HIDE_LOGRAMED + "import app; page = app.Page(app.Assistant(app.read_arguments([]).model)); page.build()\n"
     code += "turns = [app.Turn('Is there a lesion?', ['examples/chest_xray.png'])]\n"
-    code += (
-        "*_, turn = page.assistant.answer(turns, app.Settings(max_new_tokens=4)); print('said', repr(turn.answer))\n"
-    )
+    code += "*_, turn = page.assistant.answer(turns, 4); print('said', repr(turn.answer))\n"
     code += (
         "print(app.draw_relevance(page.assistant, turns)[0][1], app.draw_matched_regions(page.assistant, turns)[0][1])"
     )

@@ -15,7 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
 from logramed.eval.image_check import decode
-from logramed.eval.volumes import split_position_texts
+from logramed.eval.volumes import without_position_texts
 from logramed.trainer.alignment.config import AlignmentConfig
 from logramed.trainer.alignment.node_inputs import (
     NodeImages,
@@ -118,7 +118,7 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
     turns, question = [], []
     for message in messages:
         if message["role"] == "user":
-            question.append(read_answer({"content": split_position_texts(message["content"])[1]}))
+            question.append(read_answer({"content": without_position_texts(message["content"])}))
         elif message["role"] == "assistant":
             turns.append((" ".join(question).strip(), read_answer(message)))
             question = []

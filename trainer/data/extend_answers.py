@@ -19,9 +19,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from logramed.eval.command_line import UserError, run_command
-from logramed.eval.files import write_json, write_json_lines
+from logramed.eval.files import write_json_lines
 from logramed.eval.judge_client import Fault, JudgeClient, JudgeRefusedError, JudgeSettings, Reply, in_threads
-from logramed.eval.resumable_file import ResumableFile
+from logramed.eval.resumable_file import ResumableFile, check_settings
 from logramed.trainer.data import load_training_rows
 from logramed.trainer.data.collator import read_answer
 from logramed.trainer.data.extension_checks import SCHEMA, ReplyError, read_reply
@@ -70,9 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     output = Path(arguments.output)
     folder = output.with_suffix(".parts")
-    folder.mkdir(parents=True, exist_ok=True)
-    check_settings(folder / "settings.json", describe_settings(arguments, rows.fingerprint))
     file = ResumableFile(folder / "done.jsonl", [c.row_id for c in conversations], lambda row: row["id"], "row")
+    check_settings(folder / "settings.json", describe_settings(arguments, rows.fingerprint), [file.path])
     missing = set(file.missing())
     wanted = [conversation for conversation in conversations if conversation.row_id in missing]
     try:
@@ -179,20 +178,6 @@ def describe_settings(arguments: argparse.Namespace, fingerprint: str) -> dict[s
         "prompt_sha256": hashlib.sha256(PROMPT_FILE.read_bytes()).hexdigest(),
         "max_tokens": arguments.max_tokens,
     }
-
-
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Write the settings of a new run; refuse to go on with one that had others."""
-    if not path.is_file():
-        write_json(path, settings)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [name for name, value in settings.items() if before.get(name) != value]
-    if changed:
-        raise ValueError(
-            f"{path.parent} holds answers made with another `{changed[0]}` ({before.get(changed[0])!r}, now "
-            f"{settings[changed[0]]!r}). Give another `--output`, or delete that folder."
-        )
 
 
 def command() -> int:

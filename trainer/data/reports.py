@@ -10,7 +10,6 @@ from logramed.eval.benchmarks.report import (
     SPLITS,
     SUBSETS,
     find_reports,
-    read_id,
     read_reports,
     write_question,
 )
@@ -54,15 +53,15 @@ def open_reports(
     for words in skipped:
         bad_rows.add(RowLocation(str(path), f"split {split}").error("(row)", words))
     if folder is None:
-        names = collect_image_names(({"image": name} for _, (*_, row) in reports for name in row["images"]), "image")
+        names = collect_image_names(({"image": name} for _, row in reports for name in row["images"]), "image")
         folder = image_folder(path.parent, IMAGE_FOLDERS, names, IMAGE_ARCHIVES)
     records = []
-    for where, (number, record, fields) in reports:
+    for where, fields in reports:
         images = fields["images"]
         instruction = {"type": "text", "text": write_question(section, len(images))}
         content = [*({"type": "image"} for _ in images), instruction]
         answer = {"role": "assistant", "content": [{"type": "text", "text": fields["report"]}]}
         messages = [{"role": "user", "content": content}, answer]
         location = RowLocation(str(path), where.removeprefix(f"{path}, "))
-        records.append((location, {"id": read_id(record, number, where), "images": images, "messages": messages}))
+        records.append((location, {"id": fields["id"], "images": images, "messages": messages}))
     return records, ImageFolder(folder)

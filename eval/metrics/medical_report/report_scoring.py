@@ -40,13 +40,12 @@ def evaluate_reports(
     return_items: bool = False,
     num_resamples: int = 1000,
     seed: int = 0,
-    by_section: bool = False,
 ) -> dict:
     """
     Score generated reports against the right ones. An empty prediction is scored as wrong.
 
-    `return_items` adds the scores of every report, under `items`; `by_section` those of findings and impression by
-    themselves, under `sections` (see `split_sections`). 0 `num_resamples` of the bootstrap leave `intervals` out.
+    `return_items` adds the scores of every report, under `items`. 0 `num_resamples` of the bootstrap leave `intervals`
+    out.
 
     Returns `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
     reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. Orders of BLEU
@@ -80,8 +79,6 @@ def evaluate_reports(
     if num_resamples:
         results["intervals"] = bleu_intervals(statistics, orders, num_resamples, seed)
         results["intervals"] |= bootstrap_intervals(items, names, num_resamples, seed)
-    if by_section:
-        results["sections"] = score_sections(predictions, references, num_resamples, seed)
     if return_items:
         results["items"] = items
     return results

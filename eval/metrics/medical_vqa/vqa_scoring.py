@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,6 @@ from logramed.eval.metrics.reply_reader import HAN, read_reply, strip_role_words
 
 
 ANSWER_TYPES = ("OPEN", "CLOSED")
-# Every item is compared with every candidate answer, so the same few thousand texts are normalized again and again.
-_cache = lru_cache(maxsize=100_000)
 
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
@@ -52,7 +49,6 @@ def clean(text: str) -> str:
     return strip_role_words(unicodedata.normalize("NFKC", text)).casefold()
 
 
-@_cache
 def normalize_strict(text: str) -> tuple[str, ...]:
     """
     The words of an answer: role words stripped, Unicode folded (NFKC, lower case), marks out, number words as digits.
@@ -71,12 +67,12 @@ def normalize_strict(text: str) -> tuple[str, ...]:
     return tuple([word for word in words[:-1] if word not in ARTICLES] + words[-1:])
 
 
-def score_open_strict(prediction: str, reference: str, candidates: Sequence | None = None) -> dict[str, float]:
+def score_open_strict(prediction: str, reference: str) -> dict[str, float]:
     """
     Scores of one open answer, each in 0..1, over the words of `normalize_strict`.
 
     Recall, precision and F1 count a common word as often as both have it; exact match wants the same words in the same
-    order. `open_accuracy` is 1 if, of all `candidates`, the reference alone has the highest F1 with the prediction.
+    order.
 
     Example:
         >>> score_open_strict("Assistant: left lobe", "left left lobe")["open_recall"]
@@ -87,33 +83,7 @@ def score_open_strict(prediction: str, reference: str, candidates: Sequence | No
     precision, recall, f1 = precision_recall_f1(num_matches, len(predicted), len(expected))
     scores = {"open_recall": recall, "open_precision": precision, "open_f1": f1}
     scores["open_exact_match"] = float(predicted == expected)
-    scores |= bleu_scores(predicted, expected)
-    if candidates is not None:
-        scores["open_accuracy"] = float(most_similar_candidates_strict(predicted, candidates) == {expected})
-    return scores
-
-
-def most_similar_candidates_strict(predicted: Sequence[str], candidates: Sequence) -> set[tuple[str, ...]]:
-    """
-    Every candidate, as its words, that shares the highest F1 with `predicted`; none if no word is common.
-
-    Example:
-        >>> most_similar_candidates_strict(["lung"], ["left lung", "right lung", "liver"]) == {
-        ...     ("left", "lung"), ("right", "lung")}
-        True
-    """
-    best, best_f1 = set(), 0.0
-    predicted_counts = Counter(predicted)
-    for words in {normalize_strict(candidate) for candidate in candidates}:
-        if predicted_counts.keys().isdisjoint(words):  # nearly all are: spares the slow count
-            continue
-        num_matches = (predicted_counts & Counter(words)).total()
-        f1 = precision_recall_f1(num_matches, len(predicted), len(words))[2]
-        if f1 > best_f1:
-            best, best_f1 = {words}, f1
-        elif f1 == best_f1 and f1 > 0:
-            best.add(words)
-    return best
+    return scores | bleu_scores(predicted, expected)
 
 
 # Options that exclude each other: an answer that names two of a family has not chosen.
@@ -254,16 +224,18 @@ def answer_type(value: str, position: int) -> str:
     return value.strip().upper()
 
 
-def candidate_list(candidates: Sequence | Mapping | None) -> list[str] | None:
+def candidate_list(candidates: Sequence | Mapping | None, protocol: str) -> list[str] | None:
     """
     The candidate answers of a list, or of the release's `candidate.json` form `{"0": [...]}`, as texts.
 
     Example:
-        >>> candidate_list({"0": ["left lung", 5]})
+        >>> candidate_list({"0": ["left lung", 5]}, "release")
         ['left lung', '5']
     """
     if candidates is None:
         return None
+    if protocol != "release":
+        raise ValueError(f'`candidates` are for `protocol="release"`, got {protocol!r}.')
     if isinstance(candidates, Mapping):
         if list(candidates) != ["0"]:
             raise ValueError(f'`candidates` as a mapping must have the one key "0", got {list(candidates)}.')
@@ -288,8 +260,9 @@ def score_item(prediction: str, reference: str, kind: str, protocol: str, candid
     if kind == "CLOSED":
         score_closed = score_closed_strict if protocol == "strict" else score_closed_release
         return {"closed_accuracy": score_closed(prediction, reference)}
-    score_open = score_open_strict if protocol == "strict" else score_open_release
-    return score_open(prediction, reference, candidates)
+    if protocol == "strict":
+        return score_open_strict(prediction, reference)
+    return score_open_release(prediction, reference, candidates)
 
 
 def evaluate_answers(
@@ -307,10 +280,10 @@ def evaluate_answers(
     Score answers to open and closed questions: one entry for each, the model's answer, the right one, and "OPEN" or
     "CLOSED".
 
-    `protocol` is "strict" (ours) or "release" (the LLaVA-Med / ExGra-Med `run_eval`). `candidates` are answers to
-    choose from for `open_accuracy`, which is left out without them. `return_items` adds the scores of every question,
-    under `items`. 0 `num_resamples` of the bootstrap leave `intervals` out; it draws whole `clusters`, such as the
-    image of each question, or questions without them.
+    `protocol` is "strict" (ours) or "release" (the LLaVA-Med / ExGra-Med `run_eval`), whose `open_accuracy` needs
+    `candidates`, the answers to choose from. `return_items` adds the scores of every question, under `items`. 0
+    `num_resamples` of the bootstrap leave `intervals` out; it draws whole `clusters`, such as the image of each
+    question, or questions without them.
 
     Returns figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones, `average`
     only with both), `num_open`, `num_closed`, `num_clusters` (with `clusters`), `counts`, the number of questions
@@ -327,7 +300,7 @@ def evaluate_answers(
     check_settings(protocol, num_resamples)
     columns = {"predictions": predictions, "references": references, "answer_types": answer_types}
     check_columns(columns | {"clusters": clusters}, texts=[*columns, "clusters"])
-    candidates = candidate_list(candidates)
+    candidates = candidate_list(candidates, protocol)
     kinds = [answer_type(value, position) for position, value in enumerate(answer_types)]
     items = []
     for position, (prediction, reference, kind) in enumerate(zip(predictions, references, kinds, strict=True)):

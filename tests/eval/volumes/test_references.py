@@ -8,14 +8,13 @@ from PIL import Image
 
 from logramed.eval.volumes import (
     VolumeError,
-    budgeted_slices,
+    VolumeOptions,
     expand_volume,
     hash_image,
     image_status,
     is_volume,
     open_image_reference,
     references,
-    volume_content,
 )
 from logramed.eval.volumes.references import Reference, parse_reference
 
@@ -63,7 +62,7 @@ def test_volume_becomes_references_with_texts_that_open_as_images(folder):
 
 
 def test_content_has_each_image_before_its_text(folder):
-    images, content = volume_content(folder, 2, "slabs", "0,900")
+    images, content = VolumeOptions("slabs", "0,900", 256, lambda: 128).show(folder)
     assert images == [f"{folder}#slices=1-3&window=0,900", f"{folder}#slices=4-6&window=0,900"]
     assert content == [
         {"type": "image"},
@@ -75,7 +74,7 @@ def test_content_has_each_image_before_its_text(folder):
 
 def test_image_of_one_slice_stays_its_path_unless_a_window_is_named(tmp_path):
     path = write_slice(tmp_path / "scan", phantom()[0])
-    assert volume_content(path, 8) == ([path], [{"type": "image"}])
+    assert VolumeOptions().show(path) == ([path], [{"type": "image"}])
     assert expand_volume(path, 8, window="bone") == [(f"{path}#slices=1&window=bone", "")]
 
 
@@ -103,7 +102,10 @@ def test_window_in_hounsfield_units_is_for_ct(tmp_path):
 
 
 def test_budget():
-    assert [budgeted_slices(256, tokens) for tokens in (1, 32, 100, 256, 576)] == [256, 8, 2, 1, 1]
+    counts = {
+        tokens: VolumeOptions(tokens_per_image=lambda tokens=tokens: tokens).count for tokens in (1, 32, 100, 256, 576)
+    }
+    assert counts == {1: 256, 32: 8, 100: 2, 256: 1, 576: 1}
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, data_file):
 def test_other_settings_are_refused_and_only_one_process_writes(tmp_path, data_file):
     with ExtensionServer() as server:
         _, output = run(server, data_file, tmp_path)
-        with pytest.raises(ValueError, match=r"made with another `model` \('extender', now 'other'\)"):
+        with pytest.raises(ValueError, match=r"answers of another run: `model` was 'extender' and now is 'other'"):
             main([str(data_file), "--endpoint", server.url, "--model", "other", "--output", str(output)])
 
 
