@@ -22,7 +22,7 @@ WEIGHT_FILES = (
 )
 MAX_SHARD_BYTES = 2 * 10**9
 # A file is opened anew after so many bytes, so that what was read of it leaves memory.
-REOPEN_BYTES = MAX_SHARD_BYTES // 2
+REOPEN_BYTES = MAX_SHARD_BYTES // 8
 
 # What the libraries raise for a damaged file.
 UNREADABLE = (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError)
@@ -114,9 +114,12 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], read: Callab
     split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=MAX_SHARD_BYTES)
     for file, names in split.filename_to_tensors.items():
         # Copies: safetensors refuses two names for one memory, as tied weights of a pickled file are, and parts of a
-        # tensor.
-        shard = {name: read(name).clone(memory_format=torch.contiguous_format) for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        # tensor. No variable holds them, for they would stay while the next shard is read.
+        save_file(
+            {name: read(name).clone(memory_format=torch.contiguous_format) for name in names},
+            folder / file,
+            metadata={"format": "pt"},
+        )
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)
