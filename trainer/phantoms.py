@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from logramed.eval.command_line import run_command
+from logramed.eval.files import whole_folder
 from logramed.trainer.data.phantom_images import Phantom, draw_phantom, sample_phantom
 from logramed.trainer.data.phantom_questions import Turn, ask_questions, describe_phantoms
 from logramed.trainer.data.phantom_volumes import (
@@ -55,10 +56,10 @@ def generate_phantoms(
     (conversations with short and extended answers), `train_descriptions.json` (one description a training image, for a
     first stage that learns to see), `validation_questions.json` and `test_questions.json` (one row a question, with
     `organ` and `question_type`), and `phantoms.json` with the arguments. No image is in two splits. A folder that
-    already holds the phantoms of the same arguments is left as it is; other phantoms in it are replaced.
+    already holds the phantoms of the same arguments is left as it is.
 
     Args:
-        output_folder (`str` or `Path`): Folder to write; new, empty, or written by this function before.
+        output_folder (`str` or `Path`): Folder to write, whole or not at all; new, or empty.
         num_train, num_validation, num_test (`int`): Images of each split, at least 2; of volumes a multiple of 4.
         image_size (`int`): Width and height in pixels, at least 32.
         seed (`int`): Not negative. Draws everything.
@@ -81,18 +82,22 @@ def generate_phantoms(
     _check_arguments(arguments, volumes)
     folder = Path(output_folder)
     record = {"generator_version": GENERATOR_VERSION, "arguments": arguments | ({"volumes": True} if volumes else {})}
-    if not _prepare_folder(folder, record):
+    if (folder / ARGUMENTS_FILE).is_file() and json.loads((folder / ARGUMENTS_FILE).read_text()) == record:
         return folder
-    # Written first and completed last: a folder left by an interrupted run is known as ours and drawn anew.
-    _write_json(folder / ARGUMENTS_FILE, {**record, "finished": False})
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"`output_folder` {folder} is not empty and holds no {ARGUMENTS_FILE} of the same arguments. Give a new "
+            "or an empty folder."
+        )
     write = _write_volumes if volumes else _write_images
-    with tqdm(total=num_train + num_validation + num_test, desc="Drawing phantoms", unit="image") as progress:
+    progress = tqdm(total=num_train + num_validation + num_test, desc="Drawing phantoms", unit="image")
+    with whole_folder(folder, "`output_folder`") as unfinished, progress:
+        images = unfinished / "images"
+        images.mkdir()
         for split, stream in zip(SPLITS, np.random.SeedSequence(seed).spawn(len(SPLITS)), strict=True):
             names = [f"{split}_{index:05d}" for index in range(arguments[f"num_{split}"])]
-            _write_split(
-                folder, split, *write(folder / "images", names, image_size, np.random.default_rng(stream), progress)
-            )
-    _write_json(folder / ARGUMENTS_FILE, {**record, "finished": True})
+            _write_split(unfinished, split, *write(images, names, image_size, np.random.default_rng(stream), progress))
+        _write_json(unfinished / ARGUMENTS_FILE, record)
     return folder
 
 
@@ -128,27 +133,6 @@ def _check_arguments(arguments: dict[str, int], volumes: bool) -> None:
             raise ValueError(f"`{name}` must be an integer of at least {smallest.get(name, 2)}, got {value!r}.")
         if volumes and name.startswith("num_") and value % FAMILY_SIZE:
             raise ValueError(f"`{name}` must be a multiple of {FAMILY_SIZE} with `volumes`, got {value}.")
-
-
-def _prepare_folder(folder: Path, record: dict) -> bool:
-    """Whether phantoms have to be drawn; if so, the folder is there and rid of older phantoms."""
-    arguments_file = folder / ARGUMENTS_FILE
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`output_folder` must be a folder, and {folder} is a file.")
-    if folder.exists() and any(folder.iterdir()):
-        if not arguments_file.is_file():
-            raise ValueError(
-                f"`output_folder` {folder} is not empty and holds no {ARGUMENTS_FILE}, so it is not a folder of "
-                "phantoms. Give a new or an empty folder."
-            )
-        if json.loads(arguments_file.read_text(encoding="utf-8")) == {**record, "finished": True}:
-            return False
-        for split in SPLITS:
-            for suffix in (".png", ".nii"):
-                for old_image in (folder / "images").glob(f"{split}_*{suffix}"):
-                    old_image.unlink()
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    return True
 
 
 def _write_split(

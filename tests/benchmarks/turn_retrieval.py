@@ -1,7 +1,6 @@
 """
 Turn-level alignment on held-out phantoms: recall between the modalities of turns, with the images of the turns and
-with those of other samples in their place; accuracy of matching images one to one to extended answers, by nodes alone
-and with edges.
+with those of other samples in their place; accuracy of matching images one to one to extended answers.
 
     python tests/benchmarks/turn_retrieval.py --model runs/turns/model --data runs/turns/data
 
@@ -23,7 +22,7 @@ import torch
 from transformers import AutoProcessor
 
 from logramed import LoGraMedForConditionalGeneration
-from logramed.trainer.alignment import AlignmentConfig, decode_matching, matching_accuracy
+from logramed.trainer.alignment import AlignmentConfig, match_graphs, matching_accuracy, unit_vectors
 from logramed.trainer.alignment.aligned_model import AlignedModel
 from logramed.trainer.alignment.retrieval import retrieval_metrics
 from logramed.trainer.data import load_training_rows
@@ -32,7 +31,7 @@ from logramed.trainer.data.turns import count_turns
 
 
 BATCH_SIZE = 50
-EDGE_WEIGHTS = (0.0, 0.1)
+NO_EDGES = torch.zeros(2, 0, dtype=torch.int64)
 
 
 def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> dict[str, float]:
@@ -48,9 +47,9 @@ def turn_retrieval(model, collator: LoGraMedDataCollator, rows: list[dict]) -> d
     joined = {name: torch.cat([batch[name] for batch in nodes]) for name in nodes[0]}
     groups = torch.cat(groups)
     metrics = retrieval_metrics(joined, groups, torch.cat(answer_keys))
-    for edge_weight in EDGE_WEIGHTS:
-        labels = decode_matching(joined["image"], joined["extended"], edge_weight=edge_weight)
-        metrics[f"matched_image_to_extended, edges {edge_weight}"] = matching_accuracy(labels, groups).item()
+    costs = -unit_vectors(joined["image"]) @ unit_vectors(joined["extended"]).T
+    labels = match_graphs(costs, torch.zeros(0, 0), NO_EDGES, NO_EDGES)
+    metrics["matched_image_to_extended"] = matching_accuracy(labels, groups).item()
     return metrics
 
 

@@ -83,16 +83,15 @@ def test_turns_whose_answers_are_cut_off_are_no_nodes(rows):
     assert len(cut["groups"]) == 1
 
 
-@pytest.mark.parametrize("layer", [None, 1])
-def test_nodes_of_the_language_model_are_means_of_its_hidden_states_at_image_tokens(rows, layer):
-    values = {"alignment_image_node": "language_model", "alignment_image_layer": layer}
+def test_nodes_of_the_language_model_are_means_of_its_hidden_states_at_image_tokens(rows):
+    values = {"alignment_image_node": "language_model"}
     model = small_model().eval()
     batch = LoGraMedDataCollator(tiny_processor(), config=AlignmentConfig(alignment_preset="paper"))(list(rows))
     nodes = AlignedModel(model, config=AlignmentConfig(alignment_preset="paper", **values))(**batch).node_features[
         "image"
     ]
     inputs = {name: value for name, value in batch.items() if name not in ("nodes", "labels")}
-    states = model(**inputs, output_hidden_states=True).hidden_states[-1 if layer is None else layer]
+    states = model(**inputs, output_hidden_states=True).hidden_states[-1]
     is_image = batch["input_ids"] == model.config.image_token_id
     for sample, node in enumerate(nodes):
         torch.testing.assert_close(node, states[sample, is_image[sample]].mean(0), rtol=1e-4, atol=1e-5)
@@ -172,7 +171,7 @@ def test_without_an_mlp_texts_are_mapped_to_the_size_of_the_nodes(hidden_size, t
 
 
 OBJECTIVES = [
-    *({"alignment_loss": name} for name in LOSSES if name != "none"),
+    *({"alignment_loss": name} for name in LOSSES),
     {"edge_weight": 0.0},
 ]
 
@@ -360,7 +359,6 @@ def test_the_weight_follows_its_schedule(tmp_path, rows, schedule, expected):
     [
         ({"alignment_image_node": "answer_state"}, "needs nodes that are answers: give `alignment_granularity`"),
         ({"alignment_texts": "question_answer"}, "needs nodes that are turns"),
-        ({"alignment_image_layer": 1}, "`alignment_image_node='projector'` does not read"),
         ({"alignment_regions": True}, "stand beside `alignment_image_node='answer_state'`"),
         ({"alignment_gradient_ratio": 0.1}, "compares gradients at the answer states"),
         (

@@ -25,9 +25,6 @@ WAYS = {
     "gradient_checkpointing": {"gradient_checkpointing": True},
     "bf16": {"bf16": True},
     "label_smoothing": {"label_smoothing_factor": 0.1, "loss_type": "nll"},
-    "layer": {"alignment_image_layer": 1},
-    "layer_gradient_checkpointing": {"alignment_image_layer": 1, "gradient_checkpointing": True},
-    "layer_label_smoothing": {"alignment_image_layer": 1, "label_smoothing_factor": 0.1, "loss_type": "nll"},
 }
 
 
@@ -60,15 +57,15 @@ def test_answer_states_are_the_last_hidden_states_of_the_prompts_that_end_there(
     assert first == len(states) == 6
 
 
-def plain_losses(trainer, batch, layer, smoothing):
+def plain_losses(trainer, batch, smoothing):
     """Both losses of a batch and the states they are read from, by the model's own backbone and head."""
     nodes, model = batch["nodes"], trainer.model
     inputs = {name: value for name, value in batch.items() if name not in ("nodes", "labels")}
     with torch.autocast("cpu", torch.bfloat16) if trainer.args.bf16 else nullcontext():
-        outputs = model.base.base_model(**inputs, output_hidden_states=True)
+        outputs = model.base.base_model(**inputs)
         logits = model.base.get_output_embeddings()(outputs.last_hidden_state)[:, :-1].float()
     language = F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=smoothing)
-    states = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
+    states = outputs.last_hidden_state
     features = {name: nodes[f"{name}_embeddings"] for name in ("answer", "extended")}
     features = model.head({"image": states.flatten(0, 1)[nodes["answer_places"]].float(), **features})
     objective = trainer.objective
@@ -88,9 +85,7 @@ def test_gradients_and_their_measured_ratio_are_those_of_plain_computation(tmp_p
     trainer.model.gradient_norms = None
     trainer.model.zero_grad()
     batch = trainer.data_collator([rows[number] for number in range(4)])
-    language, alignment, states = plain_losses(
-        trainer, batch, values.get("alignment_image_layer"), values.get("label_smoothing_factor", 0.0)
-    )
+    language, alignment, states = plain_losses(trainer, batch, values.get("label_smoothing_factor", 0.0))
     tolerance = 5e-2 if way == "bf16" else 1e-3
     assert logged(trainer, "language_modeling_loss")[0] == pytest.approx(float(language), rel=tolerance)
     norms = []

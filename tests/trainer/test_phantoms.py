@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from logramed.trainer import phantoms as phantoms_module
 from logramed.trainer.data.phantom_images import Phantom, draw_phantom, sample_phantom
 from logramed.trainer.data.phantom_questions import ATTRIBUTES, ask_questions
 from logramed.trainer.phantoms import generate_phantoms, main
@@ -207,26 +208,23 @@ def test_question_rows_are_those_of_the_validation_conversations(folder):
     assert {row["organ"] for row in rows} == {"CHEST", "HEAD", "ABD"}
 
 
-def test_the_same_arguments_leave_the_folder_alone_and_others_draw_it_anew(tmp_path):
+def test_the_same_arguments_leave_the_folder_alone_and_others_are_refused(tmp_path):
     arguments = {"num_train": 3, "num_validation": 2, "num_test": 2}
     folder = generate_phantoms(tmp_path / "phantoms", **arguments)
     marked = folder / "images" / "train_00000.png"
     marked.write_bytes(b"touched")
     generate_phantoms(folder, **arguments)
     assert marked.read_bytes() == b"touched"
-    generate_phantoms(folder, **{**arguments, "num_train": 2})
-    assert marked.read_bytes() != b"touched"
-    assert sorted(path.name for path in (folder / "images").glob("train_*")) == ["train_00000.png", "train_00001.png"]
+    with pytest.raises(ValueError, match=r"not empty and holds no phantoms\.json of the same arguments"):
+        generate_phantoms(folder, **{**arguments, "num_train": 2})
+    assert marked.read_bytes() == b"touched"
 
 
-def test_an_interrupted_run_is_drawn_anew(tmp_path):
-    folder = generate_phantoms(tmp_path / "phantoms", num_train=2, num_validation=2, num_test=2)
-    record = read(folder, "phantoms.json")
-    (folder / "phantoms.json").write_text(json.dumps({**record, "finished": False}), encoding="utf-8")
-    (folder / "test_questions.json").unlink()
-    generate_phantoms(folder, num_train=2, num_validation=2, num_test=2)
-    assert (folder / "test_questions.json").is_file()
-    assert read(folder, "phantoms.json") == record
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantoms_module, "describe_phantoms", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        generate_phantoms(tmp_path / "phantoms", num_train=2, num_validation=2, num_test=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

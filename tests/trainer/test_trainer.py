@@ -120,7 +120,7 @@ def test_gradient_grows_with_the_weight(tmp_path, rows):
     torch.testing.assert_close(steps[2] - steps[0], 2 * (steps[1] - steps[0]), rtol=1e-3, atol=1e-5)
 
 
-OBJECTIVES = [{"alignment_loss": loss} for loss in LOSSES if loss != "none"]
+OBJECTIVES = [{"alignment_loss": loss} for loss in LOSSES]
 
 
 @pytest.mark.parametrize("values", OBJECTIVES, ids=str)
@@ -133,12 +133,6 @@ def test_every_objective_gives_the_graph_features_a_finite_gradient(tmp_path, ro
     assert torch.isfinite(trained).all()
     assert not torch.equal(trained, start)
     assert not torch.equal(trained, plain.model.get_input_embeddings().weight)
-
-
-def test_objective_none_is_weight_zero(tmp_path, rows):
-    none = train(tmp_path, rows, alignment_loss="none")
-    assert none.args.alignment_weight == 0
-    assert torch.equal(weights(none), weights(train(tmp_path, rows, alignment_weight=0)))
 
 
 def test_there_is_a_graph_network_only_where_the_objective_uses_it(tmp_path, rows):

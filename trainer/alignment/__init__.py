@@ -7,7 +7,6 @@ from .config import (
     AlignmentConfig,
     register_objective,
 )
-from .decoding import decode_matching
 from .gradients import differentiable_matching, hamming_loss
 from .graph_network import GraphNetwork
 from .graphs import nearest_neighbor_edges, unit_vectors
@@ -24,7 +23,6 @@ __all__ = [
     "AlignmentObjective",
     "AlignmentOutput",
     "GraphNetwork",
-    "decode_matching",
     "differentiable_matching",
     "entropic_loss",
     "hamming_loss",

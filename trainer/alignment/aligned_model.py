@@ -51,8 +51,6 @@ class AlignedOutput(ModelOutput):
             Where they were asked for.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
             What the language model's head reads.
-        read_hidden_state (`torch.Tensor` of that shape):
-            After the layer that the image's nodes are read from, by default the same.
         node_features, attention (`dict[str, torch.Tensor]`):
             As in `logramed.trainer.alignment.node_features.NodeFeatures`.
         graph_weights (`tuple[torch.Tensor, ...]`):
@@ -68,7 +66,6 @@ class AlignedOutput(ModelOutput):
     label_mask: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    read_hidden_state: torch.Tensor | None = None
     node_features: dict[str, torch.Tensor] | None = None
     attention: dict[str, torch.Tensor] | None = None
     graph_weights: tuple[torch.Tensor, ...] | None = None
@@ -140,23 +137,19 @@ class AlignedModel(nn.Module):
         return output
 
     def _pass(self, labels, inputs) -> AlignedOutput:
-        layer = self.alignment.alignment_image_layer
-        outputs = self.base.base_model(**inputs, **({} if layer is None else {"output_hidden_states": True}))
+        outputs = self.base.base_model(**inputs)
         figures = LanguageHead(self.base).score(outputs, labels, **inputs)
         return AlignedOutput(
             **{name: figures.get(name) for name in (*TOKEN_FIGURES, "label_mask", "aux_loss")},
             last_hidden_state=outputs.last_hidden_state,
-            read_hidden_state=outputs.last_hidden_state if layer is None else outputs.hidden_states[layer],
         )
 
     def _pass_with_logits(self, labels, inputs) -> AlignedOutput:
-        layer = self.alignment.alignment_image_layer
         outputs = self.base(**inputs, output_hidden_states=True)
         return AlignedOutput(
             **score_logits(outputs.logits, labels),
             logits=outputs.logits,
             last_hidden_state=outputs.hidden_states[-1],
-            read_hidden_state=outputs.hidden_states[-1 if layer is None else layer],
             aux_loss=outputs.get("aux_loss"),
         )
 
@@ -181,7 +174,7 @@ class AlignedModel(nn.Module):
         if config.alignment_image_node == "projector":
             image_tokens = join_image_features(image_outputs)
         else:
-            image_tokens = take_tokens(output.read_hidden_state, nodes["image_places"])
+            image_tokens = take_tokens(output.last_hidden_state, nodes["image_places"])
         if config.alignment_granularity == "sample":
             return pool_images(image_tokens, nodes, len(nodes["groups"]))
         # Where no pass over texts knows the question, the state at its end does.
@@ -189,7 +182,7 @@ class AlignedModel(nn.Module):
         return pool_regions(image_tokens, nodes, queries)
 
     def _read_answer_states(self, output, nodes) -> torch.Tensor:
-        hidden_states, places = output.read_hidden_state, nodes["answer_places"]
+        hidden_states, places = output.last_hidden_state, nodes["answer_places"]
         states = take_tokens(hidden_states, places)
         if self.gradient_norms is not None and states.requires_grad:
             self.gradient_norms.watch(hidden_states, states, places)

@@ -47,7 +47,6 @@ LEAST = {
     "alignment_margin": 0,
     "alignment_temperature": MIN_TEMPERATURE,
     "edge_temperature": MIN_TEMPERATURE,
-    "alignment_image_layer": 0,
 }
 
 
@@ -95,8 +94,7 @@ class AlignmentConfig:
     )
     alignment_loss: str = _setting(
         "multi_graph",
-        "Alignment objective. `paper` is the research release's, faults included; `none` is the same as "
-        "`alignment_weight` 0.",
+        "Alignment objective. `paper` is the research release's, faults included.",
         LOSSES,
     )
     alignment_granularity: str | None = _setting(
@@ -122,11 +120,6 @@ class AlignmentConfig:
         None,
         "Encoder of these texts: the trained model itself (`self`), or a frozen sentence encoder by folder or Hub id, "
         "which encodes each text once.",
-    )
-    alignment_image_layer: int | None = _setting(
-        None,
-        "Layer of the language model whose output `language_model` and `answer_state` take, counted from 1 (0: the "
-        "embeddings); by default the last, after the final norm.",
     )
     alignment_regions: bool = _setting(
         False,
@@ -200,8 +193,6 @@ class AlignmentConfig:
         for name, value in PRESETS.get(self.alignment_preset, {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.alignment_loss == "none":
-            self.alignment_weight = 0.0
         if self.alignment_weight is None:
             if self.alignment_gradient_ratio is None and self.alignment_image_node == "answer_state":
                 self.alignment_gradient_ratio = DEFAULT_GRADIENT_RATIO
@@ -258,11 +249,6 @@ class AlignmentConfig:
             raise ValueError(
                 "`alignment_granularity='span'` aligns the spans with their turn's answer too: give `alignment_texts` "
                 "`answer_and_extended` or `question_answer_and_extended`."
-            )
-        if self.alignment_image_layer is not None and self.alignment_image_node == "projector":
-            raise ValueError(
-                "`alignment_image_layer` is a layer of the language model, which `alignment_image_node='projector'` "
-                "does not read: give `language_model` or `answer_state`."
             )
         if self.alignment_regions and self.alignment_image_node != "answer_state":
             raise ValueError(

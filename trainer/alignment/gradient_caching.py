@@ -128,15 +128,9 @@ def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
 @contextmanager
 def replayed(state: tuple[torch.Tensor, ...], device: torch.device):
     """A context that begins with random states of `random_state`; those outside are as if it had not been."""
-    outside = random_state(device)
-    _set_random_state(state, device)
-    try:
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.set_rng_state(state[0])
+        for one, own in zip(devices, state[1:], strict=True):
+            torch.get_device_module(one).set_rng_state(own, one)
         yield
-    finally:
-        _set_random_state(outside, device)
-
-
-def _set_random_state(state, device):
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.get_device_module(device).set_rng_state(state[1], device)

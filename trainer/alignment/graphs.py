@@ -28,18 +28,6 @@ def inner_products(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return source.to(dtype) @ target.to(dtype).mT
 
 
-def centered_costs(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """
-    Cost `(*batch, num_source, num_target)` of laying unit vectors `source` onto `target`: minus their cosine, plus the
-    mean cosine of all pairs. A random pair then costs 0 on average and a like pair is rewarded, whatever direction all
-    vectors have in common. Carries gradients; float32 at least.
-    """
-    similarity = inner_products(source, target)
-    if similarity.numel() == 0:
-        return -similarity
-    return similarity.mean((-2, -1), keepdim=True) - similarity
-
-
 def neighbours_for(num_nodes: int, num_neighbors: int) -> int:
     """
     How many neighbours the nodes of a graph get: `num_neighbors`, or in a batch too small for that all other nodes,

@@ -52,11 +52,3 @@ class Released(AlignmentObjective):
         )
         loss = hamming_loss(matchings, groups.unsqueeze(0) == groups.unsqueeze(1))
         return AlignmentOutput(loss, names, groups, lambda: labels.unsqueeze(1))
-
-
-@register_objective("none")
-class NoObjective(AlignmentObjective):
-    """A loss of 0, with the matching at node costs."""
-
-    def pair_loss(self, similarity, temperature, right):
-        return similarity.new_zeros(())

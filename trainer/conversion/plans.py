@@ -22,7 +22,7 @@ from logramed.trainer.conversion.sources import (
     expected_weights,
     rename_all,
 )
-from logramed.trainer.conversion.weights import ShardWriter, WeightFiles, compare_names
+from logramed.trainer.conversion.weights import WeightFiles, compare_names, write_shards
 
 
 # Not beside the weights: engines load every safetensors file there.
@@ -80,15 +80,20 @@ class Plan:
         found, _ = self.sources()
         dtypes = {files.tensors[name].dtype for files, name in found.values() if files is self.files}
         dtype = reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
-        writer = ShardWriter(folder)
-        for ours, (files, name) in found.items():
+
+        def finish(ours: str, tensor: torch.Tensor) -> torch.Tensor:
+            if ours in (EMBEDDINGS, HEAD):
+                tensor = pad_rows(tensor, self.config.text_config.vocab_size)
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        def read(ours: str) -> torch.Tensor:
+            files, name = found[ours]
             tensor = files.read(name)
             if files is self.files and self.add_base is not None:
                 tensor = self.add_base(ours, tensor)
-            if ours in (EMBEDDINGS, HEAD):
-                tensor = pad_rows(tensor, self.config.text_config.vocab_size)
-            writer.add(ours, tensor.to(dtype) if tensor.is_floating_point() else tensor)
-        writer.close()
+            return finish(ours, tensor)
+
+        write_shards(folder, {ours: finish(ours, files.tensors[name]) for ours, (files, name) in found.items()}, read)
         return dtype
 
 

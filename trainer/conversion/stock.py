@@ -19,7 +19,7 @@ from logramed.eval.model_names import ADAPTER_CONFIG
 from logramed.processing_logramed import write_shared_tokenizer_config
 from logramed.trainer.build_model import PARTS_NAME
 from logramed.trainer.conversion.sources import FIRST_LAYER, expected_weights, fetch, read_config
-from logramed.trainer.conversion.weights import ShardWriter, WeightFiles, compare_names
+from logramed.trainer.conversion.weights import WeightFiles, compare_names, write_shards
 from logramed.trainer.merge import merge_adapter
 
 
@@ -57,16 +57,13 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
         config = LoGraMedConfig.from_pretrained(folder)
         refuse_what_llava_lacks(config)
         files = WeightFiles(folder)
-        shapes = {name: info.shape for name, info in files.tensors.items() if "graph_network." not in name}
-        compare_names(shapes, [], expected_weights(config), model)
+        tensors = {name: tensor for name, tensor in files.tensors.items() if "graph_network." not in name}
+        compare_names({name: tensor.shape for name, tensor in tensors.items()}, [], expected_weights(config), model)
+        changed = {FIRST_LAYER: fold(files.read(FIRST_LAYER), config), **identity_layer(config, files)}
         with whole_folder(output, "OUTPUT") as unfinished:
-            writer = ShardWriter(unfinished)
-            for name in shapes:
-                tensor = files.read(name)
-                writer.add(name, fold(tensor, config) if name == FIRST_LAYER else tensor)
-            for name, tensor in identity_layer(config, files).items():
-                writer.add(name, tensor)
-            writer.close()
+            write_shards(
+                unfinished, tensors | changed, lambda name: changed[name] if name in changed else files.read(name)
+            )
             write_stock_config(config, files, unfinished)
             write_stock_processor(folder, config, unfinished)
             for name in ("generation_config.json", PARTS_NAME):

@@ -2,11 +2,11 @@
 
 import json
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,43 +22,36 @@ WEIGHT_FILES = (
 )
 MAX_SHARD_BYTES = 2 * 10**9
 # A file is opened anew after so many bytes, so that what was read of it leaves memory.
-REOPEN_BYTES = MAX_SHARD_BYTES // 2
+REOPEN_BYTES = MAX_SHARD_BYTES // 8
 
 # What the libraries raise for a damaged file.
 UNREADABLE = (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Shape and dtype of a tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    path: Path
-
-
 class WeightFiles:
     """
-    The weights (`tensors`, by name) of a folder with `model.safetensors` or `pytorch_model.bin`, or shards of either
-    with their index. Pickled files are read by `torch.load(weights_only=True)` alone. Raises `ValueError` if there are
-    none, a shard is missing, or a file cannot be read or holds other than tensors.
+    The weights of a folder with `model.safetensors` or `pytorch_model.bin`, or shards of either with their index;
+    `tensors` has shape and dtype of each, by name, on the device "meta". Pickled files are read by
+    `torch.load(weights_only=True)` alone. Raises `ValueError` if there are none, a shard is missing, or a file cannot
+    be read or holds other than tensors.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._last: OpenFile | None = None
         self._num_bytes_read = 0
-        self.tensors: dict[str, TensorInfo] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._paths: dict[str, Path] = {}
         for path, indexed in find_files(folder).items():
             opened = OpenFile(path)
             for name in opened.names:
                 if indexed is None or name in indexed:  # of a weight in two files the index says which counts
-                    tensor = opened.get(name)  # mapped: no bytes are read for its shape
-                    self.tensors[name] = TensorInfo(tuple(tensor.shape), tensor.dtype, path)
+                    self.tensors[name] = opened.get(name).to("meta")  # mapped: no bytes are read for its shape
+                    self._paths[name] = path
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor; its file stays open until one of another file is read."""
-        path = self.tensors[name].path
+        path = self._paths[name]
         if self._last is None or self._last.path != path or self._num_bytes_read > REOPEN_BYTES:
             self._last = None
             self._last, self._num_bytes_read = OpenFile(path), 0
@@ -112,48 +105,24 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
     return {folder / name: weights for name, weights in places.items()}
 
 
-class ShardWriter:
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]) -> None:
     """
-    Writes tensors as `model.safetensors`, or as shards of at most `max_shard_bytes`, but for a single larger tensor,
-    with their index. One shard is held in memory.
+    Write weights as `model.safetensors`, or as shards of at most `MAX_SHARD_BYTES`, but for a single larger tensor,
+    with their index. `tensors` need have shapes and dtypes alone; `read` gives each weight when its shard is written,
+    of which one is held in memory.
     """
-
-    def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES):
-        self.folder, self.max_shard_bytes = folder, max_shard_bytes
-        self._shard: dict[str, torch.Tensor] = {}
-        self._shard_bytes = 0
-        self._written: list[list[str]] = []
-        self.num_bytes = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        num_bytes = tensor.numel() * tensor.element_size()
-        if self._shard and self._shard_bytes + num_bytes > self.max_shard_bytes:
-            self._flush()
-        # safetensors refuses two names for one memory, as tied weights of a pickled file are, and parts of a tensor.
-        held = {other.data_ptr() for other in self._shard.values()}
-        shares_memory = tensor.data_ptr() in held or tensor.untyped_storage().nbytes() != tensor.nbytes
-        self._shard[name] = tensor.clone() if shares_memory else tensor.contiguous()
-        self._shard_bytes += num_bytes
-        self.num_bytes += num_bytes
-
-    def _flush(self) -> None:
-        path = self.folder / f"model-{len(self._written) + 1:05d}.safetensors"
-        save_file(self._shard, path, metadata={"format": "pt"})
-        self._written.append(list(self._shard))
-        self._shard, self._shard_bytes = {}, 0
-
-    def close(self) -> list[Path]:
-        """Write what is left, and the index; the weight files, by their final names."""
-        self._flush()
-        number, paths, weight_map = len(self._written), [], {}
-        for place, names in enumerate(self._written, start=1):
-            name = "model.safetensors" if number == 1 else f"model-{place:05d}-of-{number:05d}.safetensors"
-            paths.append((self.folder / f"model-{place:05d}.safetensors").rename(self.folder / name))
-            weight_map |= dict.fromkeys(names, name)
-        if number > 1:
-            index = {"metadata": {"total_size": self.num_bytes}, "weight_map": weight_map}
-            write_json(self.folder / "model.safetensors.index.json", index)
-        return paths
+    split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=MAX_SHARD_BYTES)
+    for file, names in split.filename_to_tensors.items():
+        # Copies: safetensors refuses two names for one memory, as tied weights of a pickled file are, and parts of a
+        # tensor. No variable holds them, for they would stay while the next shard is read.
+        save_file(
+            {name: read(name).clone(memory_format=torch.contiguous_format) for name in names},
+            folder / file,
+            metadata={"format": "pt"},
+        )
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def compare_names(

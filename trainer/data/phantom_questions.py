@@ -56,14 +56,13 @@ def _with_article(modality: str) -> str:
     return f"an {modality}" if modality in ("MRI", "X-ray", "ultrasound") else f"a {modality}"
 
 
-def _is_question(values: Iterable[str], field: str, templates: tuple[str, ...]) -> dict[str, Callable[[Phantom], str]]:
+def _is_question(values: Iterable[str], field: str, template: str) -> dict[str, Callable[[Phantom], str]]:
     """Closed questions of the form "is it this one?", for every value of a field of the phantom."""
     return {
         template.format(value=value, an_image=f"{_with_article(value)} image"): _yes_if(
             lambda phantom, value=value: getattr(phantom, field) == value
         )
         for value in values
-        for template in templates
     }
 
 
@@ -118,7 +117,7 @@ ATTRIBUTES = {
     "modality": Attribute(
         "MODALITY",
         _always,
-        _is_question(MODALITIES, "modality", ("Is this {an_image}?",)),
+        _is_question(MODALITIES, "modality", "Is this {an_image}?"),
         ("Which modality is this?", "How was this image taken?"),
         lambda phantom: phantom.modality,
         lambda phantom: f"the modality is {phantom.modality}",
@@ -126,7 +125,7 @@ ATTRIBUTES = {
     "organ": Attribute(
         "ORGAN",
         _always,
-        _is_question(ORGANS, "organ", ("Does this image show the {value}?",)),
+        _is_question(ORGANS, "organ", "Does this image show the {value}?"),
         ("Which part of the body is shown?", "What body part is this?"),
         lambda phantom: phantom.organ,
         lambda phantom: f"the part of the body shown is the {phantom.organ}",

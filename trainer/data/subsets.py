@@ -1,5 +1,5 @@
 """
-Draw shares of training data, as lists of ids to train on: seeded, stratified, and each inside every larger one.
+Draw shares of training data, as lists of ids to train on: seeded, and each inside every larger one.
 
     python trainer/data/subsets.py DATA.json --share 0.1 0.4 --seed 42 --output subsets
     python trainer/data/subsets.py SLAKE_FOLDER --on_bad_row skip --share 0.1 0.4 --output subsets
@@ -11,17 +11,15 @@ Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
 import hashlib
 import json
 from argparse import ArgumentParser
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 
 from logramed.eval.command_line import run_command
-from logramed.trainer.data.records import index_by_id, read_turns
-from logramed.trainer.data.rows import BadRows, OnBadRow, RowLocation, TrainingRows, read_records
+from logramed.trainer.data.records import index_by_id
+from logramed.trainer.data.rows import BadRows, OnBadRow, TrainingRows, read_records
 from logramed.trainer.data.sources import load_training_rows
 
 
@@ -37,8 +35,7 @@ class Subset:
         source (`str`): Name of the file it was drawn from.
         num_rows (`int`): Rows of that data.
         share (`float`): Share asked for; the list has `share * num_rows` ids, rounded half up.
-        seed (`int`): What the draw depends on, beside ids and strata.
-        stratified_by (`str`): "domain", "answer_type", "turns" or "none".
+        seed (`int`): What the draw depends on, beside the ids.
         ids (`list[str]`): Ids drawn, in the order of the draw.
     """
 
@@ -46,7 +43,6 @@ class Subset:
     num_rows: int
     share: float
     seed: int
-    stratified_by: str
     ids: list[str]
 
     def write(self, path: Path) -> None:
@@ -72,23 +68,20 @@ def draw_subsets(
     path: str | Path,
     shares: Sequence[float],
     seed: int,
-    stratify: str | None = None,
+    *,
     split: str = "train",
     on_bad_row: OnBadRow = "raise",
 ) -> list[Subset]:
     """
     Draw a share of the rows of `path` for each of `shares`.
 
-    All rows are put into one order (see `order_rows`), of which a share is the beginning. So a smaller share lies
-    inside a larger one, and neither the order of the rows in the file nor the machine matters.
+    All ids are put into the order of the SHA-256 of seed and id, of which a share is the beginning. So a smaller share
+    lies inside a larger one, and neither the order of the rows in the file nor the machine matters.
 
     Args:
         path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`), or a folder that `load_training_rows` reads.
         shares (`Sequence[float]`): Each above 0 and up to 1.
         seed (`int`): Of the draw.
-        stratify (`str`, *optional*): What every share holds in the data's proportions: "domain" (image modality),
-            "answer_type", "turns" (their number) or "none". By default the first that every row has. The rows of a
-            folder have turns only.
         split (`str`), on_bad_row (`"raise"` or `"skip"`): Of a folder, as for the training to come.
 
     Returns:
@@ -96,74 +89,24 @@ def draw_subsets(
 
     Raises:
         ValueError: If a share is out of range, or so small that it holds no row.
-        RowError: If a row has no id, no turns, or lacks what is stratified by.
+        RowError: If a row has no id.
     """
     path = Path(path)
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"`share` is above 0 and at most 1; got {share}.")
     if path.is_dir():
-        records = read_rows_of_folder(path, split, on_bad_row)
+        options = {"split": split, "on_bad_row": on_bad_row, "require_extended": False, "check_images": False}
+        row_ids = load_training_rows(path, **options).dataset["id"]
     else:
-        records = list(index_by_id(read_records(path, BadRows("raise")), BadRows("raise")).values())
-    if stratify is None:
-        stratify = choose_stratification(record for _, record in records)
-    strata = defaultdict(list)
-    for location, record in records:
-        strata[find_stratum(location, record, stratify)].append(location.row_id)
-    counts = [int(share * len(records) + 0.5) for share in shares]
+        row_ids = index_by_id(read_records(path, BadRows("raise")), BadRows("raise"))
+    counts = [int(share * len(row_ids) + 0.5) for share in shares]
     if min(counts) == 0:
-        raise ValueError(f"`share` {min(shares)} of {len(records)} rows is less than one row. Ask for a larger share.")
-    order = order_rows(strata, seed)
+        raise ValueError(f"`share` {min(shares)} of {len(row_ids)} rows is less than one row. Ask for a larger share.")
+    order = sorted(row_ids, key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest())
     return [
-        Subset(path.name, len(records), share, seed, stratify, order[:count])
-        for share, count in zip(shares, counts, strict=True)
+        Subset(path.name, len(order), share, seed, order[:count]) for share, count in zip(shares, counts, strict=True)
     ]
-
-
-def read_rows_of_folder(path: Path, split: str, on_bad_row: OnBadRow) -> list[tuple[RowLocation, dict[str, Any]]]:
-    rows = load_training_rows(path, split=split, on_bad_row=on_bad_row, require_extended=False, check_images=False)
-    return [(RowLocation(str(path), f"row {number}", row["id"]), row) for number, row in enumerate(rows.dataset)]
-
-
-def order_rows(strata: dict[str, list[str]], seed: int) -> list[str]:
-    """
-    All ids, such that any beginning of them holds each stratum in about its proportion.
-
-    Within a stratum ids come in the order of the SHA-256 of seed and id; the place p of n of them (from 0) puts an id
-    at (p + 1/2) / n of the whole.
-
-    Example:
-        >>> [row_id[0] for row_id in order_rows({"a": ["a1", "a2", "a3", "a4"], "b": ["b1", "b2"]}, seed=0)]
-        ['a', 'b', 'a', 'a', 'b', 'a']
-    """
-    places = []
-    for name, row_ids in strata.items():
-        ranked = sorted(row_ids, key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).hexdigest())
-        places += [((place + 0.5) / len(ranked), name, row_id) for place, row_id in enumerate(ranked)]
-    return [row_id for *_, row_id in sorted(places)]
-
-
-def choose_stratification(records: Iterable[dict[str, Any]]) -> str:
-    """The first of `domain`, `answer_type` and `turns` that every record has."""
-    candidates = ["domain", "answer_type"]
-    for record in records:
-        candidates = [name for name in candidates if record.get(name)]
-    return candidates[0] if candidates else "turns"
-
-
-def find_stratum(location: RowLocation, record: dict[str, Any], stratify: str) -> str:
-    """What a row is stratified by: names of its modalities, answer type, or number of turns."""
-    if stratify == "none":
-        return "all rows"
-    if stratify == "turns":
-        return f"{len(read_turns(location, record)[1]):03d} turns"
-    value = record.get(stratify)
-    if isinstance(value, dict):
-        return " and ".join(sorted(name for name, holds in value.items() if holds)) or "no modality"
-    if not isinstance(value, str) or not value:
-        raise location.error(stratify, f"missing, but rows are stratified by it: got {value!r}")
-    return value
 
 
 def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
@@ -191,7 +134,7 @@ def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
-        prog="logramed-subsets", description="Draw stratified shares of training data, each inside every larger one."
+        prog="logramed-subsets", description="Draw shares of training data, each inside every larger one."
     )
     parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines, or a folder of training data")
     parser.add_argument("--share", type=float, nargs="+", required=True, help="shares to draw, such as 0.1 0.4")
@@ -212,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         path = arguments.output / f"{arguments.name or arguments.data.stem}_{100 * subset.share:g}percent.json"
         subset.write(path)
-        print(f"{path}: {len(subset.ids)} of {subset.num_rows} rows, by {subset.stratified_by}.")
+        print(f"{path}: {len(subset.ids)} of {subset.num_rows} rows.")
     return 0
 
 

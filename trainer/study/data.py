@@ -88,7 +88,7 @@ def write_training_file(path: Path, source: Path, run: Run) -> str:
 
     The shares of a seed are nested (see `draw_subsets`). Returns the file's SHA-256.
     """
-    subsets = draw_subsets(source, [share / 100 for share in SHARES], run.seed, stratify="none")
+    subsets = draw_subsets(source, [share / 100 for share in SHARES], run.seed)
     ids = subsets[SHARES.index(run.share)].ids
     rows = [row for row in read_rows(source) if row["id"] in ids]
     change = {"as_is": lambda rows, seed: rows, "permuted": permute_partners, "extended_targets": add_extended_targets}

@@ -28,9 +28,8 @@ from pathlib import Path
 from logramed.eval.command_line import UserError, run_command
 from logramed.eval.files import only_one_writer, write_json
 from logramed.trainer.checkpoints.provenance import describe_code
-from logramed.trainer.study.analysis import format_table, summarize
+from logramed.trainer.study.analysis import summarize
 from logramed.trainer.study.arms import (
-    PARTS,
     PLAIN,
     PRIMARY,
     SHARES,
@@ -53,7 +52,6 @@ from logramed.trainer.study.settings import (
     ORTHOGONAL_ARRAY,
     SETTINGS_FILE,
     STRENGTHS,
-    TUNED_ARMS,
     Settings,
     choose_settings,
     parse_settings,
@@ -283,20 +281,12 @@ def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequ
     return runs
 
 
-def list_runs() -> str:
-    """The number of runs of each part of the study, and of tuning."""
-    counts = {part.title: len(part.runs()) for part in PARTS}
-    counts["tuning"] = sum(len(tuning_runs(arm)) for arm in TUNED_ARMS)
-    counts["all"] = sum(counts.values())
-    return format_table(["part", "runs"], [[title, str(count)] for title, count in counts.items()])
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the study of PROTOCOL.md, or a part of it.")
     parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of runs and table")
     parser.add_argument("--parts", type=Path, default=Path("runs/mini"), help="folder that trainer/mini.py wrote")
-    parser.add_argument("--slake", type=Path, help="SLAKE's folder")
-    parser.add_argument("--vqa_rad", type=Path, help="VQA-RAD's folder")
+    parser.add_argument("--slake", type=Path, required=True, help="SLAKE's folder")
+    parser.add_argument("--vqa_rad", type=Path, required=True, help="VQA-RAD's folder")
     parser.add_argument("--shares", nargs="+", type=int, choices=SHARES, help="percent; default: as planned")
     parser.add_argument("--seeds", nargs="+", type=int, help="planned or further ones; default: as planned")
     parser.add_argument("--split", default="test", choices=["test", "validation"], help="to score (default test)")
@@ -311,7 +301,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="runs beside the plan: the model from scratch on SLAKE (10%% without --shares), SETTINGS as "
         "1e-3,400,0.2[,STRENGTH], steps at 10%%",
     )
-    parser.add_argument("--list", action="store_true", help="say how many runs are planned")
     options = parser.parse_args(argv)
     if options.further:
         if not options.seeds:
@@ -320,16 +309,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             options.further = further_runs(options.further, options.seeds, options.shares or (10,))
         except ValueError as error:
             parser.error(f"--further: {error}")
-    if not options.list and (options.slake is None or options.vqa_rad is None):
-        parser.error("give --slake and --vqa_rad, the folders of the data sets")
     return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse_arguments(argv)
-    if options.list:
-        print(list_runs())
-        return 0
     settings, output, num_questions = read_settings(), options.output, None
     if options.smoke:
         output, num_questions = output / "smoke", SMOKE_QUESTIONS

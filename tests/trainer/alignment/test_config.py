@@ -17,7 +17,6 @@ OTHER_VALUES = {
     "alignment_image_node": "answer_state",  # the default, which alone has regions and a gradient ratio
     "alignment_texts": "question_answer_and_extended",
     "alignment_text_encoder": "some/encoder",
-    "alignment_image_layer": 2,
     "alignment_regions": True,
     "alignment_head": "none",
     "alignment_gradient_ratio": 0.25,
@@ -66,7 +65,7 @@ def test_a_preset_gives_what_is_not_given():
     assert chosen() == [*states, 1.0, 9.0]
     assert chosen(alignment_weight=0.5) == [*states, 0.5, None]
     assert chosen(alignment_weight=0.5, alignment_gradient_ratio=3) == [*states, 0.5, 3]
-    assert chosen(alignment_loss="none") == [*states, 0.0, None]
+    assert chosen(alignment_weight=0) == [*states, 0, None]
     assert chosen(alignment_image_node="projector")[1::4] == ["projector", 1.0]  # no ratio without answer states
     assert chosen(alignment_preset="paper") == [
         "sample",
@@ -90,7 +89,7 @@ def test_the_checks_of_both_parents_run():
 @pytest.mark.parametrize(
     ("values", "refusal"),
     [
-        ({"alignment_loss": "triplet"}, "`alignment_loss` must be one of multi_graph, .*, none; got 'triplet'"),
+        ({"alignment_loss": "triplet"}, "`alignment_loss` must be one of multi_graph, .*, paper; got 'triplet'"),
         ({"alignment_granularity": "word"}, f"`alignment_granularity` must be one of {', '.join(GRANULARITIES)}; got"),
         ({"alignment_weight": float("nan")}, "`alignment_weight` must not be negative; got nan"),
         ({"edge_weight": -1}, "`edge_weight` must not be negative; got -1"),
@@ -102,7 +101,3 @@ def test_the_checks_of_both_parents_run():
 def test_values_that_do_not_fit_are_refused(values, refusal):
     with pytest.raises(ValueError, match=refusal):
         AlignmentConfig(**values)
-
-
-def test_no_objective_is_no_weight():
-    assert AlignmentConfig(alignment_loss="none").alignment_weight == 0

@@ -5,7 +5,6 @@ import torch
 
 from logramed.trainer.alignment.graph_network import GraphNetwork
 from logramed.trainer.alignment.graphs import (
-    centered_costs,
     edge_differences,
     inner_products,
     nearest_neighbor_edges,
@@ -106,23 +105,15 @@ def test_the_gradient_of_unit_edges_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda x: edge_differences(x, edges), nodes)
 
 
-def test_centered_costs_reward_like_pairs_and_are_neutral_on_average():
-    vectors = unit_vectors(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)) + 5)  # all much alike
-    costs = centered_costs(vectors, vectors)
-    assert costs.mean().item() == pytest.approx(0, abs=1e-6)
-    assert (costs.diagonal() < 0).all()
-
-
-@pytest.mark.parametrize("costs", [inner_products, centered_costs])
-def test_costs_of_vectors_pass_gradcheck(costs):
+def test_inner_products_pass_gradcheck():
     generator = torch.Generator().manual_seed(0)
     vectors = [torch.randn(2, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(costs, vectors)
+    assert torch.autograd.gradcheck(inner_products, vectors)
 
 
-def test_costs_are_float32_also_under_autocast():
+def test_inner_products_are_float32_also_under_autocast():
     vectors = torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        costs = centered_costs(vectors, vectors)
-    assert costs.dtype == torch.float32
-    torch.testing.assert_close(costs, centered_costs(vectors, vectors), rtol=0, atol=0)
+        products = inner_products(vectors, vectors)
+    assert products.dtype == torch.float32
+    torch.testing.assert_close(products, inner_products(vectors, vectors), rtol=0, atol=0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from logramed.trainer.alignment import match_graphs, matching_cost
+from logramed.trainer.alignment import match_graphs, matching_cost, nearest_neighbor_edges, unit_vectors
 from logramed.trainer.alignment.matching import matched_edges, one_hot_matching
 
 
@@ -225,3 +225,35 @@ def test_a_pair_that_costs_nothing_is_matched_where_nodes_may_stay_unmatched():
     edges = torch.zeros(2, 0, dtype=torch.int64)
     labels = match_graphs(torch.zeros(3, 3), torch.zeros(0, 0), edges, edges, allow_unmatched=True)
     assert sorted(labels.tolist()) == [0, 1, 2]
+
+
+def ambiguous_graphs(seed, num_nodes=24, num_types=6, position_noise=0.1):
+    """
+    Two graphs of items that look like others of their type and are told apart by their neighbours alone: features,
+    edges to the 5 nearest by noisy positions, and the true labels.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    look = torch.randn(num_types, 64, generator=generator)[torch.arange(num_nodes) % num_types]
+    position = torch.randn(num_nodes, 3, generator=generator)
+    order = torch.randperm(num_nodes, generator=generator)
+    graphs = []
+    for _ in range(2):
+        features = look + 0.3 * torch.randn(num_nodes, 64, generator=generator)
+        moved = position + position_noise * torch.randn(num_nodes, 3, generator=generator)
+        graphs.append((features, nearest_neighbor_edges(moved, 5)))
+    (source, source_edges), (target, target_edges) = graphs
+    labels = order.argsort()
+    return source, target[order], source_edges, labels[target_edges], labels
+
+
+def test_given_edges_tell_items_apart_that_look_alike():
+    accuracies = {0.0: [], 0.3: []}
+    for seed in range(5):
+        source, target, source_edges, target_edges, labels = ambiguous_graphs(seed)
+        costs = -unit_vectors(source) @ unit_vectors(target).T
+        for weight, values in accuracies.items():
+            edge_costs = torch.full((source_edges.shape[1], target_edges.shape[1]), -weight)
+            found = match_graphs(costs, edge_costs, source_edges, target_edges)
+            values.append((found == labels).float().mean())
+    assert torch.stack(accuracies[0.0]).mean() < 0.4  # four items of each look: chance is 0.25
+    assert torch.stack(accuracies[0.3]).mean() > 0.85

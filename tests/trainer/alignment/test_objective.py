@@ -20,7 +20,7 @@ from tests.host_syncs import count_host_syncs
 
 # Every loss by its name, and what else changes the path through the objective.
 CASES = {
-    **{loss: {"alignment_loss": loss} for loss in LOSSES if loss != "none"},
+    **{loss: {"alignment_loss": loss} for loss in LOSSES},
     "infonce with edges": {"alignment_loss": "infonce", "edge_weight": 1.0, "message_weight": 0.3},
 }
 MODALITIES = ("image", "answer", "extended")
@@ -182,17 +182,9 @@ def test_small_batches_shrink(case, num_nodes):
 
 
 def test_losses_without_edges_take_a_batch_of_one_and_of_two():
-    for loss in ("first_order", "infonce", "none"):
+    for loss in ("first_order", "infonce"):
         for num_nodes in (1, 2):
             assert torch.isfinite(objective_of(loss)(make_features(num_nodes)).loss)
-
-
-def test_none_is_a_loss_of_0_with_the_matching_at_node_costs():
-    features = make_features(12)
-    output = objective_of("none")(features)
-    assert output.loss == 0
-    assert not output.loss.requires_grad
-    assert output.matching_accuracy == 1
 
 
 def test_multi_graph_loss_is_the_entropic_loss_of_nodes_plus_that_of_edges_by_hand():

@@ -270,7 +270,7 @@ def with_source(folder, source):
 
 
 def test_shards_are_written_with_an_index(originals, cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights.ShardWriter.__init__, "__defaults__", (20_000,))
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 20_000)
     monkeypatch.setattr(weights, "REOPEN_BYTES", 10_000)
     ours = tmp_path / "ours"
     convert_to_logramed("exgra-med", str(cases["exgra-med"].source), ours, vision_tower=str(originals.clip.folder))
@@ -587,7 +587,7 @@ def test_sigterm_leaves_nothing(cases, tmp_path):
 import os, signal, sys
 from logramed.trainer.conversion import weights
 from logramed.trainer.convert import command
-weights.ShardWriter.close = lambda writer: os.kill(os.getpid(), signal.SIGTERM)
+weights.save_file = lambda *args, **options: os.kill(os.getpid(), signal.SIGTERM)
 sys.argv[1:] = sys.argv[1:]
 sys.exit(command())
 """
@@ -777,10 +777,10 @@ def test_damaged_or_missing_shard_is_named(originals, cases, tmp_path, kind):
 
 
 def test_failure_half_way_leaves_nothing(originals, cases, tmp_path, monkeypatch):
-    def fail(writer):
+    def fail(*args, **options):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(weights.ShardWriter, "close", fail)
+    monkeypatch.setattr(weights, "save_file", fail)
     tower = ["--vision_tower", str(originals.clip.folder)]
     refused(tmp_path, "the disk is gone", "--from", "exgra-med", cases["exgra-med"].source, tower)
     refused(tmp_path, "the disk is gone", "--to", "llava", cases["exgra-med"].ours, [])

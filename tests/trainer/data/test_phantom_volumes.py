@@ -132,12 +132,11 @@ def test_the_same_seed_writes_the_same_bytes_and_another_other_volumes(folder, t
     assert all(other[name] != content for name, content in contents(folder).items())
 
 
-def test_volumes_replace_the_images_of_an_earlier_run(tmp_path):
+def test_volumes_do_not_replace_the_images_of_an_earlier_run(tmp_path):
     few = {"num_train": 4, "num_validation": 4, "num_test": 4}
     folder = generate_phantoms(tmp_path / "phantoms", **few)
-    generate_phantoms(folder, **few, volumes=True)
-    assert {path.suffix for path in (folder / "images").iterdir()} == {".nii"}
-    generate_phantoms(folder, **few)
+    with pytest.raises(ValueError, match=r"not empty and holds no phantoms\.json of the same arguments"):
+        generate_phantoms(folder, **few, volumes=True)
     assert {path.suffix for path in (folder / "images").iterdir()} == {".png"}
 
 

@@ -1,23 +1,18 @@
-import doctest
 import itertools
 import json
 import random
-from collections import Counter
 
 import pytest
 from PIL import Image
 
-from logramed.trainer.data import subsets
-from logramed.trainer.data.rows import RowError
 from logramed.trainer.data.run_data import load_rows
 from logramed.trainer.data.sources import load_training_rows
-from logramed.trainer.data.subsets import Subset, draw_subsets, main, order_rows, select_listed
+from logramed.trainer.data.subsets import Subset, draw_subsets, main, select_listed
 from logramed.trainer.train import parse_arguments
 
 
 # The three least of `printf 42:row0 | sha256sum` to 42:row29.
 EXPECTED_DRAW = ["row24", "row21", "row25"]
-MODALITIES = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 
 
 def record(number, **changes):
@@ -25,17 +20,8 @@ def record(number, **changes):
     return {"id": f"row{number}", "image": "a.png", "conversations": list(turn), **changes}
 
 
-def with_modality(number, *modalities):
-    return record(number, domain={name: name in modalities for name in MODALITIES})
-
-
 def medical_records():
-    generator = random.Random(0)
-    return [with_modality(number, generator.choice(MODALITIES[:3])) for number in range(97)] + [
-        with_modality(97, "histology", "gross"),
-        with_modality(98, "gross"),
-        with_modality(99),
-    ]
+    return [record(number) for number in range(100)]
 
 
 @pytest.fixture
@@ -48,32 +34,6 @@ def folder(tmp_path):
 def write(path, records):
     path.write_text(json.dumps(records))
     return path
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_any_beginning_of_the_order_holds_each_stratum_in_about_its_proportion(seed):
-    generator = random.Random(seed)
-    sizes = [generator.choice([1, 2, 7, 40, 300]) for _ in range(generator.randint(1, 9))]
-    strata = {str(name): [f"{name}/{number}" for number in range(size)] for name, size in enumerate(sizes)}
-    order = order_rows(strata, seed)
-    assert sorted(order) == sorted(row_id for row_ids in strata.values() for row_id in row_ids)
-    # At any place each stratum is within 1/2 of its share there, so the number of rows within 1/2 a stratum.
-    allowed = {name: (1 + len(ids) / len(order) * len(strata)) / 2 for name, ids in strata.items()}
-    given = Counter()
-    for number, row_id in enumerate(order, start=1):
-        given[row_id.split("/")[0]] += 1
-        for name, ids in strata.items():
-            assert abs(given[name] - len(ids) * number / len(order)) <= allowed[name] + 1e-9
-
-
-def test_a_share_holds_each_modality_within_one_row_of_its_own_share(folder):
-    records = medical_records()
-    (subset,) = draw_subsets(write(folder / "data.json", records), [0.4], seed=42)
-    assert (len(subset.ids), subset.num_rows, subset.stratified_by) == (40, 100, "domain")
-    names = {row["id"]: " and ".join(sorted(k for k, v in row["domain"].items() if v)) for row in records}
-    everywhere, drawn = Counter(names.values()), Counter(names[row_id] for row_id in subset.ids)
-    assert {"gross and histology", "gross", ""} < set(everywhere)
-    assert all(abs(drawn[name] - 0.4 * count) < 1 for name, count in everywhere.items())
 
 
 def test_smaller_shares_lie_inside_larger_ones_even_when_drawn_apart(folder):
@@ -102,30 +62,6 @@ def test_the_draw_is_the_same_on_every_machine(folder):
     assert subset.ids == EXPECTED_DRAW
 
 
-def test_docstring_examples_hold():
-    results = doctest.testmod(subsets)
-    assert results.attempted > 0
-    assert results.failed == 0
-
-
-def test_rows_without_modality_are_stratified_by_answer_type_or_turns(folder):
-    questions = [record(number, answer_type=("OPEN", "CLOSED")[number % 4 == 0]) for number in range(40)]
-    (subset,) = draw_subsets(write(folder / "data.json", questions), [0.5], seed=0)
-    closed = sum(int(row_id.removeprefix("row")) % 4 == 0 for row_id in subset.ids)
-    assert (subset.stratified_by, closed, len(subset.ids)) == ("answer_type", 5, 20)
-    turns = questions[0]["conversations"]
-    dialogues = [record(number, conversatons=turns * (1 + number % 2), conversations=None) for number in range(40)]
-    (subset,) = draw_subsets(write(folder / "data.json", dialogues), [0.5], seed=0)
-    longer = sum(int(row_id.removeprefix("row")) % 2 for row_id in subset.ids)
-    assert (subset.stratified_by, longer, len(subset.ids)) == ("turns", 10, 20)
-
-
-def test_a_row_without_what_is_stratified_by_is_refused_by_name(folder):
-    records = [*medical_records(), record(100)]
-    with pytest.raises(RowError, match=r"row 100 \(id 'row100'\), field `domain`: missing, but rows are stratified"):
-        draw_subsets(write(folder / "data.json", records), [0.5], seed=0, stratify="domain")
-
-
 @pytest.mark.parametrize(
     ("share", "words"),
     [(0.0, "above 0 and at most 1; got 0.0"), (1.2, "got 1.2"), (0.001, "of 100 rows is less than one row")],
@@ -139,7 +75,7 @@ def test_command_writes_lists_and_never_over_another(folder, capsys):
     path = write(folder / "data.json", medical_records())
     arguments = [str(path), "--share", "0.1", "0.125", "--output", str(folder / "subsets"), "--name", "alignment"]
     assert main(arguments) == main(arguments) == 0
-    assert "alignment_10percent.json: 10 of 100 rows, by domain." in capsys.readouterr().out
+    assert "alignment_10percent.json: 10 of 100 rows." in capsys.readouterr().out
     assert len(Subset.read(folder / "subsets" / "alignment_12.5percent.json").ids) == 13
     with pytest.raises(FileExistsError, match="holds another list"):
         main([*arguments, "--seed", "3"])

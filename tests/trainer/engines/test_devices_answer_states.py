@@ -31,7 +31,7 @@ ENCODER = {**STATES, "alignment_text_encoder": "some/encoder"}
 JOINT_STEPS = {
     "ddp": {"values": {**JOINT, **STATES}, "uneven": True},
     "ddp_accumulated": {"values": {**ACCUMULATED, **STATES, **SPANS}, "uneven": True},
-    "ddp_layer_adapters": {"values": {**JOINT, **STATES, "alignment_image_layer": 1}, "adapters": True},
+    "ddp_adapters": {"values": {**JOINT, **STATES}, "adapters": True},
     "ddp_encoder": {"values": {**JOINT, **ENCODER}},
     "fsdp": {"values": {**ACCUMULATED, **STATES}, "uneven": True, "fsdp": UNITS},
     "fsdp_default_units": {"values": {**JOINT, **STATES, **SPANS}, "fsdp": "default", "tied": True},

@@ -3,9 +3,9 @@
 import re
 from importlib.resources import files
 
-from logramed.trainer.study.arms import ARMS, SECONDARY_COMPARISONS, planned_runs
-from logramed.trainer.study.run import list_runs
-from logramed.trainer.study.settings import LEVELS, ORTHOGONAL_ARRAY, STRENGTHS
+from logramed.trainer.study.arms import ARMS, PARTS, SECONDARY_COMPARISONS, planned_runs
+from logramed.trainer.study.run import tuning_runs
+from logramed.trainer.study.settings import LEVELS, ORTHOGONAL_ARRAY, STRENGTHS, TUNED_ARMS
 
 
 PROTOCOL = (files("logramed.trainer.study") / "PROTOCOL.md").read_text(encoding="utf-8")
@@ -21,9 +21,12 @@ def test_arms_are_those_that_run():
     assert {run.arm for run in planned_runs()} == set(ARMS)
 
 
-def test_numbers_of_runs_are_those_that_are_listed():
-    listed = [[cell.strip() for cell in line.split("|")[1:-1]] for line in list_runs().splitlines()]
-    assert [row[:2] for row in table("Runs and compute")] == [row[:2] for row in listed]
+def test_numbers_of_runs_are_those_that_are_planned():
+    counts = {part.title: len(part.runs()) for part in PARTS}
+    counts["tuning"] = sum(len(tuning_runs(arm)) for arm in TUNED_ARMS)
+    counts["all"] = sum(counts.values())
+    expected = [[title, str(count)] for title, count in counts.items()]
+    assert [row[:2] for row in table("Runs and compute")[2:]] == expected
     assert len(set(planned_runs())) == len(planned_runs())
 
 
