@@ -1,20 +1,8 @@
 import doctest
-import importlib
-from pathlib import Path
 
 import pytest
 
 from tests.hub_cards.space_app import MODULES, space_modules
-
-
-FOLDER = Path(__file__).parents[2] / "hub_cards"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_docstring_examples_hold(name):
-    module = importlib.import_module("logramed.hub_cards" if name == "__init__" else f"logramed.hub_cards.{name}")
-    assert doctest.testmod(module).failed == 0
 
 
 def test_docstring_examples_of_the_demo_hold():

@@ -1,6 +1,5 @@
 import base64
 import collections
-import doctest
 import json
 import os
 import subprocess
@@ -379,12 +378,6 @@ def test_what_vllm_makes_of_the_replacements_is_what_the_processor_makes(make_pr
 )
 def test_an_answer_is_cut_at_the_stop_string_or_at_its_beginning(text, answer):
     assert cut_at_stop_string(text, "###") == answer
-
-
-def test_the_example_of_the_stop_string_is_true():
-    finder = doctest.DocTestFinder()
-    [example] = finder.find(cut_at_stop_string, globs={"cut_at_stop_string": cut_at_stop_string})
-    assert doctest.DocTestRunner().run(example) == (0, 1)
 
 
 def test_decoded_answers_end_before_the_stop_string():
