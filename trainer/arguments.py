@@ -225,9 +225,13 @@ class LoGraMedTrainingArguments(AlignmentConfig, SFTConfig):
         "seed; 0 for none.",
     )
     max_new_tokens: int = _argument(32, "Longest answer to a validation question, in tokens.")
+    resume_from_checkpoint: str | None = _argument(
+        None, "Checkpoint to go on from, or `true` for the last one in `output_dir`, if there is one."
+    )
+    push_to_hub: bool = _argument(False, "Publish the model with its card once, at the end. Needs `hub_license`.")
+    hub_private_repo: bool | None = _argument(None, "Publish to a private repository (the default), or a public one.")
     hub_license: str | None = _argument(
-        None,
-        "Licence in the model's card, such as `apache-2.0`; needed by `push_to_hub`.",
+        None, "Licence in the model's card, such as `apache-2.0`; needed by `push_to_hub`."
     )
 
     def __post_init__(self):
