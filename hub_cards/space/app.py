@@ -10,6 +10,7 @@ import functools
 import html
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -350,7 +351,14 @@ def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = read_arguments(argv)
-    page = Page(Assistant(arguments.model, arguments.revision)).build()
+    try:
+        assistant = Assistant(arguments.model, arguments.revision)
+    except ValueError as error:
+        if os.environ.get("LOGRAMED_DEBUG"):
+            raise
+        print(f"app.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    page = Page(assistant).build()
     page.launch(server_name=arguments.host, server_port=arguments.port, **launch_options())
 
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCri
 
 
 try:
-    from logramed.eval.model_names import refuse_foreign
+    from logramed.eval.model_names import naming_model, refuse_foreign
 except ImportError:  # in a Space, where a copy lies beside this file
-    from model_names import refuse_foreign
+    from model_names import naming_model, refuse_foreign
 
 
 MAX_NEW_TOKENS = 64  # of an answer, unless the page says otherwise
@@ -40,8 +40,9 @@ class Assistant:
     def __init__(self, model_id: str, revision: str | None = None):
         options = {"trust_remote_code": True, "revision": revision}
         self.model_id, self.revision = model_id, revision
-        refuse_foreign(model_id, "`--model`", revision)
-        self.model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto", **options)
+        with naming_model(model_id, "`--model`", foreign=True):
+            refuse_foreign(model_id, "`--model`", revision)
+            self.model = AutoModelForImageTextToText.from_pretrained(model_id, dtype="auto", **options)
         self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self.processor = AutoProcessor.from_pretrained(model_id, **options)
         self.name = model_id.rstrip("/").rpartition("/")[2]

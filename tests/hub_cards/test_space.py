@@ -195,6 +195,16 @@ def test_a_checkpoint_of_another_code_is_refused_with_the_command_that_converts_
         space["conversation"].Assistant(str(tmp_path))
 
 
+def test_a_model_that_is_not_there_is_one_sentence_and_exit_code_2(space, capsys, monkeypatch):
+    monkeypatch.delenv("LOGRAMED_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as stopped:
+        space["app"].main(["--model", "runs/nothing/model"])
+    assert stopped.value.code == 2
+    assert re.fullmatch(
+        r"app.py: error: `--model` runs/nothing/model: there is no such folder in .*\n", capsys.readouterr().err
+    )
+
+
 def test_a_second_turn_sees_the_first_and_its_images(space, assistant, picture):
     turns = turns_of(space, QUESTION, images=[picture, picture])
     *_, _ = assistant.answer(turns, 3)
