@@ -633,7 +633,7 @@ def test_list_of_weights_is_refused(originals, cases, tmp_path):
 def test_base_that_is_no_llama_is_refused(originals, cases, tmp_path):
     source, clip = cases["llava-med-v1-delta"].source, str(originals.clip.folder)
     options = ["--vision_tower", clip, "--base", clip]
-    refused(tmp_path, "is not a LLaMA: it has no language_model.*, which the delta", "--from", "llava-med-v1-delta", source, options)
+    refused(tmp_path, "is not a LLaMA: it has no language_model", "--from", "llava-med-v1-delta", source, options)
 
 
 def test_stock_llava_needs_no_conversion(cases, tmp_path):
@@ -744,9 +744,8 @@ def test_incomplete_checkpoint_is_refused_with_a_list(originals, cases, tmp_path
 def test_weights_with_other_objects_are_refused(originals, cases, tmp_path):
     source = changed_weights(cases, tmp_path, lambda state: state.update(step=3))
     tower = ["--vision_tower", str(originals.clip.folder)]
-    refused(
-        tmp_path, r"pytorch_model\.bin holds values that are not weights: step", "--from", "llava-med-v1", source, tower
-    )
+    message = r"pytorch_model\.bin holds values that are not weights: step"
+    refused(tmp_path, message, "--from", "llava-med-v1", source, tower)
 
 
 class Harmful:
@@ -857,9 +856,7 @@ def test_any_tower_and_language_model_is_exported(tmp_path, tower, language_mode
 
 
 def test_another_model_is_not_exported(cases, tmp_path):
-    refused(
-        tmp_path, "is not a LoGra-Med: its model type is 'llava'", "--to", "llava", cases["llava-v1.5"].stock, []
-    )
+    refused(tmp_path, "is not a LoGra-Med: its model type is 'llava'", "--to", "llava", cases["llava-v1.5"].stock, [])
 
 
 def test_options_of_the_other_direction_are_refused(cases, tmp_path, capsys):
