@@ -81,7 +81,7 @@ def load_model(
             **options,
         )
         if adapter is not None:
-            return load_trainable_adapter(model, adapter, arguments), processor, None
+            return go_on_with_adapter(model, adapter, arguments), processor, None
     elif arguments.vision is not None:
         model, processor = join_new_language_model(
             arguments.vision,
@@ -111,7 +111,7 @@ def load_model(
     return model, processor, peft_config
 
 
-def load_trainable_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
+def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
     """
     Load an adapter to train further, and the other weights in its folder (the projector). Raises `ValueError` if the
     arguments ask for an adapter with other settings.
