@@ -1,3 +1,3 @@
 """Alignment, trainer, data and recipes."""
 
-import logramed.eval  # noqa: F401  (before bitsandbytes is imported, whose warning it leaves out)
+import logramed.eval  # noqa: F401  (before bitsandbytes, to filter one of its warnings)

@@ -36,28 +36,28 @@ from logramed.modeling_logramed import LoGraMedProjector
 
 IMAGE_TOKEN = "<image>"
 PAD_TOKEN = "<pad>"
-VOCABULARY_MULTIPLE = 64  # rows of the embeddings, for matrix products of even size
-PARTS_NAME = "parts.json"  # what a folder was joined from
+VOCABULARY_MULTIPLE = 64  # the number of embedding rows is rounded up to it, for faster matrix products
+PARTS_NAME = "parts.json"  # the models that a folder was joined from
 
 
 def join_models(
     vision: str, language: str, *, dtype: str = "auto", seed: int = 0, **config_values
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
-    An untrained LoGra-Med of a pretrained vision tower and a pretrained language model, in evaluation mode, and its
-    processor. The tokenizer gets an image token (and a padding token if it has none); its chat template is kept.
+    Join a pretrained vision tower and language model into an untrained LoGra-Med, returned in evaluation mode with its
+    processor. The tokenizer gets an image token (and a padding token if it has none) and keeps its chat template.
 
     Args:
         vision (`str`): Hub id or folder of the vision tower, or of a model that contains one (CLIP, SigLIP), with its
             image processor's settings.
         language (`str`): Hub id or folder of the language model, with its tokenizer.
-        dtype (`str`): Of all weights: `"auto"` for that of the language model's files, or `"float32"`, ...
-        seed (`int`): Of the new weights.
+        dtype (`str`): Dtype of all weights: `"auto"` for that of the language model's files, or `"float32"`, ...
+        seed (`int`): Seed of the new weights.
         config_values: Further values of `LoGraMedConfig`, such as `dense_connector`.
 
     Raises:
         ValueError: If a part is not found.
-        OSError: If the tower's image processor settings are not.
+        OSError: If the tower's image processor settings are not found.
     """
     torch.manual_seed(seed)
     with naming_model(language, "`--language`"):
@@ -70,7 +70,7 @@ def join_new_language_model(
     vision: str, text_config: dict, texts: Iterable[str], vocab_size: int, *, seed: int = 0, **config_values
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
-    As `join_models`, with a new language model of `text_config` in float32, whose tokenizer, of at most `vocab_size`
+    As `join_models`, with a new language model from `text_config` in float32. Its tokenizer, with at most `vocab_size`
     tokens, is trained on `texts`.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
@@ -83,7 +83,7 @@ def join_new_language_model(
 def join_tower(
     vision: str, tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Module, config_values: dict
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
-    """The tower at `vision` joined to a loaded language model (see `join_models`)."""
+    """Join the tower at `vision` to a loaded language model (see `join_models`)."""
     add_tokens(tokenizer, language_model)
     vision_tower = load_vision_tower(vision, language_model.dtype)
     config = LoGraMedConfig(
@@ -101,7 +101,7 @@ def join_tower(
 
 
 def find_end_tokens(language_model: torch.nn.Module, processor: LoGraMedProcessor) -> list[int]:
-    """Tokens that end an answer: those of language model and tokenizer, and the one that the chat template writes."""
+    """Tokens that end an answer: the language model's, the tokenizer's, and the one that the chat template writes."""
     tokenizer, known = processor.tokenizer, language_model.generation_config.eos_token_id
     found = {*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id}
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
@@ -111,18 +111,18 @@ def find_end_tokens(language_model: torch.nn.Module, processor: LoGraMedProcesso
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, language_model: torch.nn.Module) -> None:
-    """Give tokenizer and language model an image token and, if there is none, a padding token."""
+    """Add an image token and, if there is none, a padding token to the tokenizer and the language model."""
     new_tokens = [IMAGE_TOKEN] if tokenizer.pad_token is not None else [IMAGE_TOKEN, PAD_TOKEN]
     tokenizer.add_tokens(new_tokens, special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = PAD_TOKEN
     if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
-        # New rows start as the mean of the old ones, so that they change no probability much before training.
+        # New rows start as the mean of the old ones, so that they hardly change probabilities before training.
         language_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=VOCABULARY_MULTIPLE)
 
 
 def load_vision_tower(vision: str, dtype: torch.dtype) -> torch.nn.Module:
-    """The vision tower at `vision`, or the one of the model there that contains it."""
+    """Load the vision tower at `vision`, which may also be a model that contains one."""
     with naming_model(vision, "`--vision`"):
         config = AutoConfig.from_pretrained(vision)
     vision_config = getattr(config, "vision_config", config)
@@ -136,8 +136,8 @@ def image_processor_settings(vision: str) -> dict:
     missing = [name for name in ("image_mean", "image_std") if name not in settings]
     if missing:
         raise ValueError(
-            f"The image settings of {vision} do not say {' and '.join(missing)}, which images must be normalized by "
-            "as in the tower's training. Write them into its preprocessor_config.json."
+            f"The image settings of {vision} have no {' and no '.join(missing)}: images must be normalized as in the "
+            "tower's training. Add them to its preprocessor_config.json."
         )
     return {name: settings[name] for name in ("image_mean", "image_std")}
 
@@ -145,7 +145,7 @@ def image_processor_settings(vision: str) -> dict:
 def assemble(
     config: LoGraMedConfig, vision_tower: torch.nn.Module, language_model: torch.nn.Module
 ) -> LoGraMedForConditionalGeneration:
-    """Put loaded parts into a LoGra-Med without a second copy of their weights; the rest gets new weights."""
+    """Put loaded parts into a LoGra-Med without copying their weights; the rest gets new weights."""
     dtype = language_model.dtype
     with init_empty_weights():
         model = LoGraMedForConditionalGeneration(config)
@@ -170,13 +170,13 @@ def new_model(
     position_embedding_scale: float = 1.0,
 ) -> tuple[LoGraMedForConditionalGeneration, LoGraMedProcessor]:
     """
-    A LoGra-Med made from scratch, and its processor.
+    Build a LoGra-Med from scratch, with its processor.
 
     Args:
         vision_config, text_config (`dict`): Configurations with their `model_type`; the vocabulary size is set here.
-        texts (`Iterable[str]`): What the tokenizer, of at most `vocab_size` tokens, is trained on.
+        texts (`Iterable[str]`): Texts to train the tokenizer on, which gets at most `vocab_size` tokens.
         config_values (`dict`, *optional*): Further values of `LoGraMedConfig`.
-        seed (`int`): Of the weights.
+        seed (`int`): Seed of the weights.
         position_embedding_scale (`float`): Factor on the tower's position embeddings.
     """
     tokenizer = train_tokenizer(texts, vocab_size)
@@ -197,15 +197,15 @@ def new_model(
 
 
 def with_vocabulary(text_config: dict, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """The configuration of a new language model, for the tokens of `tokenizer`."""
+    """The configuration of a new language model with the vocabulary and special tokens of `tokenizer`."""
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {**text_config, "vocab_size": len(tokenizer), **special}
 
 
 def training_texts(rows: Iterable[dict]) -> Iterable[str]:
     """
-    Conversations of training rows as the default chat template writes them, and extended answers: what a new tokenizer
-    is trained on. So role words and the space before an answer become tokens as often as the model will read them.
+    Texts to train a new tokenizer on: conversations as the default chat template writes them, and extended answers.
+    The tokenizer thus sees role words and the space before an answer as often as the model will.
     """
     writer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), bos_token="", eos_token="\n")
     for row in rows:
@@ -216,7 +216,7 @@ def training_texts(rows: Iterable[dict]) -> Iterable[str]:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of at most `vocab_size` tokens trained on `texts`; it can write any text."""
+    """Train a byte-pair tokenizer with at most `vocab_size` tokens on `texts`; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -237,7 +237,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_processor(
     config: LoGraMedConfig, tokenizer: PreTrainedTokenizerBase, image_settings: dict
 ) -> LoGraMedProcessor:
-    """The processor of a model with `config`: image size and number of image tokens are the model's."""
+    """The processor for a model with `config`, with the model's image size and number of image tokens."""
     image_processor = LoGraMedImageProcessor(size=config.vision_config.image_size, **image_settings)
     template = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
@@ -251,7 +251,7 @@ def build_processor(
 
 
 def set_generation_tokens(model: LoGraMedForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Tell the model which tokens begin, end and pad a text, as the tokenizer has them."""
+    """Copy the ids of the begin, end and padding tokens from the tokenizer to the model."""
     configs: tuple[PretrainedConfig, ...] = (model.config.get_text_config(), model.generation_config)
     for config in configs:
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -259,7 +259,7 @@ def set_generation_tokens(model: LoGraMedForConditionalGeneration, tokenizer: Pr
 
 
 def read_texts(sources: Iterable[str]) -> Iterable[str]:
-    """All texts of training data in any form that `logramed-train` reads; unusable rows are left out."""
+    """All texts of training data in any format that `logramed-train` reads; unusable rows are skipped."""
     from logramed.trainer.data import load_training_rows
 
     for source in sources:
@@ -272,23 +272,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vision", required=True, help="Hub id or folder of the vision tower (CLIP, SigLIP, DINOv2)")
     parser.add_argument("--language", help="Hub id or folder of the causal language model")
     parser.add_argument(
-        "--text_config", type=json.loads, help="in place of --language: configuration of a new one, as JSON"
+        "--text_config", type=json.loads, help="instead of --language: configuration of a new one, as JSON"
     )
     parser.add_argument(
         "--tokenizer_data",
         nargs="+",
-        help="training data whose texts a new tokenizer is trained on",
+        help="training data to train a new tokenizer on",
     )
     parser.add_argument("--vocab_size", type=int, default=2000, help="largest vocabulary of a new tokenizer")
     parser.add_argument("--output", required=True, type=Path, help="folder to write the model to")
     parser.add_argument("--dense_connector", default="none", choices=["none", "sti", "sci", "dci"])
     parser.add_argument(
-        "--image_token_pooling", type=int, metavar="K", help="pool each image to K x K tokens (default: one a patch)"
+        "--image_token_pooling", type=int, metavar="K", help="pool each image to K x K tokens (default: one per patch)"
     )
     parser.add_argument("--projector_type", default="mlp2x_gelu", choices=["mlp2x_gelu", "linear"])
-    parser.add_argument("--vision_feature_layer", type=int, default=-2, help="hidden state that is projected")
+    parser.add_argument("--vision_feature_layer", type=int, default=-2, help="hidden state to project")
     parser.add_argument("--dtype", default="auto", help="of the weights: auto (the language model's), float32, ...")
-    parser.add_argument("--seed", type=int, default=0, help="of the new weights")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new weights")
     arguments = parser.parse_args(argv)
     if arguments.output.exists() and any(arguments.output.iterdir()):
         parser.error(f"--output {arguments.output} is not empty")
@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> int:
     write_json(arguments.output / PARTS_NAME, {name: part for name, part in parts.items() if part is not None})
     print(
         f"{arguments.output}: {model.num_parameters() / 1e6:,.1f} million weights in {model.dtype}, "
-        f"{model.config.num_image_tokens} tokens an image. Next: python trainer/train.py "
+        f"{model.config.num_image_tokens} tokens per image. Next: python trainer/train.py "
         f"--model {arguments.output} --train_data DATA --output_dir DIR"
     )
     return 0

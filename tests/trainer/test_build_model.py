@@ -81,7 +81,7 @@ def test_command_writes_a_folder_that_answers(parts, tmp_path, capsys, connector
     output = tmp_path / "joined"
     arguments = ["--vision", parts[0], "--language", parts[1], "--output", str(output), "--dense_connector", connector]
     assert main(arguments) == 0
-    assert "4 tokens an image" in capsys.readouterr().out
+    assert "4 tokens per image" in capsys.readouterr().out
     model, processor = AutoModelForVision2Seq.from_pretrained(output), LoGraMedProcessor.from_pretrained(output)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what organ is shown"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -95,7 +95,7 @@ def test_command_pools_image_tokens_in_model_and_processor(parts, tmp_path, caps
     output = tmp_path / "joined"
     arguments = ["--vision", parts[0], "--language", parts[1], "--output", str(output), "--image_token_pooling", "1"]
     assert main(arguments) == 0
-    assert "1 tokens an image" in capsys.readouterr().out
+    assert "1 tokens per image" in capsys.readouterr().out
     assert AutoModelForVision2Seq.from_pretrained(output).config.image_token_pooling == 1
     assert LoGraMedProcessor.from_pretrained(output).num_image_tokens == 1
 
@@ -193,7 +193,7 @@ def test_command_refuses_a_folder_that_is_not_empty(parts, capsys):
 
 def test_image_settings_that_lack_the_towers_mean_are_refused(parts):
     (Path(parts[0]) / "preprocessor_config.json").write_text('{"image_std": [0.5, 0.5, 0.5]}')
-    with pytest.raises(ValueError, match=r"image settings of .*vision do not say image_mean"):
+    with pytest.raises(ValueError, match=r"image settings of .*vision have no image_mean"):
         join_models(*parts)
 
 

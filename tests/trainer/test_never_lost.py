@@ -97,7 +97,7 @@ def test_true_stands_for_the_last_checkpoint_and_a_path_for_itself(tmp_path, cap
         (None, None),
     ):
         assert find_checkpoint(tmp_path, wanted) == found
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="but this folder does not exist"):
         find_checkpoint(tmp_path, str(tmp_path / "other"))
 
 
@@ -120,7 +120,7 @@ def test_checkpoints_that_a_run_does_not_go_on_from_are_moved_out_of_its_way(tmp
     write_checkpoint(tmp_path, 1)
     clear_output(tmp_path, None)  # a new run
     assert checkpoints_in(tmp_path / "earlier-3") == ["checkpoint-1"]
-    assert f"held 1 checkpoint(s) of another run, which are in {tmp_path / 'earlier-3'} now" in caplog.text
+    assert f"Moved 1 checkpoint(s) of another run from {tmp_path} to {tmp_path / 'earlier-3'}." in caplog.text
 
 
 def test_checkpoints_of_a_run_are_whole_and_as_many_as_were_asked_for(tmp_path, rows):
@@ -276,7 +276,7 @@ class BeTold(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
-            self.trainer.termination._be_told(signal.SIGTERM, None)
+            self.trainer.termination._handle_sigterm(signal.SIGTERM, None)
 
 
 def stop_in(monkeypatch, stage, step):

@@ -215,7 +215,7 @@ def test_the_same_arguments_leave_the_folder_alone_and_others_are_refused(tmp_pa
     marked.write_bytes(b"touched")
     generate_phantoms(folder, **arguments)
     assert marked.read_bytes() == b"touched"
-    with pytest.raises(ValueError, match=r"not empty and holds no phantoms\.json of the same arguments"):
+    with pytest.raises(ValueError, match=r"not empty and holds no phantoms\.json with the same arguments"):
         generate_phantoms(folder, **{**arguments, "num_train": 2})
     assert marked.read_bytes() == b"touched"
 

@@ -1,4 +1,4 @@
-"""What made a run: its arguments, data, code, packages, seeds and hardware, in `run.json` beside the model."""
+"""Records a run's arguments, data, code, packages, seeds and hardware in `run.json` next to the model."""
 
 import dataclasses
 import json
@@ -27,12 +27,12 @@ PACKAGES = (
     *("logramed", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
     *("bitsandbytes", "deepspeed", "numpy", "pillow"),
 )
-# Arguments that say which weights a run has.
+# Arguments that determine which weights a run has.
 SHAPING = (
     *("use_peft", "lora_r", "lora_target_modules", "lora_modules_to_save", "use_dora"),
     *("train", "load_in_4bit", "load_in_8bit"),
 )
-# Arguments that say where and how a run is shown and kept, not what comes out of it.
+# Arguments that do not affect the results of a run.
 WITHOUT_EFFECT = ("resume_from_checkpoint", "disable_tqdm", "log_level", "report_to", "run_name", "push_to_hub")
 
 
@@ -40,10 +40,10 @@ def record_run(
     output_dir: str | Path, arguments: Sequence[Any], fingerprints: dict[str, str], checkpoint: str | None
 ) -> Path:
     """
-    Add a start, with dataclasses of `arguments` and the fingerprint of each source of data, to `run.json` in
-    `output_dir`: a run that is resumed has several. Without a `checkpoint` that it is resumed from, or with one that
-    lies elsewhere, it begins anew. Raises `ValueError` if a run is resumed with other data than it began with, or with
-    arguments that ask for other weights; others are a warning.
+    Add a start, with the dataclasses `arguments` and the fingerprint of each data source, to `run.json` in
+    `output_dir`; a resumed run has several starts. Without a `checkpoint` to resume from, or with one in another
+    folder, the file starts from scratch. Raises `ValueError` if a run is resumed with changed data, or with arguments
+    that need other weights; other changes give a warning.
     """
     path = Path(output_dir) / RECORD_NAME
     start = {
@@ -67,13 +67,13 @@ def record_run(
 
 
 def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None:
-    """Refuse other data and other weights, and warn of other arguments and code (see `record_run`)."""
+    """Raises `ValueError` for changed data or weights, and warns of other changed settings (see `record_run`)."""
     for source, fingerprint in start["data"].items():
         if last["data"].get(source, fingerprint) != fingerprint:
             raise ValueError(
-                f"{source} has changed since this run began: its fingerprint is {fingerprint[:12]}, and was "
-                f"{last['data'][source][:12]}. Resume with the data as it was, or start a new run with another "
-                "`output_dir`, from this one's model if wanted."
+                f"{source} has changed since this run began: its fingerprint was {last['data'][source][:12]} and is "
+                f"now {fingerprint[:12]}. Resume with the original data, or start a new run with another "
+                "`output_dir`, if you like from this run's model."
             )
     changes = {
         name: f"`{name}` {last['arguments'].get(name)!r} -> {start['arguments'].get(name)!r}"
@@ -83,17 +83,17 @@ def compare_with_last_start(last: dict[str, Any], start: dict[str, Any]) -> None
     unfit = [changes[name] for name in SHAPING if name in changes]
     if unfit:
         raise ValueError(
-            f"The run that is resumed has other weights: {'; '.join(unfit)}. Resume with the arguments in "
+            f"The run to resume has other weights: {'; '.join(unfit)}. Resume with the arguments in "
             f"{RECORD_NAME}, or start a new run with another `output_dir`."
         )
     changed = list(changes.values())
     changed += [f"{part} {last[part]} -> {start[part]}" for part in ("code", "packages") if last[part] != start[part]]
     if changed:
-        logger.warning(f"The run goes on with other settings than it had: {'; '.join(changed)}.")
+        logger.warning(f"The run is resumed with changed settings: {'; '.join(changed)}.")
 
 
 def find_base_models(model: str | None) -> list[str]:
-    """What a model is made from: its id on the Hub, or the parts that its folder names."""
+    """The models that a model was made from: its own id on the Hub, or those that its folder records."""
     if model is None:
         return []
     folder = Path(model)
@@ -110,7 +110,7 @@ def find_base_models(model: str | None) -> list[str]:
 
 
 def find_phantoms(sources: Iterable[str]) -> dict[str, Any] | None:
-    """The arguments that phantoms were drawn with, if all `sources` of data are such; else None."""
+    """The arguments that phantoms were drawn with, if all `sources` of data are phantoms; otherwise None."""
     records = [Path(source).parent / ARGUMENTS_FILE for source in sources]
     if not records or not all(record.is_file() for record in records):
         return None
@@ -118,7 +118,7 @@ def find_phantoms(sources: Iterable[str]) -> dict[str, Any] | None:
 
 
 def describe_arguments(arguments: list[Any]) -> dict[str, Any]:
-    """All arguments by name, as JSON has them, without secrets."""
+    """All arguments by name, in JSON types, without secrets."""
     described = {}
     for group in arguments:
         values = group.to_dict() if hasattr(group, "to_dict") else dataclasses.asdict(group)
@@ -127,25 +127,25 @@ def describe_arguments(arguments: list[Any]) -> dict[str, Any]:
 
 
 def describe_code() -> dict[str, Any]:
-    """The git revision of this package's folder, and whether files differ from it; None outside a checkout."""
+    """The git revision of this package's folder, and whether tracked files differ; None outside a checkout."""
     folder = Path(__file__).parents[1]
-    revision = _ask_git(folder, "rev-parse", "HEAD")
-    changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    revision = _run_git(folder, "rev-parse", "HEAD")
+    changes = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
     return {"git_revision": revision, "git_changes": None if changes is None else bool(changes)}
 
 
-def _ask_git(folder: Path, *arguments: str) -> str | None:
+def _run_git(folder: Path, *arguments: str) -> str | None:
     try:
-        asked = subprocess.run(
+        result = subprocess.run(
             ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return asked.stdout.strip() if asked.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
 def describe_packages() -> dict[str, str]:
-    """Versions of the packages that training goes through, as far as they are installed."""
+    """Versions of the installed packages that training uses."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -156,7 +156,7 @@ def describe_packages() -> dict[str, str]:
 
 
 def describe_hardware() -> dict[str, Any]:
-    """Processor, memory, accelerators, and the number of processes of the run."""
+    """Platform, CPU cores, memory, accelerators, and the number of processes of the run."""
     accelerators = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),

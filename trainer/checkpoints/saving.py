@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, and what a resumed run needs to go on as if it had never stopped."""
+"""Atomic checkpoints, and the states that a resumed run needs to continue as if it had never stopped."""
 
 import logging
 import os
@@ -20,20 +20,20 @@ from logramed.eval.command_line import UserError
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "logramed_state_rank{}.pt"
-# Where a checkpoint is written before it takes its place. `Trainer` looks for `checkpoint-*` only.
+# Checkpoints are written here and then renamed. `Trainer` only looks for `checkpoint-*`.
 STAGING_FOLDER = "unfinished"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that could not be written or found."""
+    """A checkpoint could not be written or found."""
 
 
 class WholeCheckpoints:
     """
-    For a subclass of `transformers.Trainer`: a checkpoint is written to `output_dir/unfinished`, forced to the disk
-    and then renamed, and only then are older ones deleted (`save_total_limit`). So a kill or a power failure at any
-    moment leaves the last one in place. Checkpoints of an earlier run are moved to `output_dir/earlier-1` and so on. A
-    checkpoint holds the states of the objects in `stateful` too, each process's own.
+    Mixin for `transformers.Trainer`: a checkpoint is written to `output_dir/unfinished`, synced to the disk and then
+    renamed; only then are older ones deleted (`save_total_limit`). A kill or power failure at any moment thus leaves
+    the last one intact. Checkpoints of an earlier run are moved to `output_dir/earlier-1` and so on. A checkpoint also
+    holds each process's states of the objects in `stateful`.
     """
 
     stateful: dict[str, Any]
@@ -42,15 +42,15 @@ class WholeCheckpoints:
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
         As `Trainer`'s; with `resume_from_checkpoint` true and no checkpoint, training starts from the beginning.
-        Raises `CheckpointError` if there is no such folder. An error in training names the last checkpoint.
+        Raises `CheckpointError` if the folder does not exist. Errors during training name the last checkpoint.
         """
         checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        self.accelerator.wait_for_everyone()  # all have looked before one of them clears away
+        self.accelerator.wait_for_everyone()  # all must have looked before one moves checkpoints
         if self.args.should_save:
             clear_output(self.args.output_dir, checkpoint)
         self.accelerator.wait_for_everyone()
         self._resumed_from = checkpoint
-        # At its end `Trainer` would delete all but the best, the one that SIGTERM left among them: it sees no limit.
+        # At its end `Trainer` would delete all but the best, including the one saved at SIGTERM: hide the limit.
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with announce_last_checkpoint(self.args.output_dir):
@@ -70,21 +70,21 @@ class WholeCheckpoints:
             if self.args.should_save:
                 put_in_place(staged, final)
             self.accelerator.wait_for_everyone()
-            if self.args.local_process_index == 0 and staged.is_dir():  # a machine with a disk of its own
+            if self.args.local_process_index == 0 and staged.is_dir():  # machines that share no disk
                 put_in_place(staged, final)
         except (OSError, RuntimeError, ValueError) as error:
             shutil.rmtree(staged, ignore_errors=True)
             free = shutil.disk_usage(final.parent).free / 2**30
             raise CheckpointError(
                 f"{final} could not be written: {type(error).__name__}: {error}. The disk has {free:.2f} GiB free; "
-                "`save_total_limit` and `save_only_model` make checkpoints take less."
+                "`save_total_limit` and `save_only_model` reduce the space for checkpoints."
             ) from error
         if self.args.should_save:
             rotate_checkpoints(self.args.output_dir, self._limit, self.state.best_model_checkpoint)
 
     @contextmanager
     def _staging(self):
-        """While this holds, `Trainer` saves into the staging folder and pushes nothing."""
+        """Within this context, `Trainer` saves to the staging folder and pushes nothing."""
         self._staged, pushes = True, self.args.push_to_hub
         self.args.push_to_hub = False
         try:
@@ -101,14 +101,14 @@ class WholeCheckpoints:
         torch.save(states, folder / STATE_NAME.format(self.args.process_index))
 
     def _correct_best_checkpoint(self, staged: Path, final: Path) -> None:
-        """`Trainer` has noted the staging folder where this is the best checkpoint; the state must name the final."""
+        """If this is the best checkpoint, `Trainer` has recorded the staging folder; record the final one instead."""
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def load_stateful(self) -> None:
-        """What `stateful` and the best were in the checkpoint that is resumed from; nothing where there is none."""
+        """Restore `stateful` and the best checkpoint from the checkpoint to resume from, if there is one."""
         if self._resumed_from is None:
             return
         self._find_best_again(Path(self._resumed_from))
@@ -116,14 +116,14 @@ class WholeCheckpoints:
         if not path.is_file():
             return
         device = self.args.device
-        # Of several processes on CPUs each has a device "cpu:0", which `torch.load` does not know.
+        # With several processes on CPUs the device is "cpu:0", which `torch.load` does not accept.
         states = torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
         for name, state in states.items():
             if name in self.stateful:
                 self.stateful[name].load_state_dict(state)
 
     def _find_best_again(self, checkpoint: Path) -> None:
-        """The best checkpoint stands beside `checkpoint`, wherever that was moved; if not, it is sought anew."""
+        """Look for the best checkpoint next to `checkpoint`, which may have been moved; forget it if it is missing."""
         recorded = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).best_model_checkpoint
         if recorded is None:
             return
@@ -132,7 +132,7 @@ class WholeCheckpoints:
             self.state.best_model_checkpoint = str(beside)
         else:
             self.state.best_model_checkpoint = self.state.best_metric = self.state.best_global_step = None
-            logger.warning(f"The best checkpoint so far, {recorded}, is gone: the best of the later ones is kept.")
+            logger.warning(f"The best checkpoint so far, {recorded}, is missing: the best of the later ones is kept.")
 
 
 class ResumingCallback(TrainerCallback):
@@ -147,8 +147,8 @@ class ResumingCallback(TrainerCallback):
 
 class LoggedSums:
     """
-    What a trainer has summed up since it last logged, which transformers forgets when it resumes: with it the first
-    figures that a resumed run logs are those of the uninterrupted run.
+    A trainer's sums since it last logged, which transformers loses when it resumes. Restoring them makes the first
+    figures that a resumed run logs equal those of an uninterrupted run.
     """
 
     def __init__(self, trainer):
@@ -163,7 +163,7 @@ class LoggedSums:
             "first_step": trainer._initial_global_step,
             "metrics": {name: list(values) for name, values in trainer._metrics["train"].items()},
             "num_tokens": int(trainer._total_train_tokens),
-            "training_mode": trainer.model.training,  # after an evaluation it is not, which the last log goes by
+            "training_mode": trainer.model.training,  # False after an evaluation; the last log depends on it
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,8 +179,8 @@ class LoggedSums:
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool | None) -> str | None:
     """
-    The checkpoint that `resume_from_checkpoint` stands for, the same on all processes: that of a path, which must
-    exist, or with true (also as text) the last one in `output_dir`, if there is one.
+    The checkpoint that `resume_from_checkpoint` selects, the same on all processes: a path, which must exist, or for
+    true (also as text) the last one in `output_dir`, if any.
     """
     wanted = resume_from_checkpoint
     if isinstance(wanted, str) and wanted.lower() in ("true", "false"):
@@ -193,7 +193,7 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     if not wanted:
         return None
     if not Path(wanted).is_dir():
-        raise CheckpointError(f"`resume_from_checkpoint` is {wanted}, but there is no such folder.")
+        raise CheckpointError(f"`resume_from_checkpoint` is {wanted}, but this folder does not exist.")
     return str(wanted)
 
 
@@ -207,8 +207,8 @@ def step_of(checkpoint: str | Path) -> int:
 
 def clear_output(output_dir: str | Path, resumed_from: str | None) -> None:
     """
-    Remove what a killed run left of a checkpoint that it was writing, and move checkpoints that the run to come does
-    not go on from into a folder of their own: later ones than `resumed_from`, or all, if that is not in `output_dir`.
+    Remove the unfinished checkpoint of a killed run, and move checkpoints that the new run does not continue to a
+    separate folder: those after `resumed_from`, or all if that is not in `output_dir`.
     """
     output_dir = Path(output_dir)
     shutil.rmtree(output_dir / STAGING_FOLDER, ignore_errors=True)
@@ -221,11 +221,11 @@ def clear_output(output_dir: str | Path, resumed_from: str | None) -> None:
         folder.mkdir()
         for path in others:
             path.rename(folder / path.name)
-        logger.warning(f"{output_dir} held {len(others)} checkpoint(s) of another run, which are in {folder} now.")
+        logger.warning(f"Moved {len(others)} checkpoint(s) of another run from {output_dir} to {folder}.")
 
 
 def put_in_place(staged: Path, final: Path) -> None:
-    """Force a finished checkpoint to the disk and give it its name; one of that name makes way."""
+    """Sync a finished checkpoint to the disk and rename it, replacing an existing one of that name."""
     for path in [*staged.rglob("*"), staged]:
         _force_to_disk(path)
     former = staged.with_name(f"former-{final.name}")
@@ -248,16 +248,16 @@ def _force_to_disk(path: Path) -> None:
 
 @contextmanager
 def announce_last_checkpoint(output_dir: str | Path) -> Iterator[None]:
-    """Add to whatever error leaves this block which checkpoint is the last, and how to go on from it."""
+    """Add a note to errors raised in this block: which checkpoint is the last, and how to resume from it."""
     try:
         yield
     except BaseException as error:
         checkpoint = find_last_checkpoint(output_dir)
         if checkpoint is None:
-            error.add_note(f"There is no checkpoint of this run in {output_dir} to go on from.")
+            error.add_note(f"There is no checkpoint of this run in {output_dir} to resume from.")
         else:
             error.add_note(
-                f"The last checkpoint is {checkpoint}. Once the cause is fixed, the same command with "
-                "`--resume_from_checkpoint true` goes on from it."
+                f"The last checkpoint is {checkpoint}. Once the cause is fixed, resume from it with the same command "
+                "and `--resume_from_checkpoint true`."
             )
         raise

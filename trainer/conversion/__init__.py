@@ -1,1 +1,1 @@
-"""Checkpoints of other codes converted into LoGra-Med folders, and LoGra-Med into stock LLaVA."""
+"""Converts checkpoints of other projects to LoGra-Med folders, and LoGra-Med to stock LLaVA."""

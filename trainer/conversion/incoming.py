@@ -1,4 +1,4 @@
-"""From checkpoints of LLaVA's own code to a LoGra-Med folder, one tensor at a time."""
+"""Converts checkpoints of the original LLaVA code to LoGra-Med folders, one tensor at a time."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ from logramed.trainer.conversion.weights import WeightFiles
 
 
 FINAL_NORM = "model.norm.weight"
-DELTA_NORM = 0.1  # a whole LLaMA's final norm averages above 1, a delta's about 0
+DELTA_NORM = 0.1  # the final norm of a complete LLaMA averages above 1, that of a delta about 0
 
 
 def convert_to_logramed(
@@ -52,19 +52,19 @@ def convert_to_logramed(
     vision_tower: str | None = None,
 ) -> Path:
     """
-    Write a checkpoint of another code as a LoGra-Med folder, with its processor.
+    Convert another project's checkpoint to a LoGra-Med folder with its processor.
 
     Args:
-        kind (`str`): Of `KINDS`.
+        kind (`str`): One of `KINDS`.
         source (`str`): Folder or Hub id of the checkpoint.
         output (`str` or `Path`): A folder that does not exist yet, or is empty.
-        dense_connector (`str`, *optional*): Which layers were joined, where the checkpoint does not tell.
+        dense_connector (`str`, *optional*): Which layers were joined, if the checkpoint does not say.
         base (`str`, *optional*): Folder or Hub id of LLaMA, for a delta.
         vision_tower (`str`, *optional*): Folder or Hub id of CLIP; by default the tower in the checkpoint, or the one
             that its configuration names.
 
     Returns:
-        `Path`: of the folder. A graph network of the checkpoint is in `training/graph_network.safetensors` there.
+        `Path`: The folder. A graph network in the checkpoint is saved in its `training/graph_network.safetensors`.
 
     Raises:
         ValueError: If the checkpoint is of another kind, incomplete, ambiguous or damaged, or `output` is not empty.
@@ -80,10 +80,10 @@ def convert_to_logramed(
 def plan_conversion(
     kind: str, source: str, dense_connector: str | None, base: str | None, vision_tower: str | None
 ) -> Plan:
-    """Read all but the weights of a checkpoint."""
+    """Read everything but the weights of a checkpoint."""
     if (kind == DELTA) != (base is not None):
         needed = "is needed by" if kind == DELTA else "is for"
-        raise ValueError(f"--base, the LLaMA that a delta was taken from, {needed} --from {DELTA} alone.")
+        raise ValueError(f"--base, the LLaMA that a delta is added to, {needed} --from {DELTA} only.")
     folder = fetch(source, "SOURCE")
     config = read_config(folder)
     refuse_other_kind(kind, config, source)
@@ -93,7 +93,7 @@ def plan_conversion(
     num_rows = files.tensors["model.embed_tokens.weight"].shape[0]
     if config.get("vocab_size") not in (None, num_rows):
         raise ValueError(
-            f"{source} has {num_rows} rows of embeddings, and config.json says {config['vocab_size']} (`vocab_size`)."
+            f"{source} has {num_rows} embedding rows, but config.json says {config['vocab_size']} (`vocab_size`)."
         )
     warn_of_delta(kind, files, source)
     base_folder = None if base is None else fetch(base, "--base")
@@ -142,12 +142,12 @@ def plan_conversion(
 
 
 def warn_of_delta(kind: str, files: WeightFiles, source: str) -> None:
-    """Warn of a delta that is taken for a whole model, or the other way round: shapes and names are the same."""
+    """Warn if a delta is taken for a complete model or vice versa: both have the same names and shapes."""
     if FINAL_NORM not in files.tensors:
         return
     mean = files.read(FINAL_NORM).float().mean().item()
     if (abs(mean) < DELTA_NORM) != (kind == DELTA):
-        looks, other = ("a delta", DELTA) if kind != DELTA else ("a whole model", "llava-med-v1")
+        looks, other = ("a delta", DELTA) if kind != DELTA else ("a complete model", "llava-med-v1")
         warnings.warn(
             f"{source} looks like {looks}: {FINAL_NORM} averages {mean:.2f}. If it is, convert with --from {other}.",
             stacklevel=2,
@@ -155,12 +155,12 @@ def warn_of_delta(kind: str, files: WeightFiles, source: str) -> None:
 
 
 def find_projector(files: WeightFiles, tower_size: int, dense_connector: str | None) -> dict[str, Any]:
-    """What the configuration says of the projector, by its weights."""
+    """The configuration of the projector, inferred from its weights."""
     is_linear = "model.mm_projector.weight" in files.tensors
     layer = "model.mm_projector" if is_linear else "model.mm_projector.0"
     first = files.tensors.get(f"{layer}.weight")
     if first is None:
-        raise ValueError(f"{files.folder} holds no model.mm_projector weights: its projector is unknown here.")
+        raise ValueError(f"{files.folder} holds no model.mm_projector weights: unknown projector.")
     return {
         "projector_type": "linear" if is_linear else "mlp2x_gelu",
         "dense_connector": choose_dense_connector(first.shape[1], tower_size, dense_connector),
@@ -169,11 +169,11 @@ def find_projector(files: WeightFiles, tower_size: int, dense_connector: str | N
 
 
 def find_tower(config: Mapping[str, Any], files: WeightFiles, given: str | None) -> tuple[str, Path | None]:
-    """The name of the vision tower and the folder of its weights, which is `None` where the checkpoint has them."""
+    """The name of the vision tower, and the folder of its weights or `None` if the checkpoint contains them."""
     named = config.get("mm_vision_tower") or ""
     named = named[0] if isinstance(named, list) and len(named) == 1 else named
     if not isinstance(named, str):
-        raise ValueError(f"{files.folder}: mm_vision_tower of config.json must be a name, got {named!r}.")
+        raise ValueError(f"{files.folder}: mm_vision_tower in config.json must be a name, got {named!r}.")
     if given is None and any("vision_tower." in tensor for tensor in files.tensors):
         return named, None
     if not (given or named):
@@ -183,7 +183,7 @@ def find_tower(config: Mapping[str, Any], files: WeightFiles, given: str | None)
 
 
 def tower_config(name: str, folder: Path | None) -> dict[str, Any]:
-    """The tower's configuration: from its folder; of one that the checkpoint holds, from what its name says."""
+    """The tower's configuration, from its folder or, if the checkpoint contains the tower, by its name."""
     if folder is not None:
         return vision_config_of(read_config(folder, "--vision_tower"))
     if name in KNOWN_TOWERS:
@@ -191,13 +191,13 @@ def tower_config(name: str, folder: Path | None) -> dict[str, Any]:
     if Path(name).is_dir():
         return vision_config_of(read_config(Path(name), "The vision tower that config.json names"))
     raise ValueError(
-        f"The checkpoint holds a vision tower of unknown sizes: mm_vision_tower of its config.json is {name!r}. Let "
-        f"it name a folder with the tower's config.json, or one of {', '.join(KNOWN_TOWERS)}."
+        f"The checkpoint's vision tower has unknown sizes: mm_vision_tower in its config.json is {name!r}. Set it to "
+        f"a folder with the tower's config.json, or to one of {', '.join(KNOWN_TOWERS)}."
     )
 
 
 def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None) -> LoGraMedImageProcessor:
-    """Of the tower's size, mean and deviation; all images are padded to squares, so that nothing is cropped."""
+    """An image processor with the tower's size, mean and deviation; pads images to squares instead of cropping."""
     path = None if tower_folder is None else tower_folder / "preprocessor_config.json"
     settings = read_json_object(path) if path is not None and path.is_file() else {}
     statistics = {name: settings[name] for name in ("image_mean", "image_std") if settings.get(name)}
@@ -206,8 +206,8 @@ def image_processor(vision_config: Mapping[str, Any], tower_folder: Path | None)
 
 def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """
-    Adds the base's weights to a delta: all but the projector, and of embeddings and head the base's rows alone. Raises
-    `ValueError` if the base lacks a weight, or has another shape.
+    Returns a function that adds the base's weights to a delta: to all but the projector, and only to the base's rows
+    of embeddings and head. It raises `ValueError` if the base lacks a weight, or has another shape.
     """
     by_name, _ = rename_all(base.tensors)
 
@@ -215,12 +215,12 @@ def adding_base(base: WeightFiles, source: str, base_name: str) -> Callable[[str
         if name.startswith(("multi_modal_projector.", TOWER_PREFIX)):
             return tensor
         if name not in by_name:
-            raise ValueError(f"--base {base_name} has no {name}, which {source} is a delta of: it is not a LLaMA.")
+            raise ValueError(f"--base {base_name} is not a LLaMA: it has no {name}, which the delta {source} needs.")
         other = base.read(by_name[name])
         rows_may_differ = name in (EMBEDDINGS, HEAD) and len(other) <= len(tensor)
         if other.shape[1:] != tensor.shape[1:] or (len(other) != len(tensor) and not rows_may_differ):
             raise ValueError(
-                f"--base {base_name} has {name} of shape {list(other.shape)}, and {source} of {list(tensor.shape)}."
+                f"--base {base_name} has {name} of shape {list(other.shape)}, but {source} has {list(tensor.shape)}."
             )
         whole = tensor.float()
         whole[: len(other)] += other.float()

@@ -1,4 +1,4 @@
-"""A model that is to be written: all but its weights, which are read, changed and written one tensor at a time."""
+"""Plans for writing a model: everything but its weights, which are converted one tensor at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,24 +25,24 @@ from logramed.trainer.conversion.sources import (
 from logramed.trainer.conversion.weights import WeightFiles, compare_names, write_shards
 
 
-# Not beside the weights: engines load every safetensors file there.
+# Not next to the weights: engines load every safetensors file there.
 GRAPH_NETWORK_FILE = "training/graph_network.safetensors"
 
 
 @dataclass
 class Plan:
-    """A model that is to be written."""
+    """A model to write: everything but its weights, and the files to read those from."""
 
     config: LoGraMedConfig
     processor: LoGraMedProcessor
     end_token_ids: list[int]
     files: WeightFiles
-    tower_files: WeightFiles | None  # where the tower is not the checkpoint's own
-    add_base: Callable[[str, torch.Tensor], torch.Tensor] | None  # to a delta, given our name of a weight
-    parts: dict[str, Any]  # what parts.json says
+    tower_files: WeightFiles | None  # None if the checkpoint contains the tower
+    add_base: Callable[[str, torch.Tensor], torch.Tensor] | None  # adds it to a delta, given our name of a weight
+    parts: dict[str, Any]  # content of parts.json
 
     def sources(self) -> tuple[dict[str, tuple[WeightFiles, str]], list[str]]:
-        """Files and name there of each weight that is written, by our name, and the names that nobody knows."""
+        """Source files and original name of each weight to write, by our name, and the unknown names."""
         own, unknown = rename_all(self.files.tensors)
         found = {ours: (self.files, name) for ours, name in own.items()}
         if self.tower_files is not None:
@@ -50,7 +50,7 @@ class Plan:
             found = {ours: source for ours, source in found.items() if not ours.startswith(TOWER_PREFIX)}
             found |= {ours: (self.tower_files, name) for ours, name in tower.items()}
             unknown += unknown_of_tower
-        if self.config.tie_word_embeddings:  # the embeddings are the head, whether the files have it twice or not
+        if self.config.tie_word_embeddings:  # the embeddings are the head, even if the files also have one
             found.pop(HEAD, None)
         return found, unknown
 
@@ -63,7 +63,7 @@ class Plan:
         compare_names(shapes, unknown, expected_weights(self.config), source)
 
     def write(self, output: Path) -> None:
-        """Write the model, whole or not at all."""
+        """Write the model, completely or not at all."""
         with whole_folder(output, "OUTPUT") as unfinished:
             self.config.dtype = self.write_weights(unfinished)
             save_graph_network(self.files, unfinished)
@@ -76,7 +76,7 @@ class Plan:
             write_json(unfinished / PARTS_NAME, self.parts)
 
     def write_weights(self, folder: Path) -> torch.dtype:
-        """Write all weights in the widest dtype of the checkpoint's own, which a tower of other files follows too."""
+        """Write all weights, also those of a separate tower, in the widest dtype of the checkpoint's weights."""
         found, _ = self.sources()
         dtypes = {files.tensors[name].dtype for files, name in found.values() if files is self.files}
         dtype = reduce(torch.promote_types, (dtype for dtype in dtypes if dtype.is_floating_point))
@@ -98,7 +98,7 @@ class Plan:
 
 
 def pad_rows(tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Embeddings or head with rows for new tokens: the mean of the old ones, so that none is ever the likeliest."""
+    """Add rows for new tokens to embeddings or head: the mean of the old rows, so that none is ever the likeliest."""
     if len(tensor) == num_rows:
         return tensor
     mean = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
@@ -106,7 +106,7 @@ def pad_rows(tensor: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def save_graph_network(files: WeightFiles, folder: Path) -> None:
-    """The graph network of a checkpoint, if it has one, as `GraphNetwork.load_state_dict` takes it."""
+    """Save the checkpoint's graph network, if it has one, as `GraphNetwork.load_state_dict` expects it."""
     names = {name: match.group(1) for name in files.tensors if (match := GRAPH_NETWORK.fullmatch(name))}
     if names:
         path = folder / GRAPH_NETWORK_FILE

@@ -1,6 +1,6 @@
 """
-What each kind of checkpoint holds: how its weights are named, how it was taught to talk, and the configuration it has
-as a LoGra-Med. Layouts are those of LLaVA-Med v1.0.0, ExGra-Med, LLaVA-Med v1.5 and LLaVA.
+Supported kinds of checkpoints: their weight names, chat templates, and configurations as a LoGra-Med. Layouts are
+those of LLaVA-Med v1.0.0, ExGra-Med, LLaVA-Med v1.5 and LLaVA.
 """
 
 import json
@@ -22,7 +22,7 @@ from logramed.configuration_logramed import CLIP_VIT_L_14_224
 from logramed.eval.model_names import find_foreign_kind, naming_model
 
 
-# All that a conversion reads; other files of a repository (other weights, pictures) are left on the Hub.
+# All files that a conversion reads; other files of a repository (other weights, pictures) are not downloaded.
 READ_FILES = ("*.json", "*.safetensors", "*.bin", "tokenizer.model", "*.jinja", "README.md")
 LICENSE_NAMES = ("license", "license_name", "license_link")
 
@@ -33,9 +33,9 @@ class Kind:
 
     language_model: str  # model type
     chat_template: str  # name of the template it was trained with
-    stop_string: str | None  # what it ends its turns with, where that is no token
-    license: dict[str, str]  # as the Hub's front matter has it, where the checkpoint's own card names none
-    has_image_tokens: bool = False  # its embeddings have rows for the tokens of an image
+    stop_string: str | None  # text that ends its turns, if that is not a token
+    license: dict[str, str]  # in the form of the Hub's front matter, if the checkpoint's card names none
+    has_image_tokens: bool = False  # whether its embeddings have rows for image tokens
 
 
 MICROSOFT_RESEARCH = {"license": "other", "license_name": "microsoft-research-license"}
@@ -47,26 +47,26 @@ KINDS = {
     "llava": Kind("llama", "llava_v1", None, {}),
 }
 DELTA = "llava-med-v1-delta"
-# Kinds whose config.json does not tell them apart, by what it looks like.
+# Kinds that config.json cannot tell apart, by the kind it looks like.
 ALIKE = {"llava-med-v1": ("llava-med-v1", DELTA, "exgra-med")}
-# Base tokens are followed by these in checkpoints of LLaVA v0.
+# In checkpoints of LLaVA v0 these follow the base tokens.
 IMAGE_TOKENS = {"image_token": "<im_patch>", "image_start_token": "<im_start>", "image_end_token": "<im_end>"}
 FORMER_PAD_TOKEN = "[PAD]"
 MAX_LENGTH = 2048
-# Towers that the checkpoints name, so that their sizes are known without the Hub.
+# Towers that the checkpoints name, so that no download is needed for their sizes.
 KNOWN_TOWERS = {
     "openai/clip-vit-large-patch14": CLIP_VIT_L_14_224,
     "openai/clip-vit-large-patch14-336": {**CLIP_VIT_L_14_224, "image_size": 336},
 }
 
-# Whose weights are in files one level further down than transformers 5 has them in the model.
+# Towers whose weights have one more level in files than in the model in transformers 5.
 TOWERS_WITH_LEVEL = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
 
 TOWER_PREFIX = "vision_tower."
 EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 FIRST_LAYER = "multi_modal_projector.linear_1.weight"
 GRAPH_NETWORK = re.compile(r"model\.message_pass_node_features\.(.*)")
-# Names in the originals and ours, tried in this order; None leaves a weight out.
+# Original names and ours, tried in this order; None leaves a weight out.
 RENAMES = (
     (GRAPH_NETWORK.pattern, None),
     (r".*\.rotary_emb\.inv_freq", None),
@@ -78,12 +78,12 @@ RENAMES = (
     (r"model\.(embed_tokens|layers|norm)\.(.*)", r"language_model.model.\1.\2"),
     (r"lm_head\.(.*)", r"language_model.lm_head.\1"),
 )
-# Of CLIP's own file, which may hold its text model too.
+# For CLIP's own files, which may contain its text model too.
 TOWER_RENAMES = (
     (r"vision_model\.embeddings\.position_ids", None),
     (r"vision_model\.(.*)", r"vision_tower.vision_model.\1"),
     (r"text_model\..*|text_projection\.weight|visual_projection\.weight|logit_scale", None),
-    # A tower alone, as transformers 5 saves it.
+    # A tower without the rest of CLIP, as transformers 5 saves it.
     (r"embeddings\.position_ids", None),
     (r"((?:embeddings|encoder|pre_layrnorm|post_layernorm)\..*)", r"vision_tower.vision_model.\1"),
 )
@@ -93,7 +93,7 @@ def rename_all(
     names: Iterable[str], renames: tuple[tuple[str, str | None], ...] = RENAMES
 ) -> tuple[dict[str, str], list[str]]:
     """
-    The names of weights by our names of them, without those that are left out, and the names that no layout has.
+    The original names of weights by our names, without those that are left out, and the unknown names.
 
     Example:
         >>> rename_all(["model.layers.0.mlp.up_proj.weight", "a.rotary_emb.inv_freq", "b"])
@@ -110,16 +110,16 @@ def rename_all(
 
 
 def fetch(name: str, argument: str) -> Path:
-    """The folder of a model: itself, or a snapshot of a repository of the Hub; `ValueError` if there is neither."""
+    """The folder of a model, downloaded if it is a Hub repository; raises `ValueError` if it is neither."""
     with naming_model(name, argument, foreign=True):
         return Path(name) if Path(name).is_dir() else Path(snapshot_download(name, allow_patterns=choose_files(name)))
 
 
 def choose_files(name: str) -> list[str]:
-    """What is downloaded of a repository: the files beside each other at its top, and of weights one form."""
+    """The files to download: those at the top level of a repository, with weights in one format only."""
     try:
         files = [file for file in list_repo_files(name) if "/" not in file]
-    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):  # what is in the cache, or the reason why nothing is
+    except (OfflineModeIsEnabled, HfHubHTTPError, OSError):  # then the cache is used
         return list(READ_FILES)
     if any(file.endswith(".safetensors") for file in files):
         files = [file for file in files if not file.endswith((".bin", ".bin.index.json"))]
@@ -127,16 +127,16 @@ def choose_files(name: str) -> list[str]:
 
 
 def read_license(folder: Path) -> dict[str, str]:
-    """The licence that the card of a checkpoint names, under the names of the Hub's front matter, if it does."""
+    """The licence in the checkpoint's card, by the names in the Hub's front matter; empty if it names none."""
     try:
         found = metadata_load(folder / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):  # a card is for people: it stops no conversion
+    except (OSError, ValueError, yaml.YAMLError):  # a damaged card must not stop a conversion
         found = {}
     return {name: str(found[name]) for name in LICENSE_NAMES if found.get(name)}
 
 
 def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
-    """The config.json of a folder; `ValueError` if it has none, or that holds no JSON object."""
+    """Read the config.json of a folder; raises `ValueError` if it is missing or not a JSON object."""
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{argument} {folder} has no config.json: it is not a model folder.")
@@ -144,20 +144,20 @@ def read_config(folder: Path, argument: str = "SOURCE") -> dict[str, Any]:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a file; `ValueError` if it holds no JSON object."""
+    """Read a JSON object from a file; raises `ValueError` if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object, and holds a {type(content).__name__}.")
+        raise ValueError(f"{path} must hold a JSON object, got a {type(content).__name__}.")
     return content
 
 
 def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None:
-    """Raises `ValueError` if config.json tells of another kind of checkpoint than `kind`."""
+    """Raises `ValueError` if config.json is not that of a checkpoint of this `kind`."""
     if config.get("model_type") == "logramed":
-        raise ValueError(f"{source} is a LoGra-Med already.")
+        raise ValueError(f"{source} is already a LoGra-Med.")
     if config.get("model_type") == "llava" and "text_config" in config:
         raise ValueError(f"{source} is transformers' own LLaVA, which needs no conversion: every command takes it.")
     found = find_foreign_kind(config)
@@ -165,11 +165,11 @@ def refuse_other_kind(kind: str, config: Mapping[str, Any], source: str) -> None
         ends = " with start and end tokens of images" if config.get("mm_use_im_start_end") else ""
         described = f"model type {config.get('model_type')!r}{ends}"
         advice = f" It looks like `--from {found}`." if found else ""
-        raise ValueError(f"{source} has a config.json that is not of --from {kind} ({described}).{advice}")
+        raise ValueError(f"The config.json of {source} does not fit --from {kind} ({described}).{advice}")
 
 
 def text_config_of(config: Mapping[str, Any], language_model: str, vocab_size: int) -> dict[str, Any]:
-    """The language model's configuration, with the length that old files do not say."""
+    """The language model's configuration, with a default length, which old files lack."""
     names = (
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
         *("head_dim", "hidden_act", "initializer_range", "rms_norm_eps", "rope_theta", "rope_scaling"),
@@ -188,7 +188,7 @@ def text_config_of(config: Mapping[str, Any], language_model: str, vocab_size: i
 
 
 def vision_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The vision tower's part of a configuration of CLIP."""
+    """The vision tower's part of a CLIP configuration."""
     vision = config.get("vision_config") if config.get("model_type") == "clip" else config
     if not isinstance(vision, Mapping) or vision.get("model_type", "clip_vision_model") != "clip_vision_model":
         raise ValueError(f"The vision tower must be CLIP, and its config.json says {config.get('model_type')!r}.")
@@ -199,8 +199,8 @@ def vision_config_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def choose_dense_connector(width: int, tower_size: int, given: str | None) -> str:
     """
-    The dense connector of a projector whose first layer takes `width` features of a tower of `tower_size`;
-    `ValueError` if it cannot be told from the width, or does not fit it.
+    The dense connector for a projector whose first layer takes `width` features from a tower with `tower_size`. Raises
+    `ValueError` if the width does not determine it, or `given` does not fit the width.
     """
     if width == tower_size:
         if given in ("sci", "dci"):
@@ -211,32 +211,32 @@ def choose_dense_connector(width: int, tower_size: int, given: str | None) -> st
         return given or "none"
     if width != 3 * tower_size:
         raise ValueError(
-            f"The projector takes {width} features and the vision tower has {tower_size}: neither as many nor three "
-            "times as many. Name the right tower with --vision_tower."
+            f"The projector must take as many features as the vision tower has ({tower_size}) or three times as many, "
+            f"got {width}. Name the right tower with --vision_tower."
         )
     if given is None:
         raise ValueError(
-            f"The projector takes {width} features, three times those of the vision tower: the checkpoint does not "
-            "say which layers were joined. Say it with --dense_connector dci or --dense_connector sci."
+            f"The projector takes {width} features, three times those of the vision tower, but the checkpoint does "
+            "not say which layers were joined. Give --dense_connector dci or --dense_connector sci."
         )
     if given not in ("sci", "dci"):
         raise ValueError(
-            f"--dense_connector {given} gives {tower_size} features, but the projector takes {width}: sci or dci."
+            f"--dense_connector {given} gives {tower_size} features, but the projector takes {width}: use sci or dci."
         )
     return given
 
 
 def expected_weights(config: LoGraMedConfig) -> dict[str, tuple[int, ...]]:
     """
-    Names and shapes of the weights of a model with `config`, as its files have them on both transformers lines.
+    Names and shapes of the weights in the files of a model with `config`, for transformers 4.57 and 5.
 
-    Towers other than `TOWERS_WITH_LEVEL` are left out: transformers keeps their names in files to itself.
+    Towers other than `TOWERS_WITH_LEVEL` are left out: transformers does not expose their names in files.
     """
     try:
         with torch.device("meta"):
             model = LoGraMedForConditionalGeneration(config)
     except KeyError as error:
-        raise ValueError(f"The configuration names {error}, which transformers does not know.") from error
+        raise ValueError(f"The configuration names {error}, which is unknown to transformers.") from error
     tower = config.vision_config.model_type
     names = {file_name(name, tower): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     return {
@@ -249,7 +249,7 @@ def expected_weights(config: LoGraMedConfig) -> dict[str, tuple[int, ...]]:
 
 def file_name(name: str, tower: str = "clip_vision_model") -> str:
     """
-    The name in files of a weight of a model whose tower is of the model type `tower`.
+    The name in files of a weight, for a model whose tower has the model type `tower`.
 
     Example:
         >>> file_name("model.language_model.norm.weight"), file_name("model.vision_tower.encoder.a")
@@ -257,6 +257,6 @@ def file_name(name: str, tower: str = "clip_vision_model") -> str:
     """
     name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
     name = re.sub(r"^lm_head\.", "language_model.lm_head.", name).removeprefix("model.")
-    if tower in TOWERS_WITH_LEVEL:  # transformers 5 has left it out of the model
+    if tower in TOWERS_WITH_LEVEL:  # the level that the model lacks in transformers 5
         name = re.sub(r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.", name)
     return name

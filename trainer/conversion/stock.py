@@ -1,4 +1,4 @@
-"""LoGra-Med as transformers' own `LlavaForConditionalGeneration`, without remote code."""
+"""Exports LoGra-Med as transformers' own `LlavaForConditionalGeneration`, which needs no remote code."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from logramed.trainer.merge import merge_adapter
 
 
 SECOND_LAYER, SECOND_BIAS = "multi_modal_projector.linear_2.weight", "multi_modal_projector.linear_2.bias"
-# vLLM looks for such a loop to see that a template takes contents of parts, and else writes `<image>` itself.
+# vLLM looks for this loop to detect that a template accepts content parts, and otherwise writes `<image>` itself.
 TAKES_PARTS = (
     "{%- if false -%}{%- for message in messages -%}{%- for part in message['content'] -%}{%- endfor -%}{%- endfor -%}"
     "{%- endif -%}"
@@ -35,25 +35,25 @@ PLACEHOLDER = "{%- set placeholder = image_token | default('<image>') -%}"
 def convert_to_llava(model: str, output: str | Path) -> Path:
     """
     Write a LoGra-Med as `LlavaForConditionalGeneration` with a `LlavaProcessor`, which transformers 4.57 and 5, and
-    engines that know LLaVA, load without remote code. Logits are the same.
+    engines that support LLaVA, load without remote code. Logits are the same.
 
-    A linear projector gets a second layer that changes nothing. The layers that `sci` and `dci` join are taken as a
-    list of layers; of `dci`, whose means have no place there, the first layer of the projector has each mean's weights
-    once for every layer, divided by their number.
+    A linear projector gets an identity as second layer. The layers that `sci` and `dci` join become a list of layers.
+    LLaVA cannot average layers as `dci` does, so the projector's first layer repeats each mean's weights for every
+    layer, divided by the number of layers.
 
     Args:
-        model (`str`): Folder or Hub id, or an adapter, which is merged first.
+        model (`str`): Folder or Hub id of a model, or of an adapter, which is merged first.
         output (`str` or `Path`): A folder that does not exist yet, or is empty.
 
     Raises:
-        ValueError: If LLaVA has no such model, with the reason, or `output` is not empty.
+        ValueError: If LLaVA cannot represent the model (the message says why), or `output` is not empty.
     """
     output = Path(output)
     require_empty(output, "OUTPUT")
     with merged(fetch(model, "DIR"), output) as folder:
         settings = read_config(folder, "DIR")
         if settings.get("model_type") != "logramed":
-            raise ValueError(f"DIR {model} has the model type {settings.get('model_type')!r}, and is not a LoGra-Med.")
+            raise ValueError(f"DIR {model} is not a LoGra-Med: its model type is {settings.get('model_type')!r}.")
         config = LoGraMedConfig.from_pretrained(folder)
         refuse_what_llava_lacks(config)
         files = WeightFiles(folder)
@@ -74,7 +74,7 @@ def convert_to_llava(model: str, output: str | Path) -> Path:
 
 @contextmanager
 def merged(folder: Path, output: Path) -> Iterator[Path]:
-    """The folder, or where it is an adapter a folder beside `output` of the model that it is merged into."""
+    """The folder, or for an adapter a temporary folder next to `output` with the merged model."""
     if not (folder / ADAPTER_CONFIG).is_file():
         yield folder
         return
@@ -87,11 +87,11 @@ def refuse_what_llava_lacks(config: LoGraMedConfig) -> None:
     """Raises `ValueError` if transformers' LLaVA cannot be made to compute the same."""
     reason = None
     if config.dense_connector == "sti":
-        reason = "the connector sti makes tokens of further layers, and LLaVA joins layers as channels alone"
+        reason = "the connector sti turns further layers into tokens, and LLaVA joins layers only as channels"
     elif config.image_token_pooling:
         reason = f"it pools the patches of an image (`image_token_pooling={config.image_token_pooling}`)"
     elif config.num_prefix_tokens > 1 and config.vision_feature_select_strategy == "default":
-        reason = "its vision tower has register tokens, and LLaVA leaves out the class token alone"
+        reason = "its vision tower has register tokens, and LLaVA leaves out only the class token"
     elif config.lm_head_bias:
         reason = "its head has biases"
     if reason:
@@ -100,9 +100,9 @@ def refuse_what_llava_lacks(config: LoGraMedConfig) -> None:
 
 def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
     """
-    The projector's first layer `(hidden_size, 3 * vision_hidden_size)` of a `dci` model, for hidden states that are
-    not averaged before it, `(hidden_size, (1 + num_layers) * vision_hidden_size)`: a mean's weights, divided by the
-    number of layers, stand once for each. Others are left as they are.
+    Rewrite the projector's first layer `(hidden_size, 3 * vision_hidden_size)` of a `dci` model for hidden states that
+    are not averaged, `(hidden_size, (1 + num_layers) * vision_hidden_size)`: each mean's weights are divided by its
+    number of layers and repeated for each. Returned unchanged for other models.
     """
     if config.dense_connector != "dci":
         return weight
@@ -115,7 +115,7 @@ def fold(weight: torch.Tensor, config: LoGraMedConfig) -> torch.Tensor:
 
 
 def identity_layer(config: LoGraMedConfig, files: WeightFiles) -> dict[str, torch.Tensor]:
-    """The second layer of a linear projector in LLaVA, which changes nothing."""
+    """An identity as LLaVA's second projector layer, for models with a linear projector."""
     if config.projector_type != "linear":
         return {}
     size, dtype = config.text_config.hidden_size, files.tensors[FIRST_LAYER].dtype
@@ -125,7 +125,7 @@ def identity_layer(config: LoGraMedConfig, files: WeightFiles) -> dict[str, torc
 
 def write_stock_config(config: LoGraMedConfig, files: WeightFiles, folder: Path) -> None:
     layers = config.vision_feature_layer
-    if config.connected_layers:  # the selected hidden state, and those that are joined to it
+    if config.connected_layers:  # the selected hidden state, and those joined to it
         layers = [layers % (config.vision_config.num_hidden_layers + 1), *config.connected_layers]
     stock = LlavaConfig(
         vision_config=config.vision_config.to_dict(),
@@ -143,13 +143,13 @@ def write_stock_config(config: LoGraMedConfig, files: WeightFiles, folder: Path)
     content = json.loads(stock.to_json_string(use_diff=False))
     for name in ("text_config", "vision_config"):
         content[name] = with_former_rope_names(content[name])
-    # transformers 4.57 and engines read this name of the token's id.
+    # transformers 4.57 and engines read the token's id by this name.
     content |= {"image_token_index": config.image_token_index, "image_token_id": config.image_token_index}
     write_json(folder / "config.json", content)
 
 
 def write_stock_processor(source: Path, config: LoGraMedConfig, folder: Path) -> None:
-    """The processor as a `LlavaProcessor`."""
+    """Write the processor as a `LlavaProcessor`."""
     processor = AutoProcessor.from_pretrained(source)
     template = processor.chat_template
     template = template.get("default") if isinstance(template, dict) else template
@@ -173,24 +173,24 @@ def write_stock_processor(source: Path, config: LoGraMedConfig, folder: Path) ->
 
 
 def stock_template(template: str, processor: LoGraMedProcessor) -> str:
-    """A chat template that writes the tokens around an image itself, which `LlavaProcessor` does not."""
+    """Make the chat template write the tokens around an image itself, since `LlavaProcessor` does not."""
     written = "".join(
         token or "" for token in (processor.image_start_token, processor.image_token, processor.image_end_token)
     )
-    if "bos_token" not in template:  # engines add no special tokens to what a template wrote
+    if "bos_token" not in template:  # engines add no special tokens to a template's output
         template = "{{- bos_token or '' -}}" + template
     template = TAKES_PARTS + template
     if PLACEHOLDER in template:
         return template.replace(PLACEHOLDER, "{%- set placeholder = " + repr(written) + " -%}")
     if written != processor.image_token:
         raise ValueError(
-            f"The chat template of this model does not say where it writes an image, so {written} cannot be put there."
+            f"The chat template does not mark where it writes an image, so {written} cannot be put there."
         )
     return template
 
 
 def stock_image_settings(image_processor: LoGraMedImageProcessor) -> dict[str, Any]:
-    """preprocessor_config.json of LLaVA's image processor, which gives the same pixels."""
+    """The preprocessor_config.json with which LLaVA's image processor gives the same pixels."""
     return {
         "image_processor_type": "LlavaImageProcessor",
         "processor_class": "LlavaProcessor",

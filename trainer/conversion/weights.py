@@ -1,4 +1,4 @@
-"""Weight files: read one tensor at a time, whatever their form, and written as safetensors shard by shard."""
+"""Reads weight files of any format one tensor at a time, and writes safetensors one shard at a time."""
 
 import json
 import pickle
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from logramed.eval.files import write_json
 
 
-# In the order in which they are looked for: an index of shards, then one file.
+# In order of preference: an index of shards, then a single file.
 WEIGHT_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -21,19 +21,19 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 MAX_SHARD_BYTES = 2 * 10**9
-# A file is opened anew after so many bytes, so that what was read of it leaves memory.
+# A file is reopened after this many bytes, to release the memory of what was read.
 REOPEN_BYTES = MAX_SHARD_BYTES // 8
 
-# What the libraries raise for a damaged file.
+# Errors that the libraries raise for a damaged file.
 UNREADABLE = (RuntimeError, OSError, SafetensorError, pickle.UnpicklingError, EOFError, TypeError, KeyError)
 
 
 class WeightFiles:
     """
-    The weights of a folder with `model.safetensors` or `pytorch_model.bin`, or shards of either with their index;
-    `tensors` has shape and dtype of each, by name, on the device "meta". Pickled files are read by
-    `torch.load(weights_only=True)` alone. Raises `ValueError` if there are none, a shard is missing, or a file cannot
-    be read or holds other than tensors.
+    The weights in a folder with `model.safetensors` or `pytorch_model.bin`, or shards of either with their index.
+    `tensors` has the shape and dtype of each by name, on the device "meta". Pickled files are only read by
+    `torch.load(weights_only=True)`. Raises `ValueError` if there are none, a shard is missing, or a file cannot be
+    read or holds anything but tensors.
     """
 
     def __init__(self, folder: Path):
@@ -45,12 +45,12 @@ class WeightFiles:
         for path, indexed in find_files(folder).items():
             opened = OpenFile(path)
             for name in opened.names:
-                if indexed is None or name in indexed:  # of a weight in two files the index says which counts
-                    self.tensors[name] = opened.get(name).to("meta")  # mapped: no bytes are read for its shape
+                if indexed is None or name in indexed:  # the index decides if two files have it
+                    self.tensors[name] = opened.get(name).to("meta")  # mapped: reads no bytes
                     self._paths[name] = path
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor; its file stays open until one of another file is read."""
+        """Read one tensor; its file stays open until a tensor from another file is read."""
         path = self._paths[name]
         if self._last is None or self._last.path != path or self._num_bytes_read > REOPEN_BYTES:
             self._last = None
@@ -61,7 +61,7 @@ class WeightFiles:
 
 
 class OpenFile:
-    """One weight file, mapped into memory, so that tensors are read when they are used."""
+    """One weight file, memory-mapped, so that tensors are read when they are used."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -75,17 +75,17 @@ class OpenFile:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{path} cannot be read as weights: {reason}") from error
         if not isinstance(loaded, Mapping):
-            raise ValueError(f"{path} holds no weights by name, but a {type(loaded).__name__}.")
+            raise ValueError(f"{path} must hold weights by name, got a {type(loaded).__name__}.")
         strange = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
         if strange:
-            raise ValueError(f"{path} holds other things than weights: {', '.join(strange[:5])}.")
+            raise ValueError(f"{path} holds values that are not weights: {', '.join(strange[:5])}.")
         self.names, self.get = list(loaded), loaded.__getitem__
 
 
 def find_files(folder: Path) -> dict[Path, set[str] | None]:
     """
-    The weight files of a folder, safetensors where there are both, and which weights an index says they hold;
-    `ValueError` if there are none, or the index names files that are not there.
+    The weight files in a folder, safetensors if there are both formats, and the weights in each according to the
+    index. Raises `ValueError` if there are none, or the index names missing files.
     """
     found = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if found is None:
@@ -107,14 +107,14 @@ def find_files(folder: Path) -> dict[Path, set[str] | None]:
 
 def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]) -> None:
     """
-    Write weights as `model.safetensors`, or as shards of at most `MAX_SHARD_BYTES`, but for a single larger tensor,
-    with their index. `tensors` need have shapes and dtypes alone; `read` gives each weight when its shard is written,
-    of which one is held in memory.
+    Write weights as `model.safetensors`, or as shards of at most `MAX_SHARD_BYTES` (unless a single tensor is larger)
+    with their index. `tensors` only needs shapes and dtypes; `read` returns each weight when its shard is written.
+    Only one shard is in memory at a time.
     """
     split = split_torch_state_dict_into_shards(dict(tensors), max_shard_size=MAX_SHARD_BYTES)
     for file, names in split.filename_to_tensors.items():
-        # Copies: safetensors refuses two names for one memory, as tied weights of a pickled file are, and parts of a
-        # tensor. No variable holds them, for they would stay while the next shard is read.
+        # Copies: safetensors rejects tensors that share memory, such as tied weights in a pickled file, and views. No
+        # variable holds them: it would keep them in memory while the next shard is read.
         save_file(
             {name: read(name).clone(memory_format=torch.contiguous_format) for name in names},
             folder / file,
@@ -129,8 +129,8 @@ def compare_names(
     found: Mapping[str, tuple[int, ...]], unknown: list[str], expected: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
     """
-    Raises `ValueError`, listing them, if weights of a model are missing, left over or of another shape than its
-    configuration says. A part that has no weight in `expected` (the first word of a name) is not looked at.
+    Raises `ValueError`, listing them, if weights of a model are missing, left over or do not have the shape that its
+    configuration says. Parts (the first word of a name) without any weight in `expected` are not checked.
     """
     parts = {name.split(".")[0] for name in expected}
     lists = {

@@ -1,1 +1,1 @@
-"""The study of alignment and answers: its protocol, the runs that it plans, and what is made of their figures."""
+"""The study of alignment and answers: its protocol, planned runs, and the analysis of their results."""

@@ -1,4 +1,4 @@
-"""Differences between arms, paired by seed and image, with intervals; plain functions of the table's rows."""
+"""Differences between arms, paired by seed and image, with intervals, as plain functions of the table's rows."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,21 +33,21 @@ def hierarchical_bootstrap(
     differences: np.ndarray, counts: np.ndarray, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> Difference:
     """
-    A mean difference over questions, its interval by drawing seeds and images again, with replacement.
+    A mean difference over questions, with an interval from resampling seeds and images with replacement.
 
-    A resample draws the seeds, and the images once for all of them, each with all its questions: every seed was asked
-    about the same images, so their chance is shared and does not shrink with the number of seeds. Percentile interval;
-    the p-value is its counterpart, as in `paired_bootstrap`. Over 5 to 8 seeds such intervals are a little too narrow.
+    A resample draws seeds, and one set of images for all of them, each with all its questions: all seeds have the same
+    images, so the variance due to images is shared and does not shrink with the number of seeds. Percentile interval;
+    the p-value is its counterpart, as in `paired_bootstrap`. With 5 to 8 seeds, intervals are slightly too narrow.
 
     Args:
         differences (`np.ndarray` of shape `(num_seeds, num_images)`):
-            Sum over an image's questions of the first's score minus the second's, in points.
-        counts (`np.ndarray` of shape `(num_images,)`): Number of questions of each image.
-        num_resamples (`int`): Draws.
-        seed (`int`): The same gives the same result.
+            First score minus second, summed over the questions about an image, in points.
+        counts (`np.ndarray` of shape `(num_images,)`): Number of questions about each image.
+        num_resamples (`int`): Number of resamples.
+        seed (`int`): Seed of the resampling.
 
     Raises:
-        ValueError: If there is no seed or no image, or the shapes do not fit.
+        ValueError: If there is no seed or no image, or the shapes do not match.
 
     Source: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2).
 
@@ -78,7 +78,7 @@ def hierarchical_bootstrap(
 
 
 def rows_of(rows: Iterable[Mapping], side: Side) -> dict[int, Mapping]:
-    """Of rows of one split those on one side of a comparison, by seed."""
+    """The rows on one side of a comparison by seed, from rows of one split."""
     wanted = {"model": side.model, "data": side.data, "share": side.share, "arm": side.arm}
     wanted["settings_of"] = side.settings
     return {row["seed"]: row for row in rows if all(row[name] == value for name, value in wanted.items())}
@@ -88,9 +88,9 @@ def compare(
     rows: Sequence[Mapping], comparison: Comparison, kind: str = "all", sight: str = "with_sight"
 ) -> Difference | None:
     """
-    First minus second, of rows of one split, by the seeds that both have, over questions of a kind ("all", "closed" or
-    "open"), "with_sight" or "without_sight"; `None` if there is no such seed or question. Raises `ValueError` if two
-    runs were asked about other images, or another number of questions about one.
+    First minus second for rows of one split, over the seeds that both have and questions of a kind ("all", "closed" or
+    "open"), "with_sight" or "without_sight"; `None` if there is no such seed or question. Raises `ValueError` if runs
+    differ in their images, or in the number of questions about one.
     """
     first, second = (rows_of(rows, side) for side in (comparison.first, comparison.second))
     seeds = sorted(first.keys() & second.keys())
@@ -104,15 +104,15 @@ def compare(
         for seed, of_run in zip(seeds, of_side, strict=True):
             if {image: count for image, (_, count) in of_run.items()} != counts:
                 raise ValueError(
-                    f"{side[seed]['run']} was asked other questions than {first[seeds[0]]['run']}: score both on the "
-                    "same split."
+                    f"{side[seed]['run']} and {first[seeds[0]]['run']} were asked different questions: score both on "
+                    "the same split."
                 )
     sums = np.array([[[of_run[image][0] for image in counts] for of_run in of_side] for of_side in scores])
     return hierarchical_bootstrap(sums[0] - sums[1], np.array(list(counts.values())))
 
 
 def image_scores(row: Mapping, kind: str, sight: str) -> dict[str, tuple[float, int]]:
-    """For each image the sum of the scores of its questions of this kind, and their number."""
+    """For each image, the sum of its scores for questions of this kind, and their number."""
     sums: dict[str, tuple[float, int]] = {}
     for name, of_kind in row["image_scores"][sight].items():
         if kind in ("all", name):
@@ -123,7 +123,7 @@ def image_scores(row: Mapping, kind: str, sight: str) -> dict[str, tuple[float, 
 
 
 def summarize(rows: Sequence[Mapping], split: str) -> str:
-    """Means of each arm, every arm against plain, and the comparisons that the protocol names, as text."""
+    """The means of each arm, the protocol's comparisons, and every other arm minus plain, as text."""
     rows = [row for row in rows if row["split"] == split]
     if not rows:
         return f"No run is scored on the {split} split yet."
@@ -137,7 +137,7 @@ def summarize(rows: Sequence[Mapping], split: str) -> str:
 
 
 def sides_of(rows: Iterable[Mapping]) -> list[Side]:
-    """The sides that have rows, in the order of the rows."""
+    """The sides present in the rows, in the order of the rows."""
     return list(
         dict.fromkeys(Side(row["arm"], row["model"], row["data"], row["share"], row["settings_of"]) for row in rows)
     )
@@ -162,7 +162,7 @@ def _mean(values: Iterable[float | None], digits: int = 1) -> str:
 
 
 def comparisons_table(rows: Sequence[Mapping]) -> str | None:
-    """The primary comparison, and the secondary ones with Holm's correction over those that have runs, if any has."""
+    """The primary and secondary comparisons, Holm-corrected over secondary ones with runs; None without any runs."""
     primary = compare(rows, PRIMARY_COMPARISON)
     secondary = [(named, compare(rows, named)) for named in SECONDARY_COMPARISONS]
     there = [difference for _, difference in secondary if difference is not None]

@@ -1,13 +1,13 @@
-"""What the study compares: the arms, the runs of each, and the comparisons that PROTOCOL.md names."""
+"""The study's arms, their runs, and the comparisons in PROTOCOL.md."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 
 PLAIN, PRIMARY, PERMUTED, EXTENDED_TARGETS = "plain", "answer_states", "permuted", "extended_targets"
-# Stands for the folder of the sentence encoder in the arguments of an arm.
+# Placeholder for the sentence encoder's folder in the arguments of an arm.
 TEXT_ENCODER = "TEXT_ENCODER"
-MAX_TURNS = 8  # of a conversation in a step
+MAX_TURNS = 8  # per conversation and step
 
 ANSWER_STATES = {
     "alignment_image_node": "answer_state",
@@ -30,8 +30,8 @@ OWN_TEXT_SPACE = {
 @dataclass(frozen=True)
 class Arm:
     """
-    One way to train: arguments of `logramed-train` beside those that all arms share, the one of them that says how
-    strong the alignment is and is tuned, and what the training file holds: "as_is", "permuted" (partners) or
+    One way to train: arguments of `logramed-train` in addition to those that all arms share, the tuned argument that
+    sets the strength of the alignment, and the content of the training file: "as_is", "permuted" (partners) or
     "extended_targets".
     """
 
@@ -43,9 +43,9 @@ class Arm:
 ARMS = {
     PLAIN: Arm({"alignment_weight": 0}, strength=None),
     PRIMARY: Arm(ANSWER_STATES),
-    # The file's extended answers are then the partners: questions and answers of other turns.
+    # The file's extended answers are the permuted partners: questions and answers of other turns.
     PERMUTED: Arm({**ANSWER_STATES, "alignment_texts": "extended"}, data="permuted"),
-    # Twice the turns a step, so that it sees as many of the short answers as any other arm.
+    # Twice the turns per step, so that it sees as many short answers as any other arm.
     EXTENDED_TARGETS: Arm(
         {"alignment_weight": 0, "max_turns": 2 * MAX_TURNS},
         strength=None,
@@ -57,7 +57,7 @@ ARMS = {
     "extended_answers": Arm({**ANSWER_STATES, "alignment_texts": "extended"}),
     "paper_form": Arm({**OWN_TEXT_SPACE, "alignment_loss": "paper"}, strength="alignment_weight"),
     "no_head": Arm({**ANSWER_STATES, "alignment_head": "none"}),
-    # The gradient ratio is measured at answer states, so other nodes have a fixed weight.
+    # The gradient ratio is only measured at answer states, so other nodes have a fixed weight.
     "language_model_nodes": Arm(
         {**ANSWER_STATES, "alignment_image_node": "language_model"}, strength="alignment_weight"
     ),
@@ -67,10 +67,10 @@ ARMS = {
 
 def arm_of(name: str) -> Arm:
     """
-    The arm of a name: of `ARMS`, or one with other arguments, for what is tried beside the plan.
+    The arm with this name in `ARMS`, or for runs outside the plan an arm with changed arguments.
 
     Raises:
-        ValueError: If there is no such arm, or an argument has no value.
+        ValueError: If the arm is unknown, or an argument has no value.
 
     Example:
         >>> arm_of("answer_states+alignment_schedule=cosine").arguments["alignment_schedule"]
@@ -81,13 +81,13 @@ def arm_of(name: str) -> Arm:
         raise ValueError(f"unknown arm {known!r}: the arms are {', '.join(ARMS)}")
     pairs = [change.partition("=") for change in changes]
     if any(not argument or not value for argument, _, value in pairs):
-        raise ValueError(f"{name!r}: write +ARGUMENT=VALUE after the arm, for each argument of logramed-train")
+        raise ValueError(f"{name!r}: write +ARGUMENT=VALUE after the arm for each argument of logramed-train")
     return replace(ARMS[known], arguments={**ARMS[known].arguments, **{name: value for name, _, value in pairs}})
 
 
 SHARES = (10, 40, 100)  # percent of the training images
 MANY_SEEDS, SEEDS, FEW_SEEDS = tuple(range(8)), tuple(range(5)), tuple(range(3))
-TUNING_SEED = 100  # of no run that is scored on the test split
+TUNING_SEED = 100  # of no run scored on the test split
 # Steps relative to those chosen at 10% of SLAKE, the same for all arms.
 STEPS_FACTOR = {10: 1, 40: 2, 100: 3}
 
@@ -96,10 +96,10 @@ STEPS_FACTOR = {10: 1, 40: 2, 100: 3}
 class Run:
     """
     One run of the study: the model ("scratch" or "mini"); the data ("slake", "vqa_rad" by image, "phantoms", or
-    "pretraining": that on VQA-RAD and phantoms, then plain fine-tuning on all of SLAKE) and the percent of its
-    training images; the arm, as `arm_of` reads it; the seed of images, weights and order; and the settings: "own", the
-    arm's best, or "plain", with plain's best learning rate, steps and weight decay, while tuning "trialN", and of a
-    run beside the plan its values, as `parse_settings` reads them.
+    "pretraining": pre-training on VQA-RAD and phantoms, then plain fine-tuning on all of SLAKE) and the percentage of
+    its training images; the arm, as for `arm_of`; the seed of images, weights and order; and the settings: "own" (the
+    arm's best), "plain" (plain's best learning rate, steps and weight decay), "trialN" during tuning, or for a run
+    outside the plan its values, as for `parse_settings`.
     """
 
     model: str
@@ -116,7 +116,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Part:
-    """Runs of several arms that differ in nothing else."""
+    """Runs of several arms with everything else equal."""
 
     title: str
     model: str
@@ -137,7 +137,7 @@ class Part:
         ]
 
 
-# In the order in which they run: what the claim rests on comes first.
+# In the order in which they run: the main claim's runs come first.
 PARTS = (
     Part("SLAKE 10%, primary", "scratch", "slake", (10,), (PLAIN, PRIMARY, PERMUTED), MANY_SEEDS),
     Part("SLAKE 10%, at plain's settings", "scratch", "slake", (10,), (PRIMARY,), MANY_SEEDS, ("plain",)),
@@ -167,12 +167,12 @@ PARTS = (
 
 
 def planned_runs() -> list[Run]:
-    """All runs of PROTOCOL.md, in their order."""
+    """All runs in PROTOCOL.md, in order."""
     return [run for part in PARTS for run in part.runs()]
 
 
 def smoke_runs() -> list[Run]:
-    """Every arm once, and every model and kind of data once."""
+    """Each arm once, and each model and kind of data once."""
     runs = [Run("scratch", "slake", 10, arm, 0) for arm in ARMS]
     runs += [Run("scratch", data, 10, PRIMARY, 0) for data in ("vqa_rad", "phantoms")]
     return [*runs, Run("scratch", "pretraining", 10, PRIMARY, 0), Run("mini", "slake", 10, PRIMARY, 0)]
@@ -180,7 +180,7 @@ def smoke_runs() -> list[Run]:
 
 @dataclass(frozen=True)
 class Side:
-    """The runs on one side of a comparison, of all seeds."""
+    """The runs of all seeds on one side of a comparison."""
 
     arm: str
     model: str = "scratch"
@@ -194,14 +194,14 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """First minus second, over all questions, by the seeds that both have."""
+    """First minus second, over all questions and the seeds that both have."""
 
     first: Side
     second: Side
 
 
 PRIMARY_COMPARISON = Comparison(Side(PRIMARY), Side(PLAIN))
-# Holm's correction is over these; every other difference is exploratory.
+# Holm's correction applies to these; all other differences are exploratory.
 SECONDARY_COMPARISONS = (
     Comparison(Side(PRIMARY, settings="plain"), Side(PLAIN)),
     *(

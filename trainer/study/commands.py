@@ -1,4 +1,4 @@
-"""The commands of a run: building the untrained model, training and evaluation. Nothing is started here."""
+"""The command lines of a run: build the untrained model, train and evaluate. Nothing is started here."""
 
 import json
 import subprocess
@@ -23,18 +23,18 @@ TEXT_CONFIG = {
 }
 VOCABULARY_SIZE = 2000
 NUM_WARMUP_STEPS = 20
-# Largest number of conversations in a step; fewer where memory or time of the mini wants it.
+# Conversations per step; fewer for the mini, to limit memory and time.
 BATCH_SIZE = {"scratch": 16, "mini": 8}
 EVALUATION_BATCH_SIZE = 32
 LORA = {"use_peft": "true", "lora_r": 16, "lora_alpha": 32}
-# One thread a run: two runs at a time share a machine of two cores.
+# One thread per run: two runs at a time share a machine with two cores.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
 class Paths:
     """
-    Where the study lies: all that it writes (`output`), the folders of `trainer/mini.py` (`parts`), and the data sets.
+    The study's folders: its output, the `parts` that `trainer/mini.py` wrote, and the data sets.
     """
 
     output: Path
@@ -53,7 +53,7 @@ class Paths:
         return self.output / "runs" / run.name
 
     def without_places(self, command: Sequence[str]) -> str:
-        """A command as a line that is the same on every machine: the names of these folders stand for them."""
+        """A command as a line that is the same on every machine, with these folders replaced by their names."""
         line = subprocess.list2cmdline(["python", *command[1:]])
         for name in ("output", "parts", "slake", "vqa_rad"):
             line = line.replace(str(getattr(self, name)), name.upper())
@@ -61,7 +61,7 @@ class Paths:
 
 
 def build_command(run: Run, paths: Paths, output: Path) -> list[str]:
-    """The command that makes the untrained model of `run`: weights by its seed, one tokenizer for all."""
+    """The command that builds the untrained model of `run`: weights by its seed, the same tokenizer for all."""
     arguments: dict[str, Any] = {"vision": paths.parts / "tower", "image_token_pooling": 4, "seed": run.seed}
     if run.model == "mini":
         arguments["language"] = paths.parts / "language"
@@ -76,8 +76,8 @@ def build_command(run: Run, paths: Paths, output: Path) -> list[str]:
 
 def training_commands(run: Run, paths: Paths, settings: Settings, plain: Settings) -> dict[str, list[str]]:
     """
-    The training of `run`, by the folder that each command writes: one, or pre-training and then plain fine-tuning,
-    which has the settings `plain`.
+    The training commands of `run`, by the folder that each writes: one, or pre-training and then plain fine-tuning
+    with the settings `plain`.
     """
     folder, untrained = paths.run(run), paths.untrained(run)
     if run.data != "pretraining":
@@ -93,7 +93,7 @@ def training_commands(run: Run, paths: Paths, settings: Settings, plain: Setting
 def training_command(
     run: Run, arm_name: str, paths: Paths, settings: Settings, model: Path, output: Path
 ) -> list[str]:
-    """The command that trains `model` on the file beside `output`, which has its name."""
+    """The command that trains `model` on the JSON file next to `output` with the same name."""
     arm = arm_of(arm_name)
     arguments = {
         "model": model,
@@ -128,7 +128,7 @@ def training_command(
 
 
 def evaluation_command(run: Run, paths: Paths, split: str, num_questions: int | None = None) -> list[str]:
-    """The evaluation of `run` on "test" or "validation", with and without sight; trials are asked with sight alone."""
+    """The command that evaluates `run` on "test" or "validation", with and without sight; trials only with sight."""
     benchmark = "slake" if run.data == "pretraining" else run.data
     data = {"slake": paths.slake, "vqa_rad": paths.vqa_rad, "phantoms": paths.data / "generated_phantoms"}[benchmark]
     arguments = {
@@ -148,7 +148,7 @@ def evaluation_command(run: Run, paths: Paths, split: str, num_questions: int | 
 
 
 def to_command(module: str, arguments: Mapping[str, Any]) -> list[str]:
-    """The command that runs a module with arguments; `None` leaves one out, and a list gives several values."""
+    """The command that runs a module with arguments; `None` omits an argument, and a list gives several values."""
     words = [sys.executable, "-m", module]
     for name, value in arguments.items():
         if value is not None:

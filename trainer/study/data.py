@@ -1,4 +1,4 @@
-"""The study's training files, in LLaVA-Med's form with extended answers, each deterministic by its seed."""
+"""The study's training files in LLaVA-Med's format with extended answers, each determined by its seed."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from logramed.trainer.study.arms import SHARES, Run, arm_of
 
 
 IMAGE_FOLDER = "images"
-# Tells the two answers of a question apart, so that learning the long form does not unlearn the short one.
+# Tells the two answers to a question apart, so that training on the long one does not unlearn the short one.
 LONG_FORM = "Answer in a sentence."
 NUM_PHANTOMS = {"num_train": 300, "num_validation": 100, "num_test": 100}
 
@@ -24,8 +24,8 @@ NUM_PHANTOMS = {"num_train": 300, "num_validation": 100, "num_test": 100}
 def prepare_data(folder: Path, slake: str, vqa_rad: str) -> None:
     """
     Write `slake.json`, `vqa_rad.json`, `phantoms.json` and `pretraining.json` to `folder`: the training rows of the
-    first two (VQA-RAD's by image), generated ones, and what models are pre-trained on, one row an image; and all
-    their images to `images`. A folder that is finished is left as it is.
+    first two (VQA-RAD's by image), generated ones, and those for pre-training, one row per image; and all their images
+    to `images`. A finished folder is left unchanged.
     """
     if (folder / "pretraining.json").is_file():  # written last
         return
@@ -43,7 +43,7 @@ def prepare_data(folder: Path, slake: str, vqa_rad: str) -> None:
 
 
 def source_rows(name: str, rows: Iterable[dict], folder: Path) -> list[dict]:
-    """Training rows in LLaVA-Med's form; their images are copied into `folder`, which makes it complete."""
+    """Training rows in LLaVA-Med's format; copies their images to `folder`, so that it is self-contained."""
     found = []
     for row in rows:
         source = Path(row["images"][0])
@@ -58,7 +58,7 @@ def source_rows(name: str, rows: Iterable[dict], folder: Path) -> list[dict]:
 
 
 def make_row(row_id: str, image: str, turns: Sequence[tuple[str, str, str]]) -> dict:
-    """A row of one image and its turns: question, answer and extended answer."""
+    """A row with one image and its turns: question, answer and extended answer."""
     conversations = []
     for question, answer, _ in turns:
         start = f"{IMAGE_PLACEHOLDER}\n" if not conversations else ""
@@ -68,7 +68,7 @@ def make_row(row_id: str, image: str, turns: Sequence[tuple[str, str, str]]) -> 
 
 
 def turns_of(row: dict) -> list[tuple[str, str, str]]:
-    """What `make_row` made `row` of."""
+    """The turns that `make_row` made `row` from."""
     values = [entry["value"] for entry in row["conversations"]]
     values[0] = values[0].removeprefix(f"{IMAGE_PLACEHOLDER}\n")
     return list(zip(values[::2], values[1::2], row["extended_answers"], strict=True))
@@ -84,7 +84,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 def write_training_file(path: Path, source: Path, run: Run) -> str:
     """
-    What `run` trains on: its share of the images of `source`, drawn by its seed, changed as its arm wants it.
+    Write the training file of `run`: its share of the images in `source`, drawn by its seed, changed for its arm.
 
     The shares of a seed are nested (see `draw_subsets`). Returns the file's SHA-256.
     """
@@ -98,9 +98,9 @@ def write_training_file(path: Path, source: Path, run: Run) -> str:
 
 def permute_partners(rows: list[dict], seed: int) -> list[dict]:
     """
-    `rows` whose extended answers are the questions and answers of other turns: the texts that `answer_states` is
-    aligned with, dealt out anew once, among closed questions (answered by yes or no) and among open ones. No turn
-    keeps a text like its own.
+    Replace the extended answers in `rows` by the questions and answers of other turns: the texts that `answer_states`
+    is aligned with, permuted once among closed questions (answered by yes or no) and among open ones. No turn gets a
+    text equal to its own.
     """
     turns = [turn for row in rows for turn in turns_of(row)]
     texts = [f"{question} {answer}" for question, answer, _ in turns]
@@ -117,11 +117,11 @@ def permute_partners(rows: list[dict], seed: int) -> list[dict]:
 
 def derange(texts: Sequence[str], seed: int) -> list[str]:
     """
-    The same texts in an order drawn by `seed`, in which none is where an equal one was; `ValueError` if one text is
-    more than half of them: then there is no such order.
+    Permute the texts, by `seed`, so that no place gets a text equal to its own. Raises `ValueError` if more than half
+    of them are equal, since no such permutation exists.
     """
     if texts and 2 * max(map(texts.count, set(texts))) > len(texts):
-        raise ValueError(f"More than half of {len(texts)} texts are equal: they cannot all change places.")
+        raise ValueError(f"More than half of {len(texts)} texts are equal: some would keep an equal text.")
     generator, dealt = random.Random(seed), list(texts)
     generator.shuffle(dealt)
     places = list(range(len(dealt)))
@@ -134,7 +134,7 @@ def derange(texts: Sequence[str], seed: int) -> list[str]:
 
 
 def add_extended_targets(rows: list[dict], seed: int) -> list[dict]:
-    """`rows` with each question a second time, asked for a sentence and answered by the extended answer."""
+    """Repeat each question in `rows`, asking for a sentence, with the extended answer as its answer."""
     return [
         make_row(
             row["id"],

@@ -1,5 +1,5 @@
 """
-Tables and pictures of the study:
+Write tables and figures of the study:
 
     cd trainer/study/results
     python ../report.py --table table.jsonl further.jsonl --output .
@@ -34,9 +34,9 @@ COLORS = {PLAIN: "#636363", PRIMARY: "#08519c"}
 
 def write_report(rows: Sequence[Mapping], folder: Path) -> list[Path]:
     """
-    Write `tables.md` (see `summarize`, for each split) and pictures of the rows at the test split: `shares.png` (plain
-    and the primary arm at each share of SLAKE, with and without sight), `arms.png` (every arm minus plain at 10%) and
-    `kinds.png` (the primary arm minus plain there, by kind of question); the paths.
+    Write `tables.md` (`summarize` for each split) and figures for the test split: `shares.png` (plain and the primary
+    arm at each share of SLAKE, with and without sight), `arms.png` (every arm minus plain at 10%) and `kinds.png` (the
+    primary arm minus plain at 10%, by kind of question). Returns the paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = [split for split in ("test", "validation") if any(row["split"] == split for row in rows)]
@@ -53,7 +53,7 @@ def write_report(rows: Sequence[Mapping], folder: Path) -> list[Path]:
 
 
 def mean_score(rows: Sequence[Mapping], side: Side, sight: str) -> Difference | None:
-    """A side's mean over all questions and seeds, in percent, with its interval; `None` if it has no run."""
+    """A side's mean over all questions and seeds, in percent, with its interval; `None` without runs."""
     scores = [image_scores(row, "all", sight) for row in rows_of(rows, side).values()]
     if not scores or not scores[0]:
         return None
@@ -95,14 +95,14 @@ def draw_arms(axes: Axes, rows: Sequence[Mapping]) -> None:
         if side.arm != PLAIN:
             differences[name_side(side)] = compare(rows, Comparison(side, Side(PLAIN)))
     draw_differences(axes, differences)
-    # To the right edge: long names make the axes narrower than the title.
+    # Aligned right: long names make the axes narrower than the title.
     title = "Minus plain, 10% of SLAKE, all test questions, paired by seed and image"
     axes.set_title(title, fontsize=10, loc="right")
 
 
 def name_side(side: Side) -> str:
     """
-    An arm as a label of few words a line, with the settings that are not its own.
+    An arm as a label with short lines, with its settings if they are not its own.
 
     Example:
         >>> name_side(Side("answer_states+alignment_schedule=cosine", settings="1e-3,400,0.2,9"))
@@ -121,7 +121,7 @@ def draw_kinds(axes: Axes, rows: Sequence[Mapping]) -> None:
 
 
 def content_differences(rows: Sequence[Mapping]) -> dict[str, Difference | None]:
-    """By the data set's content types. Rows have their sums alone, not by image, so intervals are those of seeds."""
+    """Differences by the data set's content types. Their scores are not kept by image: intervals are over seeds."""
     first, second = (rows_of(rows, Side(arm)) for arm in (PRIMARY, PLAIN))
     seeds = sorted(first.keys() & second.keys())
     kinds = sorted({kind for seed in seeds for kind in first[seed]["by_content"]["with_sight"]})
@@ -134,7 +134,7 @@ def content_differences(rows: Sequence[Mapping]) -> dict[str, Difference | None]
 
 
 def seeds_alone(values: np.ndarray) -> Difference | None:
-    """The mean of paired differences with its t interval; `None` with less than two."""
+    """The mean of paired differences with its t interval; `None` with fewer than two."""
     if len(values) < 2:
         return None
     half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
@@ -144,7 +144,7 @@ def seeds_alone(values: np.ndarray) -> Difference | None:
 
 
 def draw_differences(axes: Axes, differences: Mapping[str, Difference | None]) -> None:
-    """One line a difference, from the top, in points, with its interval and number of seeds."""
+    """Draw one line per difference from the top, in points, with its interval and number of seeds."""
     there = {name: difference for name, difference in differences.items() if difference is not None}
     places = range(len(there), 0, -1)
     means = [difference.mean for difference in there.values()]
@@ -157,14 +157,14 @@ def draw_differences(axes: Axes, differences: Mapping[str, Difference | None]) -
 
 
 def lengths(differences: Sequence[Difference]) -> np.ndarray:
-    """Of error bars below and above the mean."""
+    """Lengths of error bars below and above the mean."""
     return np.array([(one.mean - one.low, one.high - one.mean) for one in differences]).reshape(-1, 2).T
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(description="Tables and pictures of the study.")
+    parser = ArgumentParser(description="Write tables and figures of the study.")
     parser.add_argument("--table", type=Path, nargs="+", required=True, help="tables that run.py wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder for tables.md and the pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for tables.md and the figures")
     options = parser.parse_args(argv)
     missing = [str(path) for path in options.table if not path.is_file()]
     if missing:

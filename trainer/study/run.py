@@ -4,8 +4,8 @@ Run the study of PROTOCOL.md, or a part of it, two runs at a time:
     python trainer/mini.py --output runs/mini
     python trainer/study/run.py --output runs/study --parts runs/mini --slake FOLDER --vqa_rad FOLDER
 
-Each run is one `logramed-train` and one `logramed-eval`. Started again after a kill, it goes on where it stopped: a
-run with a row in OUTPUT/table.jsonl is not run again.
+Each run is one `logramed-train` and one `logramed-eval`. After a kill, the same command resumes where it stopped: runs
+with a row in OUTPUT/table.jsonl are skipped.
 """
 
 import argparse
@@ -68,25 +68,25 @@ SMOKE_STEPS, SMOKE_QUESTIONS = 5, 6
 
 
 class CommandError(UserError):
-    """A command that ended with an error; the message has its last lines."""
+    """A command failed; the message has the last lines of its output."""
 
 
 @dataclass
 class Study:
     """
-    Runs runs with the settings of each model and arm, and appends their rows, scored on `split`, to `table`. `execute`
-    runs a command with a log file and a lock to hold; tests put another in its place.
+    Executes runs with the settings of each model and arm, and appends their rows, scored on `split`, to `table`.
+    `execute` runs a command with a log file and a lock to hold; tests replace it.
     """
 
     paths: Paths
     split: str
     settings: Mapping[str, Mapping[str, Settings]]
     table: Table
-    num_questions: int | None = None  # to ask; by default all
+    num_questions: int | None = None  # None asks all
     execute: Callable[[list[str], Path, int | None], None] = field(default_factory=lambda: Commands())
 
     def run_all(self, runs: Sequence[Run], num_parallel: int) -> list[str]:
-        """Run what has no row yet; the failures, in words. One that fails does not stop the others."""
+        """Execute the runs without a row yet; a failure does not stop the others. Returns messages of failures."""
         waiting = [run for run in runs if (run.name, self.split) not in self.table.rows]
         print(f"{len(waiting)} of {len(runs)} runs to go, {num_parallel} at a time.", flush=True)
         if waiting:
@@ -108,7 +108,7 @@ class Study:
         return failures
 
     def build(self, run: Run) -> None:
-        """The untrained model of a run, which all arms of its seed start from."""
+        """Build the untrained model of a run, unless it exists; all arms of a seed start from the same one."""
         folder = self.paths.untrained(run)
         if not folder.is_dir():
             unfinished = folder.with_name(folder.name + ".unfinished")
@@ -118,7 +118,7 @@ class Study:
             unfinished.rename(folder)
 
     def run_one(self, run: Run) -> None:
-        """Train and evaluate one run and append its row; what is there of it already is not done again."""
+        """Train and evaluate one run and append its row; skips steps that are already done."""
         folder, settings = self.paths.run(run), settings_of(run, self.settings)
         folder.mkdir(parents=True, exist_ok=True)
         with held(folder / "lock") as lock:
@@ -127,7 +127,7 @@ class Study:
             evaluation = folder / f"evaluation_{self.split}"
             for output, command in commands.items():
                 if not is_trained(folder / output):
-                    shutil.rmtree(evaluation, ignore_errors=True)  # answers of a model that is gone
+                    shutil.rmtree(evaluation, ignore_errors=True)  # answers of a deleted model
                     self.execute(command, folder / f"{output}.log", lock)
                 for checkpoint in (folder / output).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint)
@@ -146,8 +146,8 @@ class Study:
 
     def record(self, run: Run, commands: Mapping[str, list[str]]) -> dict:
         """
-        Write the training files, and what the run is to its folder; a run that was begun keeps its git revision.
-        Raises `ValueError` if the folder holds a run with other commands or other data.
+        Write the training files and the record of the run to its folder; a resumed run keeps its git revision. Raises
+        `ValueError` if the folder holds a run with other commands or other data.
         """
         path = self.paths.run(run) / "study_run.json"
         digests = {}
@@ -162,8 +162,8 @@ class Study:
             changed = [name for name, value in wanted.items() if former[name] != value]
             if changed:
                 raise ValueError(
-                    f"{path.parent} holds this run with other {' and '.join(changed)}. Delete that folder to run it "
-                    "anew, or choose another `--output`."
+                    f"{path.parent} holds this run with other {' and '.join(changed)}. Delete that folder to rerun "
+                    "it, or choose another `--output`."
                 )
             return former
         record = {**wanted, **describe_code()}
@@ -172,22 +172,22 @@ class Study:
 
 
 class Commands:
-    """Executes commands, one thread each, and ends those that run when this process is told to end."""
+    """Executes commands, one thread each, and terminates the running ones when this process is terminated."""
 
     def __init__(self):
         self._lock, self._running, self._ended = threading.RLock(), set(), False
 
     def __call__(self, command: list[str], log: Path, lock: int | None) -> None:
         """
-        Run `command`, its output appended to `log`; it holds `lock` as long as it lives, even if this process is gone.
-        Raises `CommandError` if it ends with an error.
+        Run `command`, appending its output to `log`; it holds `lock` until it ends, even if this process is killed.
+        Raises `CommandError` if it fails.
         """
         with log.open("a", encoding="utf-8") as file:
             file.write(f"\n$ {subprocess.list2cmdline(command)}\n")
             file.flush()
             with self._lock:
                 if self._ended:
-                    raise CommandError("not started: the study was told to end")
+                    raise CommandError("not started: the study was terminated")
                 process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -206,7 +206,7 @@ class Commands:
             raise CommandError(f"`{command[2]}` ended with {code}; {log}:\n{tail}")
 
     def end(self) -> None:
-        """Tell what runs to save and end, and start nothing more."""
+        """Send SIGTERM to running commands, which then save and end, and start no more."""
         with self._lock:
             self._ended = True
             for process in self._running:
@@ -216,8 +216,8 @@ class Commands:
 @contextmanager
 def held(path: Path) -> Iterator[int]:
     """
-    Hold a lock, which the commands of a run hold too: where this process was killed and a command of it still runs,
-    the next start waits for that.
+    Hold a lock, which the commands of a run inherit: if this process was killed and a command of the run is still
+    running, the next start waits for it.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -225,7 +225,7 @@ def held(path: Path) -> Iterator[int]:
 
 
 def is_trained(folder: Path) -> bool:
-    """Whether a training wrote its results, which is the last thing that it needs for an evaluation."""
+    """Whether training has written its results, the last files that an evaluation needs."""
     try:
         return "metrics" in json.loads((folder / "train_metrics.json").read_text(encoding="utf-8")) and any(
             folder.glob("*.safetensors")
@@ -236,8 +236,8 @@ def is_trained(folder: Path) -> bool:
 
 def tune(study: Study, num_parallel: int, output: Path) -> list[str]:
     """
-    Run the trials of `TUNED_ARMS` of the model from scratch on validation images, and write the settings chosen; the
-    failures, in words.
+    Run the trials of `TUNED_ARMS` for the model from scratch on validation images, and write the chosen settings.
+    Returns messages of failures.
     """
     chosen = {model: dict(settings) for model, settings in study.settings.items()}
     study.settings, of_scratch, failures = chosen, chosen["scratch"], []
@@ -260,8 +260,8 @@ def tuning_runs(arm: str) -> list[Run]:
 
 def select_runs(runs: Sequence[Run], shares: Sequence[int] | None, seeds: Sequence[int] | None) -> list[Run]:
     """
-    The planned runs of these shares and seeds, by default all. Seeds that are not planned (for a check by others) are
-    those of the runs of the first planned seed.
+    The planned runs with these shares and seeds, by default all. A seed that is not planned (for replication) gets the
+    runs of seed 0.
     """
     found = [run for run in runs if not shares or run.share in shares]
     if not seeds:
@@ -272,7 +272,7 @@ def select_runs(runs: Sequence[Run], shares: Sequence[int] | None, seeds: Sequen
 
 
 def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequence[int] = (10,)) -> list[Run]:
-    """Runs that are not planned, of the model from scratch on SLAKE: each description by every share and seed."""
+    """Runs outside the plan, of the model from scratch on SLAKE: each description with every share and seed."""
     runs = []
     for seed, share, description in product(seeds, shares, descriptions):
         arm, _, values = description.partition("@")
@@ -283,7 +283,7 @@ def further_runs(descriptions: Sequence[str], seeds: Sequence[int], shares: Sequ
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the study of PROTOCOL.md, or a part of it.")
-    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder of runs and table")
+    parser.add_argument("--output", type=Path, default=Path("runs/study"), help="folder for runs and table")
     parser.add_argument("--parts", type=Path, default=Path("runs/mini"), help="folder that trainer/mini.py wrote")
     parser.add_argument("--slake", type=Path, required=True, help="SLAKE's folder")
     parser.add_argument("--vqa_rad", type=Path, required=True, help="VQA-RAD's folder")
@@ -293,12 +293,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_parallel", type=int, default=2, help="runs at a time, one thread each (default 2)")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--tune", action="store_true", help="choose settings on validation images")
-    kind.add_argument("--smoke", action="store_true", help="every arm once, with a few steps and questions")
+    kind.add_argument("--smoke", action="store_true", help="each arm once, with a few steps and questions")
     kind.add_argument(
         "--further",
         nargs="+",
         metavar="ARM[+ARGUMENT=VALUE]@SETTINGS",
-        help="runs beside the plan: the model from scratch on SLAKE (10%% without --shares), SETTINGS as "
+        help="runs outside the plan: the model from scratch on SLAKE (10%% without --shares), SETTINGS as "
         "1e-3,400,0.2[,STRENGTH], steps at 10%%",
     )
     options = parser.parse_args(argv)
@@ -343,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def ending_commands(commands: Commands) -> Iterator[None]:
-    """SIGTERM and Ctrl-C let the commands save and end, before this process does."""
+    """On SIGTERM or Ctrl-C, let the commands save and end before this process does."""
 
     def end(number: int, frame: object) -> None:
         commands.end()

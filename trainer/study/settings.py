@@ -1,4 +1,4 @@
-"""Learning rate, steps, weight decay and strength of each arm: read from `settings.yaml`, and how they are chosen."""
+"""Learning rate, steps, weight decay and strength of each arm: chosen by tuning, and read from `settings.yaml`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ SETTINGS_FILE = Path(__file__).with_name("settings.yaml")
 @dataclass(frozen=True)
 class Settings:
     """
-    What is tuned, on validation images: AdamW's learning rate and weight decay, optimizer steps at 10% of SLAKE, and
-    the value of the arm's `Arm.strength`, `None` for arms that have none.
+    Settings tuned on validation images: AdamW's learning rate and weight decay, optimizer steps at 10% of SLAKE, and
+    the value of the arm's `Arm.strength`, `None` for arms without one.
     """
 
     learning_rate: float
@@ -26,10 +26,10 @@ class Settings:
     strength: float | None = None
 
 
-# The levels of each factor. One ratio is not the same strength for every model: README.md here has what was measured.
+# Levels of each factor. The same ratio is a different strength for each model: see the measurements in README.md here.
 LEVELS = {"learning_rate": (5e-4, 1e-3, 2e-3), "num_steps": (100, 200, 400), "weight_decay": (0.01, 0.05, 0.2)}
 STRENGTHS = {"alignment_gradient_ratio": (1.0, 3.0, 9.0), "alignment_weight": (0.1, 1.0, 3.0)}
-# Four factors of three levels in nine trials: every two levels of two factors meet exactly once (Taguchi's L9).
+# Four factors with three levels in nine trials: any two levels of two factors meet exactly once (Taguchi's L9).
 ORTHOGONAL_ARRAY = (
     (0, 0, 0, 0),
     (0, 1, 1, 1),
@@ -41,7 +41,7 @@ ORTHOGONAL_ARRAY = (
     (2, 1, 0, 2),
     (2, 2, 1, 0),
 )
-# Arms of the model from scratch with nine trials. The fixed weight has three, at the primary arm's other settings.
+# Arms with nine trials, for the model from scratch. The fixed weight has three, with the primary arm's other settings.
 NINE_TRIALS = (PLAIN, PRIMARY)
 FIXED_WEIGHT = "former_default"
 TUNED_ARMS = (*NINE_TRIALS, FIXED_WEIGHT)
@@ -49,14 +49,14 @@ COMMENT = (
     "# The model from scratch: chosen by `run.py --tune` on validation images of SLAKE at 10%, seed "
     f"{TUNING_SEED}, by all questions.\n# The mini: set by hand, not tuned.\n"
 )
-# Whose settings an arm has that is not tuned, by its kind of strength.
+# The arm whose settings an untuned arm uses, by its kind of strength.
 FOLLOWED = {"alignment_gradient_ratio": PRIMARY, "alignment_weight": FIXED_WEIGHT}
 
 
 def trials(arm: str, primary: Settings) -> list[Settings]:
     """
-    The settings tried for an arm of the model from scratch, of `TUNED_ARMS`; `FIXED_WEIGHT` has those of `primary` but
-    for its weight.
+    The settings tried for one of `TUNED_ARMS`, for the model from scratch; `FIXED_WEIGHT` uses those of `primary`,
+    except for its weight.
     """
     if arm == FIXED_WEIGHT:
         return [Settings(**{**asdict(primary), "strength": weight}) for weight in STRENGTHS["alignment_weight"]]
@@ -67,8 +67,8 @@ def trials(arm: str, primary: Settings) -> list[Settings]:
 
 def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Settings:
     """
-    The level of each factor whose trials have the best mean score: with an orthogonal array the other factors are then
-    balanced, and a level is judged by three trials, not by one. Of equal means the level tried first.
+    Choose the level of each factor whose trials have the best mean score; on a tie, the level tried first. The
+    orthogonal array balances the other factors, so that a level is judged by three trials instead of one.
     """
     if len(tried) != len(scores):
         raise ValueError(f"Expected a score for each of {len(tried)} trials, got {len(scores)}.")
@@ -83,10 +83,10 @@ def choose_settings(tried: Sequence[Settings], scores: Sequence[float]) -> Setti
 
 def parse_settings(values: str, arm: str) -> Settings:
     """
-    Settings from learning rate, steps, weight decay and, where the arm has one, strength.
+    Parse learning rate, steps, weight decay and, if the arm has one, strength.
 
     Raises:
-        ValueError: If `values` are not three or four such numbers.
+        ValueError: If `values` are not these three or four numbers.
 
     Example:
         >>> parse_settings("1e-3,400,0.2,3", "answer_states")
@@ -99,20 +99,20 @@ def parse_settings(values: str, arm: str) -> Settings:
             raise ValueError
         return Settings(float(learning_rate), int(num_steps), *map(float, others))
     except ValueError:
-        raise ValueError(f"settings {values!r} of {arm}: expected {', '.join(names)}, with commas between") from None
+        raise ValueError(f"settings {values!r} of {arm}: expected {', '.join(names)}, separated by commas") from None
 
 
 def read_settings(path: Path = SETTINGS_FILE) -> dict[str, dict[str, Settings]]:
     """
-    The settings of each arm, by model. An arm that is not in the file has those of the arm that it follows. Raises
-    `ValueError` if an arm that others follow is missing there, or a value is.
+    Read the settings of each arm, by model. Raises `ValueError` if a value is missing, or an arm whose settings other
+    arms use (see `FOLLOWED`).
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     read: dict[str, dict[str, Settings]] = {}
     for model, needed in {"scratch": TUNED_ARMS, "mini": (PLAIN, PRIMARY)}.items():
         missing = [arm for arm in needed if arm not in content.get(model, {})]
         if missing:
-            raise ValueError(f"{path} has no settings of {model} for {', '.join(missing)}. `--tune` writes them.")
+            raise ValueError(f"{path} has no settings of {model} for {', '.join(missing)}: run with `--tune`.")
         try:
             read[model] = {arm: Settings(**values) for arm, values in content[model].items()}
         except TypeError as error:
@@ -121,7 +121,7 @@ def read_settings(path: Path = SETTINGS_FILE) -> dict[str, dict[str, Settings]]:
 
 
 def write_settings(path: Path, settings: Mapping[str, Mapping[str, Settings]]) -> Path:
-    """Write what `read_settings` reads, under a comment that says where it comes from."""
+    """Write settings for `read_settings`, with a comment on how they were chosen."""
     content = {
         model: {
             arm: {name: value for name, value in asdict(values).items() if value is not None}
@@ -133,7 +133,7 @@ def write_settings(path: Path, settings: Mapping[str, Mapping[str, Settings]]) -
 
 
 def settings_of(run: Run, settings: Mapping[str, Mapping[str, Settings]]) -> Settings:
-    """What `run` is trained with: the arm's own, plain's with the arm's strength, a trial's, or those spelled out."""
+    """The settings to train `run` with: the arm's own, plain's with the arm's strength, a trial's, or given values."""
     if "," in run.settings:
         return parse_settings(run.settings, run.arm)
     of_model, strength = settings[run.model], arm_of(run.arm).strength

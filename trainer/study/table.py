@@ -1,4 +1,4 @@
-"""The table of the study: one row a run and split, made of what training and evaluation wrote."""
+"""The study's table: one row per run and split, made from the files that training and evaluation wrote."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from logramed.trainer.study.settings import Settings
 FIGURES = ("all", "closed", "open")
 SIGHTS = {"with_sight": ".jsonl", "without_sight": ".blank_images.jsonl"}
 SCORE_NAMES = {"CLOSED": "closed_accuracy", "OPEN": "open_recall"}
-# Of the logged steps of training; the gradient ratio is logged by runs with an alignment loss alone.
+# Figures taken from the training log; only runs with an alignment loss log the gradient ratio.
 LOGGED = ("gradient_ratio", "alignment_weight", "recall_at_1")
 RowKey = tuple[str, str]
 
 
 class Table:
     """
-    Rows as JSON lines in `path`, which need not exist. Threads may share it; a last line that was cut off by a kill is
-    dropped. Raises `ValueError` if a run has two rows.
+    Rows as JSON lines in `path`, which need not exist. Thread-safe. Drops an incomplete last line, left by a kill.
+    Raises `ValueError` if a run has two rows.
     """
 
     def __init__(self, path: Path):
@@ -36,14 +36,14 @@ class Table:
         if len(whole.encode()) < len(written):
             write_whole(path, whole)
         self.rows: dict[RowKey, dict] = {}
-        for line in whole.split("\n")[:-1]:  # not `splitlines`, which knows other line separators too
+        for line in whole.split("\n")[:-1]:  # not `splitlines`, which also splits at other characters
             row = json.loads(line)
             if row_key(row) in self.rows:
                 raise ValueError(f"{path} has two rows of {row['run']} ({row['split']}). Delete one of the lines.")
             self.rows[row_key(row)] = row
 
     def append(self, row: dict) -> None:
-        """Write a row to the disk at once; one that is there already is left as it is."""
+        """Write a row to the disk at once; does nothing if the table has it."""
         with self._lock:
             if row_key(row) in self.rows:
                 return
@@ -68,8 +68,8 @@ def make_row(
     evaluation: Path,
 ) -> dict[str, Any]:
     """
-    The row of a run that is trained and evaluated, of what its folder records (`record`), its `train_metrics.json`
-    (`training`) and the folder that `logramed-eval` wrote (`evaluation`).
+    The row of a trained and evaluated run, made from its folder's `record`, its `train_metrics.json` (`training`) and
+    the folder that `logramed-eval` wrote (`evaluation`).
     """
     scores = {sight: read_scores(evaluation / f"scores{ending}") for sight, ending in SIGHTS.items()}
     images = json.loads((evaluation / "local_paths.json").read_text(encoding="utf-8"))["images"]
@@ -88,7 +88,7 @@ def make_row(
 
 
 def read_scores(path: Path) -> list[dict] | None:
-    """`question_id`, `answer_type` and `score` in percent of each question; `None` if it was not asked this way."""
+    """`question_id`, `answer_type` and `score` in percent for each question; `None` if the file does not exist."""
     if not path.is_file():
         return None
     rows = map(json.loads, filter(None, path.read_text(encoding="utf-8").split("\n")))
@@ -112,8 +112,8 @@ def mean_figures(scores: Sequence[Mapping]) -> dict[str, float | int]:
 
 def image_scores(scores: Sequence[Mapping], images: Mapping[str, str]) -> dict[str, dict[str, list[float]]]:
     """
-    For each image the sum of its questions' scores, in percent, and their number, of closed and of open questions:
-    what intervals are made of. An image has the name of its folder too: SLAKE's are all called "source.jpg".
+    For closed and for open questions: the sum of the scores, in percent, and their number for each image, to compute
+    intervals. Image names include their folder, since all of SLAKE's are called "source.jpg".
     """
     return {
         kind.lower(): sum_scores(
@@ -126,13 +126,13 @@ def image_scores(scores: Sequence[Mapping], images: Mapping[str, str]) -> dict[s
 
 
 def content_scores(scores: Sequence[Mapping]) -> dict[str, list[float]]:
-    """The same of each content type; empty where the data has none."""
+    """Sum of scores and their number for each content type; empty if the data has none."""
     name = "content_type"
     return sum_scores((row["groups"][name], row["score"]) for row in scores if name in row.get("groups", {}))
 
 
 def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
-    """The sum of the scores of each name, and their number."""
+    """The sum and number of scores for each name."""
     sums: dict[str, list[float]] = {}
     for name, score in scores:
         total = sums.setdefault(name, [0.0, 0])
@@ -142,7 +142,7 @@ def sum_scores(scores: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
 
 
 def seconds_per_step(log: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean time of a step of training, as transformers reports it at the end."""
+    """Mean time of a training step, as transformers reports it at the end."""
     ends = [entry for entry in log if "train_runtime" in entry]
     return ends[-1]["train_runtime"] / ends[-1]["step"] if ends and ends[-1]["step"] else None
 

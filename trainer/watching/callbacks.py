@@ -1,4 +1,4 @@
-"""What a run logs beside its loss: the parts of it."""
+"""Means of the parts of the loss and other figures, for logging."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from accelerate import Accelerator
 
 class LoggedMeans:
     """
-    Figures of micro-batches, whose means over these and over all processes are logged. They stay on the device until
-    they are read, so that no step waits for it.
+    Collects figures of micro-batches and averages them over micro-batches and processes for the log. Values stay on
+    the device until they are read, so that no step waits for it.
     """
 
     def __init__(self):
         self._values: dict[str, dict[str, list[torch.Tensor]]] = {"train": {}, "eval": {}}
 
     def add(self, mode: str, values: dict[str, torch.Tensor]) -> None:
-        """Figures of one micro-batch, each a scalar tensor, in `mode` `"train"` or `"eval"`."""
+        """Add the figures of one micro-batch, each a scalar tensor, to `mode` `"train"` or `"eval"`."""
         for name, value in values.items():
             self._values[mode].setdefault(name, []).append(torch.as_tensor(value).detach().double())
 
     def last(self, mode: str) -> dict[str, float]:
-        """The figures added last, of this process; waits for the device."""
+        """The figures that this process added last; waits for the device."""
         return {name: float(values[-1]) for name, values in self._values[mode].items()}
 
     def read(self, mode: str, accelerator: Accelerator) -> dict[str, float]:
-        """The means since they were last read, on every process alike; all must take part."""
+        """The means since the last call, the same on every process; a collective call."""
         found = self._values[mode]
         if not found:
             return {}

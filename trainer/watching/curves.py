@@ -1,11 +1,11 @@
-"""Pictures of a training run."""
+"""Plots of a training run."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 
-# Title, names in the log (the first in training, all in evaluations), factor to the unit of the title.
+# Title, names in the log (the first for training, all for evaluations), factor to the unit of the title.
 PANELS = (
     ("Total loss", ("loss",), 1),
     ("Language-modeling loss", ("language_modeling_loss",), 1),
@@ -18,8 +18,8 @@ PANELS = (
 
 def plot_curves(log_history: list[dict[str, float]], path: str | Path) -> None:
     """
-    Draw losses, matching accuracy and validation figures over the steps of a run (`trainer.state.log_history`) as PNG.
-    What the log has no values of is left out; `ValueError` if it holds none of the figures.
+    Plot losses, matching accuracy and validation figures over the steps of a run (`trainer.state.log_history`) as PNG.
+    Panels without values are left out; raises `ValueError` if the log has none of the figures.
     """
     drawn = [
         panel for panel in PANELS if any(_series(log_history, f"{kind}{panel[1][0]}")[0] for kind in ("", "eval_"))

@@ -1,4 +1,4 @@
-"""A look at a run before it starts: all of its data read, its model loaded, and two steps on the longest rows."""
+"""Checks a run before it starts: reads all of its data, loads its model, and takes two steps on the longest rows."""
 
 import dataclasses
 import math
@@ -19,11 +19,11 @@ from logramed.trainer.trainer import LoGraMedTrainer
 
 
 GIB = 2**30
-OPTIMIZER_BYTES = 8  # a trained weight: the two float32 means of AdamW
+OPTIMIZER_BYTES = 8  # per trained weight: AdamW's two moments in float32
 
 
 class StepTimes(TrainerCallback):
-    """When steps end."""
+    """Records when each step ends."""
 
     def __init__(self):
         self.times: list[float] = []
@@ -34,9 +34,9 @@ class StepTimes(TrainerCallback):
 
 def dry_run(training: Any, load: Callable[[Any], tuple[Dataset, torch.nn.Module, Any, Any]]) -> str:
     """
-    Look at a run without starting it; whatever would end the run is raised. `load` gives training rows, model,
-    processor, and adapters to put on, or None, for arguments whose `output_dir` is a temporary folder. Returns lines
-    about memory, time, and the size of a checkpoint.
+    Check a run without starting it; errors that would end the run are raised. `load` returns training rows, model,
+    processor, and the configuration of the adapters to add or None, for arguments whose `output_dir` is a temporary
+    folder. Returns lines about memory, time, and the size of a checkpoint.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = dataclasses.replace(
@@ -71,7 +71,7 @@ def dry_run(training: Any, load: Callable[[Any], tuple[Dataset, torch.nn.Module,
 
 
 def take_longest(rows: Dataset, number: int) -> Dataset:
-    """So many rows, those with the most text first; of a small data set they repeat."""
+    """The `number` rows with the most text, longest first, repeated if there are fewer."""
     lengths = [sum(len(part["text"] or "") for message in messages for part in message["content"])
                for messages in rows["messages"]]  # fmt: skip
     longest = sorted(range(len(rows)), key=lambda place: -lengths[place])

@@ -1,4 +1,4 @@
-"""What a training run shows while it goes on."""
+"""The progress bar of a training run."""
 
 from transformers import ProgressCallback
 
@@ -12,7 +12,7 @@ SHOWN = {
 
 
 class LossProgressCallback(ProgressCallback):
-    """One progress bar that carries the losses of the last step; an evaluation is a line of its own above it."""
+    """One progress bar that shows the losses of the last step; each evaluation is printed on a line above it."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None:
@@ -29,7 +29,7 @@ class LossProgressCallback(ProgressCallback):
 
 
 def describe_evaluation(logs: dict[str, float]) -> str:
-    """The figures of an evaluation that tell how training goes, as one line."""
+    """The main figures of an evaluation, as one line."""
     parts = [f"validation loss {logs['eval_loss']:.3f}"]
     for name, words in (("eval_closed_accuracy", "closed accuracy"), ("eval_open_recall", "open recall")):
         if name in logs:

@@ -21,8 +21,8 @@ def score_answers(
     max_new_tokens: int,
 ) -> dict[str, float]:
     """
-    `closed_accuracy` and `open_recall`, in percent, of answers to `questions` by the strict protocol of the
-    `medical_vqa` metric; each only where there are such questions.
+    `closed_accuracy` and `open_recall`, in percent, of the model's answers to `questions`, by the strict protocol of
+    the `medical_vqa` metric; each only if there are questions of that type.
     """
     rows: list[dict] = []
     answers: list[str] = []
@@ -40,7 +40,7 @@ def score_answers(
 
 @torch.no_grad()
 def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], max_new_tokens: int) -> list[str]:
-    """The answers to question rows, in their order, by greedy decoding of any image-text-to-text model."""
+    """Answer question rows, in their order, by greedy decoding; for any image-text-to-text model."""
     conversations = []
     for row in rows:
         content = [
@@ -69,5 +69,5 @@ def answer_batch(model: torch.nn.Module, processor: Any, rows: Sequence[dict], m
         pad_token_id=tokenizer.pad_token_id,
     )
     texts = tokenizer.batch_decode(sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    cut = getattr(processor, "cut_answer", str)  # at a text that ends turns
+    cut = getattr(processor, "cut_answer", str)  # cuts at the stop string
     return [cut(text).strip() for text in texts]

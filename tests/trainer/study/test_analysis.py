@@ -108,7 +108,7 @@ def test_kinds_of_questions_and_sight_are_compared_by_themselves():
 
 def test_runs_that_were_asked_other_questions_are_not_compared():
     rows = [row(PLAIN, 0, {"a": [100.0, 2]}), row(PRIMARY, 0, {"a": [100.0, 1]})]
-    with pytest.raises(ValueError, match="was asked other questions"):
+    with pytest.raises(ValueError, match="were asked different questions"):
         compare(rows, PRIMARY_COMPARISON)
 
 

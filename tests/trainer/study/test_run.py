@@ -165,7 +165,7 @@ def test_commands_are_logged_have_one_thread_and_an_error_shows_their_last_lines
     with pytest.raises(CommandError, match=r"(?s)ended with 3.*\nlast words"):
         commands([sys.executable, "-c", "print('last words'); exit(3)"], log, None)
     commands.end()
-    with pytest.raises(CommandError, match="told to end"):
+    with pytest.raises(CommandError, match="the study was terminated"):
         commands([sys.executable, "-c", ""], log, None)
 
 
@@ -216,7 +216,7 @@ def test_runs_beside_the_plan_have_their_arguments_and_settings_and_a_table_of_t
     ("described", "message"),
     [
         ("planned@1e-3,400,0.2", "unknown arm 'planned'"),
-        ("plain@1e-3,400", "settings '1e-3,400' of plain: expected learning rate, steps, weight decay, with commas"),
+        ("plain@1e-3,400", "settings '1e-3,400' of plain: expected learning rate, steps, weight decay, separated by"),
         ("answer_states@1e-3,400,0.2", "expected learning rate, steps, weight decay, strength"),
         ("answer_states+alignment_head@1e-3,400,0.2,3", r"write \+ARGUMENT=VALUE after the arm"),
     ],
