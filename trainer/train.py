@@ -21,7 +21,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from torch import nn
-from transformers import ProgressCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 from trl import TrlParser
 
@@ -192,7 +192,7 @@ def build_trainer(
 
 
 def show_progress(trainer: LoGraMedTrainer) -> None:
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook another than `ProgressCallback`
     trainer.add_callback(LossProgressCallback)
 
 

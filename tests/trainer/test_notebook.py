@@ -40,4 +40,6 @@ def test_it_runs_from_top_to_bottom(committed, tmp_path, monkeypatch):
     table = next(part.data["text/markdown"] for part in outputs(notebook)[4] if "data" in part)
     assert "| closed accuracy |" in table
     assert [part.output_type for cell in outputs(notebook) for part in cell if part.output_type == "error"] == []
+    # transformers' own progress would be a table with a row for each step.
+    assert not any("text/html" in part.get("data", {}) for cell in outputs(notebook) for part in cell)
     assert outputs(notebook)[-1][-1].text.startswith("Is there a lesion? ")
