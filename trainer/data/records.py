@@ -211,7 +211,7 @@ def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list
 
 
 def read_pairs(location: RowLocation, record: dict[str, Any], question: str, answer: str) -> list[Turn]:
-    """The turns of `history`, a list of pairs, and of the fields `question` (with `input` behind it) and `answer`."""
+    """The turns of `history`, a list of pairs, and of the fields `question` (followed by `input`) and `answer`."""
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise location.error("history", f"expected a list of pairs of question and answer, got {history!r:.100}")

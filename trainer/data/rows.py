@@ -276,7 +276,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. JSON lines need the ending .jsonl.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. One object per line needs the ending .jsonl.") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} must hold a JSON list of rows, got {type(records).__name__}.")
     for number, record in enumerate(records):
