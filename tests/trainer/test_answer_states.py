@@ -359,7 +359,7 @@ def test_the_weight_follows_its_schedule(tmp_path, rows, schedule, expected):
     [
         ({"alignment_image_node": "answer_state"}, "needs nodes that are answers: give `alignment_granularity`"),
         ({"alignment_texts": "question_answer"}, "needs nodes that are turns"),
-        ({"alignment_regions": True}, "stand beside `alignment_image_node='answer_state'`"),
+        ({"alignment_regions": True}, "needs `alignment_image_node='answer_state'`"),
         ({"alignment_gradient_ratio": 0.1}, "compares gradients at the answer states"),
         (
             {"alignment_gradient_ratio": 0, "alignment_image_node": "answer_state", "alignment_granularity": "turn"},

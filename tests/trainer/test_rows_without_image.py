@@ -126,11 +126,11 @@ def test_language_alone_is_for_one_process_and_graphs_of_a_batch():
         num_processes = 2
 
     arguments = LoGraMedTrainingArguments(alignment_preset="paper", rows_without_image="language_only", use_cpu=True)
-    with pytest.raises(ValueError, match="does not go with several processes"):
+    with pytest.raises(ValueError, match="does not work with several processes"):
         check_engine(arguments, Accelerator)
     Accelerator.num_processes = 1
     arguments = LoGraMedTrainingArguments(
         alignment_preset="paper", rows_without_image="language_only", accumulate_graph=True, use_cpu=True
     )
-    with pytest.raises(ValueError, match="does not go with `accumulate_graph`"):
+    with pytest.raises(ValueError, match="does not work with `accumulate_graph`"):
         check_engine(arguments, Accelerator)

@@ -1,6 +1,6 @@
 """
-A vision-language model and what aligns it: one pass of the backbone gives the language-modeling figures and the
-features of the graph nodes. Any model of transformers 5 whose images become tokens of the language model.
+A vision-language model with its alignment modules: one backbone pass computes the language-modeling figures and the
+features of the graph nodes. For any model of transformers 5 whose images become tokens of the language model.
 """
 
 import inspect
@@ -30,34 +30,33 @@ logger = logging.getLogger(__name__)
 
 ALIGNMENT_FILE = "alignment.safetensors"
 TOKEN_FIGURES = ("log_probs", "entropy", "is_top1")
-TOKENS_AT_ONCE = 128  # labelled ones, in the head of the language model on a CPU
-# How the texts of nodes can be laid out, in the order in which they are tried: in rows of several texts, told apart by
-# positions of one axis or (Qwen2-VL) of four, or each in a row of its own, whose tokens see those before them or (a
-# PaliGemma) all of them.
+TOKENS_AT_ONCE = 128  # labelled tokens per chunk in the language-model head on a CPU
+# Layouts of the node texts, in the order in which they are tried: several texts per row, kept apart by positions of
+# one axis or (Qwen2-VL) four, or one text per row, with causal or (PaliGemma) bidirectional attention.
 TEXT_LAYOUTS = ("packed", "packed_four_axes", "padded", "padded_both_ways")
 
 
 @dataclass
 class AlignedOutput(ModelOutput):
     """
-    What one pass gives.
+    Outputs of one forward pass.
 
     Attributes:
         log_probs, entropy (`torch.Tensor` of shape `(batch_size, sequence_length - 1)`):
-            Of each next token: log-probability of its label, and entropy of its distribution; 0 without a label.
+            For each next token, log-probability of its label and entropy of its distribution; 0 without a label.
         is_top1, label_mask (`torch.Tensor` of that shape, bool):
             Whether the label is the likeliest token, and whether there is one.
         logits (`torch.Tensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
-            Where they were asked for.
+            Only if requested.
         last_hidden_state (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
-            What the language model's head reads.
+            Input of the language model's head.
         node_features, attention (`dict[str, torch.Tensor]`):
             As in `logramed.trainer.alignment.node_features.NodeFeatures`.
         graph_weights (`tuple[torch.Tensor, ...]`):
-            Views of the graph network's weights, which the loss uses after this pass. DDP waits for the gradients of
-            those weights alone that it finds behind a pass's output.
+            Views of the graph network's weights, which the loss uses after this pass: DDP only waits for gradients of
+            weights that it can reach from the output of the forward pass.
         aux_loss (`torch.Tensor`, scalar, *optional*):
-            Load balancing of a mixture of experts, where router logits were asked for.
+            Load-balancing loss of a mixture of experts, if router logits were requested.
     """
 
     log_probs: torch.Tensor | None = None
@@ -74,10 +73,10 @@ class AlignedOutput(ModelOutput):
 
 class AlignedModel(nn.Module):
     """
-    Holds a model, `PreTrainedModel` or `PeftModel`, with the graph network and the head of its alignment, which
-    `config` describes, and is what DDP, FSDP2 and DeepSpeed wrap. Attributes that it does not have are the model's,
-    and `save_pretrained` saves the model alone, as PEFT's wrapper has it. `gradient_norms` gets the gradients at the
-    answer states in the backward pass.
+    Wraps a `PreTrainedModel` or `PeftModel` together with the graph network and head for alignment, as configured by
+    `config`; DDP, FSDP2 and DeepSpeed wrap this module. Other attributes are looked up on the model, and
+    `save_pretrained` saves only the model, as PEFT's wrapper does. `gradient_norms` records the gradients at the
+    answer states during the backward pass.
     """
 
     def __init__(
@@ -105,7 +104,7 @@ class AlignedModel(nn.Module):
 
     @property
     def base(self) -> nn.Module:
-        """The model itself, also where adapters are on it."""
+        """The model without adapters around it."""
         return unwrap_model(self.model)
 
     def forward(
@@ -116,9 +115,9 @@ class AlignedModel(nn.Module):
         **inputs: Any,
     ) -> ModelOutput:
         """
-        The model's own `forward`, or with `nodes`, as `logramed.trainer.alignment.node_inputs` makes them, one pass
-        that gives what the language-modeling loss, by `labels` `(batch_size, sequence_length)`, and the alignment loss
-        are made of (`AlignedOutput`); `output_logits` asks for the logits of all tokens too.
+        Without `nodes`, the model's own `forward`. With `nodes` (see `logramed.trainer.alignment.node_inputs`), one
+        pass whose `AlignedOutput` has the inputs of both losses: language modeling, with `labels` `(batch_size,
+        sequence_length)`, and alignment. `output_logits` adds the logits of all tokens.
         """
         gather_language_head(self.base)
         if nodes is None:
@@ -131,7 +130,7 @@ class AlignedModel(nn.Module):
         image = self._read_image_nodes(image_outputs, output, nodes, questions)
         output.node_features = self._finish_nodes({**image.features, **texts.features}, nodes)
         output.attention = {**image.attention, **texts.attention}
-        # A view of a weight that DeepSpeed has in pieces would fix the piece's shape for its gradient.
+        # A view of a weight that DeepSpeed has partitioned would give its gradient the shape of the partition.
         whole = [weight for weight in self._graph_weights() if not hasattr(weight, "ds_id")]
         output.graph_weights = tuple(weight.view_as(weight) for weight in whole)
         return output
@@ -154,7 +153,7 @@ class AlignedModel(nn.Module):
         )
 
     def _read_texts(self, nodes) -> tuple[NodeFeatures, torch.Tensor | None]:
-        """The features of the nodes' texts and, where image regions are pooled by them, the questions'."""
+        """Features of the nodes' texts, and of the questions if image regions are pooled by them."""
         config = self.alignment
         if config.alignment_text_encoder != "self":
             return NodeFeatures({kind: nodes[f"{kind}_embeddings"] for kind in config.text_kinds}, {}), None
@@ -168,7 +167,7 @@ class AlignedModel(nn.Module):
             states = self._read_answer_states(output, nodes)
             if not config.alignment_regions:
                 return NodeFeatures({"image": states}, {})
-            # What pools them may know image and question, but no text that they are matched with.
+            # The query may depend on image and question, but on no text that the regions are matched with.
             pooled = pool_regions(join_image_features(image_outputs), nodes, states)
             return NodeFeatures({"image": states, "region": pooled.features["image"]}, pooled.attention)
         if config.alignment_image_node == "projector":
@@ -177,7 +176,7 @@ class AlignedModel(nn.Module):
             image_tokens = take_tokens(output.last_hidden_state, nodes["image_places"])
         if config.alignment_granularity == "sample":
             return pool_images(image_tokens, nodes, len(nodes["groups"]))
-        # Where no pass over texts knows the question, the state at its end does.
+        # If questions are not encoded as texts, the hidden state at the question's end is the query.
         queries = take_tokens(output.last_hidden_state, nodes["answer_places"]) if questions is None else questions
         return pool_regions(image_tokens, nodes, queries)
 
@@ -189,7 +188,7 @@ class AlignedModel(nn.Module):
         return states.to(torch.promote_types(states.dtype, torch.float32))
 
     def _finish_nodes(self, features, nodes) -> dict[str, torch.Tensor]:
-        """One feature for each node, in one space; a span has those of its turn, an image the texts of its sample."""
+        """One feature per node, in a shared space; a span takes its turn's features, an image its sample's texts."""
         if self.alignment.alignment_granularity == "span":
             turns = {name: values for name, values in features.items() if name != "extended"}
             features |= {name: values.index_select(0, nodes["turn_of_span"]) for name, values in turns.items()}
@@ -208,7 +207,7 @@ class AlignedModel(nn.Module):
         return iter(()) if self.graph_network is None else self.graph_network.parameters()
 
     def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs: Any) -> None:
-        """Save the model for use, without the graph network; `state_dict` is that of this wrapper."""
+        """Save the model for inference, without the graph network; `state_dict` is this wrapper's."""
         prefix = "model."
         if state_dict is not None:
             kept = {name: value for name, value in state_dict.items() if name.startswith(prefix)}
@@ -216,14 +215,14 @@ class AlignedModel(nn.Module):
         self.model.save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def save_alignment(self, folder: str | Path, state_dict: dict[str, torch.Tensor]) -> None:
-        """Save what this wrapper's `state_dict` has beside the model's weights, if anything, for training to go on."""
+        """Save the alignment weights in this wrapper's `state_dict`, if any, so that training can resume."""
         own = {name: value.contiguous() for name, value in state_dict.items() if not name.startswith("model.")}
         if own:
             safetensors.torch.save_file(own, Path(folder) / ALIGNMENT_FILE)
 
     def load_alignment(self, folder: str | Path) -> None:
         """
-        Load what `save_alignment` saved; raises `ValueError` if there is no such file, or it holds other weights.
+        Load the file that `save_alignment` wrote; raises `ValueError` if it is missing or holds other weights.
         """
         if self.graph_network is None and self.head is None:
             return
@@ -244,9 +243,9 @@ class AlignedModel(nn.Module):
 
 class LanguageHead:
     """
-    The head of a language model, as TRL computes with it: in chunks, for labelled tokens, never all logits at once.
+    A language-model head computed with TRL's fused head: in chunks, for labelled tokens, never all logits at once.
 
-    TRL's fused head calls a model's backbone itself; this stands for a model whose backbone has been called already.
+    TRL's fused head calls the model's backbone itself; this stands in for a model whose backbone has already run.
     """
 
     def __init__(self, model: nn.Module):
@@ -254,14 +253,14 @@ class LanguageHead:
         add_fused_lm_head(self, outputs=TOKEN_FIGURES)
 
     def forward(self, outputs: ModelOutput, **options: Any) -> ModelOutput:
-        """Only there for TRL to replace."""
+        """TRL replaces this method."""
         raise NotImplementedError
 
     def base_model(self, outputs: ModelOutput, **kwargs: Any) -> ModelOutput:
         return outputs
 
     def score(self, outputs: ModelOutput, labels: torch.Tensor, **inputs: Any) -> ModelOutput:
-        """TRL's `FusedCausalLMOutput` for the backbone's `outputs`, or of it on a CPU what depends on labels."""
+        """TRL's `FusedCausalLMOutput` for the backbone's `outputs`; on a CPU only the fields that depend on labels."""
         passed_on = {name: inputs[name] for name in ("attention_mask", "output_router_logits") if name in inputs}
         routes = passed_on.get("output_router_logits") or getattr(
             self.config.get_text_config(), "output_router_logits", False
@@ -271,7 +270,7 @@ class LanguageHead:
         return self.forward(outputs, labels=labels, fused_lm_head=True, **passed_on)
 
     def _score_in_pieces(self, hidden_states: torch.Tensor, targets: torch.Tensor) -> ModelOutput:
-        # On a CPU, TRL's head scores tokens without a label too, and holds eight tiles of 4,096 tokens' logits.
+        # On a CPU, TRL's head also scores unlabelled tokens, and keeps the logits of eight tiles of 4,096 tokens.
         mask = targets != -100
         pieces = zip(hidden_states[mask].split(TOKENS_AT_ONCE), targets[mask].split(TOKENS_AT_ONCE), strict=True)
         scored = [
@@ -285,8 +284,8 @@ class LanguageHead:
 
 def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    The figures of `AlignedOutput` that the fused head gives, from logits `(batch_size, sequence_length, vocab_size)`;
-    without gradient, since a loss that needs the logits is made of them.
+    Computes the fused head's fields of `AlignedOutput` from logits `(batch_size, sequence_length, vocab_size)`,
+    without gradient: a loss that needs the logits uses them directly.
     """
     targets = labels[:, 1:]
     mask = targets != -100
@@ -301,8 +300,8 @@ def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.
 
 def encode_images(backbone: nn.Module, inputs: dict[str, Any]) -> ModelOutput:
     """
-    What the vision tower and the projector make of a batch's images: `pooler_output` holds the features that take the
-    places of image tokens, a tensor or a list of tensors, in the order of the tokens.
+    Runs a batch's images through vision tower and projector: `pooler_output` holds the features that replace the image
+    tokens, a tensor or a list of tensors, in the order of the tokens.
     """
     names = inspect.signature(backbone.get_image_features).parameters
     taken = {name: inputs[name] for name in names if name in inputs}
@@ -310,12 +309,12 @@ def encode_images(backbone: nn.Module, inputs: dict[str, Any]) -> ModelOutput:
 
 
 def take_tokens(hidden_states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Those of `hidden_states` `(batch_size, sequence_length, hidden_size)` at places in the flattened batch."""
+    """Selects `hidden_states` `(batch_size, sequence_length, hidden_size)` at `places` in the flattened batch."""
     return hidden_states.flatten(0, 1).index_select(0, places)
 
 
 def join_image_features(image_outputs: ModelOutput) -> torch.Tensor:
-    """The features of all images, one behind the other: `(num_image_tokens, hidden_size)`."""
+    """Concatenates the features of all images: `(num_image_tokens, hidden_size)`."""
     features = image_outputs.pooler_output
     return features.flatten(0, -2) if torch.is_tensor(features) else torch.cat(list(features))
 
@@ -323,7 +322,7 @@ def join_image_features(image_outputs: ModelOutput) -> torch.Tensor:
 def encode_texts(decoder: nn.Module, nodes: dict[str, torch.Tensor], layout: str) -> torch.Tensor:
     """
     The last hidden states of the content tokens of all texts, `(num_content_tokens, hidden_size)`, from one pass of a
-    language model without its head; `nodes` as `node_inputs` makes them, `layout` one of `TEXT_LAYOUTS`.
+    language model without its head; `nodes` come from `node_inputs`, `layout` is one of `TEXT_LAYOUTS`.
     """
     if layout.startswith("packed"):
         positions = nodes["packed_position_ids"]
@@ -344,14 +343,14 @@ def encode_texts(decoder: nn.Module, nodes: dict[str, torch.Tensor], layout: str
 @torch.no_grad()
 def choose_text_layout(decoder: nn.Module) -> str:
     """
-    The first of `TEXT_LAYOUTS` in which `decoder` encodes texts as it does each alone; `ValueError` if there is none.
-    Positions that start at 0 again tell most models of transformers which tokens may attend to each other. Those with
-    other positions (ALiBi), a recurrent state or attention both ways let texts in one row reach each other; they get a
-    row for each text, which one warning says.
+    The first of `TEXT_LAYOUTS` in which `decoder` encodes each text as it would alone; `ValueError` if there is none.
+    Most models of transformers take position ids that restart at 0 as the start of a new text, and mask accordingly.
+    With other positions (ALiBi), a recurrent state or bidirectional attention, texts in one row influence each other:
+    such models get one row per text, with one warning.
     """
     modes = {module: module.training for module in decoder.modules()}
     for module in modes:
-        # bitsandbytes lays 4-bit weights out anew, for good, where a layer computes in evaluation mode on a CPU.
+        # bitsandbytes permanently repacks 4-bit weights if a layer runs in evaluation mode on a CPU.
         module.training = hasattr(getattr(module, "weight", None), "quant_state")
     try:
         device, vocab_size = decoder.get_input_embeddings().weight.device, decoder.config.vocab_size
@@ -366,17 +365,17 @@ def choose_text_layout(decoder: nn.Module) -> str:
             module.training = mode
     name = type(decoder).__name__
     if layout is None:
-        raise ValueError(f"{name} encodes no text in a batch as it does alone, so texts cannot be graph nodes.")
+        raise ValueError(f"{name} encodes texts differently in a batch than alone, so texts cannot be graph nodes.")
     if layout.startswith("padded"):
         logger.warning(
             f"{name} does not keep texts in one row apart, so each text of a graph node is encoded in a row of its "
-            "own: right, but slower."
+            "own: correct, but slower."
         )
     return layout
 
 
 def _lay_out_probe(texts):
-    """The layouts of a few texts, all of whose tokens are content."""
+    """All layouts of a few texts; every token counts as content."""
     pad = torch.nn.utils.rnn.pad_sequence
     numbers = pad([torch.arange(len(text), device=text.device) for text in texts], batch_first=True, padding_value=-1)
     return {
@@ -392,28 +391,28 @@ def _lay_out_probe(texts):
 def _is_as_alone(decoder, probe, layout, alone) -> bool:
     try:
         found = encode_texts(decoder, probe, layout)
-    except (RuntimeError, ValueError, IndexError, TypeError):  # positions of a form that the model does not take
+    except (RuntimeError, ValueError, IndexError, TypeError):  # the model does not accept such positions
         return False
     rounding = 16 * torch.finfo(alone.dtype).eps if alone.dtype in (torch.float16, torch.bfloat16) else 1e-4
     return bool((found - alone).abs().max() <= rounding * alone.square().mean().sqrt())
 
 
 def refuse_unalignable(model: nn.Module) -> None:
-    """Raises `ValueError`, saying what is missing, if images do not become tokens of the model's language model."""
+    """Raises `ValueError` with the reason if images do not become tokens of the model's language model."""
     base = unwrap_model(model)
     backbone, name = base.base_model, type(base).__name__
     config = base.config
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        reason = "its adapter puts virtual tokens before the text, which the pass for alignment does not"
+        reason = "its adapter puts virtual tokens before the text, which the alignment pass does not"
     elif not hasattr(backbone, "get_image_features"):
         reason = "it has no `get_image_features`: its images do not become tokens of the language model"
     elif "mm_encoder_outputs" not in inspect.signature(type(base).forward).parameters:
-        reason = "its `forward` takes no features of images (`mm_encoder_outputs`)"
+        reason = "its `forward` takes no image features (`mm_encoder_outputs`)"
     elif getattr(config, "image_token_id", None) is None:
-        reason = "its configuration names no `image_token_id`"
+        reason = "its configuration has no `image_token_id`"
     else:
         return
     raise ValueError(
-        f"{name} cannot be aligned: {reason}. Set `alignment_weight` to 0 to train it without, or use a model whose "
-        "images are tokens (LLaVA, Qwen2.5-VL, Gemma3, SmolVLM, ...)."
+        f"{name} cannot be aligned: {reason}. Set `alignment_weight` to 0 to train without alignment, or use a model "
+        "whose images become tokens (LLaVA, Qwen2.5-VL, Gemma3, SmolVLM, ...)."
     )

@@ -1,4 +1,4 @@
-"""What stands between the nodes of images and the space that their texts are in."""
+"""The head that maps image nodes and texts into one space."""
 
 import torch
 from torch import nn
@@ -8,18 +8,18 @@ from .graph_nodes import seeded
 
 class AlignmentHead(nn.Module):
     """
-    Brings the nodes of images and of texts into one space. In training alone: no answer depends on it.
+    Maps image nodes and texts into one space. Used only in training: answers do not depend on it.
 
-    With MLPs, one for each, image nodes and regions are mapped into the space of the texts. Without, they stay as they
-    are, and texts of another size are mapped to theirs by a fixed map with orthonormal rows or columns, drawn by
-    `seed`: an isometry where theirs is the larger space, else close to one (Johnson and Lindenstrauss).
+    With MLPs, one each, image nodes and regions are mapped into the space of the texts. Without, they stay unchanged,
+    and texts of another size are mapped to their size by a fixed random matrix with orthonormal rows or columns: an
+    isometry if the image space is the larger one, else close to one (Johnson and Lindenstrauss).
 
     Args:
-        hidden_size (`int`): Of the image's nodes.
-        text_size (`int`): Of the texts' features.
-        has_mlp (`bool`, *optional*, defaults to `True`): Whether there are MLPs.
-        has_regions (`bool`, *optional*, defaults to `False`): Whether there is a further one for regions.
-        seed (`int`, *optional*, defaults to 0): Of the weights.
+        hidden_size (`int`): Size of the image nodes.
+        text_size (`int`): Size of the text features.
+        has_mlp (`bool`, *optional*, defaults to `True`): Whether to use MLPs.
+        has_regions (`bool`, *optional*, defaults to `False`): Whether regions get an MLP too.
+        seed (`int`, *optional*, defaults to 0): Seed of the weights.
 
     Example:
         >>> head = AlignmentHead(hidden_size=4, text_size=6)
@@ -33,7 +33,7 @@ class AlignmentHead(nn.Module):
         super().__init__()
         self.register_buffer("text_map", None)
         visual = ("image", "region") if has_regions else ("image",)
-        with seeded(seed):  # a run without a head is to draw what one with it does
+        with seeded(seed):  # so that runs with and without a head draw the same random numbers
             self.mlps = nn.ModuleDict({name: _mlp(hidden_size, text_size) for name in visual} if has_mlp else {})
             if not has_mlp and hidden_size != text_size:
                 larger, smaller = max(hidden_size, text_size), min(hidden_size, text_size)
@@ -41,7 +41,7 @@ class AlignmentHead(nn.Module):
                 self.text_map = columns if text_size == larger else columns.T.contiguous()
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Maps `"image"`, and maybe `"region"`, `(num_nodes, hidden_size)` and texts `(num_nodes, text_size)`."""
+        """Maps `"image"` and any `"region"`, `(num_nodes, hidden_size)`, and texts `(num_nodes, text_size)`."""
         with torch.autocast(features["image"].device.type, enabled=False):
             return {name: self._map(name, values) for name, values in features.items()}
 

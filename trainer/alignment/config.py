@@ -7,7 +7,7 @@ from .losses import MIN_TEMPERATURE
 
 GRANULARITIES = ("sample", "turn", "span")
 IMAGE_NODES = ("projector", "language_model", "answer_state")
-# The texts that images are aligned with, each of them a graph, by the names of `alignment_texts`.
+# For each choice of `alignment_texts`, the texts that images are aligned with, one graph for each.
 TEXTS = {
     "answer": ("answer",),
     "extended": ("extended",),
@@ -16,8 +16,8 @@ TEXTS = {
     "question_answer_and_extended": ("question_answer", "extended"),
 }
 SCHEDULES = ("constant", "linear", "cosine")
-# What is not given is taken from these. The first is what was measured to gain answers, with a model from scratch
-# (trainer/study/RESULTS.md); the second is the paper's kind of nodes.
+# Defaults of settings that are not given. `answer_states` was measured to improve answers of a model trained from
+# scratch (trainer/study/RESULTS.md); `paper` has the paper's kind of nodes.
 PRESETS = {
     "answer_states": {
         "alignment_granularity": "turn",
@@ -34,9 +34,9 @@ PRESETS = {
         "alignment_schedule": "constant",
     },
 }
-DEFAULT_GRADIENT_RATIO = 9.0  # for answer states, where no weight is given
+DEFAULT_GRADIENT_RATIO = 9.0  # for answer states, if no weight is given
 ROWS_WITHOUT_IMAGE = ("refuse", "language_only")
-# Filled by `register_objective`. The names are a view, so that an objective registered later is a choice as well.
+# Filled by `register_objective`. `LOSSES` is a view, so that objectives registered later become choices too.
 OBJECTIVES: dict[str, type] = {}
 LOSSES = OBJECTIVES.keys()
 LEAST = {
@@ -59,7 +59,7 @@ def register_objective(name: str):
     def register(objective: type) -> type:
         if name in OBJECTIVES:
             raise ValueError(
-                f"There is an objective {name!r} already, {OBJECTIVES[name].__name__}: choose another name."
+                f"The objective {name!r} already exists, {OBJECTIVES[name].__name__}: choose another name."
             )
         OBJECTIVES[name] = objective
         return objective
@@ -74,10 +74,10 @@ def _setting(default, text: str, choices=None):
 @dataclass
 class AlignmentConfig:
     """
-    How nodes are aligned. `LoGraMedTrainingArguments` inherits every field; `logramed-train --help` lists them.
+    Settings of the alignment. `LoGraMedTrainingArguments` inherits every field; `logramed-train --help` lists them.
 
     Raises:
-        ValueError: For a value that is not one of those named or out of range, or that does not go with another.
+        ValueError: For an unknown choice, a value out of range, or values that contradict each other.
     """
 
     alignment_weight: float | None = _setting(
@@ -184,8 +184,8 @@ class AlignmentConfig:
                 raise ValueError(f"`{setting.name}` must {bound}; got {value}.")
         if self.alignment_granularity == "span" and not self.uses_extended_answers:
             raise ValueError(
-                "`alignment_granularity='span'` needs `alignment_texts` with `extended`: the spans are those of these "
-                "answers."
+                "`alignment_granularity='span'` needs `alignment_texts` with `extended`: spans are sentences of "
+                "extended answers."
             )
         self._check_nodes()
 
@@ -199,7 +199,7 @@ class AlignmentConfig:
             self.alignment_weight = 1.0
 
     def alignment_config(self) -> "AlignmentConfig":
-        """These settings alone, of whatever class this is."""
+        """Only these settings, also when called on a subclass."""
         return AlignmentConfig(**{setting.name: getattr(self, setting.name) for setting in fields(AlignmentConfig)})
 
     @property
@@ -208,7 +208,7 @@ class AlignmentConfig:
 
     @property
     def texts_without_extended(self) -> str:
-        """`alignment_texts` without the extended answers, unless they are alone."""
+        """`alignment_texts` without the extended answers, unless there are no other texts."""
         return self.alignment_texts.removesuffix("_and_extended")
 
     @property
@@ -218,7 +218,7 @@ class AlignmentConfig:
 
     @property
     def text_kinds(self) -> tuple[str, ...]:
-        """The modalities that texts make: a question with its answer is one of the answers."""
+        """The modalities of the texts: a question with its answer counts as `"answer"`."""
         return tuple("extended" if name == "extended" else "answer" for name in TEXTS[self.alignment_texts])
 
     @property
@@ -252,8 +252,8 @@ class AlignmentConfig:
             )
         if self.alignment_regions and self.alignment_image_node != "answer_state":
             raise ValueError(
-                "`alignment_regions` stand beside `alignment_image_node='answer_state'`; with other nodes of turns "
-                "the regions are the image's node already."
+                "`alignment_regions` needs `alignment_image_node='answer_state'`; with other nodes of turns, the "
+                "image node is pooled from regions already."
             )
         if self.alignment_gradient_ratio is None:
             return
@@ -261,6 +261,6 @@ class AlignmentConfig:
             raise ValueError(f"`alignment_gradient_ratio` must be above 0; got {self.alignment_gradient_ratio}.")
         if self.alignment_image_node != "answer_state":
             raise ValueError(
-                "`alignment_gradient_ratio` compares gradients at the answer states, which alignment reaches with "
-                "`alignment_image_node='answer_state'` alone: give a fixed `alignment_weight` with other nodes."
+                "`alignment_gradient_ratio` compares gradients at the answer states, so it needs "
+                "`alignment_image_node='answer_state'`: give a fixed `alignment_weight` with other nodes."
             )

@@ -1,9 +1,9 @@
 """
-One alignment graph over all micro-batches of an optimizer step, exactly, in the memory of one: gradient caching.
+Gradient caching: one alignment graph over all micro-batches of an optimizer step, exact, in the memory of one.
 
-Source: arXiv:2101.06983 (GradCache), which computes the gradient of the loss for all features first and gives each
-micro-batch its own then. Ours departs in one thing: the first micro-batch takes part with its live features, so that
-its backward pass makes the gradients of the others and those of the graph network, where DDP and FSDP see them.
+Source: arXiv:2101.06983 (GradCache), which first computes the gradient of the loss for all features, and then passes
+each micro-batch its part. Ours differs in one point: the first micro-batch joins with its live features, so that its
+backward pass computes the gradients of the others and of the graph network where DDP and FSDP see them.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from logramed.trainer.alignment.graph_nodes import Nodes
 class StepGraph:
     """
     The nodes of one optimizer step's micro-batches, and the gradients of their features. In the order of use:
-    `compute_nodes` (first pass), the loss of the first micro-batch, whose objective gets the nodes that `join`
-    returns; after its backward pass `cached_gradients` of each further micro-batch, whose forward pass runs in
-    `replay`. `finish` follows each forward pass.
+    `compute_nodes` (first pass); the loss of the first micro-batch, computed on the nodes that `join` returns; after
+    its backward pass, `cached_gradients` of each further micro-batch, whose forward pass runs in `replay`. Call
+    `finish` after each forward pass.
     """
 
     def __init__(self, micro_batches: list[dict[str, torch.Tensor]]):
@@ -42,7 +42,7 @@ class StepGraph:
         self.micro_batches = []
 
     def join(self, features: dict[str, torch.Tensor], groups: torch.Tensor) -> Nodes:
-        """The nodes of the first micro-batch and those of the others, in their order."""
+        """The nodes of all micro-batches, in their order; `features` and `groups` are those of the first."""
         joined = {
             name: torch.cat([values, *(leaves[name] for leaves, _ in self._nodes)])
             for name, values in features.items()
@@ -51,8 +51,8 @@ class StepGraph:
 
     def finish(self, loss: torch.Tensor) -> None:
         """
-        Go on to the next micro-batch. Of the first one's loss, the whole graph's, learn what it is scaled by when it
-        is differentiated: by weights, and by the loss scaling of 16-bit training.
+        Go on to the next micro-batch. A hook on the first one's loss, the whole graph's, records what it is scaled by
+        in its backward pass: loss weights, and the loss scaling of 16-bit training.
         """
         if self.position == 0:
             loss.register_hook(self._keep_upstream)
@@ -62,12 +62,10 @@ class StepGraph:
         self._upstream = gradient.detach().clone()
 
     def cached_gradients(self) -> dict[str, torch.Tensor]:
-        """Gradient of the unscaled loss for each feature of the micro-batch at hand, which is not the first."""
+        """Gradient of the unscaled loss for each feature of the current micro-batch, which is not the first."""
         leaves, _ = self._nodes[self.position - 1]
         if self._upstream is None:
-            raise RuntimeError(
-                "The first micro-batch of this step was not differentiated, so no gradients are cached."
-            )
+            raise RuntimeError("The first micro-batch of this step had no backward pass, so no gradients are cached.")
         gradients = {}
         for name, values in leaves.items():
             gradient = torch.zeros_like(values) if values.grad is None else values.grad
@@ -86,7 +84,7 @@ def cached_loss(
 ) -> torch.Tensor:
     """
     The alignment loss of micro-batches after the first, whose nodes are in the first one's graph: 0, with the gradient
-    `gradients` for `features`, both `(num_nodes, hidden_size)` of each modality. The graph network is trained by the
+    `gradients` for `features`, both `(num_nodes, hidden_size)` per modality. The graph network is trained by the
     first micro-batch; its gradient here is 0.
     """
     loss = torch.stack([_Share.apply(values, gradients[name]) for name, values in features.items()]).sum()
@@ -110,8 +108,8 @@ class _Share(torch.autograd.Function):
 
 def _touch(graph_network: torch.nn.Module, features: torch.Tensor) -> torch.Tensor:
     """
-    A loss of 0 that each weight of the graph network has a part in. DDP sends gradients in the last micro-batch only,
-    and waits there for every weight.
+    A loss of 0 that depends on every weight of the graph network: DDP synchronizes gradients in the last micro-batch
+    only, and waits there for every weight.
     """
     weight_dtype = next(graph_network.parameters()).dtype
     node = torch.zeros_like(features[:1], dtype=weight_dtype)
@@ -120,14 +118,14 @@ def _touch(graph_network: torch.nn.Module, features: torch.Tensor) -> torch.Tens
 
 
 def random_state(device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The states of the random generators of the CPU and, if it is another one, of `device`."""
+    """The random states of the CPU and, if it is another device, of `device`."""
     cpu = torch.get_rng_state()
     return (cpu,) if device.type == "cpu" else (cpu, torch.get_device_module(device).get_rng_state(device))
 
 
 @contextmanager
 def replayed(state: tuple[torch.Tensor, ...], device: torch.device):
-    """A context that begins with random states of `random_state`; those outside are as if it had not been."""
+    """A context that begins with the random states from `random_state`; restores the outer ones afterwards."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.set_rng_state(state[0])

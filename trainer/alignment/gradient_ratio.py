@@ -1,4 +1,4 @@
-"""A weight of the alignment loss that keeps its gradient in proportion to that of the language-modeling loss."""
+"""Adapts the alignment weight so that its gradient stays proportional to the language-modeling loss's."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from transformers import TrainerCallback
 
 
-# The steps that the smoothed logarithm of the ratio remembers: at first the mean of all, later an exponential mean in
-# which a step counts for a tenth. Our choice, long against the noise of a batch and short against a run.
+# Steps in the running mean of the ratio's logarithm: first the mean of all steps, later an exponential mean in which a
+# step has weight 1/10. Our choice: long compared with the noise of a batch, short compared with a run.
 NUM_SMOOTHED = 10
 
 
@@ -16,8 +16,8 @@ class GradientNorms:
     """
     The squared norms of both losses' gradients at the answer states, summed over the backward passes of a step.
 
-    Alignment's gradient arrives at the states that were taken for it, the sum of both at all hidden states: the
-    difference is that of the language-modeling loss. Nothing is computed twice.
+    The alignment gradient is read at the states selected for alignment, the sum of both gradients at the full hidden
+    states; the difference is the language-modeling gradient. Nothing is computed twice.
     """
 
     def __init__(self):
@@ -26,8 +26,8 @@ class GradientNorms:
 
     def watch(self, hidden_states: torch.Tensor, states: torch.Tensor, places: torch.Tensor) -> None:
         """
-        Watch the answer states `(num_turns, hidden_size)`, which were taken for alignment alone from `hidden_states`
-        `(batch_size, sequence_length, hidden_size)`, at different `places` in the flattened batch.
+        Watch the answer states `(num_turns, hidden_size)`, used only by alignment, which were taken from
+        `hidden_states` `(batch_size, sequence_length, hidden_size)` at distinct `places` in the flattened batch.
         """
         found: list[torch.Tensor] = []
 
@@ -44,7 +44,7 @@ class GradientNorms:
         self.language = language if self.language is None else self.language + language
 
     def pop(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The sums since the last time, alignment's and language's; None if there was no backward pass."""
+        """The sums since the last call, of alignment and of language modeling; None without a backward pass."""
         found = None if self.alignment is None else (self.alignment, self.language)
         self.alignment = self.language = None
         return found
@@ -52,9 +52,9 @@ class GradientNorms:
 
 class GradientRatio:
     """
-    The weight at which the alignment loss's gradient has the norm `target`, relative to the language-modeling loss's,
-    by what was measured in the steps before; `first_weight` in the first step, and always without a `target`. `weight`
-    is that of the step to come, before any schedule, and `measured` the relative norm in the last step.
+    Chooses the weight at which the alignment gradient's norm is `target` times the language-modeling gradient's,
+    estimated from the steps before. In the first step, and without a `target`, the weight is `first_weight`. `weight`
+    is for the next step, before any schedule; `measured` is the relative norm in the last step.
     """
 
     def __init__(self, target: float | None, first_weight: float):
@@ -73,8 +73,8 @@ class GradientRatio:
 
     def update(self, weight: float | torch.Tensor, accelerator: Accelerator) -> None:
         """
-        After a step in which the loss had `weight`: take over what was measured, the mean over all processes. A step
-        without a gradient of either loss, or with one that is not finite, changes nothing.
+        Update the estimate after a step in which the loss had `weight`, with the mean over all processes. A step in
+        which either loss has no gradient, or a non-finite one, changes nothing.
         """
         squares = self.norms.pop()
         squares = torch.zeros(2, device=accelerator.device) if squares is None else torch.stack(squares)
@@ -95,7 +95,7 @@ class GradientRatio:
 
 
 class GradientRatioCallback(TrainerCallback):
-    """Tells the trainer when a step is over, before anything of it is logged or saved."""
+    """Updates the trainer's gradient ratio at the end of a step, before logging and saving."""
 
     def __init__(self, trainer):
         self.trainer = trainer

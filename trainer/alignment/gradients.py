@@ -1,4 +1,4 @@
-"""Gradients through a matching, which itself is piecewise constant in the costs."""
+"""Gradients through a matching, although it is piecewise constant in the costs."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from .matching import match_graphs, matched_edges, one_hot_matching
 
 def hamming_loss(matchings: torch.Tensor, right: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Hamming distance of 0/1 matchings `(..., num_nodes, num_nodes)` to the identity, or to the pairs that are `right`
-    (bool, broadcastable; perhaps several a node), per node, averaged: a wrong node counts 2, an unmatched one 1.
+    Mean Hamming distance per node of 0/1 matchings `(..., num_nodes, num_nodes)` from the identity, or from the pairs
+    that are `right` (bool, broadcastable; several per node are fine): a wrong node counts 2, an unmatched one 1.
     """
     num_nodes = matchings.shape[-1]
     if right is None:
@@ -30,21 +30,21 @@ def differentiable_matching(
     solver: Callable[..., torch.Tensor] = match_graphs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Matchings with a gradient: blackbox differentiation, of costs as they are or with noise added by the caller.
+    Matchings with a gradient by blackbox differentiation. A caller who wants noise adds it to the costs.
 
     The gradient of the costs is `(m' - m) / step * size`, where m' is the matching of the costs plus `step` times the
-    upstream gradient divided by its largest absolute value in that problem, `size`. It is proportional to the upstream
-    gradient, so loss weights, loss scaling and accumulation act as they should; the published form is not.
+    upstream gradient divided by its largest absolute value in that problem, `size`. Unlike the published form, it is
+    proportional to the upstream gradient, so that loss weights, loss scaling and accumulation work correctly.
 
     Args:
         node_costs, edge_costs, source_edge_index, target_edge_index:
             As in `match_graphs`; `edge_costs` may lack or broadcast the leading dimensions of `node_costs`.
         step (`float`): How far the costs move, in their own unit.
-        solver (*optional*): Takes these four in the place of `match_graphs`.
+        solver (*optional*): Called with these four instead of `match_graphs`.
 
     Returns:
-        0/1 matchings `(*batch, num_nodes, num_nodes)` in the dtype of `node_costs`, and their labels as `match_graphs`
-        gives them (no gradient).
+        0/1 matchings `(*batch, num_nodes, num_nodes)` in the dtype of `node_costs`, and their labels as returned by
+        `match_graphs` (no gradient).
 
     Source: arXiv:1912.02175, Algorithm 1. The division by the largest value is ours.
 
@@ -73,9 +73,9 @@ class _Matching(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         node_costs, edge_costs, *edges, labels = ctx.saved_tensors
-        upstream = upstream.to(torch.float64)  # its largest value then divides out exactly, whatever scales the loss
+        upstream = upstream.to(torch.float64)  # so that any loss scale cancels exactly in the division below
         largest = upstream.abs().amax().item() if upstream.numel() else 0.0
-        if largest == 0 or not math.isfinite(largest):  # a loss scale that overflowed: the step will be left out
+        if largest == 0 or not math.isfinite(largest):  # non-finite: the loss scale overflowed, the step is skipped
             value = 0.0 if largest == 0 else torch.nan
             return torch.full_like(node_costs, value), torch.full_like(edge_costs, value), *[None] * 4
         size = upstream.abs().amax((-2, -1), keepdim=True)

@@ -1,4 +1,4 @@
-"""The graph network of the alignment objective: trained beside the model, not used to answer."""
+"""The graph network of the alignment objective: trained with the model, not used to answer."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch import nn
 
 class GraphConv(nn.Module):
     """
-    One layer: `lin_rel(largest of the messages) + lin_root(node)`, where a message is the sending node's features.
+    One layer: `lin_rel(max of the messages) + lin_root(node)`, where a message is the sending node's features.
 
     A node that receives no message counts as receiving zeros. Source: Morris et al. 2019, arXiv:1810.02244, with the
     maximum as the aggregation.
@@ -43,8 +43,8 @@ class GraphNetwork(nn.Module):
     ) -> torch.Tensor:
         """
         Node features `(num_nodes, hidden_size)` after message passing along `edge_index` `(2, num_edges)`, from row 0
-        to row 1. `share_dropout` drops the same features of every node, so that graphs that are compared lose the same
-        ones; a mask per node, shared between two graphs, would mark which of their nodes belong together.
+        to row 1. `share_dropout` drops the same features in all nodes, and so in all graphs that are compared; a mask
+        per node, shared between two graphs, would reveal which of their nodes belong together.
         """
         for layer in (self.conv1, self.conv2):
             node_features = torch.relu(layer(node_features, edge_index))

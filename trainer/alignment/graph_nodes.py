@@ -12,11 +12,11 @@ Nodes = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 def gather_nodes(features: dict[str, torch.Tensor], groups: torch.Tensor) -> Nodes:
     """
-    The nodes of all processes, in the order of the processes: the same on each of them.
+    Gathers the nodes of all processes, in the order of the processes, on each of them.
 
-    Processes may have different numbers of nodes. The gradient of a process's own features is the sum of those that
-    the losses of all processes have for them. Where all compute the same loss and DDP or FSDP takes the mean of the
-    parameters' gradients over the processes, this gives the gradient of that one loss.
+    Processes may have different numbers of nodes. The gradient of a process's own features is summed over the losses
+    of all processes. If all compute the same loss, and DDP or FSDP averages the parameters' gradients over the
+    processes, the result is the gradient of that one loss.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return features, groups
@@ -29,7 +29,7 @@ def gather_nodes(features: dict[str, torch.Tensor], groups: torch.Tensor) -> Nod
 
 
 class _Gather(torch.autograd.Function):
-    """Forward: rows of all processes. Backward: the sum over the processes of the gradients of the own rows."""
+    """Forward: rows of all processes. Backward: the gradient of this process's rows, summed over the processes."""
 
     @staticmethod
     def forward(ctx, values, counts):
@@ -44,7 +44,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _all_gather(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """The rows of all processes, which hold `counts` of them."""
+    """Concatenates the rows of all processes; `counts` is the number of rows of each."""
     padded = values.detach().new_zeros(max(counts), *values.shape[1:])
     padded[: len(values)] = values.detach()
     parts = [torch.empty_like(padded) for _ in counts]
@@ -54,7 +54,7 @@ def _all_gather(values: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None):
-    """A context in which the CPU and `device` draw by `seed`; outside, random states are as if it had not been."""
+    """A context in which the CPU and `device` are seeded with `seed`; random states are restored afterwards."""
     devices = [] if device is None or device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed accelerators too
@@ -66,7 +66,7 @@ def seeded(seed: int, device: torch.device | None = None):
 def same_randomness(generator: torch.Generator | None, is_shared: bool):
     """
     A context in which every process draws the same dropout masks in a graph that all of them compute (`is_shared`),
-    seeded as `generator` is. Outside, random states are as they were.
+    with the seed of `generator`. Random states are restored afterwards.
     """
     if generator is None or not is_shared:
         return nullcontext()

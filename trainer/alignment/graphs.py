@@ -1,4 +1,4 @@
-"""Graphs over the nodes of a batch: nearest-neighbour edges, edge features, and what they cost to match."""
+"""Graphs over the nodes of a batch: nearest-neighbour edges, edge features, and similarities."""
 
 import math
 import warnings
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-# Vectors shorter than this have no direction worth the name.
+# Vectors shorter than this have no meaningful direction.
 SMALLEST_NORM = 1e-6
 
 
@@ -30,12 +30,12 @@ def inner_products(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def neighbours_for(num_nodes: int, num_neighbors: int) -> int:
     """
-    How many neighbours the nodes of a graph get: `num_neighbors`, or in a batch too small for that all other nodes,
-    with a warning the first time.
+    How many neighbours the nodes of a graph get: `num_neighbors`, or all other nodes if the batch is too small, with a
+    warning the first time.
     """
     if num_nodes > num_neighbors:
         return num_neighbors
-    # One text for all sizes: Python shows an equal text from an equal place once.
+    # One text for all sizes: Python shows the same warning from the same line only once.
     warnings.warn(
         f"A batch is too small for a graph with `num_neighbors={num_neighbors}` and gets fewer neighbours. Raise "
         f"`per_device_train_batch_size` above {num_neighbors}, drop the last batch, or lower `num_neighbors`.",
@@ -48,7 +48,7 @@ def nearest_neighbor_edges(node_features: torch.Tensor, num_neighbors: int) -> t
     """
     Edges from each node to its `num_neighbors` nearest others, by Euclidean distance, in float32 at least: `(*batch,
     2, num_nodes * num_neighbors)` int64 for `node_features` `(*batch, num_nodes, feature_size)`. Row 0 is the node,
-    row 1 its neighbour; by node, then nearest first. A node is never its own neighbour, not even among duplicates.
+    row 1 its neighbour; sorted by node, nearest first. A node is never its own neighbour, even among duplicates.
     """
     num_nodes = node_features.shape[-2]
     if not 0 <= num_neighbors < max(num_nodes, 1):
@@ -77,7 +77,7 @@ def edge_differences(node_features: torch.Tensor, edge_index: torch.Tensor) -> t
 
 def stack_graphs(node_features: torch.Tensor, edge_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Several graphs as one whose parts do not touch: `(num_graphs, num_nodes, size)` and `(num_graphs, 2, num_edges)`
+    Several graphs as one with unconnected parts: `(num_graphs, num_nodes, size)` and `(num_graphs, 2, num_edges)`
     become `(num_graphs * num_nodes, size)` and `(2, num_graphs * num_edges)`.
     """
     first_node = torch.arange(len(edge_index), device=edge_index.device).view(-1, 1, 1) * node_features.shape[1]
@@ -88,8 +88,8 @@ def run_graph_network(
     graph_network: nn.Module, node_features: torch.Tensor, edge_index: torch.Tensor, share_dropout: bool = False
 ) -> torch.Tensor:
     """
-    The network's output for several graphs `(num_graphs, num_nodes, size)` with edges `(num_graphs, 2, num_edges)` in
-    one call, in the dtype of the features, whatever that of its weights.
+    Runs the network on several graphs `(num_graphs, num_nodes, size)` with edges `(num_graphs, 2, num_edges)` in one
+    call. The output has the dtype of the features, whatever the dtype of the weights.
     """
     nodes, edges = stack_graphs(node_features, edge_index)
     weight_dtype = next(graph_network.parameters()).dtype

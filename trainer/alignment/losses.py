@@ -1,15 +1,15 @@
 """
-Losses of cosines between two modalities: of the matching smoothed by entropy (optimal transport), and contrastive.
+Losses on cosines between two modalities: entropy-smoothed matching (optimal transport), and contrastive.
 
-All take cosines `(*batch, n, n)`, the temperature that they are divided by, and which pairs are `right`: bool,
-`(n, n)` or `(*batch, n, n)`, those of one index if not given. An item may have several right partners.
+All take cosines `(*batch, n, n)`, the temperature that divides them, and which pairs are `right`: bool, `(n, n)` or
+`(*batch, n, n)`, by default the diagonal. An item may have several right partners.
 """
 
 import torch
 from torch import nn
 
 
-# Of cosines, the smallest ratio of two weights in a row is exp(-2 / temperature), which float32 holds down to here.
+# The ratio of two weights in a row can be as small as exp(-2 / temperature), which float32 holds down to this value.
 MIN_TEMPERATURE = 0.03
 NUM_ITERATIONS = 10
 
@@ -18,7 +18,7 @@ def sinkhorn_matching(
     similarity: torch.Tensor, temperature: float, num_iterations: int = NUM_ITERATIONS
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    The soft matching of largest similarity plus `temperature` times its entropy, rows and columns summing to 1.
+    The soft matching that maximizes similarity plus `temperature` times entropy, with rows and columns summing to 1.
 
     Args:
         similarity (`torch.Tensor` of shape `(*batch, n, n)`): Cosines, from -1 to 1.
@@ -27,8 +27,8 @@ def sinkhorn_matching(
             after each; 5 rounds train as well as 20.
 
     Returns:
-        The soft matching `(*batch, n, n)`, and the logarithms of the row and the column scales `(*batch, n)` by which
-        it is `exp(similarity / temperature + row + column)`. No gradient.
+        The soft matching `(*batch, n, n)`, which is `exp(similarity / temperature + row + column)`, and these
+        logarithms of the row and column scales, `(*batch, n)`. No gradient.
 
     Source: arXiv:1306.0895, Algorithm 1.
     """
@@ -55,10 +55,10 @@ def entropic_loss(
     """
     Fenchel-Young loss of the entropy-smoothed matching, a scalar, mean over problems and nodes.
 
-    It is minus the mean logarithm of the right pairs' shares in `sinkhorn_matching` (of a node with several right
+    It is minus the mean logarithm of the right pairs' shares in `sinkhorn_matching` (for a node with several right
     partners, the relative entropy of equal shares). Its gradient by `similarity / temperature` is the soft matching
-    minus the right one, over the number of nodes. `right` must be an equivalence of nodes that stand in one order on
-    both sides, so that equal shares sum to 1 in rows and columns.
+    minus the right one, over the number of nodes. `right` must be an equivalence relation with the nodes in the same
+    order on both sides, so that equal shares sum to 1 in rows and columns.
 
     Source: arXiv:1901.02324 (Fenchel-Young losses), with the entropy of arXiv:1306.0895.
 
@@ -71,7 +71,7 @@ def entropic_loss(
     _, rows, columns = sinkhorn_matching(similarity.detach(), temperature, num_iterations)
     logits = similarity / temperature
     shares = right.to(similarity.dtype) / right.sum(-1, keepdim=True)
-    # The dual of the smoothed matching at fixed scales: its value is the optimum, and so is its gradient, `soft`.
+    # The dual of the smoothed matching at fixed scales: it has the value and the gradient (`soft`) of the optimum.
     smoothed = (logits + rows.unsqueeze(-1) + columns.unsqueeze(-2)).exp().sum((-2, -1)) - size
     optimum = smoothed - rows.sum(-1) - columns.sum(-1)
     entropy = -torch.xlogy(shares, shares).sum((-2, -1))
@@ -81,7 +81,7 @@ def entropic_loss(
 def infonce_loss(similarity: torch.Tensor, temperature: float, right: torch.Tensor | None = None) -> torch.Tensor:
     """
     Symmetric InfoNCE, a scalar, mean over problems and rows: row i and column i belong together. Right pairs off the
-    diagonal are left out of the negatives.
+    diagonal are excluded from the negatives.
 
     Source: arXiv:2103.00020, section 2.3.
     """

@@ -1,4 +1,4 @@
-"""Match the nodes of two graphs one to one at the least cost: the solver, and the cost of a matching."""
+"""Matches the nodes of two graphs one to one at the lowest cost: the solver, and the cost of a matching."""
 
 import torch
 
@@ -32,13 +32,13 @@ def match_graphs(
         source_edge_index, target_edge_index (`torch.Tensor` of shape `(*batch, 2, num_edges)`, int64):
             First and second node of each directed edge.
         allow_unmatched (`bool`, *optional*, defaults to `False`):
-            Whether a node may stay unmatched where that is cheaper. It then costs nothing, nor do its edges.
+            Whether a node may stay unmatched if that is cheaper. It and its edges then cost nothing.
         generator (`torch.Generator`, *optional*):
             Source of the seed. Without it the seed is 0.
         num_starts (`int`, *optional*, defaults to 16):
-            From how many points the search begins where there are edges.
+            Number of starting points of the search, if there are edges.
 
-    Leading dimensions broadcast. Costs on a GPU go to the CPU and back, once. With edges, a problem takes
+    Leading dimensions broadcast. Costs on a GPU are copied to the CPU and back once. With edges, a problem takes
     8 x num_source_edges x num_nodes^2 bytes.
 
     Returns:
@@ -111,7 +111,7 @@ def matching_cost(
     matching = one_hot_matching(labels, node_costs.shape[-1]).to(torch.float64)
     cost = (matching * node_costs).sum((-2, -1))
     if edge_costs.numel() > 0:
-        # A row holds one edge, or a few parallel ones: its sum needs no float64, which would double all of E x E.
+        # A row holds one edge, or a few parallel ones: its sum needs no float64, which would double the E x E memory.
         matched = (matched_edges(labels, source_edge_index, target_edge_index) * edge_costs).sum(-1)
         cost = cost + matched.sum(-1, dtype=torch.float64)
     return cost
@@ -154,4 +154,4 @@ def _check_problem(node_costs, edge_costs, source_edge_index, target_edge_index)
         if edges.dim() < 2 or edges.shape[-2] != 2:
             raise ValueError(f"`{name}_edge_index` must end in (2, num_edges), got {tuple(edges.shape)}.")
         if edges.numel() and (edges.min() < 0 or edges.max() >= num_nodes):
-            raise ValueError(f"`{name}_edge_index` must name nodes 0 to {num_nodes - 1}.")
+            raise ValueError(f"`{name}_edge_index` must hold nodes 0 to {num_nodes - 1}.")

@@ -10,9 +10,9 @@ from logramed.eval.grounding.region_weights import ATTENTION_TEMPERATURE, weigh_
 @dataclass
 class NodeFeatures:
     """
-    `features` `(num_nodes, size)` of `"image"` and of the kinds of texts, float32 at least; and, where nodes are turns
-    or spans, `attention`, what the pooling attended to: `"regions"` `(num_turns, num_regions)` and, with extended
-    answers, `"spans"` `(num_turns, num_spans)`, 0 where a turn has fewer.
+    `features` `(num_nodes, size)` of `"image"` and of each kind of text, float32 at least; `attention`, if nodes are
+    turns or spans, the weights of the pooling: `"regions"` `(num_turns, num_regions)` and, with extended answers,
+    `"spans"` `(num_turns, num_spans)`, padded with 0.
     """
 
     features: dict[str, torch.Tensor]
@@ -21,8 +21,8 @@ class NodeFeatures:
 
 def segment_mean(values: torch.Tensor, segments: torch.Tensor, num_segments: int) -> torch.Tensor:
     """
-    Mean of the rows `(num_rows, hidden_size)` of each segment, whose numbers `segments` has: `(num_segments,
-    hidden_size)`, float32 at least; zero for a segment without rows.
+    Mean of `values` `(num_rows, hidden_size)` per segment, where `segments` `(num_rows,)` is the segment of each row:
+    `(num_segments, hidden_size)`, float32 at least; zero for a segment without rows.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     total = values.new_zeros(num_segments, values.shape[1]).index_add(0, segments, values)
@@ -43,21 +43,21 @@ def pool_by_attention(
     temperature: float = ATTENTION_TEMPERATURE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    For each query a mean of the keys, weighted by the softmax of their cosines with it over `temperature`. No weights
-    to learn; the higher the temperature, the nearer to the plain mean.
+    For each query a mean of the keys, weighted by the softmax of their cosines with it over `temperature`. Has no
+    trainable weights; the higher the temperature, the closer to the plain mean.
 
-    What the query knows, the result tells: of keys that have nothing to do with it, those in its direction weigh most.
-    So two modalities that are to be matched must not share a query, and none may be queried by the other.
+    The result leaks the query: even among unrelated keys, those in the query's direction weigh most. So two modalities
+    that are matched with each other must not share a query, and neither may be the query of the other.
 
     Args:
         queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): What is looked for.
         keys (`torch.Tensor` of shape `(batch_size, num_keys, hidden_size)`): What is pooled.
         key_mask (`torch.Tensor` of shape `(batch_size, num_keys)` or `(batch_size, num_queries, num_keys)`, bool):
-            True for keys that exist, one or more a row.
+            True for keys that exist, at least one per row.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: the means `(batch_size, num_queries, hidden_size)` and the weights
-        `(batch_size, num_queries, num_keys)`, 0 where there is no key; float32 at least.
+        `(batch_size, num_queries, num_keys)`, 0 for masked keys; float32 at least.
     """
     dtype = torch.promote_types(keys.dtype, torch.float32)
     weights = weigh_by_cosine(queries, keys, key_mask, temperature)
@@ -72,11 +72,10 @@ def text_features(
     kinds: tuple[str, ...] = ("answer", "extended"),
 ) -> NodeFeatures:
     """
-    One feature for each node and kind of text: the mean of the hidden states `text_tokens` `(num_content_tokens,
-    hidden_size)` over its tokens, special tokens left out (arXiv:2410.02615, section 3, whose release averages over
-    padding too). Where nodes are turns, `"extended"` is the spans of the extended answer, pooled by attention with
-    that answer's own mean as query; where they are spans, it is the span's own mean, and other texts are those of its
-    turn.
+    One feature per node and kind of text: the mean of the hidden states `text_tokens` `(num_content_tokens,
+    hidden_size)` over its tokens, without special tokens (arXiv:2410.02615, section 3; its release also averages over
+    padding). If nodes are turns, `"extended"` pools the spans of the extended answer by attention, with the mean of
+    that answer as query; if they are spans, it is the mean of each span, and the other texts stay one per turn.
     """
     num_all = len(nodes["text_input_ids"])
     means = segment_mean(text_tokens, nodes["text_of_token"], num_all).split(num_all // len(kinds))
@@ -94,16 +93,16 @@ def text_features(
 
 
 def pool_images(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], num_images: int) -> NodeFeatures:
-    """`"image"`, the mean of each image's `image_tokens` `(num_image_tokens, hidden_size)`."""
+    """Computes `"image"`: the mean of each image's `image_tokens` `(num_image_tokens, hidden_size)`."""
     image_of_token = nodes.get("image_of_token", nodes["image_sample"])
     return NodeFeatures({"image": segment_mean(image_tokens, image_of_token, num_images)}, {})
 
 
 def pool_regions(image_tokens: torch.Tensor, nodes: dict[str, torch.Tensor], questions: torch.Tensor) -> NodeFeatures:
     """
-    `"image"` of each turn: the regions of the images that it is about (`images_of_turns`), pooled by attention with
-    what stands for the turn's *question*, `(num_turns, hidden_size)`, as query. So no modality is a function of
-    another one's text, nor of a text that another one is a function of (see `pool_by_attention`).
+    Computes `"image"` for each turn: pools the regions of the images that it is about (`images_of_turns`) by attention
+    with a representation of its *question*, `(num_turns, hidden_size)`, as query. So no modality depends on another's
+    text, nor on a text that another depends on (see `pool_by_attention`).
     """
     queries = take_rows(questions, nodes["turn_index"])
     regions, is_region = take_rows(image_tokens, nodes["region_index"]), nodes["region_index"] >= 0

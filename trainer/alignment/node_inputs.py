@@ -1,4 +1,4 @@
-"""What alignment needs of a batch beside the model's inputs: texts of graph nodes, places of their tokens, keys."""
+"""Inputs of the alignment for one batch: texts of graph nodes, places of their tokens, keys of equal nodes."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,17 +14,16 @@ from logramed.trainer.alignment.packing import fill_rows, lay_out
 
 
 NO_SPAN = -1
-NO_TOKEN = -1  # stands between two texts whose token ids become one key
+NO_TOKEN = -1  # separates two texts whose token ids form one key
 
 
 @dataclass(frozen=True)
 class NodeTexts:
     """
-    The texts of the graph nodes of a batch: by kind, in the order `"question"` (of turns alone), `"answer"` (maybe
-    with its question before it), `"extended"`, as far as they are used, one for each sample or, where nodes are turns
-    or spans, for each turn. `samples` has the place of the sample that each text of a kind belongs to, ascending,
-    `row_ids` the ids of the samples, and `sentences`, where nodes are no samples, start and end, in characters, of the
-    spans of each extended answer.
+    The texts of a batch's graph nodes by kind, those in use in the order `"question"` (turns only), `"answer"`
+    (possibly preceded by its question), `"extended"`: one per sample or, if nodes are turns or spans, one per turn.
+    `samples` is the index of each text's sample, ascending, `row_ids` the ids of the samples, and `sentences` (unless
+    nodes are samples) the spans of each extended answer, as start and end in characters.
     """
 
     texts: dict[str, list[str]]
@@ -36,9 +35,9 @@ class NodeTexts:
 @dataclass(frozen=True)
 class NodeImages:
     """
-    Which images the nodes of a batch are about: `numbers` `(num_image_tokens,)` has the image of each image token,
-    counted in its sample (where nodes are samples, slices of one volume count as one image: see `number_volumes`);
-    `of_turns`, for each turn, the first image of its sample that it is about, and the one after the last (see
+    Which images the nodes of a batch are about. `numbers` `(num_image_tokens,)` is the image of each image token,
+    numbered within its sample (if nodes are samples, slices of one volume count as one image: see `number_volumes`);
+    `of_turns` the range of images that each turn is about: the first, and the one after the last (see
     `images_of_turns`).
     """
 
@@ -48,7 +47,7 @@ class NodeImages:
 
 @dataclass
 class EncodedText:
-    """Tokens of one text: their ids, start and end in characters, and whether each is a part of the text's mean."""
+    """Tokens of one text: their ids, start and end in characters, and whether each counts in the text's mean."""
 
     input_ids: list[int]
     offsets: list[tuple[int, int]]
@@ -69,50 +68,48 @@ def build_node_inputs(
     places: Sequence[int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """
-    All that alignment needs of a batch, made before the batch goes to a device, so that the device is asked nothing.
+    Builds all alignment inputs of a batch on the CPU, so that nothing has to be read back from the device.
 
-    Content tokens, over which the mean of a text is taken, are those that are no special tokens: a tokenizer's `<s>`
-    is encoded, but says nothing. Of extended answers with spans they are those within a span.
+    Content tokens, over which the mean of a text is taken, are all but special tokens: a tokenizer's `<s>` is encoded,
+    but has no content. In extended answers with spans, only tokens within a span are content.
 
     Args:
         node_texts (`NodeTexts`): The texts, T of each kind.
-        tokenizer (`PreTrainedTokenizerBase`): A fast one.
-        is_image (`torch.Tensor` of shape `(batch_size, sequence_length)`, bool): Which tokens are those of images.
+        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer.
+        is_image (`torch.Tensor` of shape `(batch_size, sequence_length)`, bool): Which tokens are image tokens.
         images (`NodeImages`): Which images the nodes are about.
         granularity (`str`): What a node is, one of `GRANULARITIES`.
         hidden_size, single_row: For the layout of packed texts (see `lay_out`).
-        max_length (`int`, *optional*): Longer texts lose their end.
-        answer_places (`torch.Tensor` of shape `(T,)`, int64, *optional*): Where nodes are turns or spans, the place of
+        max_length (`int`, *optional*): Longer texts are truncated at the end.
+        answer_places (`torch.Tensor` of shape `(T,)`, int64, *optional*): If nodes are turns or spans, the place of
             the token before each turn's answer in the flattened batch.
-        text_encoder (`Callable`, *optional*): From texts to their embeddings `(num_texts, embedding_size)`; without
-            one the model encodes the texts.
-        places (`Sequence[int]`, *optional*): Those of the samples in the batch, where others have no nodes.
+        text_encoder (`Callable`, *optional*): Maps texts to embeddings `(num_texts, embedding_size)`; by default the
+            model encodes the texts.
+        places (`Sequence[int]`, *optional*): Batch indices of the samples, if others in the batch have no nodes.
 
     Returns:
-        `dict[str, torch.Tensor]`, int64 but for embeddings:
+        `dict[str, torch.Tensor]`, int64 except for embeddings:
 
         - `text_input_ids`, `text_attention_mask` `(num_kinds * T, longest)`: the texts, kind after kind, padded on the
           right; `packed_input_ids`, `packed_position_ids` `(num_rows, row_length)`: the same tokens packed.
         - `padded_places`, `packed_places`, `text_of_token` `(num_content_tokens,)`: the place of each content token
           in the flattened padded and packed form, and its text, ascending.
-        - With a text encoder in place of these `answer_embeddings` and `extended_embeddings`, `(T, embedding_size)`
-          or, of extended answers where nodes are spans, `(num_spans, embedding_size)`.
+        - With a text encoder, instead of these: `answer_embeddings` and `extended_embeddings`, `(T, embedding_size)`,
+          or `(num_spans, embedding_size)` for extended answers if nodes are spans.
         - `image_sample`, `image_places` `(num_image_tokens,)`: sample of each image token, and its place in the
           flattened batch; `answer_places`, as given.
-        - Where nodes are samples and one has several images, each of which is a node then (all slices of a volume are
-          one): `image_of_token` `(num_image_tokens,)`, the node of each image token, and `sample_of_image`
-          `(num_nodes,)`.
-        - `groups`, `answer_keys` `(num_nodes,)`: equal for nodes that are one and the same, and for equal answers (see
-          `node_keys`).
-        - Where nodes are turns or spans: `turn_places` `(T,)`, the place of each turn in the flattened `turn_index`
-          `(batch_size, max_turns)`, the turns of each sample; `region_index` `(batch_size, max_regions)`, its image
-          tokens. With extended answers `span_of_token`, the span of each of their content tokens, counted through the
-          batch; `span_index` `(T, max_spans)`, the spans of each turn; `turn_of_span` `(num_spans,)`. Indices are -1
-          where there is nothing. Where a turn is not about all images of its sample, `region_mask` `(batch_size,
-          max_turns, max_regions)` bool: the regions that each turn is about.
+        - If nodes are samples and one has several images, each image is a node (all slices of a volume count as one):
+          `image_of_token` `(num_image_tokens,)`, the node of each image token, and `sample_of_image` `(num_nodes,)`.
+        - `groups`, `answer_keys` `(num_nodes,)`: equal for identical nodes, and for equal answers (see `node_keys`).
+        - If nodes are turns or spans: `turn_index` `(batch_size, max_turns)`, the turns of each sample; `turn_places`
+          `(T,)`, the place of each turn in the flattened `turn_index`; `region_index` `(batch_size, max_regions)`, the
+          image tokens of each sample. With extended answers: `span_of_token`, the span of each of their content
+          tokens, numbered through the batch; `span_index` `(T, max_spans)`, the spans of each turn; `turn_of_span`
+          `(num_spans,)`. Indices are padded with -1. If a turn is not about all images of its sample: `region_mask`
+          `(batch_size, max_turns, max_regions)` bool, the regions that each turn is about.
 
     Raises:
-        ValueError: If a sample has no image or a text no content token, naming the row.
+        ValueError: If a sample has no image or a text no content token; the message names the row.
     """
     image_sample = (is_image if places is None else is_image[places]).nonzero()[:, 0]
     _check_images(node_texts.row_ids, image_sample)
@@ -137,7 +134,7 @@ def build_node_inputs(
 
 
 def _lay_out_texts(node_texts, tokenizer, hidden_size, max_length, single_row):
-    """The texts as tokens, and where the model finds them."""
+    """Tokenizes the texts, and lays them out for the model."""
     encoded = {kind: encode_texts(texts, tokenizer, max_length) for kind, texts in node_texts.texts.items()}
     spans = None
     if node_texts.sentences is not None:
@@ -162,7 +159,7 @@ def _embed(node_texts, text_encoder, granularity):
 
 
 def texts_to_embed(node_texts: NodeTexts, granularity: str) -> dict[str, list[str]]:
-    """What a text encoder is asked for: all texts; of extended answers the sentences, where nodes are spans."""
+    """The texts for a text encoder: extended answers are split into sentences if nodes are spans."""
     texts = dict(node_texts.texts)
     if granularity == "span":
         texts["extended"] = [
@@ -189,13 +186,13 @@ def _check_content(node_texts, encoded):
                 row_id = node_texts.row_ids[node_texts.samples[place]]
                 name = "extended answer" if kind == "extended" else kind
                 written = node_texts.texts[kind][place]
-                raise ValueError(f"Row {row_id!r}: the tokenizer makes no token of the {name} {written!r}.")
+                raise ValueError(f"Row {row_id!r}: the tokenizer finds no token in the {name} {written!r}.")
 
 
 def encode_texts(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> list[EncodedText]:
-    """The tokens of each text, special tokens among them, at most `max_length`."""
+    """The tokens of each text, including special tokens, at most `max_length`."""
     encoding = tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
     columns = encoding["input_ids"], encoding["offset_mapping"], encoding["special_tokens_mask"]
     return [
@@ -206,8 +203,8 @@ def encode_texts(
 
 def number_spans(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
     """
-    The number of the span of each token, -1 for tokens without characters in any, from start and end of tokens (equal
-    for special tokens) and of `spans`, in characters. Spans without a token are not counted.
+    Finds the span of each token, -1 if it overlaps none. `offsets` of tokens (start and end are equal for special
+    tokens) and `spans` are in characters. Spans without a token are not counted.
     """
     found = [
         next((n for n, (first, last) in enumerate(spans) if start < last and end > first), NO_SPAN)
@@ -252,7 +249,7 @@ def index_turns(samples: torch.Tensor, image_sample: torch.Tensor, batch_size: i
 
 def number_images(image_sample: torch.Tensor, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
     """
-    The image of each image token, counted through the batch, and the sample of each image; nothing if every sample has
+    The image of each image token, numbered through the batch, and the sample of each image; empty if every sample has
     one image.
 
     Example:
@@ -268,10 +265,10 @@ def number_images(image_sample: torch.Tensor, numbers: torch.Tensor) -> dict[str
 
 def images_of_turns(messages: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """
-    For each answer of a conversation the first image that its turn is about, and the one after the last.
+    For each answer of a conversation, the range of images that its turn is about: the first, and one after the last.
 
-    A turn whose question brings images is about these, any other about all so far. Before the first image of all a
-    turn has nothing to be about, and gets the whole conversation's.
+    A turn whose question has images is about these, any other turn about all images so far. A turn before the first
+    image is about all images of the conversation.
 
     Example:
         >>> image, answer = {"type": "image"}, {"role": "assistant", "content": []}
@@ -292,7 +289,7 @@ def images_of_turns(messages: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 def number_volumes(messages: list[dict[str, Any]]) -> list[int]:
     """
-    For each image of a conversation its number, which slices of one volume share: an answer is about the volume.
+    Numbers the images of a conversation. Slices of one volume share a number: an answer is about the volume.
 
     Example:
         >>> image = {"type": "image"}
@@ -307,24 +304,24 @@ def number_volumes(messages: list[dict[str, Any]]) -> list[int]:
 
 
 def mask_regions(nodes: dict[str, torch.Tensor], images: NodeImages) -> dict[str, torch.Tensor]:
-    """`region_mask` (see `build_node_inputs`), where a turn is not about all images of its sample."""
+    """`region_mask` (see `build_node_inputs`), if a turn is not about all images of its sample."""
     numbers = take_or_fill(images.numbers, nodes["region_index"], NO_TOKEN).unsqueeze(1)
     ranges = take_or_fill(torch.tensor(images.of_turns), nodes["turn_index"], 0).unsqueeze(2)
     mask = (numbers >= ranges[..., 0]) & (numbers < ranges[..., 1])
     is_turn, is_region = (nodes["turn_index"] >= 0).unsqueeze(2), (nodes["region_index"] >= 0).unsqueeze(1)
-    # Where there is no turn, something must be attended to as well: no mean of nothing, whose gradient is NaN.
+    # Padding in place of a turn attends to all regions: an empty mean has a NaN gradient.
     mask = torch.where(is_turn, mask, True) & is_region
     return {} if torch.equal(mask, is_region.expand_as(mask)) else {"region_mask": mask}
 
 
 def take_or_fill(values: torch.Tensor, index: torch.Tensor, filling: int) -> torch.Tensor:
-    """`values` at an index `(*shape)`, `filling` where that is -1: `(*shape, *values.shape[1:])`."""
+    """`values` at `index` `(*shape)`, `filling` where that is -1: `(*shape, *values.shape[1:])`."""
     taken = values[index.clamp(min=0)]
     return taken.masked_fill((index < 0).view(*index.shape, *[1] * (values.ndim - 1)), filling)
 
 
 def index_spans(spans: list[list[int]]) -> dict[str, torch.Tensor]:
-    """The spans of each turn, counted through the batch, from those of its text's tokens (see `build_node_inputs`)."""
+    """The spans of each turn, numbered through the batch, from the spans of its tokens (see `build_node_inputs`)."""
     counts = torch.tensor([max(numbers) + 1 for numbers in spans])
     firsts = (counts.cumsum(0) - counts).tolist()
     turn_of_span = torch.arange(len(spans)).repeat_interleave(counts)
@@ -338,7 +335,7 @@ def index_spans(spans: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 def index_members(owners: torch.Tensor, num_owners: int) -> torch.Tensor:
-    """The members of each owner: `(num_owners, most members)` int64, filled up with -1."""
+    """The members of each owner: `(num_owners, most members)` int64, padded with -1."""
     members = torch.arange(len(owners)).split(torch.bincount(owners, minlength=num_owners).tolist())
     return torch.nn.utils.rnn.pad_sequence(members, batch_first=True, padding_value=-1)
 
@@ -347,12 +344,12 @@ def node_keys(
     texts: dict[str, list[list[int]]], granularity: str, text_of_node: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Which nodes of a batch are one and the same: two int64 `(num_nodes,)`, equal for nodes whose `texts`, by kind, are.
-    The first is the groups of the objective. Samples are one if their answers are; turns if all their texts but the
-    question are, for then no text tells them apart; spans if their turns are, for they share image and answer. (That
-    many a "yes" is the same answer node costs a loss that no alignment can avoid, but no gradient: it cancels over
-    equal nodes.) The second is equal for equal answers: what retrieval of answers can be right about. `text_of_node`
-    has the text of each node that is a span, or an image of a sample.
+    Finds identical nodes of a batch by their `texts` per kind; returns two int64 `(num_nodes,)`. Nodes with equal
+    numbers in the first are one group of the objective: samples with equal answers; turns with equal texts apart from
+    the question, since no text tells them apart; spans of equal turns, since they share image and answer. (Many equal
+    answers such as "yes" add a loss that no alignment can avoid, but no gradient: it cancels over equal nodes.) The
+    second is equal for equal answers, which retrieval cannot tell apart. `text_of_node` is the text of each node that
+    is a span, or an image of a sample.
     """
     aligned = [own for kind, own in texts.items() if kind != "question"]
     answer_keys = groups = text_keys(aligned[0])
@@ -364,6 +361,6 @@ def node_keys(
 
 
 def text_keys(sequences: list[list[int]]) -> torch.Tensor:
-    """For each sequence of token ids an int64 `(num_sequences,)`, equal for equal ones."""
+    """One number per sequence of token ids, equal for equal sequences: int64 `(num_sequences,)`."""
     digests = [hashlib.blake2b(",".join(map(str, ids)).encode(), digest_size=8).digest() for ids in sequences]
     return torch.tensor([int.from_bytes(digest, "big") >> 1 for digest in digests])

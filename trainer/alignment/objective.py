@@ -1,4 +1,4 @@
-"""The base class of alignment objectives: from the features of a batch's nodes, by modality, to a loss."""
+"""The base class of alignment objectives: computes a loss from the features of a batch's nodes by modality."""
 
 import itertools
 from collections.abc import Callable
@@ -23,22 +23,22 @@ from .retrieval import matching_accuracy
 
 
 MODALITIES = ("image", "region", "answer", "extended")
-# Both depend on image and question, and could be matched by the question whatever the image shows.
+# Both depend on image and question: the question would be enough to match them, whatever the image shows.
 NEVER_MATCHED = {"image", "region"}
 
 
 @dataclass
 class AlignmentOutput:
     """
-    What an objective returns.
+    Output of an objective.
 
     Attributes:
         loss (`torch.Tensor`, scalar): The alignment loss, unweighted.
         names (`list[str]`): The pairs of modalities, "source>target".
-        groups (`torch.Tensor` of shape `(num_nodes,)`): Nodes of equal texts, which count as one, have equal numbers.
+        groups (`torch.Tensor` of shape `(num_nodes,)`): Equal for nodes with equal texts, which count as one.
         find_labels (`Callable`): Computes the matchings of all pairs.
-        matchings (`dict[str, torch.Tensor]`): For each pair the labels `(1, num_nodes)`, computed on first access. If
-            the loss needs no matching, those of least node costs.
+        matchings (`dict[str, torch.Tensor]`): The labels `(1, num_nodes)` of each pair, computed on first access. If
+            the loss needs no matching, the matching with the lowest node costs.
         matching_accuracy (`torch.Tensor`, scalar): Share of nodes matched to themselves. No evidence of alignment.
     """
 
@@ -58,7 +58,7 @@ class AlignmentOutput:
 
 @dataclass
 class GraphPairs:
-    """Pairs of graphs to be matched, one leading entry a pair: unit-length features, and the edges that all share."""
+    """Pairs of graphs to match, along the leading dimension: unit-length features, and edges that all pairs share."""
 
     names: list[str]
     source_nodes: torch.Tensor
@@ -72,17 +72,17 @@ class AlignmentObjective:
     """
     A loss that is low when each node's features in one modality belong to the same node's in the others.
 
-    `AlignmentObjective(config)` is the one that `config.alignment_loss` names; objectives.py has them all. One of your
-    own derives from this class, under `@register_objective(name)`, and says what differs: mostly `pair_loss` and the
-    class attributes.
+    `AlignmentObjective(config)` creates the objective that `config.alignment_loss` names; objectives.py has them all.
+    To add your own, derive from this class, decorate it with `@register_objective(name)`, and override what differs,
+    mostly `pair_loss` and the class attributes.
 
     Args:
-        config ([`AlignmentConfig`], *optional*): The settings, by default those of `AlignmentConfig()`.
+        config ([`AlignmentConfig`], *optional*): The settings, by default `AlignmentConfig()`.
 
     Class attributes:
-        default_edge_weight, default_message_weight (`float` or None): The weights where `config` gives none; None for
-            an objective that has no edges, or no messages, whatever `config` says.
-        default_margin (`float`): What right pairs must be better by in training, where `config` does not say.
+        default_edge_weight, default_message_weight (`float` or None): The weights if `config` gives none; None for an
+            objective without edges, or without messages, whatever `config` says.
+        default_margin (`float`): By how much right pairs must be better in training, if `config` does not say.
     """
 
     default_edge_weight: float | None = None
@@ -117,13 +117,13 @@ class AlignmentObjective:
         The loss of a batch.
 
         Args:
-            features (`dict[str, torch.Tensor]`): Of two or more of `MODALITIES`, features `(num_nodes, feature_size)`
-                of the same nodes in the same order, any floating dtype. `"image"` and `"region"` are not matched with
-                each other.
+            features (`dict[str, torch.Tensor]`): For two or more of `MODALITIES`, features `(num_nodes, feature_size)`
+                of the same nodes in the same order, in any floating dtype. `"image"` and `"region"` are not matched
+                with each other.
             graph_network (`nn.Module`, *optional*): A `GraphNetwork`, or `None` for no message passing.
             generator (`torch.Generator`, *optional*): Source of the noise of `paper`, on the features' device.
-            training (`bool`, *optional*, defaults to `True`): Without it there is no margin and no noise.
-            groups (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Equal for nodes that are one and the same.
+            training (`bool`, *optional*, defaults to `True`): If False, there is no margin and no noise.
+            groups (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Equal for identical nodes.
 
         Returns:
             [`AlignmentOutput`].
@@ -142,7 +142,7 @@ class AlignmentObjective:
         return self.match(features, graph_network, groups, generator=generator, training=training)
 
     def match(self, features, graph_network, groups, *, generator, training) -> AlignmentOutput:
-        """As `__call__`, of arguments that were checked."""
+        """As `__call__`, with arguments already checked."""
         pairs = self.graph_pairs(features, graph_network)
         nodes, edges = (pairs.source_nodes, pairs.target_nodes), (pairs.source_edges, pairs.target_edges)
         right = groups.unsqueeze(0) == groups.unsqueeze(1)
@@ -158,21 +158,21 @@ class AlignmentObjective:
 
     def pair_loss(self, similarity: torch.Tensor, temperature: float, right: torch.Tensor) -> torch.Tensor:
         """
-        Loss, a scalar, of cosines `(num_pairs, n, n)` between nodes or edges, in training less the margin where
-        `right`, bool `(n, n)`, says that they belong together.
+        Scalar loss of cosines `(num_pairs, n, n)` between nodes or edges. In training, the margin is subtracted from
+        those of `right` pairs, bool `(n, n)`, beforehand.
         """
         # In units of cosine, as the margin is.
         return self.config.alignment_temperature * entropic_loss(similarity, temperature, right)
 
     def _compare(self, source, target, right, temperature, training):
-        """Loss of unit vectors `(num_pairs, n, size)` that must find their partners."""
+        """Loss of unit vectors `(num_pairs, n, size)` on both sides of each pair."""
         similarity = inner_products(source, target)
         if training and self.margin > 0:
             similarity = similarity - self.margin * right
         return self.pair_loss(similarity, temperature, right)
 
     def graph_pairs(self, features: dict[str, torch.Tensor], graph_network: nn.Module | None = None) -> GraphPairs:
-        """The graphs that `features`, float32 or float64, make, and which of them are matched: each pair once."""
+        """Builds the graphs of `features`, float32 or float64, and lists each pair to match once."""
         nodes = unit_vectors(torch.stack(list(features.values())))
         if graph_network is not None and self.message_weight > 0:
             nodes = self._add_messages(nodes, graph_network)
@@ -189,9 +189,9 @@ class AlignmentObjective:
         return GraphPairs(names, source, target, source_edges, target_edges, edge_index)
 
     def _add_messages(self, nodes, graph_network):
-        """`(num_modalities, num_nodes, size)` unit vectors, moved by what their own neighbours tell them."""
+        """Adds the messages of a node's neighbours to `(num_modalities, num_nodes, size)` unit vectors."""
         edge_index = self._nearest(nodes)
-        # Row 0 is the node and row 1 its neighbour: turned around, each node hears its own neighbours.
+        # Row 0 is the node, row 1 its neighbour. Flipped, so that messages go from neighbour to node.
         messages = run_graph_network(graph_network, nodes, edge_index.flip(-2), share_dropout=True)
         return unit_vectors(nodes + self.message_weight * unit_vectors(messages))
 
@@ -200,20 +200,20 @@ class AlignmentObjective:
 
 
 def _best_matching(source, target, generator):
-    """Labels `(num_pairs, 1, num_nodes)` at node costs."""
+    """Labels `(num_pairs, 1, num_nodes)` by node costs."""
     costs = -inner_products(source, target)
     no_edges = torch.zeros(2, 0, dtype=torch.int64, device=costs.device)
     return match_graphs(costs, costs.new_zeros(0, 0), no_edges, no_edges, generator=generator).unsqueeze(1)
 
 
 def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The features in the order of `MODALITIES` and in float32 at least, or a refusal that names the modality."""
+    """The features in the order of `MODALITIES`, in float32 at least; `ValueError` that names a faulty modality."""
     unknown = [name for name in features if name not in MODALITIES]
     if unknown:
         raise ValueError(f"`features` may hold {', '.join(MODALITIES)}, got {unknown[0]!r}.")
     kept = {name: features[name] for name in MODALITIES if features.get(name) is not None}
     if len(kept) < 2:
-        raise ValueError(f"Alignment needs features of two modalities or more, got {list(kept)}.")
+        raise ValueError(f"Alignment needs features of at least two modalities, got {list(kept)}.")
     first_name, first = next(iter(kept.items()))
     for name, values in kept.items():
         if values.dim() != 2 or values.shape != first.shape:
@@ -221,7 +221,7 @@ def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
                 f"The {name} features must be (num_nodes, feature_size) like the {first_name} features "
                 f"{tuple(first.shape)}, got {tuple(values.shape)}."
             )
-    # On a GPU each question is a wait: one for all modalities, and a second only for the name of the faulty one.
+    # Each check synchronizes with the GPU: one for all modalities, and a second only to name the faulty one.
     finite = torch.stack([torch.isfinite(values).all() for values in kept.values()])
     if not finite.all():
         raise ValueError(f"The {list(kept)[int(finite.int().argmin())]} features hold NaN or infinity.")
@@ -229,5 +229,5 @@ def checked_features(features: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def _weight(value, default):
-    """The weight of what an objective may not have at all (`default` None)."""
+    """The weight of an optional term: 0 if the objective does not have it (`default` None)."""
     return 0.0 if default is None else default if value is None else value

@@ -1,4 +1,4 @@
-"""The alignment objectives by name: each a class that says what sets it apart, here or in a module of your own."""
+"""The alignment objectives by name. Each is a class with only what differs, here or in a module of your own."""
 
 from .config import register_objective
 from .gradients import hamming_loss
@@ -10,8 +10,8 @@ from .released import released_matchings
 @register_objective("multi_graph")
 class MultiGraph(AlignmentObjective):
     """
-    The graphs of all modalities are matched with each other, node to node and edge to edge. An edge is the difference
-    of two nodes, and joins a node to its nearest neighbours by all modalities together.
+    Matches the graphs of all modalities with each other, node to node and edge to edge. Edges join a node to its
+    nearest neighbours by all modalities together; the feature of an edge is the difference of its nodes.
     """
 
     default_edge_weight = 1.0
@@ -20,7 +20,7 @@ class MultiGraph(AlignmentObjective):
 
 @register_objective("first_order")
 class FirstOrder(AlignmentObjective):
-    """Nodes alone: no edges, no message passing."""
+    """Nodes only: no edges, no message passing."""
 
 
 @register_objective("infonce")
@@ -36,7 +36,7 @@ class InfoNCE(AlignmentObjective):
 @register_objective("paper")
 class Released(AlignmentObjective):
     """
-    What the research release computes, faults included (README.md here lists them). It can reach 0 without aligning
+    The objective of the research release, faults included (README.md here lists them). It can reach 0 without aligning
     anything. Noise, samples, margin, temperatures, centering and weights are the release's.
     """
 

@@ -1,4 +1,4 @@
-"""Rows of many short texts for one pass of a language model: without padding, kept apart by their positions."""
+"""Packs many short texts into rows for one pass of a language model, kept apart by their position ids."""
 
 import heapq
 from collections.abc import Sequence
@@ -6,19 +6,18 @@ from collections.abc import Sequence
 import torch
 
 
-# Rows of attention that needs no mask of its own may be of any length; in the others a row is at most this many of the
+# With attention that needs no explicit mask, rows may have any length; otherwise a row is at most this many times the
 # longest text, which bounds the memory of the mask and of the scores.
 LONGEST_TEXTS_IN_A_ROW = 4
 
 
 def lay_out(lengths: Sequence[int], hidden_size: int, single_row: bool = False) -> tuple[list[int], int, int]:
     """
-    Where each text, of so many tokens, starts in rows of equal length, such that a pass over them costs least: the
-    place of its first token, counted through all rows, the number of rows, and their length. In units of `4 *
+    Packs texts of `lengths` tokens into rows of equal length so that a pass over them costs least. Returns the place
+    of each text's first token, counted through all rows, the number of rows, and their length. In units of `4 *
     hidden_size` operations, a token costs about `6 * hidden_size` for a layer's weights and the length of its row for
-    attention, masked or not; so few rows save padding and many save attention. Texts are dealt out by falling length,
-    each to the shortest row; `single_row` is for attention that costs nothing between texts. Raises `ValueError` if no
-    text has a token.
+    attention, masked or not: few rows save padding, many save attention. Texts go to the shortest row, longest first;
+    `single_row` is for attention that costs nothing between texts. Raises `ValueError` if no text has a token.
     """
     total, longest = sum(lengths), max(lengths, default=0)
     if total == 0:
@@ -43,9 +42,9 @@ def fill_rows(
     tokens: torch.Tensor, lengths: torch.Tensor, starts: Sequence[int], num_rows: int, row_length: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Put texts, whose `tokens` stand one behind the other, into rows as `lay_out` has them: `input_ids` and
-    `position_ids` `(num_rows, row_length)`, and the place of each token, counted through all rows. What is left of a
-    row holds token 0 at position 0 throughout, so that each of these is a text of its own.
+    Fill the rows of `lay_out` with texts, whose `tokens` are concatenated. Returns `input_ids` and `position_ids`
+    `(num_rows, row_length)`, and the place of each token, counted through all rows. The rest of a row is token 0 at
+    position 0, so that each padding token is a text of its own.
     """
     ends = lengths.cumsum(0)
     position_in_text = torch.arange(len(tokens), device=tokens.device) - (ends - lengths).repeat_interleave(lengths)

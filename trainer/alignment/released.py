@@ -1,8 +1,8 @@
 """
 The research release's objective: its graphs, its costs and its constants.
 
-Every modality is matched with the barycenter, the mean of all, both ways. Both graphs of a pair get the edges of the
-first, from its nearest neighbours, and messages go from a node to its neighbours.
+Every modality is matched with the barycenter, the mean of all, in both directions. Both graphs of a pair get the edges
+of the source, from its nearest neighbours, and messages go from a node to its neighbours.
 """
 
 from collections.abc import Callable
@@ -40,12 +40,12 @@ def released_matchings(
     solver: Callable[..., torch.Tensor] = match_graphs,
 ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """
-    Match every modality with the barycenter, both ways, as the research release (of arXiv:2410.02615) does, with a
-    gradient: the names "source>target" of the pairs; their 0/1 matchings `(num_pairs, num_nodes, num_nodes)` in the
-    dtype of the features; and their labels `(num_pairs, num_nodes)`, -1 where unmatched. The gradient is proportional
-    to the upstream gradient (see `differentiable_matching`), which the release's is not. Its lambda times its gradient
-    of 1 / (pairs x nodes) is the step, whatever the loss is scaled by. Unlike there, evaluation has no noise.
-    README.md here lists what is wrong with the release.
+    Match every modality with the barycenter in both directions, as the research release (of arXiv:2410.02615) does,
+    with a gradient. Returns the names "source>target" of the pairs; their 0/1 matchings `(num_pairs, num_nodes,
+    num_nodes)` in the dtype of the features; and their labels `(num_pairs, num_nodes)`, -1 where unmatched. Unlike the
+    release's, the gradient is proportional to the upstream gradient (see `differentiable_matching`), and evaluation
+    has no noise. The step is the release's lambda times its gradient of 1 / (pairs x nodes), however the loss is
+    scaled. README.md here lists the release's faults.
     """
     nodes = torch.stack(list(features.values()))
     num_pairs, num_nodes = 2 * len(nodes), nodes.shape[1]
@@ -67,7 +67,7 @@ def draw_noise(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The release's Gumbel noise, float32: on nodes, one sample for all pairs, and on edges, one for each pair."""
+    """The release's Gumbel noise, float32: one sample of node noise for all pairs, edge noise for each pair."""
 
     def draw(*shape):
         uniform = torch.rand(shape, generator=generator, device=device)
@@ -89,11 +89,11 @@ def released_problems(
     edge_noise: torch.Tensor | float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    From features `(num_modalities, num_nodes, size)`, in float32 at least, to matching problems: all that is computed
-    with a gradient in tensors alone. Node costs `(num_pairs, num_nodes, num_nodes)` and edge costs `(num_pairs,
-    num_edges, num_edges)` are `-weight * (cosine + noise - 0.5)` with weight 1 for nodes, one noise for all pairs, and
-    0.5 for edges; with them the edges `(num_pairs, 2, num_edges)` that source and target share. Pairs are in the order
-    of `released_pairs`.
+    Turns features `(num_modalities, num_nodes, size)`, in float32 at least, into matching problems: the part that
+    autograd differentiates. Node costs `(num_pairs, num_nodes, num_nodes)` and edge costs `(num_pairs, num_edges,
+    num_edges)` are `-weight * (cosine + noise - 0.5)`, with weight 1 and one noise for all pairs for nodes, and weight
+    0.5 for edges. Also returns the edges `(num_pairs, 2, num_edges)` that source and target share. Pairs are in the
+    order of `released_pairs`.
     """
     barycenter = modality_features.mean(0, keepdim=True).expand_as(modality_features)
     source = torch.cat([modality_features, barycenter])

@@ -1,4 +1,4 @@
-"""What alignment means, measured: whether a sample's nearest neighbour in another modality is the sample itself."""
+"""Measures alignment: whether a sample's nearest neighbour in another modality is the sample itself."""
 
 import itertools
 
@@ -15,14 +15,14 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """
     Recall at 1 and 5 for each ordered pair of modalities: the share of nodes whose own counterpart is among the 1 or 5
-    of largest cosine, in 0 to 1. Nodes of one group count as one, by the best of them, and a tie counts against the
-    query, so features that are all alike score 0, not 1. A rank that no node could miss is left out.
+    with the largest cosine, from 0 to 1. Nodes of one group count as one, by the best of them. Ties count against the
+    query, so identical features score 0, not 1. A rank that no node could miss is omitted.
 
     Args:
         node_features (`dict[str, torch.Tensor]`): `(num_nodes, hidden_size)` each.
         groups (`torch.Tensor` of shape `(num_nodes,)`): Equal for nodes that count as one.
-        answer_keys (`torch.Tensor` of shape `(num_nodes,)`, *optional*): The groups of pairs with `"answer"`, where
-            they are others: equal answers cannot be told apart, whatever their extended answers say.
+        answer_keys (`torch.Tensor` of shape `(num_nodes,)`, *optional*): Groups for pairs with `"answer"`, if they
+            differ: equal answers cannot be told apart, whatever their extended answers say.
 
     Example:
         >>> nodes = {"image": torch.eye(3), "answer": torch.eye(3)[[0, 2, 1]]}
@@ -50,7 +50,7 @@ def _directions(features: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _count_ahead(similarity: torch.Tensor, group: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """For each query (row) the number of other groups at least as similar, by their best, as its own."""
+    """For each query (row), how many other groups' best member is at least as similar as its own group's."""
     best = similarity.new_full((len(similarity), num_groups), -torch.inf)
     best = best.scatter_reduce(1, group.expand_as(similarity), similarity, "amax")
     return (best >= best.gather(1, group.unsqueeze(1))).sum(1) - 1
@@ -59,14 +59,14 @@ def _count_ahead(similarity: torch.Tensor, group: torch.Tensor, num_groups: int)
 def matching_accuracy(labels: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
     """
     Share of nodes matched to themselves (or to one of their group), over all problems in `labels` `(..., num_nodes)`;
-    unmatched counts as wrong. Of a training batch it is no evidence of alignment: see README.md here.
+    unmatched counts as wrong. On a training batch it is no evidence of alignment: see README.md here.
 
     Example:
         >>> matching_accuracy(torch.tensor([0, 2, -1, 3]))
         tensor(0.5000)
     """
     if labels.numel() == 0:
-        raise ValueError("`labels` holds no node.")
+        raise ValueError("`labels` has no nodes.")
     own = torch.arange(labels.shape[-1], device=labels.device) if groups is None else groups.to(labels.device)
     own = own.expand_as(labels)
     hit = (labels >= 0) & (own.gather(-1, labels.clamp(min=0)) == own)

@@ -1,8 +1,8 @@
 """
-The search behind `match_graphs` for one problem with edges: Frank-Wolfe starts, then the best swap while one helps.
+The search in `match_graphs` for one problem with edges: Frank-Wolfe from several starts, then swaps while they help.
 
 A matching is a vector of labels: `labels[i]` is the target node of source node i, and `num_nodes` (one past the last)
-stands for "unmatched". All starts of a problem are searched at once, one row each. Everything is float32 on the CPU.
+means "unmatched". All starts of a problem are searched at once, one row each. Everything is float32 on the CPU.
 """
 
 from functools import cache
@@ -15,9 +15,9 @@ from scipy.optimize import linear_sum_assignment
 # Up to this many nodes every matching is tried: 120 of them, or 1,546 with unmatched nodes.
 MAX_EXACT_NODES = 5
 FRANK_WOLFE_STEPS = 12
-# The least gain that counts, relative to the largest cost: below it is rounding.
+# Smallest gain that counts, relative to the largest cost: smaller ones are rounding.
 TOLERANCE = 1e-5
-# Ends a search that would not end by itself; some two swaps a node are usual.
+# Limit for a search that would not end by itself; about two swaps per node are usual.
 MAX_SWAPS_PER_NODE = 20
 
 
@@ -31,7 +31,7 @@ def search_matching(
     num_starts: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Labels `(num_nodes,)`: the best that the search found. Arguments as in `match_graphs`, of one problem."""
+    """The best labels found, `(num_nodes,)`. Arguments as in `match_graphs`, for one problem."""
     problem = _Problem(node_costs, edge_costs, source_edges, target_edges)
     num_nodes = len(node_costs)
     if num_nodes <= MAX_EXACT_NODES:
@@ -39,7 +39,7 @@ def search_matching(
     else:
         labels = problem.frank_wolfe(num_starts, generator)
         if allow_unmatched:
-            # Spares, which cost nothing: leaving, entering and changing places are all swaps then.
+            # Spare labels, which cost nothing, make unmatching and rematching a node swaps too.
             labels = torch.nn.functional.pad(labels, (0, num_nodes), value=num_nodes)
         labels = problem.swap(labels)[:, :num_nodes]
     return labels[problem.total_costs(labels).argmin()]
@@ -52,7 +52,7 @@ def _all_matchings(num_nodes, allow_unmatched):
 
 
 def cheapest_assignment(costs: torch.Tensor) -> torch.Tensor:
-    """The cheapest matchings `(*batch, num_nodes)` by node costs `(*batch, num_nodes, num_nodes)` alone."""
+    """The cheapest matchings `(*batch, num_nodes)` by node costs only, `(*batch, num_nodes, num_nodes)`."""
     problems = costs.reshape(-1, *costs.shape[-2:]).numpy()
     labels = [torch.from_numpy(linear_sum_assignment(problem)[1]) for problem in problems]
     return torch.stack(labels).reshape(costs.shape[:-1])
@@ -65,12 +65,12 @@ class _Problem:
         self.num_nodes = num_nodes = len(node_costs)
         self.first, self.second = source_edges
         size = num_nodes + 1
-        # (num_source_edges, size, size): what an edge costs with its first node on label j and its second on label m.
+        # (num_source_edges, size, size): cost of an edge with its first node on label j and its second on label m.
         table = torch.zeros(len(self.first), size * size)
         table.index_add_(1, target_edges[0] * size + target_edges[1], edge_costs.float())
         self.edge_table = table.view(-1, size, size)
         self.node_table = torch.nn.functional.pad(node_costs.float(), (0, 1))
-        # An edge from a node to itself is a matter of that node alone, and only such an edge lies on such an edge.
+        # A self-loop costs its node only, and can only be laid onto a self-loop.
         loops = self.first == self.second
         on_loops = self.edge_table.diagonal(dim1=1, dim2=2)
         self.node_table.index_add_(0, self.first[loops], on_loops[loops])
@@ -82,8 +82,8 @@ class _Problem:
 
     def frank_wolfe(self, num_starts, generator):
         """
-        Labels of descents in the doubly stochastic matrices, at the exact step length of the quadratic: the first from
-        the middle, the last from a random matching, the others from points between the two.
+        Descends in the doubly stochastic matrices, with the exact step length of the quadratic; returns labels. The
+        first start is the center, the last a random matching, and the others lie between the two.
         """
         node_costs = self.node_table[:, :-1]
         random = torch.rand(num_starts, self.num_nodes, generator=generator).argsort(-1)
@@ -102,14 +102,14 @@ class _Problem:
         return cheapest_assignment(-point)
 
     def _soft_prices(self, point):
-        """What edges cost each node on each label, `(num_starts, n, n)`, with all nodes spread as `point` says."""
+        """Edge cost of each node on each label, `(num_starts, n, n)`, if nodes are spread over labels by `point`."""
         table = self.edge_table[:, :-1, :-1]
         prices = torch.zeros_like(point)
         prices.index_add_(1, self.first, torch.einsum("ejm,sem->sej", table, point[:, self.second]))
         return prices.index_add_(1, self.second, torch.einsum("ejm,sej->sem", table, point[:, self.first]))
 
     def swap(self, labels):
-        """`labels` `(num_starts, num_nodes or, with spares, twice that)` after the best swaps, until none helps."""
+        """Swaps in `labels` `(num_starts, num_nodes or, with spares, twice that)`, best first, until none helps."""
         labels = labels.clone()
         left = torch.arange(len(labels))
         for _ in range(MAX_SWAPS_PER_NODE * self.num_nodes):
@@ -122,17 +122,17 @@ class _Problem:
         return labels
 
     def _swap_costs(self, labels):
-        """`(num_starts, num_nodes, num_labels)`: by how much it costs more if a node and another, or a spare, swap."""
+        """Added cost of swapping a node with another, or with a spare: `(num_starts, num_nodes, num_labels)`."""
         n = self.num_nodes
         own = labels[:, :n]
         on_first, on_second = own[:, self.first], own[:, self.second]
-        # The cost of each node on each label, with all others where they are.
+        # The cost of each node on each label, with all others unchanged.
         prices = self.node_table.expand(len(labels), -1, -1).clone()
         prices.index_add_(1, self.first, self.turned_table[self.edges, on_second])
         prices.index_add_(1, self.second, self.edge_table[self.edges, on_first])
         changes = prices.gather(2, labels.unsqueeze(1).expand(-1, n, -1)) - prices.gather(2, own.unsqueeze(2))
         changes[:, :, :n] += changes[:, :, :n].mT.clone()
-        # Of edges between the two, neither price is right.
+        # Both prices are wrong for edges between the two.
         between = self.edge_table[self.edges, on_first, on_second] + self.edge_table[self.edges, on_second, on_first]
         for node, other in ((self.first, self.second), (self.second, self.first)):
             changes.view(len(labels), -1).index_add_(1, node * labels.shape[1] + other, between)

@@ -1,4 +1,4 @@
-"""A frozen sentence encoder, whose embedding of each text is computed once a run."""
+"""A frozen sentence encoder, which embeds each text once per run."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from logramed.eval.model_names import looks_like_path
 
 logger = logging.getLogger(__name__)
 
-NO_MAXIMUM = 2**31 - 1  # tokens; tokenizers without a maximum say 10**30, which their backend can't hold
+NO_MAXIMUM = 2**31 - 1  # tokens; tokenizers without a maximum give 10**30, which overflows their backend
 SETTINGS = ("*.json", "*.txt", "*.model")  # configurations and tokenizers
 WEIGHTS = ("*.safetensors", "*.bin")
 POOLINGS = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "mean"}
@@ -28,10 +28,10 @@ POOLINGS = {"cls": "cls", "cls_token": "cls", "mean": "mean", "mean_tokens": "me
 
 class TextEncoder:
     """
-    A frozen sentence encoder, and what it made of each text.
+    A frozen sentence encoder, with a cache of its embeddings.
 
     Pools as sentence-transformers does: the mean over the tokens, or the first token if the encoder's pooling
-    configuration says so; then unit length, in float32. The weights are loaded when the first text is missing.
+    configuration says so; then scales to unit length, in float32. The weights are loaded when a text is first missing.
 
     Args:
         name_or_path (`str` or `Path`): Folder or Hub id that `AutoModel` and `AutoTokenizer` load.
@@ -39,10 +39,10 @@ class TextEncoder:
         batch_size (`int`, defaults to 64): Texts encoded at once.
 
     Attributes:
-        size (`int`): Of an embedding.
+        size (`int`): Embedding size.
 
     Raises:
-        ValueError: If the encoder can't be loaded, or is one that this class does not know how to use.
+        ValueError: If the encoder can't be loaded, or is of an unsupported kind.
     """
 
     def __init__(self, name_or_path: str | Path, device: str | torch.device | None = None, batch_size: int = 64):
@@ -82,7 +82,7 @@ class TextEncoder:
         return len(missing)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a data worker: the table, without the model."""
+        """Pickles the table for a data worker, without the model."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_model", "_tokenizer")}
 
     @functools.cached_property
@@ -95,7 +95,7 @@ class TextEncoder:
 
     @functools.cached_property
     def _model(self) -> nn.Module:
-        # A pooler that the files lack draws random numbers: training must not depend on whether it was loaded.
+        # A pooler that is missing in the files draws random numbers, which must not affect training.
         with naming_the_argument(self.name), torch.random.fork_rng(devices=[]):
             model, loaded = AutoModel.from_pretrained(
                 self.source, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
@@ -112,7 +112,7 @@ class TextEncoder:
         empty = next((text for text, length in lengths.items() if length == 0), None)
         if empty is not None:
             raise ValueError(
-                f"`alignment_text_encoder` {self.name} makes no token of {empty!r}: leave such texts out."
+                f"`alignment_text_encoder` {self.name} finds no token in {empty!r}: leave such texts out."
             )
         num_long = sum(length > self.max_length for length in lengths.values())
         if num_long and not self._has_warned:
@@ -120,7 +120,7 @@ class TextEncoder:
             logger.warning(
                 f"{num_long} of {len(lengths)} texts are cut to the {self.max_length} tokens that "
                 f"`alignment_text_encoder` {self.name} takes: shorten them, or name an encoder that takes more. Later "
-                "ones are cut without a warning."
+                "texts are cut without a warning."
             )
 
     @torch.no_grad()
@@ -139,13 +139,13 @@ class TextEncoder:
             outputs = model(**{name: value for name, value in inputs.items() if name in taken})
         embeddings = pool(outputs.last_hidden_state, inputs["attention_mask"], self.pooling).cpu()
         if not embeddings.isfinite().all():
-            raise ValueError(f"`alignment_text_encoder` {self.name} gives embeddings that are not finite.")
+            raise ValueError(f"`alignment_text_encoder` {self.name} returned non-finite embeddings.")
         return embeddings
 
 
 @contextlib.contextmanager
 def naming_the_argument(name: str) -> Iterator[None]:
-    """Makes one sentence of what goes wrong in loading, with the argument that a user gives."""
+    """Turns an error in loading into a one-sentence `ValueError` that names the user's argument."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, safetensors.SafetensorError) as error:
@@ -154,7 +154,7 @@ def naming_the_argument(name: str) -> Iterator[None]:
 
 
 def find_folder(name: str) -> Path:
-    """The folder of an encoder, downloaded first if it is a Hub id: the `.bin` files only if it has no safetensors."""
+    """The folder of an encoder; downloads a Hub id first, with `.bin` files only if it has no safetensors."""
     folder = Path(name)
     if not folder.is_dir() and looks_like_path(name):
         raise ValueError("there is no such folder")
@@ -179,13 +179,13 @@ def read_json(path: Path) -> Any:
 
 def read_pooling(folder: Path) -> str:
     """
-    `"mean"` or `"cls"`, by the files that sentence-transformers writes; `"mean"` without them. Raises `ValueError` if
-    they ask for another pooling, for a further module, or for a prompt before each text.
+    `"mean"` or `"cls"`, from the files that sentence-transformers writes; `"mean"` without them. Raises `ValueError`
+    if they require another pooling, another module, or a prompt before each text.
     """
     modules = {module["type"].rpartition(".")[2]: module["path"] for module in read_json(folder / "modules.json")}
     unknown = sorted(modules.keys() - {"Transformer", "Pooling", "Normalize"})
     if unknown:
-        raise ValueError(f"it has a {unknown[0]} module, and only Transformer, Pooling and Normalize are known")
+        raise ValueError(f"it has a {unknown[0]} module, but only Transformer, Pooling and Normalize are supported")
     if read_json(folder / "config_sentence_transformers.json").get("default_prompt_name"):
         raise ValueError("it puts a prompt before each text (`default_prompt_name`), which is not supported")
     config = read_json(folder / modules.get("Pooling", "1_Pooling") / "config.json")
@@ -193,7 +193,7 @@ def read_pooling(folder: Path) -> str:
     modes = [name.removeprefix(prefix) for name, value in config.items() if name.startswith(prefix) and value]
     mode = config.get("pooling_mode") or " and ".join(modes) or "mean"
     if mode not in POOLINGS:
-        raise ValueError(f"its pooling is {mode}, and only cls_token and mean_tokens are known")
+        raise ValueError(f"its pooling is {mode}, but only cls_token and mean_tokens are supported")
     return POOLINGS[mode]
 
 

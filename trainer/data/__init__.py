@@ -1,4 +1,4 @@
-"""Training data: rows read from wherever they stand, checked, in one form."""
+"""Training data: reads and checks rows from any source, in one form."""
 
 from .rows import RowError, TrainingRows
 from .sources import load_training_rows

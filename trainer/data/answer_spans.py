@@ -1,4 +1,4 @@
-"""Where a chat template puts the answers: the characters of a rendered conversation that the model has to write."""
+"""Finds the answers in a rendered conversation: the characters that the model has to write."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-# Characters for private use, so that no template and no text has them.
+# Private-use characters, which occur in no template and no text.
 MARK = "\ue000{}\ue001"
 MARK_PATTERN = re.compile("\ue000([0-9]+)\ue001")
 
@@ -18,7 +18,7 @@ Render = Callable[..., str]
 @dataclass(frozen=True)
 class Layout:
     """
-    What a template writes around the texts of a conversation of one structure (roles, and kinds of content parts).
+    The template's own text around the texts of a conversation of one structure (roles, and kinds of content parts).
     """
 
     literals: list[str]
@@ -27,7 +27,7 @@ class Layout:
 
 
 def clean_messages(messages: Messages) -> Messages:
-    """The messages with nothing but role and content parts: Arrow gives image parts a `text` of `None`."""
+    """The messages with only role and content parts: Arrow gives image parts a `text` of `None`."""
     return [
         {
             "role": message["role"],
@@ -46,11 +46,11 @@ def get_structure(messages: Messages) -> tuple:
 
 def find_layout(messages: Messages, render: Render) -> Layout:
     """
-    Learn the layout of messages of this structure by rendering them with marks for texts. An answer begins where the
-    generation prompt ends, so a blank or a tag that the template writes between them is the model's to write too (with
-    a template that knows no generation prompt: at its first character). It ends with what the template writes at the
-    end of a turn wherever the turn stands, blanks after that left out. Raises `ValueError` if the template leaves an
-    answer out or writes it more than once.
+    Finds the layout of messages of this structure by rendering them with marks for texts. An answer begins where the
+    generation prompt ends, so the model also learns to write a space or tag that the template puts in between (without
+    a generation prompt in the template: at the answer's first character). It ends after the text that the template
+    writes at the end of every turn, without trailing whitespace. Raises `ValueError` if the template omits an answer
+    or writes it more than once.
     """
     marked, text_numbers_by_message = mark_texts(messages)
     literals, text_numbers = split_at_marks(render(marked))
@@ -67,7 +67,7 @@ def find_layout(messages: Messages, render: Render) -> Layout:
 
 
 def mark_texts(messages: Messages) -> tuple[Messages, list[list[int]]]:
-    """The messages with numbered marks for texts, and the numbers of each message."""
+    """The messages with numbered marks instead of texts, and the numbers of each message."""
     marked, numbers, count = [], [], 0
     for message in messages:
         content, own_numbers = [], []
@@ -119,8 +119,8 @@ def count_after(literal: str, rendered_to_here: str) -> int:
 
 def locate_answers(rendered: str, messages: Messages, layout: Layout) -> list[tuple[int, int]]:
     """
-    Start and end of what the model writes for each answer in `rendered`; `ValueError` if the template changed a text
-    by more than the blanks around it.
+    Start and end of what the model writes for each answer in `rendered`; `ValueError` if the template changed more of
+    a text than the whitespace around it.
     """
     texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
     starts, ends = locate_texts(rendered, [texts[number] for number in layout.text_numbers], layout.literals)
@@ -137,7 +137,7 @@ def locate_texts(rendered: str, texts: list[str], literals: list[str]) -> tuple[
         position = ends[-1]
     if rendered == "".join(part for pair in zip(literals, [*texts, ""], strict=True) for part in pair):
         return starts, ends
-    # The template trims some texts: allow blanks to be lost around each.
+    # The template trims some texts: whitespace around each may be missing.
     pattern = "".join(
         f"{re.escape(literal)}\\s*({re.escape(text.strip())})\\s*"
         for literal, text in zip(literals, texts, strict=False)
@@ -146,7 +146,7 @@ def locate_texts(rendered: str, texts: list[str], literals: list[str]) -> tuple[
     if match is None:
         raise ValueError(
             "The chat template changes the text of messages, so the answers cannot be found in it. Give the "
-            "processor a template that writes texts as they are."
+            "processor a template that writes texts unchanged."
         )
     groups = range(1, len(texts) + 1)
     return [match.start(group) for group in groups], [match.end(group) for group in groups]

@@ -1,4 +1,4 @@
-"""From training rows to the tensors of a batch."""
+"""The data collator: turns training rows into the tensors of a batch."""
 
 import re
 from bisect import bisect_right
@@ -32,19 +32,19 @@ logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
 SENTENCE_ENDS = ".!?"
-# A mark that ends a sentence, with quotes or brackets that close there, before a blank.
+# Punctuation that ends a sentence, with closing quotes or brackets, before whitespace.
 SENTENCE_END_PATTERN = re.compile(rf"[{SENTENCE_ENDS}]+[\"')\]]*(?=\s)")
-# Words before a full stop that does not end a sentence: these, and letters with full stops between them ("e.g").
+# Words after which a full stop does not end a sentence: these, and letters with full stops between them ("e.g").
 ABBREVIATIONS = ("al", "approx", "cf", "dr", "fig", "figs", "mr", "mrs", "prof", "vs")
 ABBREVIATION_PATTERN = re.compile(rf"\b(?:(?:[a-z]\.)+[a-z]|{'|'.join(ABBREVIATIONS)})$", re.IGNORECASE)
 
 
 def join_answers(answers: list[str]) -> str:
     """
-    One text of several answers.
+    Joins several answers into one text.
 
-    Line breaks become blanks, and a full stop is added after an answer that does not end its own sentence. (The
-    research release deletes line breaks, which glues words together, and doubles full stops.)
+    Line breaks become spaces, and an answer that does not end its own sentence gets a full stop. (The research release
+    deletes line breaks, which joins words, and doubles full stops.)
 
     Example:
         >>> join_answers(["Left.\\nUpper lobe.", "yes", "CT"])
@@ -58,9 +58,8 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """
     Start and end of each sentence of `text`, in characters.
 
-    A sentence ends at `.`, `!` or `?` before a blank, and at the end of the text. A full stop after an abbreviation
-    (`ABBREVIATIONS`, or letters such as "e.g.") does not end one, nor does that of a decimal number, which no blank
-    follows.
+    A sentence ends at `.`, `!` or `?` before whitespace, and at the end of the text. A full stop after an abbreviation
+    (`ABBREVIATIONS`, or letters such as "e.g.") does not end one, nor does a decimal point: no whitespace follows it.
 
     Example:
         >>> text = "Mild effusion, e.g. 1.5 cm. No mass"
@@ -84,8 +83,8 @@ def _follows_abbreviation(text: str, match: re.Match) -> bool:
 
 def open_image(image: Any, row_id: str) -> Image.Image:
     """
-    A decoded image of a path, of an image that `datasets` has opened, or of the `{"bytes": ..., "path": ...}` that it
-    keeps; errors name the row and the path.
+    Decodes an image, given as path, PIL image, or `{"bytes": ..., "path": ...}` of `datasets`; errors name the row and
+    the path.
     """
     if isinstance(image, Image.Image):
         return image
@@ -108,13 +107,13 @@ def read_extended_answers(row: dict[str, Any]) -> list[str]:
     if not row.get("extended_answers"):
         raise ValueError(
             f"Row {row['id']!r} has no `extended_answers`, which these `alignment_texts` need. Make them with "
-            "`logramed-extend`, or give `alignment_texts` without `extended`."
+            "`logramed-extend`, or set `alignment_texts` without `extended`."
         )
     return row["extended_answers"]
 
 
 def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Question and answer of each turn; a question is the texts that the user wrote since the last answer."""
+    """Question and answer of each turn; a question is all text of the user since the last answer."""
     turns, question = [], []
     for message in messages:
         if message["role"] == "user":
@@ -124,14 +123,14 @@ def read_turns(row: dict[str, Any], messages: list[dict[str, Any]]) -> list[tupl
             question = []
     if not all(question for question, _ in turns):
         raise ValueError(
-            f"Row {row['id']!r} has a turn without a question in words, which nodes of turns need. Add one, or give "
-            "`alignment_granularity` `sample`."
+            f"Row {row['id']!r} has a turn without a question in words, which nodes of turns need. Add one, or set "
+            "`alignment_granularity` to `sample`."
         )
     return turns
 
 
 def is_canonical(row: dict[str, Any]) -> bool:
-    """Whether a row has the form that our loaders give it: all four keys, and messages of content parts."""
+    """Whether a row has the form that our loaders return: all four keys, and messages of content parts."""
     if not all(name in row for name in ("id", "images", "messages", "extended_answers")):
         return False
     return all(isinstance(message["content"], list | tuple) for message in row["messages"] or [])
@@ -140,42 +139,42 @@ def is_canonical(row: dict[str, Any]) -> bool:
 @dataclass
 class LoGraMedDataCollator:
     """
-    Builds training batches of rows, with the processor of any image-text-to-text model of transformers 5.
+    Builds training batches from rows, with the processor of any image-text-to-text model of transformers 5.
 
-    Labels cover what the model has to write and nothing else: each answer and the end of its turn, as the chat
-    template lays them out.
+    Labels cover only what the model has to write: each answer and the end of its turn, in the form of the chat
+    template.
 
     Args:
         processor (`ProcessorMixin`):
-            With a fast tokenizer that has a padding token.
+            Must have a fast tokenizer with a padding token.
         max_length (`int`, *optional*):
-            Longer sequences lose their end. One whose image tokens or whose first answer does not fit is refused.
+            Longer sequences are truncated at the end. Raises if the image tokens or the first answer do not fit.
         alignment (`bool`):
-            Also give what the alignment graphs need.
+            Whether to add the inputs of the alignment graphs.
         config (`AlignmentConfig`, *optional*):
-            What the nodes of these graphs are, and which texts.
+            Kind of nodes of these graphs, and their texts.
         text_encoder (`Callable`, *optional*):
-            Gives the embeddings `(num_texts, embedding_size)` of texts, where `config` says that the model does not.
+            Computes embeddings `(num_texts, embedding_size)` of texts, if by `config` the model does not encode them.
         chat_template (`str`, *optional*):
             Chat template, or its name, instead of the processor's own.
         pad_to_multiple_of (`int`, *optional*):
             Sequences are padded to a multiple of this length.
         completion_only_loss (`bool`, *optional*):
-            False for labels of all tokens but those of images; by default, as with True, the answers alone.
+            False for labels of all tokens except image tokens; by default, as with True, only the answers.
         text_hidden_size (`int`, *optional*):
-            Hidden size of the language model, by which texts are packed (see `lay_out`).
+            Hidden size of the language model, used to pack texts (see `lay_out`).
         packs_in_one_row (`bool`, *optional*):
             Whether its attention costs nothing between packed texts.
         nodes_optional (`bool`):
-            Whether a batch with a row that has no image or no extended answers just goes without nodes.
+            Whether a batch gets no nodes, instead of an error, if a row has no image or no extended answers.
 
-    Called with a list of rows, canonical ones (`id`, `images`, `messages`, `extended_answers`) or such as
-    `logramed.trainer.data.records.canonical_row` knows, it returns a dictionary: all tensors that the processor
-    returned, padded on the right, `labels` `(batch_size, sequence_length)` int64 and, with `alignment`, `nodes`, the
-    dictionary of `build_node_inputs`.
+    Takes a list of rows, canonical (`id`, `images`, `messages`, `extended_answers`) or in a form that
+    `logramed.trainer.data.records.canonical_row` reads, and returns a dictionary: all tensors from the processor,
+    padded on the right, `labels` `(batch_size, sequence_length)` int64 and, with `alignment`, `nodes`, the dictionary
+    of `build_node_inputs`.
 
     Raises:
-        ValueError: For a row that cannot be used, naming its id, or a `config` that needs a text encoder without one.
+        ValueError: For a row that cannot be used, with its id, or if `config` needs a text encoder and there is none.
     """
 
     processor: ProcessorMixin
@@ -225,7 +224,7 @@ class LoGraMedDataCollator:
         return batch
 
     def _rows_with_nodes(self, rows: list[dict[str, Any]]) -> list[int]:
-        """The places of the rows that alignment makes nodes of."""
+        """Indices of the rows that become nodes of the alignment."""
         if self.config.rows_without_image == "language_only":
             return [place for place, row in enumerate(rows) if row["images"]]
         return list(range(len(rows)))
@@ -237,7 +236,7 @@ class LoGraMedDataCollator:
         )
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        """A conversation as text, by the chat template."""
+        """Renders a conversation as text with the chat template."""
         return self.processor.apply_chat_template(
             messages,
             chat_template=self.chat_template,
@@ -253,7 +252,7 @@ class LoGraMedDataCollator:
         return {**row, "images": row["images"] or []}
 
     def _process(self, rows: list[dict[str, Any]], texts: list[str]) -> BatchFeature:
-        """All that the processor makes of the batch, uncut."""
+        """Runs the processor on the batch, without truncation."""
         image_token = self.processor.image_token
         for row, text in zip(rows, texts, strict=True):
             if text.count(image_token) != len(row["images"]):
@@ -274,19 +273,19 @@ class LoGraMedDataCollator:
         )
 
     def _check_replacements(self, rows, replacements):
-        """Where the placeholders of each text were replaced; all of them must have been."""
+        """Where the placeholders of each text were replaced; `ValueError` unless all were."""
         replacements = replacements or [[] for _ in rows]
         for row, found in zip(rows, replacements, strict=True):
             if len(found) != len(row["images"]):
                 raise ValueError(
                     f"Row {row['id']!r}: {type(self.processor).__name__} does not say where it put the tokens of "
-                    "images, so answers cannot be found. It must return `text_replacement_offsets`, as the "
-                    "processors of transformers 5.23 do."
+                    "images, so answers cannot be found. It must return `text_replacement_offsets`, as processors "
+                    "of transformers 5.23 do."
                 )
         return replacements
 
     def _adds_special_tokens(self) -> bool:
-        """Whether special tokens come on top of the template's in generation, which training must agree with."""
+        """Whether generation adds special tokens to the template's: training must do the same."""
         if self._add_special_tokens is None:
             messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
             generated = self.processor.apply_chat_template(messages, chat_template=self.chat_template, tokenize=True)
@@ -295,7 +294,7 @@ class LoGraMedDataCollator:
         return self._add_special_tokens
 
     def _find_answers(self, row: dict[str, Any], messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
-        """Start and end in `text` of what the model writes, one pair an answer."""
+        """Start and end in `text` of what the model writes, one pair per answer."""
         structure = get_structure(messages)
         try:
             if structure not in self._layouts:
@@ -314,11 +313,11 @@ class LoGraMedDataCollator:
         return layout
 
     def _label(self, batch: BatchFeature, offsets: torch.Tensor, is_answer: list[torch.Tensor]) -> torch.Tensor:
-        """Labels of `input_ids`: the tokens of answers, as `is_answer` has them."""
+        """Labels for `input_ids`: the tokens of answers according to `is_answer`."""
         is_token = batch["attention_mask"].bool()
         starts, ends = offsets.unbind(-1)
         is_learned = torch.stack([answers.any(dim=0) for answers in is_answer])
-        # A tokenizer may end the sequence, hence the last answer, with a token that stands nowhere in the text.
+        # A tokenizer may end the sequence, and so the last answer, with a token that is not in the text.
         last = (torch.arange(len(is_answer)), is_token.sum(dim=1) - 1)
         ended = (batch["input_ids"][last] == self.processor.tokenizer.eos_token_id) & (starts[last] == ends[last])
         is_learned[last] |= ended
@@ -328,7 +327,7 @@ class LoGraMedDataCollator:
         return batch["input_ids"].masked_fill(~is_learned, IGNORED_LABEL)
 
     def _fit(self, rows: list[dict[str, Any]], batch: BatchFeature) -> dict[str, torch.Tensor]:
-        """The batch with sequences cut to `max_length` and padded to a multiple; refuses to cut what is needed."""
+        """Truncates sequences to `max_length` and pads to a multiple; `ValueError` if needed tokens would be cut."""
         columns = (batch[name] for name in ("attention_mask", "is_image", "labels"))
         for row, mask, is_image, labels in zip(rows, *columns, strict=True):
             self._check_cut(row, int(mask.sum()), is_image, labels != IGNORED_LABEL)
@@ -344,7 +343,7 @@ class LoGraMedDataCollator:
         }
 
     def _check_cut(self, row: dict[str, Any], num_tokens: int, is_image: torch.Tensor, is_learned: torch.Tensor):
-        """Whether a sequence can be cut to `max_length`: its images whole, and an answer left."""
+        """Raises `ValueError` if cutting to `max_length` would cut an image or leave no answer."""
         if self.max_length is not None and num_tokens > self.max_length:
             needed = max(is_image.nonzero().flatten().tolist(), default=-1) + 1
             if needed > self.max_length:
@@ -366,7 +365,7 @@ class LoGraMedDataCollator:
             raise ValueError(f"Row {row['id']!r} {reason}. Raise `max_length` or leave the row out.")
 
     def _number_images(self, is_image, offsets, replacements) -> list[torch.Tensor]:
-        """Of each row's image tokens the number of their image, by the placeholder that they replace."""
+        """For each row, the number of each image token's image, from the placeholder that it replaces."""
         numbers = []
         for of_row, own, found in zip(is_image, offsets, replacements, strict=True):
             firsts = torch.tensor([replaced["new_span"][0] for replaced in found], dtype=own.dtype)
@@ -374,7 +373,7 @@ class LoGraMedDataCollator:
         return numbers
 
     def _build_nodes(self, rows, conversations, is_image, is_answer, numbers, chosen) -> dict[str, torch.Tensor]:
-        """The nodes of the rows at the places `chosen`, among which samples are counted."""
+        """The nodes of the rows with indices `chosen`; samples are numbered among these."""
         rows, conversations, is_answer, numbers = (
             [values[place] for place in chosen] for values in (rows, conversations, is_answer, numbers)
         )
@@ -388,8 +387,8 @@ class LoGraMedDataCollator:
                 if len(answers) != len(read_answers(messages)) or not answers.any(dim=1).all():
                     raise ValueError(
                         f"Row {row['id']!r}: of its {len(read_answers(messages))} answers "
-                        f"{int(answers.any(dim=1).sum())} were found in the text of the chat template, and nodes that "
-                        f"are {self.config.alignment_granularity}s need each one."
+                        f"{int(answers.any(dim=1).sum())} were found in the text of the chat template, but nodes that "
+                        f"are {self.config.alignment_granularity}s need all of them."
                     )
             kept = [_places_before(answers, length) for answers in is_answer]
             texts = self._read_turn_texts(rows, conversations, [len(own) for own in kept])
@@ -411,7 +410,7 @@ class LoGraMedDataCollator:
         )
 
     def read_texts(self, row: dict[str, Any]) -> Iterator[str]:
-        """The texts of a row's nodes that a text encoder is asked for."""
+        """The texts of a row's nodes that a text encoder has to embed."""
         conversations = [clean_messages(row["messages"])]
         has_image = any(part["type"] == "image" for message in conversations[0] for part in message["content"])
         if not has_image and self.config.rows_without_image == "language_only":
@@ -423,7 +422,7 @@ class LoGraMedDataCollator:
         return chain(*texts_to_embed(texts, self.config.alignment_granularity).values())
 
     def _read_sample_texts(self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]]) -> NodeTexts:
-        """The texts of the nodes where these are samples: all answers of a sample in one."""
+        """The texts of nodes that are samples: all answers of a sample joined."""
         texts = {}
         for kind in self.config.text_kinds:
             found = [
@@ -436,7 +435,7 @@ class LoGraMedDataCollator:
     def _read_turn_texts(
         self, rows: list[dict[str, Any]], conversations: list[list[dict[str, Any]]], num_kept: list[int]
     ) -> NodeTexts:
-        """The texts of the first turns of each sample, `num_kept` of them, and the sentences of extended answers."""
+        """The texts of the first `num_kept` turns of each sample, and the sentences of extended answers."""
         turns = [read_turns(row, messages) for row, messages in zip(rows, conversations, strict=True)]
         kept = [turn for own, number in zip(turns, num_kept, strict=True) for turn in own[:number]]
         texts, sentences = {}, None
@@ -462,14 +461,14 @@ class LoGraMedDataCollator:
         if len(extended) != num_answers:
             raise ValueError(
                 f"Row {row['id']!r} has {len(extended)} `extended_answers` for {num_answers} answer(s), but nodes "
-                f"that are {self.config.alignment_granularity}s need one for each. Add them, or use nodes that are "
-                "samples."
+                f"that are {self.config.alignment_granularity}s need one for each. Add them, or set "
+                "`alignment_granularity` to `sample`."
             )
         return extended
 
 
 def prepare_texts(collator: LoGraMedDataCollator, *datasets: Dataset | dict[str, Dataset] | None) -> None:
-    """Have a collator's text encoder encode the texts of all rows that can be looked at, so that no step waits."""
+    """Let the collator's text encoder embed the texts of all `Dataset` rows in advance, so that no step waits."""
     if collator.text_encoder is None:
         return
     for rows in chain(*(rows.values() if isinstance(rows, dict) else [rows] for rows in datasets)):
@@ -493,13 +492,13 @@ def _overlapping(offsets: torch.Tensor, spans: list[tuple[int, int]], mask: torc
 
 
 def _places_before(is_answer: torch.Tensor, length: int) -> torch.Tensor:
-    """Of the answers that begin before `length`, the places of the tokens before them."""
+    """The place of the token before each answer that begins before `length`."""
     firsts = is_answer.int().argmax(dim=1)
     return firsts[firsts < length] - 1
 
 
 def _shift(span: tuple[int, int], replacements: list[dict[str, Any]]) -> tuple[int, int]:
-    """`span` of a rendered text, in characters of the text whose placeholders are replaced."""
+    """Maps `span` from the rendered text to the text with replaced placeholders."""
     ends = [replaced["span"][1] for replaced in replacements]
     gains = [0, *(replaced["new_span"][1] - replaced["span"][1] for replaced in replacements)]
     start, end = (place + gains[bisect_right(ends, place)] for place in span)

@@ -1,10 +1,10 @@
 """
 Make the extended answers that alignment needs: `logramed-extend DATA --endpoint URL --model NAME`.
 
-Each conversation is sent to a chat model, which writes every answer again with more context. Replies are checked for
-form, length, polarity and key terms (see `extension_checks`), and asked for again with the reason where they fail. The
-output goes with the data: `logramed-train --train_data DATA --extended_data OUTPUT`. A run that was stopped goes on
-with the same command. The key of the endpoint, if it needs one, is read from `LOGRAMED_EXTEND_KEY`.
+Each conversation is sent to a chat model, which rewrites every answer with more context. Replies are checked for form,
+length, polarity and key terms (see `extension_checks`); if one fails, the model is asked again, with the reason. Train
+on data and output with `logramed-train --train_data DATA --extended_data OUTPUT`. To resume a stopped run, repeat the
+command. The key of the endpoint, if it needs one, is read from `LOGRAMED_EXTEND_KEY`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Ask = Callable[[list[dict]], Reply | Fault]
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row's id and its turns, in the roles and texts that the output repeats."""
+    """A row's id and its turns (role and text), which the output repeats."""
 
     row_id: str
     turns: list[tuple[str, str]]
@@ -50,7 +50,7 @@ class Conversation:
         return json.dumps([{"question": question, "answer": answer} for question, answer in pairs], ensure_ascii=False)
 
     def extend(self, extended: Sequence[str]) -> dict[str, Any]:
-        """The row of the output: the same conversation with the extended answers."""
+        """The output row: the same conversation with the extended answers."""
         names, answers = {"user": "human", "assistant": "gpt", "system": "system"}, iter(extended)
         turns = [(role, next(answers) if role == "assistant" else text) for role, text in self.turns]
         return {
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         failures = extend_all(wanted, file, open_client(arguments).ask, arguments)
     except JudgeRefusedError as error:
         raise UserError(
-            f"{arguments.endpoint}: {error}. Look at `--endpoint`, `--model` and the key in {KEY_VARIABLE}. What was "
-            "made is kept; the same command goes on."
+            f"{arguments.endpoint}: {error}. Check `--endpoint`, `--model` and the key in {KEY_VARIABLE}. Finished "
+            "rows are kept; repeat the command to resume."
         ) from None
     done = file.finish()
     write_json_lines(output, done.values())
@@ -92,15 +92,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="logramed-extend", description=__doc__.split("\n\n")[0].strip())
-    parser.add_argument("data", help="training data in any form that `train.py` takes but a stream")
+    parser.add_argument("data", help="training data in any form that `train.py` takes, except a stream")
     parser.add_argument("--image_folder", help="folder of the images, as for `train.py`")
     parser.add_argument("--endpoint", required=True, help="URL of a server with OpenAI's chat completions")
     parser.add_argument("--model", required=True, help="name of the model there")
-    parser.add_argument("--output", default="extended_answers.jsonl", help="file of the extended conversations")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests at the same time at most")
-    parser.add_argument("--max_revisions", type=int, default=3, help="times that a faulty reply is asked for again")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds that a reply may take")
-    parser.add_argument("--max_tokens", type=int, default=4096, help="tokens of a reply at most")
+    parser.add_argument("--output", default="extended_answers.jsonl", help="file for the extended conversations")
+    parser.add_argument("--concurrency", type=int, default=8, help="maximum number of simultaneous requests")
+    parser.add_argument("--max_revisions", type=int, default=3, help="maximum number of retries for a faulty reply")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for a reply")
+    parser.add_argument("--max_tokens", type=int, default=4096, help="maximum number of tokens in a reply")
     arguments = parser.parse_args(argv)
     if Path(arguments.output).suffix != ".jsonl":
         parser.error(f"--output must end in .jsonl, got {arguments.output}")
@@ -115,7 +115,7 @@ def read_prompt() -> str:
 def extend_all(
     conversations: Sequence[Conversation], file: ResumableFile, ask: Ask, arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Ask for all conversations, some at once, and append each that is done; the failures."""
+    """Extend all conversations, several at once, and append each finished one to `file`; returns the failures."""
     failures = []
 
     def extend_one(conversation: Conversation) -> dict[str, Any] | str:
@@ -134,9 +134,9 @@ def extend_all(
 
 def extend(conversation: Conversation, ask: Ask, max_revisions: int) -> dict[str, Any] | str:
     """
-    The extended row of a conversation, or why there is none.
+    The extended row of a conversation, or the reason why there is none.
 
-    A reply that cannot be used is asked for again, at most `max_revisions` times, with the reason told to the model.
+    If a reply cannot be used, asks again with the reason, at most `max_revisions` times.
     """
     first = [
         {"role": "system", "content": read_prompt()},
@@ -170,7 +170,7 @@ def open_client(arguments: argparse.Namespace) -> JudgeClient:
 
 
 def describe_settings(arguments: argparse.Namespace, fingerprint: str) -> dict[str, Any]:
-    """What the extended answers depend on: the data, the model, and the prompt."""
+    """Everything the extended answers depend on: the data, the model, and the prompt."""
     return {
         "data": fingerprint,
         "model": arguments.model,

@@ -1,4 +1,4 @@
-"""Whether an extended answer says what the original one does: its form, length, polarity and key terms."""
+"""Checks that an extended answer agrees with the original one: form, length, polarity and key terms."""
 
 import json
 import re
@@ -12,9 +12,9 @@ SCHEMA = {
     "properties": {"extended_answers": {"type": "array", "items": {"type": "string", "minLength": 1}}},
     "required": ["extended_answers"],
 }
-# In words. The 1,797 extended answers to VQA-RAD's training questions have 16 to 36, for originals of 1 to 17.
+# In words. The 1,797 extended answers to VQA-RAD's training questions have 16 to 36 words, the originals 1 to 17.
 FEWEST_WORDS, MOST_WORDS, MOST_WORDS_FOR_ONE = 6, 80, 4
-# An answer with more key terms may lose one in three: it is reworded more.
+# An answer with more key terms may lose one in three, since it is reworded more.
 FEW_TERMS, SHARE_OF_MANY_TERMS = 4, 2 / 3
 STEM_SIZE = 5  # letters that two forms of a word have in common
 WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
@@ -37,7 +37,7 @@ STOP_WORDS = frozenset(
 
 
 class ReplyError(ValueError):
-    """Why a reply cannot be used, in words that a model can act on."""
+    """Why a reply cannot be used, worded so that a model can act on it."""
 
 
 def read_reply(text: str, answers: Sequence[str]) -> list[str]:
@@ -46,13 +46,13 @@ def read_reply(text: str, answers: Sequence[str]) -> list[str]:
 
     Args:
         text (`str`): JSON of the form `SCHEMA`, perhaps in a code fence.
-        answers (`Sequence[str]`): The original ones, one a turn.
+        answers (`Sequence[str]`): The original answers, one per turn.
 
     Returns:
-        `list[str]`: One for each answer, without surrounding blanks.
+        `list[str]`: One for each answer, without surrounding spaces.
 
     Raises:
-        ReplyError: Naming what is wrong and, where it is one answer, its number, counted from 1.
+        ReplyError: If the reply cannot be used, with the reason and the number of a faulty answer, counted from 1.
 
     Example:
         >>> read_reply('{"extended_answers": ["Yes, the heart is larger than it should be."]}', ["Yes"])
@@ -100,8 +100,8 @@ def find_polarity(text: str, among_others: bool = False) -> bool | None:
     Whether an answer affirms or denies; None if it is neither a yes nor a no.
 
     Args:
-        among_others (`bool`): The text is known to do either: without a leading yes or no, a negation in its first
-            sentence denies, and all else affirms.
+        among_others (`bool`): Whether the text is known to affirm or deny: without a leading yes or no, it denies if
+            its first sentence has a negation, and affirms otherwise.
 
     Example:
         >>> find_polarity("No, the lungs are clear."), find_polarity("left lung")
@@ -121,7 +121,7 @@ def find_polarity(text: str, among_others: bool = False) -> bool | None:
 
 
 def find_missing_terms(answer: str, extended: str) -> list[str]:
-    """Key terms of an answer that its extended form lacks, if they are more than may be reworded."""
+    """Key terms of an answer that its extended form lacks, unless so few that they may be reworded."""
     terms = [word for word in dict.fromkeys(split_words(answer)) if len(word) > 2 or word.isdigit()]
     terms = [word for word in terms if word not in STOP_WORDS]
     words = set(split_words(extended))
@@ -133,6 +133,6 @@ def find_missing_terms(answer: str, extended: str) -> list[str]:
 
 
 def split_words(text: str) -> list[str]:
-    """Words in small letters; a word with a hyphen also as its parts, and joined: `x-ray` is `xray` too."""
-    text = text.lower().replace("\u2019", "'")  # an apostrophe as typesetters write it
+    """Words in lower case; a hyphenated word gives its parts, and the joined word: `x-ray` also gives `xray`."""
+    text = text.lower().replace("\u2019", "'")  # typographic apostrophe
     return WORD.findall(text) + [word.replace("-", "") for word in HYPHENATED.findall(text)]

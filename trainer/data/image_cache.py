@@ -1,4 +1,4 @@
-"""What a frozen vision tower makes of each image, kept on disk, so that it runs once an image, not each epoch."""
+"""Caches the output of a frozen vision tower on disk, so that it runs once per image, not in every epoch."""
 
 import json
 from pathlib import Path
@@ -19,11 +19,11 @@ TENSOR_NAME = "hidden_states"
 
 class CachedTower:
     """
-    Takes the place of the `forward` of a vision tower that is not trained: hidden states that were computed before are
-    read from `folder`. An image is known by the pixels that the image processor made of it, and the folder by the
-    tower's configuration and weights, the layers that are read and the dtype computed in: another image, processor or
-    tower finds nothing and is computed. Files appear whole or not at all, and several processes may share a folder.
-    Raises `ValueError` if the tower is trained, or the model is of another class than this project's.
+    Replaces the `forward` of a frozen vision tower: hidden states that were computed before are read from `folder`.
+    The key of an image is its processed pixels and the dtype of the computation; the key of the tower is its
+    configuration, weights and the layers that are read. So another image, processor or tower is never read by mistake.
+    Files are written atomically, and several processes may share a folder. Raises `ValueError` if the tower is
+    trained, or the model is not one of this project.
     """
 
     def __init__(self, model: nn.Module, folder: str | Path):
@@ -33,9 +33,7 @@ class CachedTower:
             )
         tower = model.get_submodule("model.vision_tower")
         if any(weight.requires_grad for weight in tower.parameters()):
-            raise ValueError(
-                "`cache_image_features` needs a vision tower that is not trained: leave `vision` out of `train`."
-            )
+            raise ValueError("`cache_image_features` needs a frozen vision tower: leave `vision` out of `train`.")
         config = model.config
         self.num_states = config.vision_config.num_hidden_layers + 1
         self.layers = layers_read(config)
@@ -74,7 +72,7 @@ class CachedTower:
 
 
 def fingerprint_tower(tower: nn.Module, config, layers: list[int]) -> str:
-    """A digest of what the hidden states depend on beside the pixels: configuration, weights, and the layers kept."""
+    """A digest of what the hidden states depend on apart from pixels: configuration, weights, and the layers kept."""
     settings = {
         name: value for name, value in config.vision_config.to_dict().items() if not name.startswith(("_", "transf"))
     }

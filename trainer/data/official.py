@@ -1,4 +1,4 @@
-"""VQA-RAD and SLAKE from their own files: one training sample an image, its questions as turns."""
+"""Reads VQA-RAD and SLAKE from their own files: one training sample per image, its questions as turns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,17 +14,17 @@ from .rows import BadRows, ImageFolder, RowError, RowLocation, read_records, rea
 
 @dataclass(frozen=True)
 class OfficialFiles:
-    """How the authors' own files of a data set are laid out."""
+    """Layout of the authors' own files of a data set."""
 
     name: str
-    markers: tuple[str, ...]  # a folder with all of these files and folders is taken for it
-    files: dict[str, tuple[str, ...]]  # of each split the file with its questions, under any of these names
+    markers: tuple[str, ...]  # a folder with all of these files and folders is taken as this data set
+    files: dict[str, tuple[str, ...]]  # for each split, the possible names of the file with its questions
     extended_file: str  # JSON lines of `qid` and `extended`
     image_folder: str
     image_field: str
     kind_field: str  # only questions of these kinds are read
     kinds: tuple[str, ...]
-    # Further splits: the questions of all files about these images, or about a fold of the images.
+    # Further splits: questions of all files about these images, or about a fold of the images.
     image_splits: dict[str, frozenset[str]] = field(default_factory=dict)
     fold_splits: tuple[str, ...] = ()
 
@@ -65,7 +65,7 @@ SLAKE = OfficialFiles(
 
 
 def find_official_files(folder: Path) -> OfficialFiles | None:
-    """The data set whose own files `folder` holds, if it is one of those that are known."""
+    """The data set whose own files are in `folder`, if it is a known one."""
     return next((official for official in (VQA_RAD, SLAKE) if official.is_in(folder)), None)
 
 
@@ -81,8 +81,8 @@ def open_official(
     One split of a data set's own files in `folder` as records with `id`, `images`, `messages` and `extended_answers`.
 
     The questions about one image become the turns of one record, in the order of the file; its id is the image's name
-    without ending, or the image's folder. A bad question is left out alone, its image's other questions stay. Without
-    `require_extended` the file of extended answers is not read. Raises `ValueError` if there is no such split.
+    without extension, or the image's folder. A bad question is skipped, but its image's other questions stay. Without
+    `require_extended` the file of extended answers is not read. Raises `ValueError` for an unknown split.
     """
     splits = (*official.find(folder), *official.image_splits, *official.fold_splits)
     if split not in splits:
@@ -124,7 +124,7 @@ def group_by_image(
     extended: dict[str, tuple[RowLocation, str]] | None,
     bad_rows: BadRows,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Checked questions by image name; bad ones, and extended answers to no question, go to `bad_rows`."""
+    """Checked questions by image name; bad ones, and extended answers without a question, go to `bad_rows`."""
     samples: dict[str, list[dict[str, Any]]] = {}
     positions: dict[str, str] = {}
     paths = official.find(folder)
@@ -142,7 +142,7 @@ def group_by_image(
                     samples.setdefault(record[official.image_field], []).append(question)
             except RowError as error:
                 bad_rows.add(error)
-    if paths.keys() == official.files.keys():  # else they may be of a file that is not here
+    if paths.keys() == official.files.keys():  # otherwise they may belong to a missing file
         names, kinds = " or ".join(path.name for path in paths.values()), " or ".join(official.kinds)
         for row_id, (location, _) in (extended or {}).items():
             if row_id not in positions:

@@ -1,4 +1,4 @@
-"""Phantoms as images: what one holds, and how it is drawn."""
+"""Phantoms as images: their content, and how they are drawn."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ SHARE_OF_LESION_COUNTS = (0.25, 0.55, 0.1, 0.1)
 # Lengths below are in half image widths: the image spans -1 to 1, x to the right and y downwards.
 SMALL_RADIUS, LARGE_RADIUS = (0.11, 0.13), (0.24, 0.28)
 LESION_CONTRAST = (0.42, 0.50)  # grey levels, of 1
-SMALLEST_OFFSET = 0.16  # of a lesion's centre from both axes of the image, so that its side and half are plain
+SMALLEST_OFFSET = 0.16  # of a lesion's centre from both axes of the image, so that its side and half are clear
 TUBE_HALF_WIDTH = 0.035
 
 # Grey levels by modality.
@@ -96,7 +96,7 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Phantom:
-    """All that is drawn in one image; `shift`, `rotation` (radians), `scale` and `noise_seed` are nuisances."""
+    """Content of one image; `shift`, `rotation` (radians), `scale` and `noise_seed` are nuisance parameters."""
 
     modality: str
     organ: str
@@ -109,7 +109,7 @@ class Phantom:
 
 
 def sample_phantom(generator: np.random.Generator) -> Phantom:
-    """A phantom with every attribute drawn independently of the others; no two lesions share a quadrant."""
+    """Samples a phantom, every attribute independently of the others; no two lesions share a quadrant."""
     phantom = Phantom(
         modality=MODALITIES[generator.integers(len(MODALITIES))],
         organ=ORGANS[generator.integers(len(ORGANS))],
@@ -123,7 +123,7 @@ def sample_phantom(generator: np.random.Generator) -> Phantom:
     num_lesions = int(generator.choice(len(SHARE_OF_LESION_COUNTS), p=SHARE_OF_LESION_COUNTS))
     brightness_sign = generator.choice((-1.0, 1.0))
     quadrants = generator.permutation(((-1, -1), (-1, 1), (1, -1), (1, 1)))[:num_lesions]
-    # Several lesions are all small: large ones of neighboring quadrants could touch and be counted as one.
+    # Several lesions are all small: large ones in neighboring quadrants could touch and be counted as one.
     radii = LARGE_RADIUS if num_lesions == 1 and generator.random() < 0.5 else SMALL_RADIUS
     lesions = tuple(sample_lesion(phantom, quadrant, radii, brightness_sign, generator) for quadrant in quadrants)
     return dataclasses.replace(phantom, lesions=lesions)
@@ -136,7 +136,7 @@ def sample_lesion(
     brightness_sign: float,
     generator: np.random.Generator,
 ) -> Lesion:
-    """A lesion in a quadrant of the organ, and of the image: one too close to an axis is drawn again."""
+    """Samples a lesion in a quadrant of both organ and image; resamples if it is too close to an axis."""
     x_low, x_high, y_low, y_high = LESION_ZONES[phantom.organ]
     cosine, sine = math.cos(phantom.rotation), math.sin(phantom.rotation)
     radius = generator.uniform(*radii)
@@ -199,7 +199,7 @@ def _tube(x: np.ndarray, y: np.ndarray, edge_width: float) -> np.ndarray:
 
 
 def _add_texture(image: np.ndarray, phantom: Phantom, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What a modality shows of every body: ribs and seams, a table, an uneven field, rings."""
+    """Adds the texture of a modality: ribs and seams, a table, an uneven field, rings."""
     if phantom.modality == "X-ray":
         inside = _ellipse(x, y, 0.85, 0.70, 0.1)
         return image + 0.09 * inside * np.maximum(np.cos(22.0 * (y + 0.35 * x**2)), 0.0)
@@ -214,7 +214,7 @@ def _add_texture(image: np.ndarray, phantom: Phantom, x: np.ndarray, y: np.ndarr
 def _add_noise(
     image: np.ndarray, phantom: Phantom, x: np.ndarray, y: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Grain, or for ultrasound speckle within the sector that the probe at the top sees."""
+    """Adds grain, or for ultrasound speckle within the sector that the probe at the top sees."""
     noise = generator.standard_normal(image.shape)
     if phantom.modality != "ultrasound":
         return image + 0.02 * noise

@@ -14,10 +14,10 @@ NUMBER_WORDS = ("none", "one", "two", "three")
 @dataclass(frozen=True)
 class Attribute:
     """
-    One thing to ask about a phantom, in closed and open forms.
+    An attribute of a phantom that can be asked about, with closed and open questions.
 
-    `closed` maps each question to a function of the phantom giving one of its two answers; `fact` is the clause that
-    the extended answer is built on.
+    `closed` maps each question to a function that returns one of its two answers for a phantom; `fact` returns the
+    clause from which the extended answer is built.
     """
 
     question_type: str
@@ -57,7 +57,7 @@ def _with_article(modality: str) -> str:
 
 
 def _is_question(values: Iterable[str], field: str, template: str) -> dict[str, Callable[[Phantom], str]]:
-    """Closed questions of the form "is it this one?", for every value of a field of the phantom."""
+    """Yes-or-no questions for every value of a field of the phantom."""
     return {
         template.format(value=value, an_image=f"{_with_article(value)} image"): _yes_if(
             lambda phantom, value=value: getattr(phantom, field) == value
@@ -73,7 +73,7 @@ def _lesion_attribute(
     open_questions: tuple[str, ...],
     fact: Callable[[Lesion], str],
 ) -> Attribute:
-    """An attribute of a single lesion; `closed` maps a question to the value it names, or `None` for both."""
+    """An attribute of a single lesion; `closed` maps a question to the value it names, or `None` if it names both."""
 
     def value(phantom: Phantom) -> str:
         return getattr(phantom.lesions[0], field)
@@ -208,7 +208,7 @@ ATTRIBUTES = {
     ),
 }
 DESCRIBED_SHARE = 0.25  # of the conversations begin with a description
-CLOSED_SHARE = 0.8  # of the questions that have a closed form, as far as both answers can be paired
+CLOSED_SHARE = 0.8  # of the questions that have a closed form, at most, since both answers are paired
 EXTENDED_TEMPLATES = (
     "in this {modality} image of the {organ}, {fact}.",
     "{fact}, as the {modality} image of the {organ} shows.",
@@ -225,8 +225,8 @@ def ask_questions(phantoms: list[Phantom], generator: np.random.Generator) -> li
         generator (`np.random.Generator`): Draws questions, their forms and their order.
 
     Returns:
-        `list[list[Turn]]`: the conversations, in the order of `phantoms`. Every closed question has each of its two
-        answers equally often.
+        `list[list[Turn]]`: the conversations, in the order of `phantoms`. For every closed question, both answers are
+        equally frequent.
     """
     asked = [_choose_attributes(phantom, generator) for phantom in phantoms]
     questions: dict[tuple[int, str], str] = {}
@@ -246,8 +246,8 @@ def describe_phantoms(phantoms: list[Phantom], generator: np.random.Generator) -
     """
     Ask for one description of each phantom.
 
-    A model from scratch learns to see from descriptions in a minute, and only slowly from yes and no: they are meant
-    for a first stage of training.
+    A model from scratch learns to see from descriptions in a minute, but only slowly from "yes" and "no", so they are
+    meant for a first stage of training.
     """
     attribute = ATTRIBUTES["description"]
     return [
@@ -260,11 +260,11 @@ def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list
     """
     The attributes to ask about, in their order.
 
-    Only a description gives away what is asked later, so few turns follow it: their answers need no look at the image.
+    A description gives away later answers, which then need no look at the image, so few turns follow it.
     """
     names = [name for name, attribute in ATTRIBUTES.items() if attribute.applies(phantom) and name != "description"]
     if _has_one_lesion(phantom):
-        # "The lesion" in a question tells how many there are, so the count is often left out, and else asked first.
+        # "The lesion" in a question gives the count away, so the count is often left out, or else asked first.
         dropped = {"lesions"} if generator.random() < 0.4 else set()
         dropped.update(generator.permutation(("modality", "organ", "tube"))[: generator.integers(1, 3)].tolist())
         names = [name for name in names if name not in dropped]
@@ -279,7 +279,7 @@ def _choose_attributes(phantom: Phantom, generator: np.random.Generator) -> list
 def _pair_closed_questions(
     attribute: Attribute, phantoms: list[Phantom], indices: list[int], generator: np.random.Generator
 ) -> dict[int, str]:
-    """Give closed questions to about `CLOSED_SHARE` of the phantoms, always to two that answer it differently."""
+    """Give closed questions to about `CLOSED_SHARE` of the phantoms, always to pairs with different answers."""
     waiting = generator.permutation(indices)[: round(CLOSED_SHARE * len(indices))].tolist()
     texts = generator.permutation(list(attribute.closed)).tolist()
     chosen: dict[int, str] = {}

@@ -1,9 +1,9 @@
 """
 Phantoms as volumes: a lesion near the feet, another near the head, and a question about both that no slice answers.
 
-Volumes come in families of four, alike but for the sides of the two lesions: all four combinations. No slice shows
-both lesions, so each slice of a family stands in as many volumes with one answer as with the other. Whoever sees one
-slice, whichever it is, is right half of the time at best.
+Volumes come in families of four that differ only in the sides of the two lesions: all four combinations. No slice
+shows both lesions, so each slice of a family is in as many volumes with one answer as with the other. From a single
+slice, the best possible accuracy is one half.
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ from logramed.trainer.data.phantom_questions import Turn
 
 
 FAMILY_SIZE = 4
-NUM_SLICES = 8  # the lower half of them may show the one lesion, the upper half the other
-SLICE_SPACING = 0.16  # half image widths: a lesion is seen in three slices
-TAPERING = 0.015  # of the body, for each slice away from the middle
-# Where half of the lesions are dark, the mean grey level of a side says nothing. A tiny model from scratch had not
-# found the sides of such ones after 390 steps (all eight slices); those of bright ones took 110 (four). One run each.
+NUM_SLICES = 8  # the lower half may show one lesion, the upper half the other
+SLICE_SPACING = 0.16  # half image widths: a lesion appears in three slices
+TAPERING = 0.015  # of the body, per slice away from the middle
+# If half of the lesions were dark, the mean grey level of a side would say nothing: a tiny model from scratch had not
+# learned their sides after 390 steps (all eight slices); with bright ones it took 110 (four). One run each.
 BRIGHT = 1.0
 FIELD_OF_VIEW = 360.0  # millimetres
-LOWEST_HU, HU_RANGE = -150, 400  # of black, and up to white: the window `soft_tissue`
+LOWEST_HU, HU_RANGE = -150, 400  # value of black, and distance to white: the window `soft_tissue`
 SIDES = ("left", "right")
 
 
 @dataclass(frozen=True)
 class PhantomVolume:
-    """Axial slices from the feet to the head, and the sides of the lesion nearer the feet and of the other."""
+    """Axial slices from the feet to the head, and the sides of both lesions, the one nearer the feet first."""
 
     slices: tuple[Phantom, ...]
     sides: tuple[str, str]
@@ -66,7 +66,7 @@ def _sample_family(generator: np.random.Generator) -> list[PhantomVolume]:
 
 
 def _sample_half(body: Phantom, first: int, generator: np.random.Generator) -> dict[str, tuple[Phantom, ...]]:
-    """Half of the slices with one lesion, by its side."""
+    """Half of the slices with one lesion, for each side that it may be on."""
     quadrant = np.array((1, generator.choice((-1, 1))))
     right = sample_lesion(body, quadrant, LARGE_RADIUS, BRIGHT, generator)
     center = first + generator.integers(1, NUM_SLICES // 2 - 1)
@@ -89,7 +89,7 @@ def _sample_half(body: Phantom, first: int, generator: np.random.Generator) -> d
 
 
 def _cut(lesion: Lesion, distance: float) -> tuple[Lesion, ...]:
-    """What a slice at a distance from the centre of a ball shows of it."""
+    """The cross-section of a ball in a slice at a distance from its centre."""
     squared_radius = lesion.radius**2 - distance**2
     return (dataclasses.replace(lesion, radius=float(np.sqrt(squared_radius))),) if squared_radius > 0 else ()
 
@@ -99,13 +99,13 @@ def write_volume(path: Path, volume: PhantomVolume, image_size: int) -> None:
     Draw a volume and write it as NIfTI, in Hounsfield units.
 
     Raises:
-        ImportError: If nibabel is missing, naming the extra to install.
+        ImportError: If nibabel is missing; the message names the extra to install.
     """
     nibabel = import_optional("nibabel")
     grey = np.stack([draw_phantom(slice_, image_size) for slice_ in volume.slices])
     values = np.round(grey * (HU_RANGE / 255) + LOWEST_HU).astype(np.int16)
     pixel_size = FIELD_OF_VIEW / image_size
-    # Columns go to the left of the patient, rows to the back, slices to the head.
+    # Columns run to the patient's left, rows to the back, slices to the head.
     affine = np.diag((-pixel_size, -pixel_size, SLICE_SPACING * FIELD_OF_VIEW / 2, 1.0))
     image = nibabel.Nifti1Image(values.transpose(2, 1, 0), affine)
     image.header.set_xyzt_units("mm")
@@ -144,7 +144,7 @@ def describe_volumes(volumes: list[PhantomVolume]) -> list[Turn]:
 
 
 def _describe(volume: PhantomVolume) -> str:
-    # The relation follows the sides here: a model that has first found the sides in images alone may never come to
+    # The relation comes after the sides: a model that first learns only the sides from images may never learn to
     # compare them.
     lower, upper = volume.sides
     return f"{volume.organ}, near the feet {lower}, near the head {upper}, {volume.relation}"

@@ -1,4 +1,4 @@
-"""Rows as records hold them: the LLaVA-Med instruct form with extended answers, and TRL's forms."""
+"""Reads training records: the LLaVA-Med instruct form with extended answers, and TRL's forms."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ from .rows import (
 
 logger = logging.get_logger(__name__)
 
-# The alignment file of the LLaVA-Med release misspells its key, and the extended one inherits that.
+# The alignment file of the LLaVA-Med release misspells its key, and so does the extended one.
 CONVERSATION_KEYS = ("conversations", "conversatons")
 EXTENDED_KEYS = ("conversations_long", "conversatons_long")
-# Question and answer of LLaMA-Factory's "alpaca" form and of ms-swift's, with earlier turns in `history`.
+# Question and answer in LLaMA-Factory's "alpaca" form and in ms-swift's, with earlier turns in `history`.
 INSTRUCTION_KEYS, QUERY_KEYS = ("instruction", "output"), ("query", "response")
-# Where a part of a message names its image.
+# Keys under which a part of a message may name its image.
 PART_IMAGE_KEYS = ("image", "path", "url")
 FIELDS = (
     "id",
@@ -61,11 +61,11 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user"
 class RecordReader:
     """
     Turns records into canonical rows. A record has `image` or `images` (a name, an embedded image, a list of these, or
-    nothing for text alone), and `conversations`, `messages`, `prompt` and `completion`, or LLaMA-Factory's and
-    ms-swift's `instruction` and `output`, or `query` and `response`, with `history` and `system`. Extended answers
-    stand in `conversations_long` or `extended_answers`. What else it has is ignored. Without an `image_folder` images
-    stay what they are. `rows_without_image` is "refuse", "language_only" (such rows need no extended answers), or None
-    for training without alignment; `require_questions` asks for words in every question.
+    nothing for text only), and `conversations`, `messages`, `prompt` and `completion`, or LLaMA-Factory's and
+    ms-swift's `instruction` and `output`, or `query` and `response`, with `history` and `system`. Extended answers are
+    in `conversations_long` or `extended_answers`. Other fields are ignored. Without an `image_folder`, images stay
+    unchanged. `rows_without_image` is "refuse", "language_only" (such rows need no extended answers), or None for
+    training without alignment; `require_questions` requires words in every question.
     """
 
     image_folder: ImageFolder | None
@@ -99,7 +99,7 @@ class RecordReader:
         extended_field, extended_answers = read_own_extension(location, record, without_system)
         if extension is not None:
             if extended_answers is not None:
-                raise location.error(extended_field, f"extended answers stand here and in {extension[0].file} too")
+                raise location.error(extended_field, f"extended answers both here and in {extension[0].file}")
             extended_answers = read_second_file(*extension, record, without_system)
         if extended_answers is None and self.require_extended and has_node:
             raise location.error(extended_field, "missing extended answers, which these `alignment_texts` need")
@@ -124,11 +124,11 @@ class RecordReader:
 
 def canonical_row(row: dict[str, Any], position: str) -> dict[str, Any]:
     """
-    The canonical row (`id`, `images`, `messages`, `extended_answers`) of a row in any form of `RecordReader`.
+    Turns a row in any form of `RecordReader` into a canonical row (`id`, `images`, `messages`, `extended_answers`).
 
     Args:
         row (`dict`): Its images are PIL images, paths, or `{"bytes", "path"}`. A canonical row stays as it is.
-        position (`str`): Names the row in errors, and is its id where it has none.
+        position (`str`): Names the row in errors, and is its id if it has none.
 
     Returns:
         `dict`: its images are PIL images or paths, in the order of the placeholders; `extended_answers` may be `None`.
@@ -147,7 +147,7 @@ def canonical_row(row: dict[str, Any], position: str) -> dict[str, Any]:
 
 
 def open_embedded(image: Any, location: RowLocation) -> Any:
-    """An image that came with its row as `{"bytes", "path"}`, decoded; any other stays what it is."""
+    """Decodes an image embedded in its row as `{"bytes", "path"}`; returns any other unchanged."""
     if not isinstance(image, dict):
         return image
     try:
@@ -157,16 +157,16 @@ def open_embedded(image: Any, location: RowLocation) -> Any:
 
 
 def locate(location: RowLocation, record: dict[str, Any]) -> RowLocation:
-    """The place of a record with its id, which is its position where it has none."""
+    """The location of a record with its id, or with its position as id if it has none."""
     row_id = record.get("id")
     return location.with_id(location.position if row_id is None else row_id)
 
 
 def find_key(location: RowLocation, record: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    """Which of `keys` the record fills; Arrow writes `None` where a row lacks a key. Two are a `RowError`."""
+    """The one of `keys` that the record fills (Arrow writes `None` for missing keys); `RowError` if it fills two."""
     found = [key for key in keys if record.get(key) is not None]
     if len(found) > 1:
-        raise location.error(found[1], f"stands beside `{found[0]}`; keep one of them")
+        raise location.error(found[1], f"given in addition to `{found[0]}`; keep one of them")
     return found[0] if found else None
 
 
@@ -179,7 +179,7 @@ def find_images(location: RowLocation, record: dict[str, Any]) -> tuple[str, lis
 
 
 def find_images_of_parts(messages: Any) -> list[str]:
-    """The names of images that stand in the parts of messages, in their order, as ms-swift and Qwen-VL write them."""
+    """The names of images in the parts of messages, in their order, as ms-swift and Qwen-VL write them."""
     found = []
     for message in messages if isinstance(messages, list) else []:
         content = message.get("content") if isinstance(message, dict) else None
@@ -211,7 +211,7 @@ def read_turns(location: RowLocation, record: dict[str, Any]) -> tuple[str, list
 
 
 def read_pairs(location: RowLocation, record: dict[str, Any], question: str, answer: str) -> list[Turn]:
-    """The turns of `history`, a list of pairs, and of the fields `question` (with `input` behind it) and `answer`."""
+    """The turns of `history`, a list of pairs, and of the fields `question` (followed by `input`) and `answer`."""
     history = record.get("history") or []
     if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
         raise location.error("history", f"expected a list of pairs of question and answer, got {history!r:.100}")
@@ -227,7 +227,7 @@ def read_pairs(location: RowLocation, record: dict[str, Any], question: str, ans
 
 
 def add_system(location: RowLocation, record: dict[str, Any], turns: list[Turn]) -> list[Turn]:
-    """`turns` behind the text of the field `system`, where a row has one beside them."""
+    """`turns` after a system turn from the field `system`, if a row has one."""
     if record.get("system") in (None, "") or (turns and turns[0].role == "system"):
         return turns
     text = read_text(record["system"], location, "system", "turn")
@@ -235,7 +235,7 @@ def add_system(location: RowLocation, record: dict[str, Any], turns: list[Turn])
 
 
 def read_messages(location: RowLocation, record: dict[str, Any], field: str, role: str | None = None) -> list[Turn]:
-    """The turns of a list of messages, or of a text, if it may be one, by `role`."""
+    """The turns of a list of messages; with `role`, the field may also be a text: one turn of that role."""
     if role is not None and not isinstance(record[field], list):
         text = read_text(record[field], location, field, "answer" if role == "assistant" else "turn")
         return [Turn(role, split_placeholders(text), field)]
@@ -244,7 +244,7 @@ def read_messages(location: RowLocation, record: dict[str, Any], field: str, rol
 
 
 def put_images_first(turns: list[Turn], num_images: int) -> list[Turn]:
-    """Turns without a place for images have them before the first turn of the user, as TRL does."""
+    """Puts images at the start of the user's first turn, as TRL does, if no turn has a place for images."""
     number = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
     if number is None or not turns[number].parts or any(turn.num_images for turn in turns):
         return turns
@@ -294,7 +294,7 @@ def read_role(location: RowLocation, role: Any, field: str) -> str:
 def read_own_extension(
     location: RowLocation, record: dict[str, Any], turns: list[Turn]
 ) -> tuple[str, list[Any] | None]:
-    """The field for a record's own extended answers, and these answers (`None` where it has none)."""
+    """The field for a record's own extended answers, and these answers (`None` if it has none)."""
     field = find_key(location, record, (*EXTENDED_KEYS, "extended_answers"))
     if field is None:
         return EXTENDED_KEYS[0] if find_key(location, record, CONVERSATION_KEYS) else "extended_answers", None
@@ -308,12 +308,12 @@ def read_second_file(
 ) -> list[str]:
     """
     The extended answers of a second file's record, in `conversations_long` or, as the release's generator writes them,
-    in `conversations`. Both records must name the same image, where both name one.
+    in `conversations`. If both records name an image, it must be the same.
     """
     field = find_key(extension_location, extension, EXTENDED_KEYS)
     field = field or find_key(extension_location, extension, CONVERSATION_KEYS)
     if field is None:
-        raise extension_location.error("conversations", "missing; the extended answers are read from it")
+        raise extension_location.error("conversations", "missing; extended answers are read from this field")
     image, extended_image = record.get("image"), extension.get("image")
     if image and extended_image and image != extended_image:
         raise extension_location.error("image", f"{extended_image!r} here, {image!r} in the row it extends")
@@ -342,8 +342,8 @@ def index_by_id(
     records: Iterable[tuple[RowLocation, dict[str, Any]]], bad_rows: BadRows, make_ids: bool = False
 ) -> dict[str, tuple[RowLocation, dict[str, Any]]]:
     """
-    Records by id, in order; without `make_ids` a record without an id is a bad row. An id that several share (of an
-    image, say, as in PathVQA's converted files) gets "-1", "-2", ... behind it, as evaluation numbers its questions.
+    Records by id, in order; unless `make_ids`, a record without an id is a bad row. Ids that several records share (an
+    image's, for example, in PathVQA's converted files) get "-1", "-2", ... appended, as evaluation numbers questions.
     """
     read = []
     for location, record in records:
@@ -356,7 +356,7 @@ def index_by_id(
     changed = [new for own_id, new in zip(ids, numbered, strict=True) if new != own_id]
     if changed:
         logger.warning(
-            f"{read[0][0].file}: {len(changed)} row(s) share their id with another, and get a number behind it, as "
-            f"{changed[0]}."
+            f"{read[0][0].file}: {len(changed)} row(s) share their id with another, and get a number appended, such "
+            f"as {changed[0]}."
         )
     return {new: (location.with_id(new), record) for new, (location, record) in zip(numbered, read, strict=True)}

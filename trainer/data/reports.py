@@ -19,15 +19,14 @@ from .rows import BadRows, ImageFolder, RowLocation
 
 
 def holds_reports(source: str | Path) -> bool:
-    """Whether training rows of a source are read as reports."""
+    """Whether the training rows of `source` are read as reports."""
     path = Path(source).expanduser()
     return path.is_dir() and find_reports(path) is not None
 
 
 def find_report_file(source: str | Path, path: Path | None, section: str | None) -> Path | None:
     """
-    The file of reports of a folder, if it has one; `ValueError` if a section is asked for of anything else, or there
-    is no such section.
+    The file of reports of a folder, if it has one; `ValueError` if `section` is unknown, or given without such a file.
     """
     found = find_reports(path) if path is not None and path.is_dir() else None
     if section not in (None, *SUBSETS):
@@ -43,9 +42,9 @@ def open_reports(
     """
     The reports of one split ("train", "validation" or "test") as records, and the folder of their images, by default
     where the benchmark looks for them. A record has `id`, `images` (all of the study) and `messages`: the images, the
-    instruction that the benchmark gives (see `write_question`), and the report or, of "findings", "impression" or
-    "both", the `section`. Rows without image or report are bad rows. Raises `ValueError` if there is no such split, or
-    no report is left.
+    benchmark's instruction (see `write_question`), and the report or its `section` ("findings", "impression" or
+    "both"). Rows without image or report are bad rows. Raises `ValueError` for an unknown split, or if no report is
+    left.
     """
     check_split(split, SPLITS)
     skipped: list[str] = []

@@ -1,4 +1,4 @@
-"""The canonical training row: what it holds, the checks a row must pass, and how refused rows are counted."""
+"""The canonical training row: its content, the checks a row must pass, and the handling of bad rows."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ OnBadRow = Literal["raise", "skip"]
 
 class RowError(ValueError):
     """
-    A training row that cannot be used: `file` (or folder, or Hub id), `position` (`"row 3"`, counted from 0, or in
-    JSON lines `"line 4"`, counted from 1), `row_id` (`None` without a usable one), `field` and `reason`.
+    A training row that cannot be used: `file` (or folder, or Hub id), `position` (`"row 3"`, counted from 0, or for
+    JSON lines `"line 4"`, counted from 1), `row_id` (`None` if there is no usable id), `field` and `reason`.
     """
 
     def __init__(self, file: str, position: str, row_id: str | None, field: str, reason: str):
@@ -40,7 +40,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class RowLocation:
-    """Where a row stands, for the errors about it."""
+    """Location of a row, for error messages."""
 
     file: str
     position: str
@@ -50,7 +50,7 @@ class RowLocation:
         return RowError(self.file, self.position, self.row_id, field, reason)
 
     def with_id(self, row_id: Any, field: str = "id") -> "RowLocation":
-        """This place, naming the row's id; refuses an id that is neither text nor a whole number."""
+        """This location with the row's id; `RowError` if the id is neither text nor a whole number."""
         try:
             text = to_text(row_id) if isinstance(row_id, str | int) else ""
         except ValueError:
@@ -61,7 +61,7 @@ class RowLocation:
 
 
 class Turn(NamedTuple):
-    """One message before the checks: its role, its content parts and the field it was read from."""
+    """One unchecked message: its role, its content parts and the field it was read from."""
 
     role: str
     parts: list[dict[str, str]]
@@ -77,7 +77,7 @@ class Turn(NamedTuple):
 
 
 class BadRows:
-    """Raises each `RowError` it is given, or with `on_bad_row="skip"` keeps it in `skipped`."""
+    """Raises each `RowError` passed to `add`, or with `on_bad_row="skip"` keeps it in `skipped`."""
 
     def __init__(self, on_bad_row: OnBadRow):
         if on_bad_row not in ("raise", "skip"):
@@ -94,15 +94,15 @@ class BadRows:
 @dataclass
 class TrainingRows:
     """
-    Checked training rows, and the rows that were left out.
+    Checked training rows, and the rows that were skipped.
 
     Attributes:
         dataset (`datasets.Dataset`):
-            Columns `id`, `images` (absolute paths, or images where the source embeds them), `messages` (each with
-            `role` and `content` parts; Arrow gives image parts a `text` of `None`) and `extended_answers` (one for
-            each assistant turn, or `None`).
-        skipped (`list[RowError]`): Left out under `on_bad_row="skip"`.
-        fingerprint (`str`): SHA-256 over ids, texts and image names as the source writes them.
+            Columns `id`, `images` (absolute paths, or images if the source embeds them), `messages` (each with `role`
+            and `content` parts; Arrow gives image parts a `text` of `None`) and `extended_answers` (one per assistant
+            turn, or `None`).
+        skipped (`list[RowError]`): Bad rows skipped under `on_bad_row="skip"`.
+        fingerprint (`str`): SHA-256 of ids, texts and image names as written in the source.
     """
 
     dataset: Dataset
@@ -120,8 +120,8 @@ class TrainingRows:
 
 class ImageFolder:
     """
-    Turns image names into absolute paths of files that exist: in `folder`, once `..` and symbolic links are resolved,
-    or without one wherever absolute paths lead.
+    Turns image names into absolute paths of existing files: inside `folder` after resolving `..` and symbolic links,
+    or anywhere, given as absolute paths, without a folder.
     """
 
     def __init__(self, folder: str | Path | None):
@@ -130,8 +130,8 @@ class ImageFolder:
 
     def find(self, name: Any, location: RowLocation, field: str) -> str:
         """
-        The absolute path of image `name`, which may be a folder of DICOM files, or refer to slices of a volume; a
-        `RowError` if it is outside the folder or missing.
+        The absolute path of image `name`, which may be a folder of DICOM files, or refer to slices of a volume;
+        `RowError` if it is missing or outside the folder.
         """
         if not isinstance(name, str) or not name.strip():
             raise location.error(field, f"expected the name of an image file, got {name!r}")
@@ -140,7 +140,7 @@ class ImageFolder:
         try:
             if path not in self._existing and not path.is_file() and find_kind(str(path)) is None:
                 raise location.error(field, f"missing image: there is no file {path}")
-        except (OSError, ValueError) as error:  # names too long, or that no file can have
+        except (OSError, ValueError) as error:  # name too long or invalid
             if isinstance(error, RowError):
                 raise
             raise location.error(field, f"cannot look up image {str(path)!r}: {error}") from error
@@ -152,7 +152,7 @@ class ImageFolder:
             raise location.error(field, f"{name!r} is a relative path; pass `image_folder`")
         try:
             path = ((self.folder or Path()) / name).resolve()
-            # Names that begin with the folder's own, as seen from the file beside it.
+            # The name may begin with the folder's own name: it is then relative to the parent folder.
             if self.folder is not None and Path(name).parts[:1] == (self.folder.name,) and not path.exists():
                 path = (self.folder.parent / name).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # null bytes, loops of symbolic links
@@ -163,7 +163,7 @@ class ImageFolder:
 
 
 def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
-    """`value` as `to_text` has it; what it refuses, null and emptiness are a `RowError`."""
+    """`to_text(value)`; `RowError` if that fails, or for null or empty text."""
     try:
         text = "" if value is None else to_text(value)
     except ValueError as error:
@@ -176,7 +176,7 @@ def read_text(value: Any, location: RowLocation, field: str, what: str) -> str:
 def show_volumes(
     location: RowLocation, images: list[Any], turns: list[Turn], options: VolumeOptions, image_field: str
 ) -> tuple[list[Any], list[Turn]]:
-    """Images and turns with the slices of each volume (DICOM, NIfTI) and their positions in its place."""
+    """Images and turns in which each volume (DICOM, NIfTI) is replaced by its slices and their positions."""
     shown: list[Any] = []
     remaining = iter(images)
 
@@ -197,7 +197,7 @@ def show_volumes(
 
 
 def check_alternation(location: RowLocation, turns: list[Turn], turns_field: str) -> None:
-    """Refuse turns that do not alternate, after at most one system turn."""
+    """Raise `RowError` unless turns alternate, after at most one system turn."""
     dialogue = turns[1:] if turns and turns[0].role == "system" else turns
     if not dialogue:
         raise location.error(turns_field, "no turns")
@@ -214,7 +214,7 @@ def check_alternation(location: RowLocation, turns: list[Turn], turns_field: str
 def check_contents(
     location: RowLocation, turns: list[Turn], num_images: int, turns_field: str, image_field: str
 ) -> None:
-    """Refuse empty turns, and another number of image placeholders than of images."""
+    """Raise `RowError` for empty turns, or if the numbers of image placeholders and images differ."""
     for turn in turns:
         if turn.role != "user" and turn.num_images:
             raise location.error(turn.field, f"an image placeholder in a turn of the {turn.role}")
@@ -223,7 +223,7 @@ def check_contents(
         if not turn.parts:
             raise location.error(turn.field, "empty turn")
         if any(IMAGE_PLACEHOLDER in part.get("text", "") for part in turn.parts):
-            raise location.error(turn.field, f"a text part holds {IMAGE_PLACEHOLDER}; write an image part instead")
+            raise location.error(turn.field, f"a text part holds {IMAGE_PLACEHOLDER}; use an image part instead")
         if "<img>" in turn.text:  # Qwen-VL's
             raise location.error(
                 turn.field, f"<img> would be read as text: write {IMAGE_PLACEHOLDER}, and the name in `images`"
@@ -237,7 +237,7 @@ def check_contents(
 
 
 def check_questions(location: RowLocation, turns: list[Turn]) -> None:
-    """Refuse an answer to images alone: the nodes of turns are found by the words of their questions."""
+    """Raise `RowError` for a question without words, which nodes of turns need."""
     words = ""
     for turn in turns:
         if turn.role == "user":
@@ -261,8 +261,8 @@ def check_extended(location: RowLocation, extended_answers: Any, num_answers: in
 
 def read_records(path: Path, bad_rows: BadRows) -> Iterator[tuple[RowLocation, dict[str, Any]]]:
     """
-    The objects of a JSON list (`.json`) or of JSON lines (`.jsonl`), each with its place. A line that is no JSON and
-    an entry that is no object are bad rows; a `.json` file that is no list raises a plain `ValueError`.
+    The objects of a JSON list (`.json`) or of JSON lines (`.jsonl`), each with its location. Lines that are not JSON
+    and entries that are not objects are bad rows; a `.json` file that is not a list raises a plain `ValueError`.
     """
     for position, record in _read_json_lines(path, bad_rows) if path.suffix == ".jsonl" else _read_json_list(path):
         location = RowLocation(str(path), position)
@@ -276,7 +276,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         records = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. One object a line needs the ending .jsonl.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. One object per line needs the ending .jsonl.") from error
     if not isinstance(records, list):
         raise ValueError(f"{path} must hold a JSON list of rows, got {type(records).__name__}.")
     for number, record in enumerate(records):
@@ -295,12 +295,12 @@ def _read_json_lines(path: Path, bad_rows: BadRows) -> Iterator[tuple[str, Any]]
 
 
 def with_progress(items: Iterable[Any]) -> Iterable[Any]:
-    """A progress bar over `items` on a terminal."""
+    """`items` with a progress bar on a terminal."""
     return tqdm(items, desc="Checking training rows", unit="row", leave=False, disable=None)
 
 
 class ReadRow(NamedTuple):
-    """A canonical row, where it was read, and its images as the source writes them, with the field they stand in."""
+    """A canonical row, its location, and its images as the source writes them, with the field that holds them."""
 
     location: RowLocation
     row: dict[str, Any]
@@ -310,8 +310,8 @@ class ReadRow(NamedTuple):
 
 def finish(read: list[ReadRow], bad_rows: BadRows, source: str, check_images: bool = True) -> TrainingRows:
     """
-    Training rows of the rows `read`; with `check_images` one with an unreadable image is a bad row. Warns of skipped
-    rows. No row left is a `ValueError`.
+    Builds `TrainingRows` from the rows `read`; with `check_images`, rows with an unreadable image are bad rows. Warns
+    about skipped rows. Raises `ValueError` if no row is left.
     """
     if check_images:
         read = leave_out_unreadable(read, bad_rows)
@@ -319,14 +319,14 @@ def finish(read: list[ReadRow], bad_rows: BadRows, source: str, check_images: bo
     if skipped:
         logger.warning(f"{source}: skipped {len(skipped)} bad row(s), the first: {skipped[0]}")
     if not read:
-        raise ValueError(f"{source} holds no usable training row ({len(skipped)} skipped).")
+        raise ValueError(f"{source} has no usable training rows ({len(skipped)} skipped).")
     rows = [one.row for one in read]
     dataset = Dataset.from_list(rows, features=get_features(rows))
     return TrainingRows(dataset, skipped, compute_fingerprint(read))
 
 
 def leave_out_unreadable(read: list[ReadRow], bad_rows: BadRows) -> list[ReadRow]:
-    """The rows whose images can all be decoded; the others are bad rows."""
+    """Keeps the rows whose images can all be decoded; the others are bad rows."""
     problems = find_unreadable(image for one in read for image in one.row["images"])
     kept = []
     for one in read:

@@ -1,4 +1,4 @@
-"""The rows of a run, as its arguments name them."""
+"""Loads the rows that a run's arguments name."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,12 +14,12 @@ from logramed.trainer.data.reports import holds_reports
 from logramed.trainer.data.subsets import select_listed
 
 
-# Rows of a stream that a new tokenizer is trained on.
+# Number of rows of a stream that a new tokenizer is trained on.
 NUM_TOKENIZER_ROWS = 10_000
 
 
 class Rows(NamedTuple):
-    """What a run reads: rows to train on, to evaluate on, of the first stage, and those of a new tokenizer's texts."""
+    """Rows of a run: for training, evaluation, the first stage, and the texts of a new tokenizer."""
 
     train: Dataset | IterableDataset
     validation: Dataset | None
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
 
 
 def read_data(data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str]) -> Rows:
-    """All rows of a run; `fingerprints` gets that of each source."""
+    """All rows of a run; the fingerprint of each source is added to `fingerprints`."""
     first_stage: Dataset | tuple[()] = ()
     if data.first_stage_data is not None:
         plain = replace(training, alignment_weight=0.0)
@@ -72,8 +72,8 @@ def load_validation_rows(
     data: DataArguments, training: LoGraMedTrainingArguments, fingerprints: dict[str, str]
 ) -> Dataset | None:
     """
-    The rows of `validation_data` or, where evaluations are asked for, of `dataset_name`; of a folder or Hub id that is
-    trained on too, its split `dataset_test_split`.
+    The rows of `validation_data` or, if evaluation is turned on, of `dataset_name`. A folder or Hub id that is also
+    trained on gives its split `dataset_test_split`.
     """
     source, split = data.validation_data, "train"
     if source is None and training.eval_strategy != "no":
@@ -86,7 +86,7 @@ def load_validation_rows(
 
 
 def needs_of_alignment(training: LoGraMedTrainingArguments) -> dict[str, Any]:
-    """What batches need of each row, as arguments of `load_training_rows`: nothing further without alignment."""
+    """What alignment requires of each row, as arguments of `load_training_rows`."""
     if training.alignment_weight == 0:
         return {"require_extended": False}
     return {
@@ -106,7 +106,7 @@ def load(
     split: str = "train",
     **options: Any,
 ) -> Dataset:
-    """Rows of `source`; those skipped, if any, are counted and listed in a file in the output folder."""
+    """Rows of `source`; prints the number of skipped rows, and lists them in a file in the output folder."""
     if source == data.train_data or holds_reports(source):
         options["report_section"] = data.report_section
     rows = load_training_rows(

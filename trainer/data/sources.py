@@ -1,5 +1,4 @@
-"""Training rows from wherever they stand: JSON files, `datasets` folders and Hub ids, or the folders of VQA-RAD and
-SLAKE."""
+"""Loads training rows from JSON files, `datasets` folders and Hub ids, or the folders of VQA-RAD and SLAKE."""
 
 import re
 from collections.abc import Iterable
@@ -58,32 +57,32 @@ def load_training_rows(
     Args:
         source (`str`, `Path` or `datasets.Dataset`):
             A file (`.json` list or `.jsonl` lines), a folder written by `save_to_disk`, a folder or Hub id for
-            `datasets.load_dataset`, or a `Dataset` at hand, with rows in a form of `RecordReader`; the VQA-RAD or
-            SLAKE folder with its own files; or a folder of reports in R2Gen's or Kaggle's layout. A row without `id`
-            gets its position as one.
+            `datasets.load_dataset`, or a `Dataset`, with rows in a form of `RecordReader`; the VQA-RAD or SLAKE folder
+            with its own files; or a folder of reports in R2Gen's or Kaggle's layout. A row without `id` gets its
+            position as id.
         image_folder (`str` or `Path`, *optional*):
-            Images must lie in it, also after `..` and symbolic links. Defaults to the folder `images` beside a JSON
-            file (without one, to the JSON file's own folder), to VQA-RAD's `images`, SLAKE's `imgs`, a `datasets`
-            folder itself, and for a Hub id to the Hugging Face cache.
+            Must contain all images, also after resolving `..` and symbolic links. Defaults to the folder `images` next
+            to a JSON file (without one, to the JSON file's own folder), to VQA-RAD's `images`, SLAKE's `imgs`, a
+            `datasets` folder itself, and for a Hub id to the Hugging Face cache.
         extended (`str` or `Path`, *optional*):
-            A second JSON file, merged by id, whose answers are the extended ones. Both files need ids.
+            A second JSON file, merged by id, with the extended answers. Both files need ids.
         split (`str`):
             Split of a `datasets` source, of reports, or of the own files of SLAKE ("train", "validation", "fold_0",
             "without_fold_0", ...) or VQA-RAD ("train", "by_image_train", "by_image_validation").
-        require_extended (`bool`): Refuse rows without extended answers.
+        require_extended (`bool`): Treat rows without extended answers as bad rows.
         rows_without_image, require_questions: See `RecordReader`.
-        check_images (`bool`): Decode every image that no earlier run has; otherwise each must only exist.
+        check_images (`bool`): Decode every image that no earlier run has decoded; otherwise only check that it exists.
         on_bad_row (`"raise"` or `"skip"`):
-            Stop at the first bad row, or leave bad rows out, listed in `TrainingRows.skipped`.
+            Stop at the first bad row, or skip bad rows and list them in `TrainingRows.skipped`.
         volumes (`VolumeOptions`, *optional*): How volumes are shown: by default eight slices, evenly spaced.
         report_section (`str`, *optional*):
-            Of reports: "findings", "impression" or "both". By default as they stand, and of tables the findings.
+            For reports: "findings", "impression" or "both". By default the whole report, or for tables the findings.
 
     Returns:
         `TrainingRows`: the rows as a `datasets.Dataset`, the skipped ones, and a fingerprint.
 
     Raises:
-        RowError: (a `ValueError`) naming file, row, id and field of the first bad row, with `on_bad_row="raise"`.
+        RowError: (a `ValueError`) For the first bad row, if `on_bad_row="raise"`; names file, row, id and field.
         ValueError: If a source cannot be read at all, or no row is left.
         FileNotFoundError: If a file or folder is missing.
     """
@@ -123,14 +122,14 @@ def _read_rows(
     by_id = index_by_id(records, bad_rows, make_ids=extensions is None)
     unnamed = [row_id for row_id, (_, record) in by_id.items() if record.get("id") is None]
     if unnamed:
-        logger.warning(f"{name}: {len(unnamed)} row(s) without `id` get their position as one, as {unnamed[0]!r}.")
+        logger.warning(f"{name}: {len(unnamed)} row(s) without `id` use their position as id, such as {unnamed[0]!r}.")
     read = []
     for row_id, (location, record) in with_progress(by_id.items()):
         try:
             extension = (extensions or {}).get(row_id)
             without_node = reader.rows_without_image == "language_only" and not find_images(location, record)[1]
             if extensions is not None and extension is None and reader.require_extended and not without_node:
-                raise location.error("id", f"no row with this id in {extended}, which holds the extended answers")
+                raise location.error("id", f"no row with this id in {extended}, the file of extended answers")
             read.append(reader.read(location, record, extension))
         except RowError as error:
             bad_rows.add(error)
@@ -141,7 +140,7 @@ def _read_rows(
 
 
 def _as_existing_path(source: str | Path | Dataset) -> Path | None:
-    """`source` as a path if there is such a file or folder, `None` for a `Dataset` or a Hub id."""
+    """`source` as a path if it is an existing file or folder, `None` for a `Dataset` or a Hub id."""
     if isinstance(source, Dataset):
         return None
     path = Path(source).expanduser()
@@ -153,7 +152,7 @@ def _as_existing_path(source: str | Path | Dataset) -> Path | None:
 
 
 def default_image_folder(source: str | Path | Dataset, path: Path | None) -> Path | None:
-    """Where the images of a source lie unless told otherwise (see `load_training_rows`)."""
+    """The default folder for the images of a source (see `load_training_rows`)."""
     if isinstance(source, Dataset):
         return None
     if path is None:
@@ -165,7 +164,7 @@ def default_image_folder(source: str | Path | Dataset, path: Path | None) -> Pat
 
 def _check_suffix(path: Path) -> Path:
     if path.suffix not in JSON_SUFFIXES:
-        raise ValueError(f"{path} must end in .json (a list of rows) or .jsonl (one row a line).")
+        raise ValueError(f"{path} must end in .json (a list of rows) or .jsonl (one row per line).")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     return path
@@ -184,14 +183,14 @@ def _open_dataset(source: str | Path | Dataset, path: Path | None, split: str) -
 
 
 def _read_dataset(dataset: Dataset, source: str | Path | Dataset, split: str) -> Records:
-    """Rows of a dataset with their places."""
+    """Rows of a dataset with their locations."""
     name = "the given dataset" if isinstance(source, Dataset) else f"{source} (split {split})"
     for number, record in enumerate(leave_encoded(dataset)):
         yield RowLocation(name, f"row {number}"), record
 
 
 def leave_encoded(dataset: Dataset) -> Dataset:
-    """The columns that are read of a dataset, its images as `{"bytes", "path"}`: reading rows then decodes none."""
+    """Selects the columns that are read, with images as `{"bytes", "path"}`: reading rows then decodes none."""
     dataset = dataset.select_columns([column for column in dataset.column_names if column in FIELDS])
     for column, feature in dataset.features.items():
         if isinstance(feature, ImageFeature):

@@ -1,4 +1,4 @@
-"""Training rows from data larger than a disk: JSON lines, WebDataset shards or a Hub id, read as they are needed."""
+"""Streams training rows from data larger than a disk: JSON lines, WebDataset shards or a Hub id."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from .sources import JSON_SUFFIXES, default_image_folder
 logger = logging.get_logger(__name__)
 
 SHARD_SUFFIX = ".tar"
-# Rows among which the next one is drawn. More mix better and take longer to fill.
+# Rows in the shuffle buffer. A larger buffer mixes better and takes longer to fill.
 BUFFER_SIZE = 1000
 
 
@@ -37,21 +37,21 @@ def open_stream(
     volumes: VolumeOptions | None = None,
 ) -> IterableDataset:
     """
-    Endless training rows: the source is read again and again, in another order each time, by the seed and the number
-    of the pass alone.
+    Endless training rows: reads the source again and again, in an order that depends only on the seed and the number
+    of the pass.
 
     Args:
         source (`str` or `Path`):
             A `.json` or `.jsonl` file, a folder of WebDataset shards (`.tar`) or a pattern of such files, or a folder
             or Hub id for `datasets.load_dataset`. A sample of a shard has a `json` part, in the form of a row of
             LLaVA-Med, and its images (`jpg`, `png`) in the order of their names.
-        on_bad_row (`"raise"` or `"skip"`): Stop at a bad row, or leave it out with a warning that names it.
-        seed (`int`): Of the order.
+        on_bad_row (`"raise"` or `"skip"`): Stop at a bad row, or skip it with a warning that names it.
+        seed (`int`): Seed of the order.
         split, image_folder, require_extended, rows_without_image, require_questions, volumes:
             As for `load_training_rows`. Images are decoded only when they are used.
 
     Raises:
-        RowError: While reading, naming the shard and key, or the number of the row, of a bad row.
+        RowError: While reading, at a bad row; names its shard and key, or its number.
         ValueError: While reading, if a whole pass has no usable row.
     """
     bad_rows = BadRows(on_bad_row)
@@ -75,12 +75,12 @@ def read_rows(source: str, split: str, reader: RecordReader, bad_rows: BadRows, 
                 bad_rows.add(error)
                 logger.warning(f"Skipped a bad row: {error}")
         if not num_rows:
-            raise ValueError(f"{source} holds no usable training row.")
+            raise ValueError(f"{source} has no usable training rows.")
 
 
 def open_examples(source: str, split: str) -> IterableDataset:
     """
-    The raw examples of a source (see `open_stream`), images not decoded; `FileNotFoundError` if there is no such file.
+    The raw examples of a source (see `open_stream`), images not decoded; `FileNotFoundError` if a file is missing.
     """
     path = Path(source)
     if path.suffix in JSON_SUFFIXES:
@@ -96,7 +96,7 @@ def open_examples(source: str, split: str) -> IterableDataset:
 
 
 def read_example(example: dict[str, Any], location: RowLocation) -> tuple[dict[str, Any], RowLocation]:
-    """A record of a raw example, and its place: that of a shard's sample is its shard and key."""
+    """The record of a raw example, and its location: for a shard's sample, the shard and key."""
     if "__key__" not in example:
         return example, location
     location = RowLocation(str(example.get("__url__", location.file)), f"key {example['__key__']}")
@@ -104,7 +104,7 @@ def read_example(example: dict[str, Any], location: RowLocation) -> tuple[dict[s
     if isinstance(content, bytes | str):
         content = json.loads(content)
     if not isinstance(content, dict):
-        raise location.error("json", "missing; a sample of a shard needs a `json` part that holds its row")
+        raise location.error("json", "missing; a sample of a shard needs a `json` part with its row")
     images = [
         value for name, value in sorted(example.items()) if isinstance(value, dict) and value.get("bytes") is not None
     ]

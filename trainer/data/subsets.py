@@ -1,10 +1,10 @@
 """
-Draw shares of training data, as lists of ids to train on: seeded, and each inside every larger one.
+Draw shares of training data, as seeded lists of ids to train on. Each share is contained in every larger one.
 
     python trainer/data/subsets.py DATA.json --share 0.1 0.4 --seed 42 --output subsets
     python trainer/data/subsets.py SLAKE_FOLDER --on_bad_row skip --share 0.1 0.4 --output subsets
 
-Of VQA-RAD's and SLAKE's own folders a row is an image with its questions, so that these are shares of the images.
+In VQA-RAD's and SLAKE's own folders a row is an image with its questions, so a share is a share of the images.
 Also `logramed-subsets`. Training takes such a list as `--train_ids FILE`.
 """
 
@@ -33,10 +33,10 @@ class Subset:
 
     Attributes:
         source (`str`): Name of the file it was drawn from.
-        num_rows (`int`): Rows of that data.
-        share (`float`): Share asked for; the list has `share * num_rows` ids, rounded half up.
-        seed (`int`): What the draw depends on, beside the ids.
-        ids (`list[str]`): Ids drawn, in the order of the draw.
+        num_rows (`int`): Number of rows in that data.
+        share (`float`): Requested share; the list has `share * num_rows` ids, rounded half up.
+        seed (`int`): Seed; the draw depends only on it and the ids.
+        ids (`list[str]`): Drawn ids, in the order of the draw.
     """
 
     source: str
@@ -46,7 +46,7 @@ class Subset:
     ids: list[str]
 
     def write(self, path: Path) -> None:
-        """Write to `path` as JSON; a file there that holds something else is a `FileExistsError`."""
+        """Write to `path` as JSON; `FileExistsError` if a file with other content is there."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise FileExistsError(
@@ -75,26 +75,26 @@ def draw_subsets(
     """
     Draw a share of the rows of `path` for each of `shares`.
 
-    All ids are put into the order of the SHA-256 of seed and id, of which a share is the beginning. So a smaller share
-    lies inside a larger one, and neither the order of the rows in the file nor the machine matters.
+    Sorts all ids by the SHA-256 of seed and id; a share is the beginning of this order. So a smaller share is part of
+    any larger one, and neither the order of the rows in the file nor the machine matters.
 
     Args:
         path (`str` or `Path`): LLaVA-Med JSON (`.json`, `.jsonl`), or a folder that `load_training_rows` reads.
         shares (`Sequence[float]`): Each above 0 and up to 1.
-        seed (`int`): Of the draw.
-        split (`str`), on_bad_row (`"raise"` or `"skip"`): Of a folder, as for the training to come.
+        seed (`int`): Seed of the draw.
+        split (`str`), on_bad_row (`"raise"` or `"skip"`): For a folder, as in the training that follows.
 
     Returns:
         `list[Subset]`: In the order of `shares`.
 
     Raises:
-        ValueError: If a share is out of range, or so small that it holds no row.
+        ValueError: If a share is out of range, or too small to hold a row.
         RowError: If a row has no id.
     """
     path = Path(path)
     for share in shares:
         if not 0 < share <= 1:
-            raise ValueError(f"`share` is above 0 and at most 1; got {share}.")
+            raise ValueError(f"`share` must be above 0 and at most 1; got {share}.")
     if path.is_dir():
         options = {"split": split, "on_bad_row": on_bad_row, "require_extended": False, "check_images": False}
         row_ids = load_training_rows(path, **options).dataset["id"]
@@ -115,7 +115,7 @@ def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
     as bad (`on_bad_row="skip"`) is left out.
 
     Raises:
-        FileNotFoundError: If there is no such list.
+        FileNotFoundError: If `path` does not exist.
         ValueError: If it names ids that `rows` lacks.
     """
     subset = Subset.read(path)
@@ -134,17 +134,17 @@ def select_listed(rows: TrainingRows, path: str | Path) -> Dataset:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(
-        prog="logramed-subsets", description="Draw shares of training data, each inside every larger one."
+        prog="logramed-subsets", description="Draw shares of training data, each contained in every larger one."
     )
     parser.add_argument("data", type=Path, help="LLaVA-Med JSON or JSON lines, or a folder of training data")
     parser.add_argument("--share", type=float, nargs="+", required=True, help="shares to draw, such as 0.1 0.4")
-    parser.add_argument("--seed", type=int, default=42, help="of the draw (default 42)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the draw (default 42)")
     parser.add_argument("--split", default="train", help="split of a folder, such as by_image_train (default train)")
     parser.add_argument(
-        "--on_bad_row", choices=("raise", "skip"), default="raise", help="as for training, of a folder (default raise)"
+        "--on_bad_row", choices=("raise", "skip"), default="raise", help="for a folder, as in training (default raise)"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write the lists to")
-    parser.add_argument("--name", help="files are called NAME_10percent.json and so on (default: the data's name)")
+    parser.add_argument("--name", help="files are named NAME_10percent.json and so on (default: the data's name)")
     arguments = parser.parse_args(argv)
     for subset in draw_subsets(
         arguments.data,

@@ -1,4 +1,4 @@
-"""The turns of training rows: asked one by one, or put in another order."""
+"""Turns of training rows: as single questions, or shuffled."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from logramed.trainer.alignment.node_inputs import images_of_turns
 
 def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
     """
-    Each question of each training row with images, as a question row of its own, about those that its turn is about
+    Makes one question row for each question of the training rows with images, with the images that its turn is about
     (see `images_of_turns`).
 
-    An answer of "yes" or "no" makes the question closed, any other open.
+    A question with the answer "yes" or "no" is closed, any other is open.
     """
     questions = []
     for row in rows:
@@ -41,7 +41,7 @@ def questions_of_rows(rows: Iterable[dict]) -> list[dict]:
 
 def _shown(images: list, question: dict, place: tuple[int, int], places: list[str]) -> dict:
     """
-    The images and the text of a question row; of several images the places, where the question brings them. `places`
+    The images and the text of a question row; with several images, placeholders mark those in the question. `places`
     are the position texts of all images of the row.
     """
     if len(images) == 1 and places == [""]:
@@ -57,7 +57,7 @@ def count_turns(row: dict) -> int:
 
 
 def with_turns(row: dict, turns: Sequence[int]) -> dict:
-    """A row of one image with only `turns`, in their order; the image, wherever it stood, comes first in the first."""
+    """A row of one image with only `turns`, in this order; the image moves to the start of the first one."""
     system = [message for message in row["messages"] if message["role"] == "system"]
     dialogue = [message for message in row["messages"] if message["role"] != "system"]
     parts = [part for message in dialogue for part in message["content"]]
@@ -81,17 +81,17 @@ def read_text(message: dict) -> str:
 
 class TurnShuffler:
     """
-    Puts the turns of each row in another order each epoch, and keeps the first `max_turns` of it: for
-    `Dataset.with_transform`, where the turns of a conversation are questions that do not build on each other. Rows of
-    several images, such as the slices of a volume, stay as they are.
+    Shuffles the turns of each row in each epoch, and keeps the first `max_turns`: for `Dataset.with_transform`, if
+    the turns of a conversation are questions that do not build on each other. Rows of several images, such as the
+    slices of a volume, stay unchanged.
 
-    The order of a row depends on the seed, the epoch and the row's id alone, so that a resumed run, or one with data
-    workers, sees what any other does.
+    The order of a row depends only on the seed, the epoch and the row's id, so that a resumed run, or one with data
+    workers, sees the same orders.
     """
 
     def __init__(self, seed: int, max_turns: int | None = None):
         self.seed, self.max_turns = seed, max_turns
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers live longer than an epoch
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with persistent workers
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -108,7 +108,7 @@ class TurnShuffler:
 
 
 class SetEpochCallback(TrainerCallback):
-    """Tells a `TurnShuffler` which epoch it is."""
+    """Passes the epoch on to a `TurnShuffler`."""
 
     def __init__(self, shuffler: TurnShuffler):
         self.shuffler = shuffler

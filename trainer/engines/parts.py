@@ -1,4 +1,4 @@
-"""Which parts of a model are trained: in full, frozen, or through adapters. Found by where modules stand."""
+"""Which parts of a model are trained: in full, frozen, or with adapters. Parts are found by the model's structure."""
 
 import re
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ ALL_LINEAR = "all-linear"
 
 def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
     """
-    The parts that `--train` names, by commas; of None all, and with adapters (`use_peft`) all but the vision tower.
+    The parts in `--train`, separated by commas; for None all parts, or with adapters (`use_peft`) all but `vision`.
 
     Raises:
-        ValueError: For an unknown part, none at all, or parts that adapters do not go with.
+        ValueError: For an unknown part, no part at all, or parts that do not work with adapters.
 
     Example:
         >>> parse_parts("projector,language")
@@ -32,14 +32,14 @@ def parse_parts(text: str | None, use_peft: bool = False) -> tuple[str, ...]:
         raise ValueError(f"`train` must name some of {', '.join(PARTS)}, separated by commas; got {text!r}.")
     if use_peft and ("language" not in parts or "vision" in parts):
         raise ValueError(
-            "`use_peft` trains the language model through adapters, the projector in full and the vision tower not at "
+            "`use_peft` trains the language model with adapters, the projector in full, and the vision tower not at "
             f"all, so `train` must name `language` and not `vision`; got {text!r}."
         )
     return parts
 
 
 def unwrap_model(model: nn.Module) -> PreTrainedModel:
-    """The model itself, without adapters and without what the trainer puts around it."""
+    """The model itself, without adapters and without the trainer's wrappers."""
     while not isinstance(model, PreTrainedModel):
         model = model.get_base_model() if isinstance(model, PeftModel) else model.model
     return model
@@ -49,8 +49,8 @@ def find_weights(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """
     The weights of each part.
 
-    `language` is the decoder and the head, `vision` the image encoder, and `projector` what is neither. Where nothing
-    is neither (Qwen2-VL and its kin), the projector is what comes after the encoder's layers.
+    `language` is the decoder and the head, `vision` the image encoder, and `projector` everything else. If there is
+    nothing else (Qwen2-VL and similar models), the projector is what comes after the encoder's layers.
     """
     model = unwrap_model(model)
     head = model.get_output_embeddings()
@@ -91,7 +91,7 @@ def find_projectors(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
-    """Let only the weights of `parts` be trained; a frozen vision tower stays in evaluation mode throughout."""
+    """Freeze all weights outside `parts`; a frozen vision tower always stays in evaluation mode."""
     for part, weights in find_weights(model).items():
         for weight in weights if part not in parts else ():
             weight.requires_grad_(False)
@@ -100,7 +100,7 @@ def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def keep_tower_in_evaluation_mode(model: nn.Module) -> None:
-    """Leave the vision tower in evaluation mode whatever mode the model around it is put in."""
+    """Keep the vision tower in evaluation mode, even if the model is set to training mode."""
     tower = find_tower(unwrap_model(model))
     tower.eval()
     tower.train = lambda mode=True: tower
@@ -108,9 +108,9 @@ def keep_tower_in_evaluation_mode(model: nn.Module) -> None:
 
 def complete_adapters(config: LoraConfig, model: PreTrainedModel, parts: Sequence[str]) -> LoraConfig:
     """
-    Adapters (arXiv:2106.09685) for linear layers of the language model alone, by default all of them; the projector,
-    where `parts` names it, is trained in full and saved with them, unless the configuration names other modules.
-    Raises `ValueError` if the language model has no linear layer of a name.
+    Adapters (arXiv:2106.09685) only for linear layers of the language model, by default all of them. The projector, if
+    `parts` names it, is trained in full and saved with them, unless the configuration names other modules. Raises
+    `ValueError` if the language model has no linear layer of a given name.
     """
     config.target_modules = find_layers(model, config.target_modules or ALL_LINEAR)
     if "projector" in parts and config.modules_to_save is None:
@@ -119,7 +119,7 @@ def complete_adapters(config: LoraConfig, model: PreTrainedModel, parts: Sequenc
 
 
 def find_layers(model: PreTrainedModel, target_modules: str | Sequence[str]) -> str:
-    """A pattern of the full names of the language model's linear layers that are to be adapted."""
+    """A pattern for the full names of the language model's linear layers that get adapters."""
     [prefix] = names_of(model, [model.get_decoder()])
     linear = [name for name, module in model.get_decoder().named_modules() if isinstance(module, nn.Linear)]
     names = {name.rpartition(".")[2] for name in linear}
@@ -128,7 +128,7 @@ def find_layers(model: PreTrainedModel, target_modules: str | Sequence[str]) -> 
     if not wanted or wanted - names:
         raise ValueError(
             f"`lora_target_modules` names {', '.join(sorted(wanted - names)) or 'nothing'}, but the language model "
-            f"has the linear layers {', '.join(sorted(names))}. `{ALL_LINEAR}` takes them all."
+            f"has the linear layers {', '.join(sorted(names))}. `{ALL_LINEAR}` selects them all."
         )
     return rf"{re.escape(prefix)}\.(.*\.)?({'|'.join(sorted(map(re.escape, wanted)))})"
 
@@ -139,13 +139,13 @@ def names_of(model: nn.Module, modules: Sequence[nn.Module]) -> list[str]:
 
 
 def unquantized_modules(model: PreTrainedModel) -> list[str]:
-    """What keeps its dtype where a model is loaded in 4 or 8 bits: all but the language model's layers."""
+    """Modules that keep their dtype when a model is loaded in 4 or 8 bits: all but the language model's layers."""
     kept = [find_tower(model), *find_projectors(model), model.get_output_embeddings()]
     return names_of(model, kept)
 
 
 def count_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """For each part how many weights are trained and how many there are (4 bits: as stored, two in one)."""
+    """Numbers of trained weights and of all weights in each part (in 4 bits as stored: two in one)."""
     return {
         part: (sum(weight.numel() for weight in weights if weight.requires_grad), sum(map(torch.numel, weights)))
         for part, weights in find_weights(model).items()
@@ -153,6 +153,6 @@ def count_trained(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def describe_trained(model: nn.Module) -> str:
-    """What is trained, in one line: "Trained: projector 1,024 of 1,024, language 0 of 50,000, ..."."""
+    """A one-line summary: "Trained: projector 1,024 of 1,024, language 0 of 50,000, ..."."""
     counts = ", ".join(f"{part} {trained:,} of {total:,}" for part, (trained, total) in count_trained(model).items())
     return f"Trained: {counts} weights."

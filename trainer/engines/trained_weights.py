@@ -1,4 +1,4 @@
-"""Which weights a run trains and in which dtype, and loading them from its own checkpoints."""
+"""Chooses which weights a run trains and in which dtype, and loads them from its own checkpoints."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from transformers import TrainingArguments
 
 def freeze_unused_weights(model: nn.Module) -> None:
     """
-    Set `requires_grad` off for weights of a LLaVA's vision tower that no loss gives a gradient: those behind the last
+    Turn `requires_grad` off for weights of a LLaVA vision tower that never get a gradient: those after the last
     hidden state that its projector reads.
 
-    It changes no result. But a checkpoint of FSDP2 whose optimizer knows nothing of such a weight cannot be resumed.
+    This changes no result, but FSDP2 cannot resume from a checkpoint whose optimizer has no state for such a weight.
     """
     if not hasattr(model.config, "vision_feature_layer"):
         return
@@ -24,7 +24,7 @@ def freeze_unused_weights(model: nn.Module) -> None:
 
 
 def layers_read(config) -> list[int]:
-    """The numbers, ascending, of the hidden states of the vision tower that the projector of a LLaVA reads."""
+    """The indices, ascending, of the vision tower's hidden states that the projector of a LLaVA reads."""
     selected = config.vision_feature_layer
     selected = selected if isinstance(selected, list | tuple) else [selected]
     num_states = config.vision_config.num_hidden_layers + 1
@@ -32,12 +32,12 @@ def layers_read(config) -> list[int]:
 
 
 def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Parameter]:
-    """Layers behind the last hidden state that `config` reads, what follows them, and embeddings of masked patches."""
+    """Layers after the last hidden state that `config` reads, what follows them, and embeddings of masked patches."""
     num_layers, num_used = config.vision_config.num_hidden_layers, max(layers_read(config))
     parts = [value for name, value in tower.named_parameters() if name.endswith("mask_token")]
     for module in tower.modules():
         children = [name for name, _ in module.named_children()]
-        if "encoder" in children:  # what comes after it makes one vector of an image, which is not read
+        if "encoder" in children:  # modules after it pool the image into one vector, which is not read
             parts += [module.get_submodule(name) for name in children[children.index("encoder") + 1 :]]
         elif isinstance(module, nn.ModuleList) and len(module) == num_layers:
             parts += module[num_used:]
@@ -46,9 +46,9 @@ def unused_tower_parts(tower: nn.Module, config) -> list[nn.Module | nn.Paramete
 
 def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
     """
-    Give what is trained beside a frozen 16-bit or quantized base (adapters and parts saved with them) float32, where
-    16 bits would lose most steps of an optimizer. TRL puts it into bfloat16 beside a quantized base. Raises
-    `ValueError` if a part that is no adapter would then meet 16-bit inputs without autocast (`bf16`, `fp16`).
+    Convert the trained weights on top of a frozen 16-bit or quantized base (adapters and parts saved with them) to
+    float32: in 16 bits, most optimizer steps would be lost. TRL converts them to bfloat16 on a quantized base. Raises
+    `ValueError` if a part other than an adapter would then get 16-bit inputs without autocast (`bf16`, `fp16`).
     """
     if not isinstance(model, PeftModel):
         return
@@ -61,7 +61,7 @@ def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
             in_full += [name] if "lora_" not in name else []
     if in_full and meets_16_bits and not (args.bf16 or args.fp16):
         raise ValueError(
-            f"{len(in_full)} weights are trained in full beside a 16-bit base, such as {in_full[0]}: they are kept in "
+            f"{len(in_full)} weights are trained in full on a 16-bit base, such as {in_full[0]}: they are kept in "
             "float32, which needs mixed precision. Set `bf16` (or `fp16`) to true, or load the base in float32."
         )
 
@@ -69,9 +69,9 @@ def train_in_float32(model: nn.Module, args: TrainingArguments) -> None:
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """
-    Load a model that `save_pretrained` wrote into one that is there, each weight in the dtype it has, by
-    `from_pretrained`, which knows the names in files. Raises `ValueError` if the folder lacks a weight or has an
-    unknown one: a run would go on with a random one, or keep it as the best.
+    Load the weights that `save_pretrained` wrote into an existing model, which keeps its dtypes. Uses
+    `from_pretrained`, which maps the names in files. Raises `ValueError` for missing or unknown weights: otherwise a
+    run would go on with random ones, or keep them as the best.
     """
     loaded, found = type(model).from_pretrained(folder, output_loading_info=True)
     missing, unknown = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])

@@ -1,6 +1,6 @@
 """
-What this project uses of other libraries that they do not promise to keep: private names, and modules that are not
-documented. Nothing imports this; tests/trainer/engines/test_upstream.py says which of them a new version has moved.
+Uses of other libraries' private names and undocumented modules, which may change without notice. Nothing imports this;
+tests/trainer/engines/test_upstream.py reports which of them a new version has moved.
 """
 
 CHECKPOINTS, TRAINER = "trainer/checkpoints/saving.py", "trainer/trainer.py"
@@ -9,10 +9,10 @@ WRAPPER = "trainer/alignment/aligned_model.py"
 HANDLER, REQUESTS = "transformers.cli.serving.chat_completion.ChatCompletionHandler", "hub_cards/chat_requests.py"
 ANSWER = "request_id model processor model_id inputs gen_config"
 
-# Methods and functions: the file that overrides or calls them, their parameters, and what for.
+# Methods and functions: the file that overrides or calls them, their parameters, and the purpose.
 METHODS = {
     "transformers.Trainer._save_checkpoint": (CHECKPOINTS, "model trial", "a checkpoint is whole or not there"),
-    "transformers.Trainer._get_output_dir": (CHECKPOINTS, "trial", "it is written to a folder of its own first"),
+    "transformers.Trainer._get_output_dir": (CHECKPOINTS, "trial", "it is first written to a separate folder"),
     "transformers.Trainer._load_from_checkpoint": (TRAINER, "resume_from_checkpoint model", "the wrapper's parts"),
     "transformers.Trainer._load_best_model": (TRAINER, "", "the wrapper's parts"),
     "transformers.Trainer._get_grad_norm": (TRAINER, "model grad_norm", "a non-finite gradient ends the run"),
@@ -34,7 +34,7 @@ METHODS = {
     ),
 }
 
-# Attributes: the module that sets or reads them, the file that uses them, and what for.
+# Attributes: the module that sets or reads them, the file that uses them, and the purpose.
 ATTRIBUTES = {
     "_tr_loss": ("transformers.trainer", CHECKPOINTS, "sums of the log, which resuming forgets"),
     "_total_loss_scalar": ("transformers.trainer", CHECKPOINTS, "sums of the log"),
@@ -49,5 +49,5 @@ ATTRIBUTES = {
     "_name_or_path": ("transformers.configuration_utils", TRAINER, "the default of `output_dir`"),
     "_weight_conversions": ("transformers.core_model_loading", MODEL, "weights are saved under LLaVA's names"),
     "_auto_class": ("transformers.image_processing_base", "modeling_logramed/image_processing_logramed.py", "loading"),
-    "_checkpoint_conversion_mapping": (None, MODEL, "read by transformers 4.57 alone"),
+    "_checkpoint_conversion_mapping": (None, MODEL, "read only by transformers 4.57"),
 }

@@ -179,7 +179,7 @@ def test_gradients_are_refused_before_there_are_any():
     graph = StepGraph([torch.ones(1, 2)] * 2)
     graph.compute_nodes(lambda batch: ({"image": batch}, torch.zeros(1)), torch.device("cpu"))
     graph.position = 1
-    with pytest.raises(RuntimeError, match="first micro-batch of this step was not differentiated"):
+    with pytest.raises(RuntimeError, match="first micro-batch of this step had no backward pass"):
         graph.cached_gradients()
 
 

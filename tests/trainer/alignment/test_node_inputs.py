@@ -221,7 +221,7 @@ def test_keys_are_hashes_of_the_token_ids_whatever_the_batch():
         ),
         ("turn", {"extended_answers": None}, "has no `extended_answers`, which these `alignment_texts` need"),
         ("sample", {"extended_answers": None}, "has no `extended_answers`, which these `alignment_texts` need"),
-        ("turn", {"extended_answers": ["yes", " "]}, ": the tokenizer makes no token of the extended answer ''"),
+        ("turn", {"extended_answers": ["yes", " "]}, ": the tokenizer finds no token in the extended answer ''"),
     ],
 )
 def test_rows_without_the_texts_of_their_nodes_are_named(rows, granularity, change, reason):

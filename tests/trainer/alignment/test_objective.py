@@ -308,7 +308,7 @@ def test_an_objective_of_ones_own_is_a_class_and_its_name(squared_error):
     torch.testing.assert_close(output.loss, nodes + 0.5 * edges)
     assert output.matchings["image>answer"].shape == (1, 8)
     assert "squared_error" in LOSSES
-    with pytest.raises(ValueError, match="an objective 'squared_error' already, SquaredError: choose another name"):
+    with pytest.raises(ValueError, match="'squared_error' already exists, SquaredError: choose another name"):
         register_objective("squared_error")(squared_error)
 
 

@@ -269,13 +269,13 @@ def write_t5(folder):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (pool_by(flip("max_tokens")), "its pooling is max_tokens, and only cls_token and mean_tokens are known"),
+        (pool_by(flip("max_tokens")), "its pooling is max_tokens, but only cls_token and mean_tokens are supported"),
         (
             pool_by(flip("cls_token") | {"pooling_mode_mean_tokens": True}),
             "its pooling is cls_token and mean_tokens, ",
         ),
         (pool_by({"pooling_mode": "lasttoken"}), "its pooling is lasttoken, "),
-        (modules_with_dense, "has a Dense module, and only Transformer, Pooling and Normalize are known"),
+        (modules_with_dense, "has a Dense module, but only Transformer, Pooling and Normalize are supported"),
         (
             lambda folder: write_json(folder / "config_sentence_transformers.json", {"default_prompt_name": "query"}),
             "puts a prompt before each text",
@@ -311,7 +311,7 @@ def test_weights_that_can_not_be_loaded_are_refused_with_the_first_text(folder, 
 def test_a_text_without_any_token_is_refused(tmp_path):
     encoder = TextEncoder(write_encoder(tmp_path / "encoder", special=False))
     assert encoder(["mass"]).shape == (1, 16)
-    with pytest.raises(ValueError, match="makes no token of ' ': leave such texts out"):
+    with pytest.raises(ValueError, match="finds no token in ' ': leave such texts out"):
         encoder(["mass", " "])
 
 
@@ -319,5 +319,5 @@ def test_embeddings_that_are_not_finite_are_refused(folder):
     model = BertModel.from_pretrained(folder)
     torch.nn.init.constant_(model.embeddings.word_embeddings.weight, float("nan"))
     model.save_pretrained(folder)
-    with pytest.raises(ValueError, match="gives embeddings that are not finite"):
+    with pytest.raises(ValueError, match="returned non-finite embeddings"):
         TextEncoder(folder)(["mass"])

@@ -112,7 +112,7 @@ def test_a_request_that_the_server_cannot_take_is_not_repeated(tmp_path, data_fi
 
 def test_a_wrong_key_stops_at_once_and_is_never_shown(tmp_path, data_file, monkeypatch, capsys, caplog):
     monkeypatch.setenv(KEY_VARIABLE, "sk-secret-of-ours-123")
-    words = f"HTTP 401: {KEY_VARIABLE} is not accepted. Look at .* the key in {KEY_VARIABLE}"
+    words = f"HTTP 401: {KEY_VARIABLE} is not accepted. Check .* the key in {KEY_VARIABLE}"
     with ExtensionServer({answer: ["401"] for answer in ANSWERS}) as server:
         with pytest.raises(UserError, match=words) as error:
             run(server, data_file, tmp_path, "--concurrency", "1")

@@ -83,5 +83,5 @@ def test_states_read_are_those_that_were_computed(tmp_path):
 
 
 def test_a_trained_tower_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="needs a vision tower that is not trained: leave `vision` out of `train`"):
+    with pytest.raises(ValueError, match="needs a frozen vision tower: leave `vision` out of `train`"):
         CachedTower(small_model(), tmp_path)

@@ -188,9 +188,9 @@ def test_rows_without_ids_and_ids_that_several_share_are_counted_once(folder, ca
     loaded = load_training_rows(path, require_extended=False)
     assert loaded.dataset["id"][:] == ["line 1", "b-1", "line 3", "b-3", "b-2", "c"]
     (said,) = [one for one in caplog.messages if "share their id" in one]
-    assert "2 row(s) share their id with another, and get a number behind it, as b-1." in said
+    assert "2 row(s) share their id with another, and get a number appended, such as b-1." in said
     (said,) = [one for one in caplog.messages if "without `id`" in one]
-    assert "2 row(s) without `id` get their position as one, as 'line 1'" in said
+    assert "2 row(s) without `id` use their position as id, such as 'line 1'" in said
 
 
 def test_a_second_file_of_extended_answers_needs_ids_on_both_sides(folder):

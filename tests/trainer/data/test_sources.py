@@ -219,7 +219,7 @@ BAD_ROWS = {
         "conversations_long[2].value",
         r"the question differs: 'When\?' extends 'Where\?'",
     ),
-    "both spellings": ({"conversatons": LONG}, "conversatons", "stands beside `conversations`"),
+    "both spellings": ({"conversatons": LONG}, "conversatons", "given in addition to `conversations`"),
     "odd id": ({"id": 1.5}, "id", "expected a text or a whole number, got 1.5"),
 }
 
@@ -280,7 +280,7 @@ def test_files_that_are_no_training_data_are_refused_also_when_skipping(folder):
     (folder / "lines.json").write_text("{}\n{}\n")
     with pytest.raises(ValueError, match=r"not valid JSON.*needs the ending \.jsonl"):
         load_training_rows(folder / "lines.json", on_bad_row="skip")
-    with pytest.raises(ValueError, match=r"no usable training row \(1 skipped\)"):
+    with pytest.raises(ValueError, match=r"no usable training rows \(1 skipped\)"):
         load_training_rows(write_json(folder / "all_bad.json", [instruct_row(image="gone.png")]), on_bad_row="skip")
     with pytest.raises(FileNotFoundError, match=r"gone\.json"):
         load_training_rows(str(folder / "gone.json"))

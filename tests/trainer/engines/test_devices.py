@@ -262,7 +262,7 @@ def test_engines_that_cannot_span_a_graph_are_refused():
     check_engine(arguments, SimpleNamespace(distributed_type=DistributedType.MULTI_GPU, parallelism_config=None))
     with pytest.raises(ValueError, match=r"`accumulate_graph` does not work with DeepSpeed.*Use DDP or FSDP2"):
         check_engine(arguments, engine(DistributedType.DEEPSPEED))
-    with pytest.raises(ValueError, match=r"`gather_graph` takes every process to have samples of its own.*tp_size=2"):
+    with pytest.raises(ValueError, match=r"`gather_graph` needs different samples on every process.*tp_size=2"):
         check_engine(arguments, engine(DistributedType.FSDP, tp_size=2, cp_size=1))
 
 

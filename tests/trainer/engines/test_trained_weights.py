@@ -37,7 +37,7 @@ def test_what_is_trained_beside_a_16_bit_base_is_float32(dtype, tmp_path):
 def test_parts_in_full_beside_a_16_bit_base_need_mixed_precision(tmp_path):
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["multi_modal_projector"])
     model = get_peft_model(tiny_model().to(torch.bfloat16), config)
-    with pytest.raises(ValueError, match=r"weights are trained in full beside a 16-bit base.*Set `bf16`"):
+    with pytest.raises(ValueError, match=r"weights are trained in full on a 16-bit base.*Set `bf16`"):
         train_in_float32(model, TrainingArguments(str(tmp_path), use_cpu=True))
 
 
