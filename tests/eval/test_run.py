@@ -412,7 +412,7 @@ def test_a_limit_that_leaves_nothing_out_is_none(output, tiny_model, tiny_vqa_ra
         (("--split", "validation"), "must be one of test, train, by_image_test, .*, got 'validation'"),
         (("--subset", "en"), "vqa_rad has no subsets: leave `subset` out, got 'en'"),
         (("--multiple_choice", "guess"), "must be one of likelihood, text, got 'guess'"),
-        (("--predictions", "a.csv"), "Name either a `model` to ask or a file of `predictions` to score"),
+        (("--predictions", "a.csv"), "Pass either a `model` to ask or a file of `predictions` to score"),
         (("--blank_predictions", "a.csv"), "`blank_predictions` needs `predictions`"),
         (("--judge_url", "http://localhost"), "`judge_url` needs `judge_model`"),
         (("--missing_as_empty",), "`missing_as_empty` needs `predictions`"),
