@@ -175,7 +175,7 @@ def test_the_stop_string_is_the_processors_unless_another_is_given(tiny_vqa_rad,
 
 def test_answers_without_their_settings_are_refused_and_kept(output, tiny_model, tiny_vqa_rad):
     (output / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"predictions\.jsonl is there, but not run\.json, which says"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl exists, but not run\.json, which has"):
         run.main(build_command(tiny_model, tiny_vqa_rad, output))
     assert (output / "predictions.jsonl").is_file()
 
