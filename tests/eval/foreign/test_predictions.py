@@ -117,7 +117,7 @@ def test_what_pandas_writes_is_read(tmp_path):
         (b"question_id,prediction\n,yes\n", r"a.csv, line 2 has no value in `question_id`"),
         (
             b"question_id,prediction,prediction\n30,yes,left\n",
-            r"names a column twice in its header: question_id, prediction, prediction",
+            r"has a repeated column in its header: question_id, prediction, prediction",
         ),
         (b'{"question_id": 1, "prediction": "x"}\n{"question_id"', r"a.csv, line 2 is not JSON.*begins '\{\"quest"),
         (b'{"question_id": 1, "prediction": "x"}\n{"question_id": 2}', r"line 2 has no `prediction`, unlike the rows"),
