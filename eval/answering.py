@@ -29,21 +29,21 @@ def answer_questions(
     progress: bool = True,
 ) -> Iterator[tuple[dict, str]]:
     """
-    Answer each question about its images by greedy decoding with the model's own `generate`.
+    Answer each question about its images with the model's `generate`, by greedy decoding.
 
-    A batch holds questions of like length, padded on the left: its answers equal those of asking one by one, up to the
-    rounding of the model's dtype. Between batches the model is in the state (training or evaluation, module by module)
-    it was given in, and so is the tokenizer's padding side.
+    A batch holds questions of similar length, padded on the left. The answers are the same as asking one by one, up to
+    the rounding of the model's dtype. Between batches, each module is back in its original training or evaluation mode
+    and the tokenizer has its original padding side.
 
-    The model is any image-text-to-text model of transformers, on the device to run on, and its processor has a chat
-    template; of question rows (see `eval/benchmarks`) `question` and `image` or `images` are read. With `blank_images`
-    an evenly grey image of the same size is shown instead of each. An answer ends before the first of `stop_strings`,
-    for models trained to write one instead of an end token ("###" for those of LLaVA-Med v1.0), by default the
+    The model is any image-text-to-text model of transformers, on the device to run on, whose processor has a chat
+    template. Question rows (see `eval/benchmarks`) need `question` and `image` or `images`. With `blank_images`, each
+    image is replaced by a uniform grey one of the same size. An answer ends before the first of `stop_strings`, for
+    models trained to write one instead of an end token ("###" for LLaVA-Med v1.0); by default this is the
     `stop_string` of the processor, if it has one.
 
-    Yields a question row as it was given, and the answer without blanks around it. Raises `ValueError` if `batch_size`
-    or `max_new_tokens` is below 1, the processor has no chat template, or a question has another number of
-    placeholders than of images, and `FileNotFoundError` if an image is missing.
+    Yields each question row unchanged, with its stripped answer. Raises `ValueError` if `batch_size` or
+    `max_new_tokens` is below 1, the processor has no chat template, or a question's number of placeholders differs
+    from its number of images, and `FileNotFoundError` if an image is missing.
     """
     if batch_size < 1 or max_new_tokens < 1:
         raise ValueError(
@@ -58,7 +58,7 @@ def answer_questions(
 
 def in_batches(questions: Sequence[dict], batch_size: int, name: str, progress: bool = True) -> Iterator[list[dict]]:
     """
-    The questions longest first, so that those of a batch are of like length and memory runs out at once if ever.
+    Batches of questions, longest first: similar lengths in a batch, and out-of-memory errors come at the start.
 
     Example:
         >>> rows = [{"question": "?" * length} for length in (1, 3, 2)]
@@ -81,7 +81,7 @@ def generate_answers(
     stop: StopStrings | None = None,
     blank_images: bool = False,
 ) -> list[str]:
-    """The answers to `batch`, in its order, by the model's own `generate`."""
+    """Generate the answers to `batch`, in its order."""
     tokenizer = get_tokenizer(processor)
     images = load_question_images(batch, processor, blank_images)
     prompts = [build_prompt(processor, question) for question in batch]
@@ -95,11 +95,11 @@ def generate_answers(
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
-        # Sampling settings of the model's own generation config would each give a warning.
+        # Each sampling setting in the model's generation config would give a warning.
         temperature=None,
         top_p=None,
         top_k=None,
-        # A limit of time would make answers depend on the machine.
+        # A time limit would make answers depend on the machine.
         max_time=None,
         return_dict_in_generate=False,
         # Training with gradient checkpointing turns the cache off in the model's config.
@@ -112,6 +112,6 @@ def generate_answers(
 
 
 def clean_answers(tokenizer: Any, sequences: Any, stop: StopStrings | None = None) -> list[str]:
-    """The texts of new tokens, without special tokens, up to a stop string, without blanks around them."""
+    """Decode new tokens without special tokens, cut at a stop string and stripped."""
     answers = tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return [(stop.cut(answer) if stop else answer).strip() for answer in answers]

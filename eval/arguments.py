@@ -1,4 +1,4 @@
-"""What `eval/run.py` can be told."""
+"""Arguments of `eval/run.py`."""
 
 from dataclasses import dataclass, field
 
@@ -23,8 +23,8 @@ GROUPS = {
 class EvaluationArguments:
     """Arguments of `eval/run.py`, from the command line."""
 
-    benchmark: str = field(metadata={"help": f"Which questions: {', '.join(BENCHMARKS)}."})
-    data: str = field(metadata={"help": "Folder with the files of the benchmark, or its id on the Hub."})
+    benchmark: str = field(metadata={"help": f"Name of the benchmark: {', '.join(BENCHMARKS)}."})
+    data: str = field(metadata={"help": "Folder with the files of the benchmark, or its Hub id."})
     output: str = field(metadata={"help": "Folder for the answers, figures and report."})
     model: str | None = field(
         default=None,
@@ -34,16 +34,16 @@ class EvaluationArguments:
     )
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a PEFT adapter for `model`."})
     predictions: str | None = field(
-        default=None, metadata={"help": "File with the answers of another system, in place of `model`."}
+        default=None, metadata={"help": "File with the answers of another system, instead of `model`."}
     )
     blank_predictions: str | None = field(
         default=None, metadata={"help": "File with that system's answers about blank images."}
     )
     missing_as_empty: bool = field(
-        default=False, metadata={"help": "Count questions that `predictions` does not answer as answered wrong."}
+        default=False, metadata={"help": "Count questions without an answer in `predictions` as wrong."}
     )
-    system: str | None = field(default=None, metadata={"help": "Name of what answers, in tables and plots."})
-    split: str | None = field(default=None, metadata={"help": "Split of the benchmark. By default the one tested on."})
+    system: str | None = field(default=None, metadata={"help": "Name of the model or system in tables and plots."})
+    split: str | None = field(default=None, metadata={"help": "Split of the benchmark. By default its test split."})
     subset: str | None = field(
         default=None,
         metadata={
@@ -54,7 +54,7 @@ class EvaluationArguments:
         default="raise",
         metadata={
             "help": "What to do about a question that cannot be used, such as one without its image: `raise` stops "
-            "and names it, `skip` leaves it out, and the figures say so.",
+            "with an error that names it, `skip` leaves it out and says so in the report.",
             "choices": ["raise", "skip"],
         },
     )
@@ -65,12 +65,12 @@ class EvaluationArguments:
     batch_size: int = field(default=16, metadata={"help": "Questions asked at once. Lower it if memory runs out."})
     max_new_tokens: int | None = field(
         default=None,
-        metadata={"help": "Tokens of an answer at most. By default 32 (VQA), 64 (options), 512 (chat, reports)."},
+        metadata={"help": "Maximum tokens in an answer. By default 32 (VQA), 64 (options), 512 (chat, reports)."},
     )
     stop_string: str | None = field(
         default=None,
         metadata={
-            "help": 'Text before which answers end, such as "###" for models of LLaVA-Med v1.0. By default the '
+            "help": 'Text that ends an answer, such as "###" for LLaVA-Med v1.0 models. By default the '
             "`stop_string` of the model's processor, if it has one; an empty text turns that off."
         },
     )
@@ -79,33 +79,33 @@ class EvaluationArguments:
     )
     multiple_choice: str = field(
         default="likelihood",
-        metadata={"help": "How an option is chosen: by its likelihood, or by the text of the answer."},
+        metadata={"help": "How an option is chosen: by its likelihood or from the text of the answer."},
     )
     blank_images: bool = field(
-        default=True, metadata={"help": "Also ask with evenly grey images, to see what is known without sight."}
+        default=True, metadata={"help": "Also ask with uniform grey images, to see what is known without the images."}
     )
     grounding: bool = field(
         default=False,
         metadata={
-            "help": "Also measure whether the image regions that the model weighs for a question are those of what it "
-            "names, by the boxes of the benchmark (slake), and draw what some questions are matched to."
+            "help": "Also measure whether the model's image weights for a question lie in the box of the thing it "
+            "names (slake has boxes), and draw the image regions that some questions are matched to."
         },
     )
     images: bool = field(default=True, metadata={"help": "Show small images of the worst questions in the report."})
     judge_url: str | None = field(
-        default=None, metadata={"help": "OpenAI-compatible address of the judge of chat answers."}
+        default=None, metadata={"help": "OpenAI-compatible URL of the judge for chat answers."}
     )
-    judge_model: str | None = field(default=None, metadata={"help": "Name of the judge there."})
-    judge_concurrency: int = field(default=4, metadata={"help": "Requests to the judge at the same time."})
+    judge_model: str | None = field(default=None, metadata={"help": "Name of the judge model on that server."})
+    judge_concurrency: int = field(default=4, metadata={"help": "Number of concurrent requests to the judge."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that comes with the model."})
 
     def __post_init__(self) -> None:
-        VolumeOptions(self.slices, self.window, self.volume_tokens)  # refuses what is impossible
+        VolumeOptions(self.slices, self.window, self.volume_tokens)  # raises if invalid
         get_benchmark(self.benchmark)
         if (self.model is None) == (self.predictions is None):
-            raise ValueError("Name either a `model` to ask or a file of `predictions` to score.")
+            raise ValueError("Pass either a `model` to ask or a file of `predictions` to score.")
         if self.grounding and self.model is None:
-            raise ValueError("`grounding` needs a `model` to look into: answers alone do not say where it looked.")
+            raise ValueError("`grounding` needs a `model`: answers do not show where a model looked.")
         for name, needed in ("adapter", "model"), ("blank_predictions", "predictions"), ("judge_url", "judge_model"):
             if getattr(self, name) is not None and getattr(self, needed) is None:
                 raise ValueError(f"`{name}` needs `{needed}`.")

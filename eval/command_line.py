@@ -1,4 +1,4 @@
-"""What every command does about a mistake of its user: one short message on stderr, and exit code 2."""
+"""How commands report user errors: one short message on stderr and exit code 2."""
 
 import os
 import sys
@@ -15,17 +15,17 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 
 class UserError(RuntimeError):
-    """An error whose words are for the person at the command line."""
+    """An error whose message is meant for the user of a command."""
 
 
-# What a wrong file, folder, name or value comes out as, here or in a library. All else is a fault of the program.
+# Errors that a wrong file, folder, name or value raises, here or in a library. Anything else is a bug.
 MISTAKES = (UserError, ValueError, OSError, ImportError, yaml.YAMLError, StrictDataclassError)
 
 
 def run_command(main: Callable[[], int | None]) -> int:
     """
-    The exit code of `main` (`None` is 0); a mistake of its user is printed as one message, without a traceback, which
-    `LOGRAMED_DEBUG=1` in the environment shows.
+    Run `main` and return its exit code (`None` is 0). User errors are printed as one message; set the environment
+    variable `LOGRAMED_DEBUG=1` to see the traceback.
     """
     try:
         return main() or 0
@@ -54,8 +54,8 @@ def describe_mistake(error: Exception) -> str:
 
 def refuse_unknown(parser: ArgumentParser, args: Sequence[str]) -> None:
     """
-    Raise `ValueError` for arguments that do not exist, before a parser of transformers or TRL makes dataclasses of the
-    others, which may miss the one that was misspelt.
+    Raise `ValueError` for unknown arguments. Called before a parser of transformers or TRL builds the dataclasses,
+    which would only complain that the misspelt argument is missing.
 
     Example:
         >>> refuse_unknown(ArgumentParser(), ["--modle", "x"])

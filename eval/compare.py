@@ -1,10 +1,10 @@
 """
-Compare runs of `eval/run.py` over the same questions: tables, tests and the questions worth looking at.
+Compare runs of `eval/run.py` on the same questions: tables, tests and the questions worth looking at.
 
     python eval/compare.py RUN1 RUN2 ... --output FOLDER
 
-`logramed-compare` does the same. FOLDER gets `comparison.html` (one file, opens without a network), `comparison.md`
-and `comparison.json`.
+`logramed-compare` does the same. It writes `comparison.html` (one file, works offline), `comparison.md` and
+`comparison.json` to FOLDER.
 """
 
 from argparse import ArgumentParser
@@ -21,11 +21,11 @@ from logramed.eval.files import write_json, write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: of this process), print what was found and return 0."""
-    parser = ArgumentParser(description="Compare runs of eval/run.py over the same questions.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Folder that eval/run.py wrote.")
-    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="Where to write the comparison.")
-    parser.add_argument("--no_images", action="store_true", help="Embed no images of the data set in the HTML.")
+    """Run the command line `argv` (default: `sys.argv[1:]`), print the summary and return 0."""
+    parser = ArgumentParser("logramed-compare", description="Compare runs of logramed-eval on the same questions.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Output folder of logramed-eval.")
+    parser.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="Folder for the comparison.")
+    parser.add_argument("--no_images", action="store_true", help="Do not embed images of the data set in the HTML.")
     arguments = parser.parse_args(argv)
     comparison = write_comparison(arguments.runs, arguments.output, images=not arguments.no_images)
     for line in (*summary_sentences(comparison), *remarks(comparison)):
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_comparison(folders: Sequence[str | Path], output: str | Path, images: bool = True) -> Comparison:
     """
-    Compare the runs of `folders` and write `comparison.html`, `.md` and `.json` to `output`; with `images` the HTML
-    embeds small ones of the worst questions. Raises `ValueError` if a folder is not a finished run, or the runs are
-    not over the same questions.
+    Compare the runs in `folders` and write `comparison.html`, `.md` and `.json` to `output`; with `images` the HTML
+    embeds thumbnails for the worst questions. Raises `ValueError` if a folder is not a finished run, or the runs did
+    not ask the same questions.
     """
     comparison = compare_runs([read_run_folder(folder) for folder in folders])
     output = Path(output)
@@ -50,7 +50,7 @@ def write_comparison(folders: Sequence[str | Path], output: str | Path, images: 
 
 
 def describe_comparison(comparison: Comparison) -> dict:
-    """The figures and tests of a comparison, for `comparison.json`; without questions, answers and local folders."""
+    """Figures and tests of a comparison for `comparison.json`, without questions, answers and local paths."""
 
     def describe(pair: PairTest) -> dict:
         names = {"figure": pair.figure, "first": comparison.names[pair.first], "second": comparison.names[pair.second]}

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, told apart by their bytes, and folders that one process at a time writes to."""
+"""Atomic file writes, file hashes, and folders that only one process at a time writes to."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 def write_whole(path: Path, text: str) -> Path:
     """
-    Write `text` to `path`, which holds what it held before until all of it is written.
+    Write `text` to `path` atomically: until all of it is written, the file keeps its old content.
 
     Example:
         >>> import tempfile
@@ -24,7 +24,7 @@ def write_whole(path: Path, text: str) -> Path:
 
 
 def write_bytes_whole(path: Path, content: bytes) -> Path:
-    """As `write_whole`, into a folder that need not exist; several processes may write the same file."""
+    """Like `write_whole`, for bytes. Creates the folder; several processes may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
@@ -37,8 +37,8 @@ def write_bytes_whole(path: Path, content: bytes) -> Path:
 @contextmanager
 def whole_folder(folder: Path, argument: str = "--output") -> Iterator[Path]:
     """
-    An empty folder to write to, which becomes `folder` when all is written, and is gone if that fails. Raises as
-    `require_empty`.
+    A temporary folder to write to. It is renamed to `folder` at the end, or deleted on an error. Raises `ValueError`
+    like `require_empty`.
     """
     require_empty(folder, argument)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def whole_folder(folder: Path, argument: str = "--output") -> Iterator[Path]:
 
 
 def require_empty(folder: Path, argument: str = "--output") -> None:
-    """Raise `ValueError` if `folder`, which `argument` named, is there and not empty."""
+    """Raise `ValueError` if `folder`, the value of `argument`, exists and is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{argument} {folder} is not empty")
 
@@ -69,7 +69,7 @@ def write_json(path: Path, content: dict) -> Path:
 
 
 def write_json_lines(path: Path, rows: Iterable[dict]) -> Path:
-    """Write one JSON object a line (see `write_whole`)."""
+    """Write one JSON object per line (see `write_whole`)."""
     return write_whole(path, "".join(to_json_line(row) for row in rows))
 
 
@@ -85,7 +85,7 @@ def to_json_line(row: dict) -> str:
 @contextmanager
 def only_one_writer(folder: Path) -> Iterator[None]:
     """
-    Raise `ValueError` while another process is in here with the same folder; one that was killed is in no one's way.
+    Raise `ValueError` if another process holds the lock on `folder`. A killed process leaves no lock behind.
     """
     lock = FileLock(folder / "run.lock")
     try:

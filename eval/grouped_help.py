@@ -1,4 +1,4 @@
-"""`--help` for commands whose arguments are dataclasses: in groups, their own arguments first."""
+"""Grouped `--help` for commands whose arguments are dataclasses, with our own arguments first."""
 
 import dataclasses
 import re
@@ -19,12 +19,12 @@ def add_grouped_help(parser: HfArgumentParser, groups: Mapping[str, str], usage:
     Replace the help of `parser`, made with `add_help=False`.
 
     Args:
-        parser (`HfArgumentParser`): Its dataclasses hold the arguments.
-        groups (`Mapping[str, str]`): For each title, the names of its arguments, separated by spaces.
-        usage (`str`): One line, without the name of the command.
-        description (`str`): Printed below it.
+        parser (`HfArgumentParser`): Parser whose dataclasses hold the arguments.
+        groups (`Mapping[str, str]`): The argument names of each group, separated by spaces, by title.
+        usage (`str`): One usage line, without the name of the command.
+        description (`str`): Printed below the usage.
 
-    If some arguments are in no group, `--help` says how many, and `--help_all` lists them too.
+    If some arguments are in no group, `--help` gives their number and `--help_all` lists them too.
 
     Raises:
         ValueError: If a group names an argument that the dataclasses do not have.
@@ -71,7 +71,7 @@ def _write_help(
 
 
 def _describe(field: dataclasses.Field, longest: int | None) -> dict[str, Any]:
-    """What argparse prints for a field."""
+    """Metavar and help text of a field."""
     text = " ".join(str(field.metadata.get("help", "")).replace("%%", "%").split())
     default = getattr(field.default, "value", field.default)
     if default is dataclasses.MISSING:
@@ -86,7 +86,7 @@ def _describe(field: dataclasses.Field, longest: int | None) -> dict[str, Any]:
 
 
 def _kind(field: dataclasses.Field, default: Any) -> str:
-    """A word for the values of a field: `TEXT`, `NUMBER` or `true|false`."""
+    """The metavar of a field: `TEXT`, `NUMBER` or `true|false`."""
     declared = str(field.type)
     if isinstance(default, bool) or "bool" in declared:
         return "true|false"
@@ -95,10 +95,10 @@ def _kind(field: dataclasses.Field, default: Any) -> str:
 
 def first_sentences(text: str, longest: int | None) -> str:
     """
-    As many whole sentences of `text` as `longest` characters hold, and one at least; all of them for `None`.
+    The first sentences of `text` that fit into `longest` characters, at least one; all of them for `None`.
 
     Example:
-        >>> first_sentences("Folder for the answers. It is made if it is not there.", 40)
+        >>> first_sentences("Folder for the answers. It is created if it is missing.", 40)
         'Folder for the answers.'
     """
     if longest is None or len(text) <= longest:

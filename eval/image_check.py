@@ -1,4 +1,4 @@
-"""The check that images can be decoded: one parallel pass over those that no earlier run has checked."""
+"""Check that images can be decoded, in one parallel pass over those not checked by an earlier run."""
 
 import contextlib
 import hashlib
@@ -20,23 +20,22 @@ from logramed.image_files_logramed import open_pixels
 from logramed.image_processing_logramed import convert_to_rgb
 
 
-# A change of what is checked gets a new number; another Pillow may refuse other images.
+# Raise the number when the check changes; another version of Pillow may reject other images.
 CHECK = f"2 Pillow {PIL.__version__}"
-# Readable images by `image_key`, one a line, in the Hugging Face cache.
+# Readable images by `image_key`, one per line, in the Hugging Face cache.
 MEMORY = Path("logramed", "readable_images.txt")
-CHUNK_SIZE = 64  # images; no more than these are checked at once, without workers, and not remembered
+CHUNK_SIZE = 64  # images; up to this many are checked without workers and not remembered
 
-EncodedImage = str | dict  # a path (see `logramed.eval.volumes`), or `{"bytes", "path"}` as `datasets` has it
+EncodedImage = str | dict  # a path (see `logramed.eval.volumes`), or `{"bytes", "path"}` as in `datasets`
 
 
 def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
     """
-    Decode all `images` and say what is wrong with those that fail.
+    Decode all `images` and report the errors of those that fail.
 
-    Processes share the work: Pillow decodes under Python's lock. Readable images are remembered in the Hugging Face
-    cache by path, size and time of change (embedded ones by their bytes), as the pass goes on, so that later runs, and
-    one that goes on after an interruption, check only the rest. Of several processes that start together one decodes;
-    the others wait and find its results.
+    Uses several processes, as Pillow decodes under the GIL. Readable images are recorded in the Hugging Face cache by
+    path, size and modification time (embedded ones by their bytes) during the pass, so that later or resumed runs only
+    check the rest. If several processes start together, one decodes; the others wait and use its results.
 
     Returns:
         `dict[str, str]`: the reason for each unreadable image, by its `image_key`.
@@ -59,7 +58,7 @@ def find_unreadable(images: Iterable[EncodedImage]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[Path]:
-    """`path`, which one process at a time has, or a passing file where the cache cannot be written to."""
+    """Lock `path` against other processes; yields a temporary file instead if the cache is not writable."""
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +69,7 @@ def _lock(path: Path) -> Iterator[Path]:
 
 
 def image_key(image: EncodedImage) -> str:
-    """What an image is remembered by: 64 hexadecimal digits. What a path leads to must exist."""
+    """The cache key of an image, 64 hexadecimal digits. The file of a path must exist."""
     if isinstance(image, dict):
         return hashlib.sha256(CHECK.encode() + b"\0" + image["bytes"]).hexdigest()
     size, time_of_change = image_status(image)
@@ -78,14 +77,14 @@ def image_key(image: EncodedImage) -> str:
 
 
 def decode(image: EncodedImage) -> Image.Image:
-    """An image with its pixels at full depth, upright (see `read_pixels`); of a volume what its reference names."""
+    """Decode an image at full depth, upright (see `read_pixels`), or the slice that a volume reference names."""
     if isinstance(image, dict):
         return open_pixels(image["bytes"])
     return open_if_volume(image) or open_pixels(Path(image).read_bytes())
 
 
 def find_decoding_problem(image: EncodedImage) -> str | None:
-    """Do all that training does to an image before it is resized; why that fails, or `None`."""
+    """Process an image as training does before resizing. Returns the error as text, or `None`."""
     try:
         convert_to_rgb(decode(image), background_color=(0, 0, 0), name="It")
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
@@ -98,7 +97,7 @@ def _find_problems(images: list[EncodedImage]) -> list[str | None]:
 
 
 def _decode_in_chunks(images: dict[str, EncodedImage]) -> Iterator[tuple[list[str], list[str | None]]]:
-    """Keys and problems of `CHUNK_SIZE` images after another, decoded by data workers."""
+    """Keys and problems of each chunk of `CHUNK_SIZE` images, decoded by data workers."""
     keys = list(images)
     num_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
@@ -106,7 +105,7 @@ def _decode_in_chunks(images: dict[str, EncodedImage]) -> Iterator[tuple[list[st
         CHUNK_SIZE,
         num_workers=min(num_processors, len(keys) // CHUNK_SIZE),
         collate_fn=_find_problems,
-        generator=torch.Generator(),  # a seed drawn from the global one would change the run that follows
+        generator=torch.Generator(),  # drawing a seed from the global generator would change later random numbers
     )
     with tqdm(desc="Checking images", total=len(keys), unit="image", leave=False, disable=None) as bar:
         for start, problems in zip(range(0, len(keys), CHUNK_SIZE), loader, strict=True):

@@ -1,4 +1,4 @@
-"""Asking a chat model over the network, such as a judge, through the `openai` package and its retries."""
+"""Client for a chat model on a server, such as a judge, using the `openai` package and its retries."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,29 +11,29 @@ from logramed.eval.command_line import UserError
 
 
 KEY_VARIABLE = "LOGRAMED_JUDGE_KEY"
-NO_KEY = "no-key"  # without one, `openai` would look for the user's own
-# No valid key, no money, no permission, no such URL or model, no POST there: no other request can do better.
+NO_KEY = "no-key"  # otherwise `openai` would read the user's own key
+# Invalid key, no credit, no permission, unknown URL or model, no POST allowed: retrying cannot help.
 STATUSES_THAT_STOP = (401, 402, 403, 404, 405)
 NUM_SHOWN = 200  # characters of a server's message that are shown
 
 
 class JudgeRefusedError(UserError):
-    """The model cannot be asked at all, as with a wrong key, URL or name."""
+    """No request to the model can succeed, for example because the key, URL or name is wrong."""
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
     """
-    Which model, and how it is asked. The key is not a setting: it is read from the environment and sent to `url` only.
+    Which model to ask, and how. The key is not a setting: it is read from the environment and sent only to `url`.
 
     Args:
-        url (`str`): Base of a server with OpenAI's chat completions, such as "http://localhost:8000/v1".
-        model (`str`): Name of the model there.
-        concurrency (`int`): Requests at the same time at most.
-        max_attempts (`int`): Attempts at a request that gets no answer. Waits between them grow to 8 seconds, or are
-            what the server asks for, up to two minutes.
-        timeout (`float`): Seconds without a byte after which an attempt is given up.
-        max_tokens (`int`): Tokens of a reply at most. A model that reasons first needs more.
+        url (`str`): Base URL of a server with OpenAI chat completions, such as "http://localhost:8000/v1".
+        model (`str`): Name of the model on the server.
+        concurrency (`int`): Maximum number of concurrent requests.
+        max_attempts (`int`): Attempts per request. The wait between them grows to 8 seconds, or is what the server
+            requests, up to two minutes.
+        timeout (`float`): Seconds without receiving a byte before an attempt fails.
+        max_tokens (`int`): Maximum number of tokens in a reply. Reasoning models need more.
 
     Example:
         >>> JudgeSettings(url="localhost:8000", model="judge")
@@ -51,7 +51,7 @@ class JudgeSettings:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if "@" in parts.netloc or parts.query or parts.fragment:
-            # Not shown: it may hold a key.
+            # The URL is not shown: it may contain a key.
             raise ValueError(
                 f"`url` must have no user, no ? and no #, as logs show it. Put a key into {KEY_VARIABLE}."
             )
@@ -67,7 +67,7 @@ class JudgeSettings:
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], concurrency: int) -> Iterator[tuple[Any, Any]]:
-    """Each item and what `function` returns for it, as they come; whatever ends this early, no other is begun."""
+    """Yield each item and its result as they complete. On any exception, no further item is started."""
     with ThreadPoolExecutor(concurrency) as pool:
         futures = {pool.submit(function, item): item for item in items}
         try:
@@ -80,7 +80,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any], concurrency
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said, its name by the server, and whether `max_tokens` cut it off."""
+    """The text of a reply, the model name the server gave, and whether `max_tokens` cut it off."""
 
     text: str
     model: str
@@ -89,23 +89,23 @@ class Reply:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why there is no reply, in words, without the key."""
+    """Why there is no reply, without the key."""
 
     reason: str
 
 
 class JudgeClient:
     """
-    Asks one model, from several threads if need be.
+    Asks one model. Thread-safe.
 
     Args:
-        settings (`JudgeSettings`): Which model, and how it is asked.
-        key_variable (`str`): Variable of the environment that holds the key.
-        options (`Mapping`, *optional*): Further fields of each request, such as `response_format`.
+        settings (`JudgeSettings`): Which model to ask, and how.
+        key_variable (`str`): Environment variable that holds the key.
+        options (`Mapping`, *optional*): Additional fields of each request, such as `response_format`.
 
     Raises:
         ImportError: If `openai` is not installed.
-        ValueError: If the key is one that no request can carry; it is not shown.
+        ValueError: If the key is not printable ASCII without spaces; it is not shown.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class JudgeClient:
 
     def ask(self, messages: list[dict]) -> Reply | Fault:
         """
-        The reply to the `messages` of a chat, or why there is none after the last attempt.
+        The reply to the chat `messages`, or why there is none after the last attempt.
 
         Raises:
-            JudgeRefusedError: If no request can succeed. After that, none is made.
+            JudgeRefusedError: If no request can succeed. Later calls raise it without a request.
         """
         for _ in range(self.settings.max_attempts):
             if self._refusal is not None:
@@ -145,7 +145,7 @@ class JudgeClient:
                 raise
             except (ValueError, TypeError, AttributeError, LookupError):
                 continue
-        # Not the error's text: it may quote the response.
+        # The error's text is not shown: it may quote the response.
         return Fault("the response holds no reply")
 
     def _request(self, messages: list[dict]) -> Reply | Fault:
@@ -159,7 +159,7 @@ class JudgeClient:
             )
         except self._openai.APIStatusError as error:
             said = error.body.get("message", "") if isinstance(error.body, dict) else error.body or ""
-            if error.status_code == 401:  # without the server's message, which may show a part of the key
+            if error.status_code == 401:  # not the server's message, which may contain part of the key
                 said = f"{self._key_variable} is {'not accepted' if self._key else 'not set'}"
             reason = f"HTTP {error.status_code}: {self._redact(str(said))}"
             if error.status_code in STATUSES_THAT_STOP:

@@ -1,8 +1,8 @@
 """
-Judging the answers of a chat benchmark: a judge model compares each with its reference answer, in either order.
+Judge the answers of a chat benchmark: a judge model compares each with its reference answer, in both orders.
 
-`judge_answers` writes the replies to a file as they come and scores them (`eval/metrics/medical_chat_judge`). Stopped
-and started again, it asks only for what the file lacks.
+`judge_answers` writes each reply to a file when it arrives and scores them (`eval/metrics/medical_chat_judge`). When
+run again, it asks only for the replies missing from the file.
 """
 
 import hashlib
@@ -57,10 +57,10 @@ NO_CONTEXT = "Nothing is known but the question."
 
 def build_messages(question: Mapping, answer: str, order: str) -> list[dict]:
     """
-    What the judge is asked: the question, what is known about its image (`context`), and the model's answer without
-    its reasoning beside the reference, neither called so, in an order of `ORDERS`.
+    The messages for the judge: the question, the known facts about its image (`context`), and the model's answer
+    without its reasoning and the reference, unlabelled and in the given `order` (one of `ORDERS`).
 
-    The code in the lines around each text comes from the texts themselves, so that no answer can hold such a line.
+    The code in the lines around each text is a hash of the texts, so that no answer can contain such a line.
 
     Example:
         >>> question = {"question": "What is it?", "answer": "A cyst.", "context": "Fig. 1. CT."}
@@ -78,7 +78,7 @@ def build_messages(question: Mapping, answer: str, order: str) -> list[dict]:
 
 def fingerprint(value: object) -> str:
     """
-    A hash of `value` in JSON.
+    A SHA-256 hash of `value` as JSON.
 
     Example:
         >>> fingerprint(["8 7"])[:8]
@@ -89,8 +89,8 @@ def fingerprint(value: object) -> str:
 
 def judgement_file(path: Path, question_ids: Sequence[str]) -> ResumableFile:
     """
-    The file of a judge's replies: `question_id`, `order`, `reply` and `judge_model` in each line, by pairs of question
-    and order.
+    The file of a judge's replies: each line has `question_id`, `order`, `reply` and `judge_model`, and its key is
+    question id and order.
 
     Example:
         >>> judgement_file(Path("judgements.jsonl"), ["1"]).keys
@@ -113,26 +113,26 @@ def judge_answers(
     path: Path,
 ) -> dict:
     """
-    Let a judge compare each answer with its reference, and score the replies. Asks only for what `path` does not hold.
+    Let a judge compare each answer with its reference, and score the replies. Replies already in `path` are reused.
 
     `questions` are rows of a chat benchmark, with `image_id` for intervals by image; `predictions` are by question id.
-    Beside `path`, "judgements.settings.json" says what was judged.
+    "judgements.settings.json", next to `path`, records what was judged.
 
     Returns `overall` and `groups` (`question_type`, `domain`) with `relative_score` in percent, `num_items`,
-    `num_asked`, `intervals` and `counts`; `release_protocol`, the same by the release's aggregation of the replies
+    `num_asked`, `intervals` and `counts`; `release_protocol`, the same with the release's aggregation of the replies
     with the reference first, or `missing` with the reason; `mean_scores` in points; `position_bias`; `not_judged`, a
     list of `question_id`, `order` and `reason`; `judge`; and `scores`, `{"relative_score": x}` by question id.
 
-    Raises `JudgeRefusedError` if the judge cannot be asked, and `ValueError` if answers and questions do not fit,
-    `path` holds replies about something else, or not one question could be judged.
+    Raises `JudgeRefusedError` if the judge cannot be asked, and `ValueError` if answers and questions do not match,
+    `path` holds replies about other questions or answers, or no question could be judged.
     """
     path = Path(path)
     if not questions:
-        raise ValueError("There is nothing to judge: `questions` is empty.")
+        raise ValueError("Nothing to judge: `questions` is empty.")
     asked = {question["question_id"] for question in questions}
     if asked != set(predictions):
         others = sorted(asked ^ set(predictions))[:5]
-        raise ValueError(f"`predictions` must answer the questions and nothing else; they differ in {others}.")
+        raise ValueError(f"`predictions` must answer exactly the questions; they differ in {others}.")
     judge = describe_judge(questions, predictions, settings)
     check_settings(path.with_suffix(".settings.json"), judge, [path])
     judgements = judgement_file(path, [question["question_id"] for question in questions])
@@ -148,7 +148,7 @@ def judge_answers(
 
 
 def describe_judge(questions: Sequence[dict], predictions: Mapping[str, str], settings: JudgeSettings) -> dict:
-    """What the replies depend on. Where the judge runs and how often it is asked do not matter."""
+    """Settings that the replies depend on, without the judge's URL and its retries."""
     read = ("question_id", "question", "answer", "context")
     return {
         "judge_model": settings.model,
@@ -162,9 +162,9 @@ def ask_for(
     judgements: ResumableFile, questions: Sequence[dict], predictions: Mapping[str, str], settings: JudgeSettings
 ) -> dict[tuple[str, str], str]:
     """
-    Ask for what `judgements` lacks and write the replies; why there is none, by question and order, is returned.
+    Ask for the replies missing from `judgements` and write them. Returns why requests failed, by question and order.
 
-    Whatever ends this early, replies to requests under way are still written.
+    On an interruption, replies to pending requests are still written.
     """
     by_id = {question["question_id"]: question for question in questions}
     missing = judgements.missing()
@@ -188,7 +188,7 @@ def ask_for(
         reasons = dict(in_threads(judge, missing, settings.concurrency))
     faults = {key: reasons[key] for key in missing if reasons[key] is not None}
     for (question_id, order), reason in faults.items():
-        logger.warning("Not judged: question %s, %s: %s. Start again to ask for it.", question_id, order, reason)
+        logger.warning("Not judged: question %s, %s: %s. Run again to retry.", question_id, order, reason)
     return faults
 
 
@@ -197,13 +197,13 @@ def score_judgements(
     rows: Mapping[tuple[str, str], dict],
     faults: Mapping[tuple[str, str], str],
 ) -> dict:
-    """The figures of `judge_answers` from the replies `rows` and the reasons for those that are missing."""
+    """The figures of `judge_answers` from the replies `rows` and the `faults`, the reasons for missing replies."""
     ids = [question["question_id"] for question in questions]
     if not any(all((question_id, order) in rows for order in ORDERS) for question_id in ids):
         (question_id, order), reason = next(iter(faults.items()))
         raise ValueError(
             f"None of {len(ids)} questions could be judged in both orders. Question {question_id}, {order}: "
-            f"{reason}. Start again to ask for the rest."
+            f"{reason}. Run again to retry."
         )
     strict = evaluate_judgements(**_columns(questions, rows, ORDERS), return_items=True)
     not_judged = [

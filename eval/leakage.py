@@ -1,4 +1,4 @@
-"""Which test images and questions of a benchmark also stand in its training split."""
+"""Finds test images and questions of a benchmark that also occur in its training split."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from logramed.eval.volumes import hash_image, image_status
 
 
 def training_split(benchmark: ModuleType, split: str) -> str:
-    """The split that goes with the tested one: "train", or another that the benchmark names."""
+    """The training split for a tested split: "train", unless the benchmark names another."""
     return getattr(benchmark, "TRAINING_SPLITS", {}).get(split, "train")
 
 
@@ -24,8 +24,8 @@ def training_rows(
     split: str = "train",
 ) -> list[dict] | str:
     """
-    The rows of the training split of a benchmark, or why there are none, as a part of a sentence: nothing about the
-    training files stops a run. Bad rows are left out and added to `skipped` in words.
+    The rows of a benchmark's training split or, if there are none, the reason as part of a sentence: problems with
+    training files do not stop a run. Bad rows are left out and described in `skipped`.
     """
     name = benchmark.__name__.rpartition(".")[2]
     if "train" not in benchmark.SPLITS:
@@ -50,7 +50,7 @@ def training_rows(
 
 
 def hide_folder(texts: Sequence[str], data: str | Path) -> list[str]:
-    """`texts` with the name of the folder `data` for its path: figures are published, paths of a machine are not."""
+    """Replace the path of the folder `data` by its name: figures are published, local paths are not."""
     folder = Path(data).expanduser().resolve()
     return [text.replace(str(folder), folder.name) for text in texts]
 
@@ -59,17 +59,16 @@ def find_leakage(
     questions: Sequence[dict], training: Sequence[dict], skipped: Sequence[str] = (), split: str = "train"
 ) -> dict:
     """
-    Count the test images and the (images, question, answer) triplets that also stand in training rows.
+    Count the test images and the (images, question, answer) triplets that also occur in training rows.
 
-    Images are the same if their files hold the same bytes, whichever slices of a volume are shown: a copy under
-    another name is found, a copy saved anew is not. Questions are compared as `comparable_question` reads them: the
-    test and the training file may be of two forms. Of the training images only those are read whose size a test image
-    has.
+    Images are the same if their files have the same bytes, whichever slices of a volume are shown: a renamed copy is
+    found, a re-encoded one is not. Questions are normalized by `comparable_question`, as the test and training files
+    may have different formats. Training images are only read if a test image has the same size.
 
-    Returns `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them` (on any of them),
-    `num_triplets_in_training` (test questions whose triplet, with all its images in their order, stands in training),
-    `triplet_question_ids` (theirs, in the order of `questions`), `compared_with` and, where there are any,
-    `bad_training_rows`. Raises `ValueError` without test questions or training rows.
+    Returns `num_test_images` (files), `num_test_images_in_training`, `num_questions_on_them` (questions about
+    any of them), `num_triplets_in_training` (test questions whose triplet, with all images in order, is in training),
+    `triplet_question_ids` (their ids, in the order of `questions`), `compared_with` and, if there are any,
+    `bad_training_rows`. Raises `ValueError` if there are no test questions or no training rows.
     """
     if not questions or not training:
         raise ValueError(
@@ -97,7 +96,7 @@ def find_leakage(
 
 
 def _hash_where_sizes_meet(questions: Sequence[dict], training: Sequence[dict]) -> tuple[dict, dict]:
-    """Hashes by path of the test and of the training images, leaving out those whose size the others lack."""
+    """Hashes of the test and training images by path, only for file sizes that occur in both."""
     sizes = [{image: image_status(image)[0] for image in all_sources(rows)} for rows in (questions, training)]
     shared = set(sizes[0].values()) & set(sizes[1].values())
     digests = {image: hash_image(image) for image, size in (sizes[0] | sizes[1]).items() if size in shared}

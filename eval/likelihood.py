@@ -1,4 +1,4 @@
-"""How likely a model finds each option of a multiple-choice question."""
+"""Likelihood of each option of a multiple-choice question under a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from logramed.eval.prompts import (
 )
 
 
-# Stands for an answer where a chat template is asked how it writes one: no template holds or changes these words.
+# Placeholder answer to see how a chat template formats one; no template contains or changes this word.
 ANSWER_MARK = "AnswerMarkOfLoGraMed"
 
 
@@ -32,11 +32,11 @@ def score_options(
     progress: bool = True,
 ) -> Iterator[tuple[dict, list[float]]]:
     """
-    The mean log-probability (natural logarithm, 0 at most) of the tokens of each option as the answer to its question,
-    with each question row. Arguments as for `answering.answer_questions`; rows also have `options`.
+    Yield each question row with the mean log-probability (natural logarithm, at most 0) of the tokens of each option.
+    Arguments as for `answering.answer_questions`; rows also have `options`.
 
-    All options of the questions in a batch go through the model in one forward pass. The mean over an option's tokens,
-    not their sum, is compared, so that long options are not at a disadvantage. Raises `ValueError` if `batch_size` is
+    All options of the questions in a batch go through the model in one forward pass. Scores are means over an option's
+    tokens, not sums, so that long options are not at a disadvantage. Raises `ValueError` if `batch_size` is
     below 1, an option has no tokens, or the processor has no chat template.
     """
     if batch_size < 1:
@@ -49,17 +49,17 @@ def score_options(
 
 def build_answer_context(processor: Any, question: Mapping[str, Any]) -> tuple[str, str]:
     """
-    What the chat template writes before an answer to a question: the context, and the blank after it, if there is one.
+    The text that the chat template writes before an answer: the context, and the spaces after it, if any.
 
-    So the blank, or its absence, is the one that the model was trained with. It is told apart as many tokenizers join
-    it to the word that follows. What a template writes before each answer (a name, say) is context, not answer.
+    This keeps the spacing that the model was trained with. The spaces are returned separately because many tokenizers
+    join them to the next word. Text that a template writes before each answer (such as a name) belongs to the context.
     """
     prompt = build_prompt(processor, question)
     assistant = {"role": "assistant", "content": [{"type": "text", "text": ANSWER_MARK}]}
     written = processor.apply_chat_template([ask(question), assistant], add_generation_prompt=False, tokenize=False)
     start = written.find(ANSWER_MARK)
     if not written.startswith(prompt) or start < len(prompt):
-        return prompt, ""  # a template that writes an answered turn otherwise than one to be answered
+        return prompt, ""  # the template formats an answered turn differently from an open one
     end = max(len(prompt), len(written[:start].rstrip(" ")))
     return written[:end], written[end:start]
 
@@ -67,7 +67,7 @@ def build_answer_context(processor: Any, question: Mapping[str, Any]) -> tuple[s
 def score_batch(
     model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
 ) -> list[list[float]]:
-    """The scores of the options of each question of `batch`, in its order, each with the whole prompt before it."""
+    """The scores of the options of each question of `batch`, in its order, each after the whole prompt."""
     tokenizer = get_tokenizer(processor)
     pairs = [(question, option) for question in batch for option in question["options"]]
     images = load_question_images([question for question, _ in pairs], processor, blank_images)
@@ -76,7 +76,7 @@ def score_batch(
     options = {"add_special_tokens": not template_begins(processor, texts[0])}
     with padding_on_the_left(tokenizer):
         inputs = encode_prompts(processor, texts, images).to(model.device, model.dtype)
-    # Placeholders of images are one token here and as many as in the inputs there, in both texts alike.
+    # Here an image placeholder is one token, unlike in `inputs`; it cancels out as both texts have it.
     num_option_tokens = [
         count_option_tokens(tokenizer(text, **options)["input_ids"], tokenizer(context, **options)["input_ids"], *pair)
         for text, (context, _), pair in zip(texts, contexts, pairs, strict=True)
@@ -88,10 +88,10 @@ def score_batch(
 
 def count_option_tokens(answered: Sequence[int], context: Sequence[int], question: dict, option: str) -> int:
     """
-    How many tokens at the end of an answered prompt are not those of what stands before the answer.
+    The number of tokens at the end of an answered prompt that are not tokens of the context before the answer.
 
     Example:
-        >>> count_option_tokens([5, 6, 8, 9], [5, 6, 7], {}, "left lung")  # the context's last token reads on
+        >>> count_option_tokens([5, 6, 8, 9], [5, 6, 7], {}, "left lung")  # the last context token is merged
         2
     """
     shared = 0
@@ -109,8 +109,8 @@ def mean_log_probabilities(
     logits: torch.Tensor, input_ids: torch.Tensor, num_option_tokens: Sequence[int]
 ) -> list[float]:
     """
-    The mean log-probability of the last tokens of each row, as many as `num_option_tokens` says, by `logits` of shape
-    `(num_rows, num_kept, vocab_size)`, of one token more than any row's count, and `input_ids`, padded on the left.
+    The mean log-probability of the last `num_option_tokens` tokens of each row, from `logits` of shape
+    `(num_rows, num_kept, vocab_size)`, with `num_kept` above any row's count, and left-padded `input_ids`.
 
     Example:
         >>> logits = torch.zeros(1, 3, 2)  # two tokens in the vocabulary, equally likely each time

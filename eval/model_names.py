@@ -1,4 +1,4 @@
-"""Names of models as people type them: a folder or an id on the Hub. A mistyped folder is not looked up on the Hub."""
+"""Model names given by users: a folder or a Hub id. A mistyped folder is not looked up on the Hub."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,14 @@ from transformers import PretrainedConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 CONFIGURATIONS = ("config.json", ADAPTER_CONFIG)
-# Model types of LLaVA's own code that transformers has no class for, and what `logramed-convert --from` calls them.
+# Model types of the original LLaVA code that transformers does not know, and their names in `logramed-convert --from`.
 FOREIGN_TYPES = {"llava_mistral": "llava-med-v1.5", "llava_llama": "llava"}
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def looks_like_path(name: str) -> bool:
     """
-    Whether a name can only be meant as a folder: an id on the Hub is a name, or an owner and a name.
+    Whether a name can only be a folder. A Hub id is a name, or an owner and a name.
 
     Example:
         >>> looks_like_path("runs/quickstart/model"), looks_like_path("./model"), looks_like_path("org/model")
@@ -30,7 +30,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def refuse_missing_path(name: str, argument: str) -> None:
-    """Raise `ValueError` if `name` looks like a path and there is no such folder."""
+    """Raise `ValueError` if `name` looks like a path to a folder that does not exist."""
     if not Path(name).is_dir() and looks_like_path(name):
         raise ValueError(f"{argument} {name}: there is no such folder in {Path.cwd()}.")
 
@@ -38,15 +38,15 @@ def refuse_missing_path(name: str, argument: str) -> None:
 @contextmanager
 def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iterator[None]:
     """
-    Make one sentence, with the `argument` that a user gave, of a model that cannot be found when it is loaded inside.
+    Turn errors about a missing model, raised while it is loaded inside, into one sentence that names the `argument`.
 
-    Raises `ValueError` if `name` looks like a path and there is no such folder, if a folder holds no model, or (unless
-    it may be `foreign`) one that must be converted first, or if neither a folder nor the Hub has it.
+    Raises `ValueError` if `name` looks like a path to a folder that does not exist, if the folder has no model or
+    (unless `foreign`) one that must be converted first, or if the model is neither a folder nor on the Hub.
     """
     name = str(name)
     refuse_missing_path(name, argument)
     if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in CONFIGURATIONS):
-        raise ValueError(f"{argument} {name} is a folder without {' or '.join(CONFIGURATIONS)}: no model.")
+        raise ValueError(f"{argument} {name} is a folder without {' or '.join(CONFIGURATIONS)}: not a model.")
     if not foreign:
         refuse_foreign(name, argument)
     try:
@@ -62,26 +62,26 @@ def naming_model(name: str | Path, argument: str, foreign: bool = False) -> Iter
 
 def refuse_foreign(name: str, argument: str, revision: str | None = None) -> None:
     """
-    Raise `ValueError`, with the command that converts it, if a folder, or a repository of the Hub, holds a checkpoint
-    of LLaVA's own code, which transformers does not know or, worse, takes for its own.
+    Raise `ValueError`, with the conversion command, if a folder or Hub repository holds a checkpoint of the original
+    LLaVA code, which transformers does not know or, worse, mistakes for its own format.
     """
     try:
         config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError):  # told when the model is loaded
+    except (OSError, ValueError):  # reported when the model is loaded
         return
     kind = find_foreign_kind(config)
     if kind is not None:
         raise ValueError(
-            f"{argument} {name} is a checkpoint of another code. Convert it first: logramed-convert --from {kind} "
+            f"{argument} {name} is a checkpoint in another format. Convert it first: logramed-convert --from {kind} "
             f"{name} OUTPUT"
         )
 
 
 def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
     """
-    What `logramed-convert --from` calls the checkpoint with this config.json, or `None` if it needs no conversion.
+    The `logramed-convert --from` name of the checkpoint with this config.json, or `None` if it needs no conversion.
 
-    A delta has the configuration of the whole model, and is not told apart.
+    A delta cannot be detected: it has the configuration of the whole model.
 
     Example:
         >>> find_foreign_kind({"model_type": "llava_mistral"})
@@ -94,7 +94,7 @@ def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
         return None
     if "multi_graph" in config or "graph_num_features" in config:
         return "exgra-med"
-    # Configurations of LLaVA v0 give the length a name of their own.
+    # Configurations of LLaVA v0 name the length differently.
     is_v0 = config.get("mm_use_im_start_end") or (
         "max_sequence_length" in config and "max_position_embeddings" not in config
     )
@@ -102,7 +102,7 @@ def find_foreign_kind(config: Mapping[str, Any]) -> str | None:
 
 
 def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | None]:
-    """The base model and the adapter on it, where `model` may be an adapter itself."""
+    """The base model and its adapter; `model` may be an adapter itself."""
     if not (Path(model) / ADAPTER_CONFIG).is_file():
         return model, adapter
     if adapter is not None:
@@ -119,11 +119,11 @@ def resolve_adapter(model: str, adapter: str | None = None) -> tuple[str, str | 
 
 
 def naming_base_model(given: str, base: str) -> AbstractContextManager[None]:
-    """As `naming_model` for what `--model` gave: itself, or the base model of the adapter that it is."""
+    """Like `naming_model` for the value of `--model`, or the base model if that is an adapter."""
     return naming_model(base, "`--model`" if base == given else f"{given}: its base model (`base_model_name_or_path`)")
 
 
 def processor_source(base: str, adapter: str | None) -> str:
-    """Where the processor is: in the adapter's folder, if that has one, else with the base."""
+    """Where to load the processor from: the adapter's folder if it has one, otherwise the base model."""
     has_processor = adapter is not None and any((Path(adapter) / name).is_file() for name in PROCESSOR_FILES)
     return adapter if has_processor else base

@@ -1,4 +1,4 @@
-"""The model to evaluate: loading it, adapters included, and telling it apart from others."""
+"""Loading the model to evaluate, with adapters, and fingerprinting it."""
 
 import hashlib
 from pathlib import Path
@@ -31,9 +31,9 @@ MODEL_FILES = (
 
 def load_model(model: str, adapter: str | None = None, trust_remote_code: bool = False) -> tuple[torch.nn.Module, Any]:
     """
-    A model in its own dtype, in evaluation mode, on the GPU if there is one, and its processor: by folder or Hub id
-    any image-text-to-text model of transformers, or a PEFT adapter, whose configuration names its base; an `adapter`
-    is put on it. Raises `ValueError` if both name an adapter, or one of the models is not found.
+    Load a model in its saved dtype and evaluation mode, on the GPU if there is one, and its processor. `model` is the
+    folder or Hub id of any image-text-to-text model of transformers, or a PEFT adapter whose configuration names its
+    base; `adapter` is put on it. Raises `ValueError` if both are adapters, or a model is not found.
     """
     given = model
     base, adapter = resolve_adapter(model, adapter)
@@ -45,16 +45,16 @@ def load_model(model: str, adapter: str | None = None, trust_remote_code: bool =
         with naming_model(adapter, "`--adapter`"):
             loaded = PeftModel.from_pretrained(loaded, adapter)
     processor = AutoProcessor.from_pretrained(processor_source(base, adapter), trust_remote_code=trust_remote_code)
-    if not getattr(loaded, "is_quantized", False):  # a quantized model is on its device, and must stay there
+    if not getattr(loaded, "is_quantized", False):  # a quantized model is already on its device and cannot be moved
         loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     return loaded.eval(), processor
 
 
 def read_stop_string(model: str, adapter: str | None = None) -> str | None:
     """
-    The text with which the processor of a model says that its turns end, if it does. Loads the settings alone.
+    The `stop_string` of a model's processor, if it has one. Loads only the processor's settings.
 
-    None also for a model that cannot be found: `load_model` says so in words.
+    Also `None` for a model that cannot be found: `load_model` raises the error.
     """
     source = processor_source(*resolve_adapter(model, adapter))
     if looks_like_path(source) and not Path(source).is_dir():
@@ -70,7 +70,7 @@ def fingerprint_model(model: str, adapter: str | None = None) -> str:
     """
     A hash of a model's configuration, tokenizer and weight files, or its Hub id.
 
-    Two trainings of one configuration differ in it; a copy of a folder does not. With an adapter, both count.
+    Two trainings of one configuration have different hashes; a copied folder has the same. Includes the adapter.
     """
     base, adapter = resolve_adapter(model, adapter)
     if adapter is None:

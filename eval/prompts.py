@@ -1,4 +1,4 @@
-"""What a model is shown: the prompt of a question, and its image."""
+"""Model inputs for a question: its prompt and its images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,27 +12,27 @@ from logramed.eval.volumes import open_if_volume
 from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
-# Shown where an image processor names no mean colour of its own.
+# Used if the image processor has no mean colour.
 MIDDLE_GREY = (0.5, 0.5, 0.5)
 
 
 def build_prompt(processor: Any, question: Mapping[str, Any]) -> str:
     """
-    The chat template's text of a question row and its images, up to where the answer begins.
+    The chat template's prompt for a question row and its images, up to where the answer begins.
 
     Raises:
-        ValueError: If the processor has no chat template, or the question's placeholders do not fit its images.
+        ValueError: If the processor has no chat template, or the question's placeholders do not match its images.
     """
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(
-            f"{type(processor).__name__} of this model has no chat template, so how to ask is not known. Save one "
+            f"{type(processor).__name__} of this model has no chat template, so no prompt can be built. Save one "
             "with it: `processor.chat_template = ...; processor.save_pretrained(folder)`."
         )
     return processor.apply_chat_template([ask(question)], add_generation_prompt=True, tokenize=False)
 
 
 def ask(question: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's message about a question row, as chat templates take it; its images are given to the processor."""
+    """The user message for a question row, as chat templates expect it; the processor takes the images."""
     parts = question_content(question)
     content = [{"type": "image"} if part["type"] == "image" else part for part in parts]
     return {"role": "user", "content": content}
@@ -40,7 +40,7 @@ def ask(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def list_options(question: str, options: Sequence[str]) -> str:
     """
-    A question with its options, lettered.
+    A question followed by its lettered options.
 
     Example:
         >>> print(list_options("Which modality is this?", ["CT", "MRI"]))
@@ -54,21 +54,21 @@ def list_options(question: str, options: Sequence[str]) -> str:
 
 
 def template_begins(processor: Any, prompt: str) -> bool:
-    """Whether the chat template wrote the first token of a sequence itself, so that the tokenizer must not."""
+    """Whether the chat template wrote the BOS token, so that the tokenizer must not add it."""
     bos_token = get_tokenizer(processor).bos_token
     return bool(bos_token) and prompt.startswith(bos_token)
 
 
 def get_tokenizer(processor: Any) -> Any:
-    """The tokenizer of a processor, or what was given if that is one."""
+    """The tokenizer of a processor; a tokenizer is returned as it is."""
     return getattr(processor, "tokenizer", processor)
 
 
 def load_question_image(path: str, processor: Any, blank: bool = False) -> Image.Image:
     """
-    The image of a question, or with `blank` one of its size in the mean colour of the processor's images.
+    The image of a question, or with `blank` an image of its size in the mean colour of the image processor.
 
-    The mean colour is zero after normalization: it carries no sight and is no unusual input.
+    The mean colour is zero after normalization: it carries no information and is not an unusual input.
     """
     image_processor = getattr(processor, "image_processor", processor)
     mean = getattr(image_processor, "image_mean", None) or MIDDLE_GREY
@@ -80,7 +80,7 @@ def load_question_image(path: str, processor: Any, blank: bool = False) -> Image
 def load_question_images(
     questions: Sequence[Mapping[str, Any]], processor: Any, blank: bool = False
 ) -> list[list[Image.Image]]:
-    """The images of each question (see `load_question_image`), those of several questions opened once."""
+    """The images of each question (see `load_question_image`); an image of several questions is opened once."""
     opened: dict[str, Image.Image] = {}
     for question in questions:
         for path in list_images(question):
@@ -91,7 +91,7 @@ def load_question_images(
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module is in its own mode again (a frozen tower may have another)."""
+    """Evaluation mode inside; afterwards the mode of each module is restored (a frozen tower's may differ)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -102,10 +102,10 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[list[Image.Image]]) -> Any:
-    """What the processor makes of a batch of prompts with their images, on whichever side its tokenizer pads."""
+    """Process a batch of prompts with their images, with the current padding side of the tokenizer."""
     return processor(
         text=prompts,
-        # One list a prompt: some processors cannot tell a flat list of images apart from one prompt's.
+        # One list per prompt: some processors take a flat list for the images of a single prompt.
         images=images,
         return_tensors="pt",
         padding=True,
@@ -116,9 +116,9 @@ def encode_prompts(processor: Any, prompts: Sequence[str], images: Sequence[list
 @contextmanager
 def padding_on_the_left(tokenizer: Any) -> Iterator[None]:
     """
-    `tokenizer` pads on the left inside: a decoder continues the last token of each row.
+    Set left padding for `tokenizer` inside: a decoder continues the last token of each row.
 
-    One without a padding token pads with its end token: padding is masked, so any token will do.
+    A tokenizer without a padding token uses its end token: padding is masked, so any token works.
     """
     side, pad_token = tokenizer.padding_side, tokenizer.pad_token
     tokenizer.padding_side = "left"

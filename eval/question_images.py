@@ -1,4 +1,4 @@
-"""The images of a question: one, or several at any place in its text."""
+"""The images of a question: one, or several anywhere in its text."""
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ IMAGE_PLACEHOLDER = "<image>"
 
 def list_images(question: Mapping[str, Any]) -> list[str]:
     """
-    The paths of the images of a question row, in their order.
+    The image paths of a question row, in order.
 
     Example:
         >>> list_images({"image": "/a.png"}), list_images({"images": ["/a.png", "/b.png"]})
@@ -29,13 +29,13 @@ def list_images(question: Mapping[str, Any]) -> list[str]:
 
 
 def all_images(questions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The different paths of the images of several questions, in their order."""
+    """The unique image paths of several questions, in order."""
     return list(dict.fromkeys(image for question in questions for image in list_images(question)))
 
 
 def list_sources(question: Mapping[str, Any]) -> list[str]:
     """
-    What the images of a question row were read from: their paths, and of all slices of a volume its path once.
+    The files that a question row's images were read from; the path of a volume once for all its slices.
 
     Example:
         >>> list_sources({"image": "/a.nii#slices=2&window=auto"}), list_sources({"images": ["/a.png", "/a.png"]})
@@ -49,17 +49,17 @@ def list_sources(question: Mapping[str, Any]) -> list[str]:
 
 
 def all_sources(questions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the images of several questions were read from (see `list_sources`), each once, in their order."""
+    """The unique files that the images of several questions were read from (see `list_sources`), in order."""
     return list(dict.fromkeys(source for question in questions for source in list_sources(question)))
 
 
 def show_volumes(questions: Sequence[dict], options: VolumeOptions) -> tuple[list[dict], dict[str, str]]:
     """
-    Question rows that show the slices of volumes (DICOM, NIfTI), and by path what is wrong with volumes that cannot be
-    shown; their paths stay.
+    Question rows that show the slices of volumes (DICOM, NIfTI), and errors by path for volumes that cannot be shown;
+    their paths are kept.
 
-    In place of a volume's path `images` has a reference for each of its slices, and `position_texts` a list of their
-    texts ("" for none), as it has for every other image of the row. Rows without such texts lack that field.
+    In `images`, a volume's path is replaced by a reference for each slice. `position_texts` has a list of texts for
+    each image or volume of the row ("" for none). Rows without such texts lack that field.
     """
     shown, problems = {}, {}
     for image in filter(is_volume, all_images(questions)):
@@ -85,7 +85,7 @@ def _show_slices(question: dict, shown: Mapping[str, tuple[list[str], list[dict]
 
 def in_turns(groups: Sequence[Hashable]) -> list[int]:
     """
-    Places in a list: the first of each group, then the second of each, and so on.
+    Indices that take turns between groups: the first item of each group, then the second of each, and so on.
 
     Example:
         >>> in_turns(["liver", "liver", "lung", "liver"])
@@ -101,7 +101,7 @@ def in_turns(groups: Sequence[Hashable]) -> list[int]:
 
 def name_images(question: Mapping[str, Any]) -> dict[str, Any]:
     """
-    The field of a question row that holds its images, with file names for paths.
+    The image field of a question row, with file names instead of paths.
 
     Example:
         >>> name_images({"image": "/data/a.png"}), name_images({"images": ["/data/a.png", "/data/b.png"]})
@@ -113,7 +113,7 @@ def name_images(question: Mapping[str, Any]) -> dict[str, Any]:
 
 def split_placeholders(text: str) -> list[dict[str, str]]:
     """
-    Content parts of a text in which `<image>` marks the places of images.
+    Content parts of a text in which `<image>` marks image positions.
 
     Example:
         >>> split_placeholders("What is this?\\n<image>")
@@ -130,11 +130,11 @@ def split_placeholders(text: str) -> list[dict[str, str]]:
 
 def question_content(question: Mapping[str, Any]) -> list[dict[str, str]]:
     """
-    What a user's message about a question row holds: text parts, and image parts with their `path`, in their order.
+    Content of the user message for a question row: text parts, and image parts with their `path`, in order.
 
-    `images` stand where the question has its placeholders, or before its text if it has none; another number of
-    placeholders raises `ValueError`. The one `image` of a row stands before the text, which is shown as it is. Where
-    `position_texts` says so (see `show_volumes`), a place has several images, each with its text behind it.
+    `images` replace the placeholders of the question, or come before its text if it has none; any other number of
+    placeholders raises `ValueError`. A single `image` comes before the text, which is not changed. With
+    `position_texts` (see `show_volumes`), a place has several images, each followed by its text.
 
     Example:
         >>> row = {"question": "<image> Then <image> Has it grown?", "images": ["/a.png", "/b.png"]}
@@ -155,7 +155,7 @@ def question_content(question: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _image_parts(texts: Sequence[str], paths: Iterator[str]) -> list[dict[str, str]]:
-    """The parts of the images at one place, one for each text and with it behind, if it has words."""
+    """The parts of the images at one place: an image for each text, followed by the text if it is not empty."""
     parts = []
     for text in texts:
         parts.append({"type": "image", "path": next(paths)})
@@ -165,7 +165,7 @@ def _image_parts(texts: Sequence[str], paths: Iterator[str]) -> list[dict[str, s
 
 
 def describe_mismatch(num_placeholders: int, num_images: int) -> str:
-    """What is wrong with a text that has placeholders, but not one for each image."""
+    """The error for a text whose number of placeholders differs from the number of images."""
     return f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) for {num_images} image(s) in `images`"
 
 

@@ -1,4 +1,4 @@
-"""The figures of answered questions, by the metric of their benchmark's task."""
+"""Figures of answered questions, from the metric for the benchmark's task."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from logramed.eval.metrics.medical_vqa.vqa_scoring import evaluate_answers, yes_
 
 def compute_metrics(rows: Sequence[dict], task: str) -> dict:
     """
-    The figures of answered questions of a task ("vqa", "multiple_choice" or "report"); with `image_id` intervals are
-    by image.
+    Score the answered questions of a task ("vqa", "multiple_choice" or "report"); with `image_id` intervals are by
+    image.
 
-    Returns `overall`, the figures of the task's metric under its strict protocol; `groups`, the same for each value of
-    each group (of reports with findings and impression, group `section` has those of each); where there is such a
-    protocol `release_protocol`, those of all rows as the scripts behind published figures compute them; for closed
-    questions `constant_answer`, the best closed accuracy that one answer to all of them can have; and `items`, the
-    figures of each question by itself.
+    Returns `overall`, the figures of the task's metric under the strict protocol; `groups`, the same for each value of
+    each group (for reports with findings and impression, group `section` has both); if the task has that protocol,
+    `release_protocol`, the figures of all rows as computed by the scripts behind published figures; for closed
+    questions, `constant_answer`, the best closed accuracy of giving one answer to all of them; and `items`, the
+    figures of each question.
     """
     overall = score_rows(rows, task, return_items=True)
     metrics = {"items": overall.pop("items"), "overall": overall, "groups": score_groups(rows, task)}
     if task == "report" and all(row.get("section") == "both" for row in rows):
         texts = ([row[name] for row in rows] for name in ("prediction", "answer"))
         metrics["groups"]["section"] = score_sections(*texts, num_resamples=1000, seed=0)
-    # Of likelihoods and reports the scripts behind published figures scored none.
+    # The scripts behind published figures score neither likelihoods nor reports.
     if task == "vqa" or (task == "multiple_choice" and "option_scores" not in rows[0]):
         metrics["release_protocol"] = score_rows(rows, task, "release")
     if metrics["overall"].get("num_closed"):
@@ -33,7 +33,7 @@ def compute_metrics(rows: Sequence[dict], task: str) -> dict:
 
 
 def score_groups(rows: Sequence[dict], task: str) -> dict:
-    """The figures of the rows of each value of each group, by group and value."""
+    """The figures for each value of each group, by group and value."""
     groups = {}
     for name in rows[0]["groups"]:
         by_value: dict[str, list[dict]] = {}
@@ -44,14 +44,14 @@ def score_groups(rows: Sequence[dict], task: str) -> dict:
 
 
 def figures_without_leakage(rows: Sequence[dict], task: str, leakage: dict) -> dict | None:
-    """The figures of the rows whose triplet does not stand in training; `None` if that is all of them or none."""
+    """The figures of the rows whose triplet is not in training; `None` if that is all or none of them."""
     clean = [row for row in rows if row["question_id"] not in set(leakage["triplet_question_ids"])]
     return score_rows(clean, task) if 0 < len(clean) < len(rows) else None
 
 
 def best_constant_answer(rows: Sequence[dict]) -> dict:
     """
-    The most frequent answer to the closed questions, and the closed accuracy in percent of giving it always.
+    The most frequent answer to the closed questions, and the closed accuracy in percent of always giving it.
 
     Example:
         >>> rows = [{"answer_type": "CLOSED", "answer": answer} for answer in ("No", "no", "left", "yes")]
@@ -65,16 +65,15 @@ def best_constant_answer(rows: Sequence[dict]) -> dict:
 
 
 def images_of(rows: Sequence[dict]) -> list[str] | None:
-    """The `image_id` of each row, for intervals by image; `None` where the rows name no images."""
+    """The `image_id` of each row, for intervals by image; `None` if the rows have none."""
     return [row["image_id"] for row in rows] if rows and "image_id" in rows[0] else None
 
 
 def score_rows(rows: Sequence[dict], task: str, protocol: str = "strict", return_items: bool = False) -> dict:
     """
-    The figures of question rows with `prediction`, by the metric of their task (chat answers are scored by a judge,
-    see `judging`), under "strict" or, where the task has it, "release"; with `image_id` intervals are by image. With
-    `return_items`, `items` has the figures of each question by itself, in percent, without those that do not apply to
-    it.
+    Score question rows with `prediction` by the metric of their task (chat answers are scored by a judge, see
+    `judging`), under the protocol "strict" or, if the task has it, "release"; with `image_id` intervals are by image.
+    With `return_items`, `items` has the figures of each question in percent, without those that do not apply to it.
 
     Example:
         >>> row = {"prediction": "Yes", "answer": "yes", "answer_type": "CLOSED"}
@@ -84,7 +83,7 @@ def score_rows(rows: Sequence[dict], task: str, protocol: str = "strict", return
     """
     predictions, references = ([row[name] for row in rows] for name in ("prediction", "answer"))
     options = {"protocol": protocol, "clusters": images_of(rows), "return_items": return_items}
-    if task == "report":  # it has one protocol, and reports are drawn one by one
+    if task == "report":  # one protocol, and the bootstrap draws reports
         figures = evaluate_reports(predictions, references, return_items)
     elif task == "multiple_choice":
         chosen = [row.get("option_scores", row["prediction"]) for row in rows]

@@ -1,6 +1,6 @@
 """
-A file of JSON lines that is written as they come, and completed by a later run if this one is stopped; with the
-settings that its lines depend on beside it.
+A JSON lines file that is written line by line and completed by a later run after an interruption, and a file of the
+settings that its lines depend on.
 """
 
 import json
@@ -17,10 +17,10 @@ def check_settings(
     path: Path, settings: dict[str, Any], files: Sequence[Path], may_change: Collection[str] = ()
 ) -> bool:
     """
-    Write the `settings` that the lines of `files` depend on to `path` if there are no lines yet, and say whether so.
+    If `files` have no lines yet, write the `settings` they depend on to `path`. Returns whether it did.
 
     Raises:
-        ValueError: If there are lines of other settings than these, `may_change` apart, or of unknown ones.
+        ValueError: If existing lines depend on other settings, except those in `may_change`, or on unknown ones.
     """
     written = [file for file in files if file.is_file() and file.stat().st_size]
     if not written:
@@ -28,7 +28,7 @@ def check_settings(
         return True
     advice = "Choose another `--output`, or delete that file to start over."
     if not path.is_file():
-        raise ValueError(f"{written[0]} is there, but not {path.name}, which says what it depends on. {advice}")
+        raise ValueError(f"{written[0]} exists, but not {path.name}, which has its settings. {advice}")
     former = json.loads(path.read_text(encoding="utf-8"))
     differences = {
         name: f"`{name}` was {former.get(name)!r} and now is {value!r}"
@@ -42,11 +42,11 @@ def check_settings(
 
 class ResumableFile:
     """
-    One JSON object a line, each with a key of its own (`key_of` gives it, or raises `KeyError` or `TypeError`); `keys`
-    are those of all lines to come, unique, in their final order. `kind` is what a line is, for errors: "answer".
+    One JSON object per line, each with a unique key (from `key_of`, which raises `KeyError` or `TypeError` for a bad
+    line); `keys` are the unique keys of all lines, in their final order. `kind` names a line in errors: "answer".
 
-    Lines are appended in any order; `finish` puts them into that of the keys, so that the finished file is the same
-    whether or not the run was stopped in between.
+    Lines are appended in any order; `finish` sorts them by `keys`, so that the finished file is the same whether or
+    not the run was interrupted.
 
     Example:
         >>> import tempfile
@@ -69,10 +69,10 @@ class ResumableFile:
         The keys without a line in the file. A last line that was cut off while being written is removed.
 
         Raises:
-            ValueError: If another line is not of its kind, or its key was not asked for or is there already.
+            ValueError: If a line is malformed, or its key is unknown or repeated.
         """
         written = self.path.read_bytes() if self.path.is_file() else b""
-        # Bytes: the cut may go through a character.
+        # Bytes, as a character may be cut off in the middle.
         whole_lines = written[: written.rfind(b"\n") + 1].decode()
         if len(whole_lines.encode()) < len(written):
             write_whole(self.path, whole_lines)
@@ -81,7 +81,7 @@ class ResumableFile:
 
     @contextmanager
     def open_for_append(self) -> Iterator[Callable[[dict], None]]:
-        """Gives a function that appends a line to the file at once; threads may share it."""
+        """Yields a thread-safe function that appends a line to the file and flushes it."""
         lock = threading.Lock()
         with self.path.open("a", encoding="utf-8") as file:
 
@@ -93,7 +93,7 @@ class ResumableFile:
             yield write_line
 
     def finish(self) -> dict:
-        """Put the lines that are there into the order of the keys, and return their objects by key."""
+        """Sort the lines of the file by the order of the keys, and return their objects by key."""
         there = self._read(self.path.read_text(encoding="utf-8") if self.path.is_file() else "")
         rows = {key: there[key] for key in self.keys if key in there}
         write_json_lines(self.path, rows.values())
@@ -110,7 +110,7 @@ class ResumableFile:
                 was_asked = key in asked
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{where} is no {self._kind}: {line[:80]!r}. Delete the line to ask again."
+                    f"{where} is not a valid {self._kind}: {line[:80]!r}. Delete the line to ask again."
                 ) from error
             if not was_asked:
                 raise ValueError(f"{where} is about question {key!r}, which was not asked. Delete the line.")

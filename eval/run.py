@@ -1,12 +1,12 @@
 """
-Ask a model the questions of a benchmark, with and without sight, and score its answers:
+Ask a model the questions of a benchmark, with the images and with blank ones, and score its answers:
 
     python eval/run.py --model DIR --benchmark vqa_rad --data FOLDER --output DIR
 
-`logramed-eval` does the same. A run that was stopped goes on where it stopped when started again.
+`logramed-eval` does the same. An interrupted run resumes where it stopped when the command is repeated.
 """
 
-import logramed  # before torch, for how its threads wait
+import logramed  # before torch: sets how its threads wait
 
 
 # isort: split
@@ -52,10 +52,10 @@ from logramed.eval.resumable_file import ResumableFile, check_settings
 from logramed.eval.volumes import VolumeOptions, count_image_tokens, hash_image, is_volume
 
 
-# Tokens of an answer at most, by task. The release allows 1,024; answers of VQA have a few words.
+# Maximum number of tokens in an answer, by task. The release allows 1,024; VQA answers have a few words.
 MAX_NEW_TOKENS = {"vqa": 32, "multiple_choice": 64, "chat": 512, "report": 512}
-# Arguments on which answers depend. Which slices of volumes are shown, and in which window, is part of the names and
-# hashes of images.
+# Arguments that answers depend on. The slices of a volume that are shown, and their window, are part of the image's
+# name and hash.
 OF_AN_ANSWER = (
     "benchmark",
     "model",
@@ -70,9 +70,9 @@ OF_AN_ANSWER = (
     "yes_no_hint",
     "multiple_choice",
 )
-# Settings that a run may go on with others of: those with a fingerprint beside them may lie elsewhere by now.
+# Settings that may differ when a run is resumed: paths that have a fingerprint may have moved.
 MAY_CHANGE = {"model", "adapter", "predictions", "versions"}
-# Nothing that was made of other answers is left beside new ones.
+# Results of earlier answers, deleted when a run starts over.
 RESULTS = (
     "metrics.json",
     "report.html",
@@ -85,12 +85,12 @@ RESULTS = (
 )
 PRINTED = ("summary", "remarks", "figures", "judge", "sight", "groups", "release")  # sections of the report
 NO_BLANK = "they were turned off (`no_blank_images`)"
-NO_BLANK_OF_ANOTHER = "another system answered; pass what it answers to blank images as `blank_predictions`"
-UNJUDGED = "The answers are written. To have them judged, start again with `--judge_url` and `--judge_model`."
+NO_BLANK_OF_ANOTHER = "another system answered; pass its answers about blank images as `blank_predictions`"
+UNJUDGED = "The answers are written. To have them judged, run again with `--judge_url` and `--judge_model`."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (default: of this process), print the main tables and return 0."""
+    """Run the command line `argv` (default: `sys.argv[1:]`), print the main tables and return 0."""
     parser = HfArgumentParser(EvaluationArguments, prog="logramed-eval", add_help=False)
     add_grouped_help(parser, GROUPS, USAGE, "Ask a model the questions of a benchmark, or score answers, and report.")
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -107,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
     """
-    Ask what is not yet answered in `arguments.output`, and write answers, figures and a report there. Returns the
-    content of `metrics.json`, `None` if chat answers were written but no judge was named. Raises `ValueError` if the
-    output folder holds answers of a run with other settings, or another run is writing there.
+    Ask the questions that have no answer in `arguments.output` yet, and write answers, figures and a report there.
+    Returns the content of `metrics.json`, or `None` if chat answers were written but no judge was given. Raises
+    `ValueError` if the output folder holds answers of a run with other settings, or another run is writing to it.
     """
     run = Run(arguments)
     run.output.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def evaluate_benchmark(arguments: EvaluationArguments) -> dict | None:
 
 
 def answer_and_score(run: "Run") -> dict | None:
-    """As `evaluate_benchmark`, in an output folder that no other run writes to."""
+    """Like `evaluate_benchmark`, in an output folder that no other run writes to."""
     files = [run.path("predictions", blank) for blank in (False, True)]
     if check_settings(run.output / "run.json", run.settings, files, MAY_CHANGE):
         for name in RESULTS:
@@ -132,7 +132,7 @@ def answer_and_score(run: "Run") -> dict | None:
     }
     if run.task == "chat" and run.arguments.judge_model is None:
         return None
-    if True not in answered:  # of a run that had them
+    if True not in answered:  # scores of an earlier run
         run.path("scores", blank=True).unlink(missing_ok=True)
     figures = {blank: run.score(rows, blank) for blank, rows in answered.items()}
     metrics = {
@@ -153,7 +153,7 @@ def answer_and_score(run: "Run") -> dict | None:
 
 
 class Run:
-    """One system's answers to the questions of one benchmark, with or without sight."""
+    """One system's answers to the questions of one benchmark, about the images or blank ones."""
 
     def __init__(self, arguments: EvaluationArguments):
         self.arguments = arguments
@@ -173,7 +173,7 @@ class Run:
         self.questions = self.all_questions[: arguments.limit]
         if arguments.model is not None:
             self.leave_out_unreadable()
-        _ = self.foreign_answers  # refused before anything is written
+        _ = self.foreign_answers  # raises before anything is written
         self.boxes = None
         if arguments.grounding and hasattr(self.benchmark, "load_boxes"):
             self.boxes = self.benchmark.load_boxes(arguments.data, self.questions)
@@ -182,7 +182,7 @@ class Run:
         self.image_ids = {row["question_id"]: identify_images(row, hashes) for row in self.questions}
         self.settings = describe_run(arguments, self.task, self.split, self.questions, hashes)
         if len(self.questions) == len(self.all_questions):
-            self.settings["limit"] = None  # it left nothing out
+            self.settings["limit"] = None  # all questions are asked
 
     @property
     def volumes(self) -> VolumeOptions:
@@ -192,14 +192,14 @@ class Run:
         return VolumeOptions(told.slices, told.window, told.volume_tokens, tokens)
 
     def leave_out_unreadable(self) -> None:
-        """Leave out and list the questions with an image that cannot be decoded, now and not in mid-run."""
+        """Leave out and list the questions with an undecodable image before the run starts."""
         images = all_images(self.questions)
         by_key = find_unreadable(image for image in images if image not in self.bad_volumes)
         unreadable = {image: self.bad_volumes.get(image) or by_key.get(image_key(image)) for image in images}
         problems: dict[str, str] = {}
         for question in self.questions:
             question_id = question["question_id"]
-            for image in filter(unreadable.get, reversed(list_images(question))):  # the first is the one named
+            for image in filter(unreadable.get, reversed(list_images(question))):  # names the first one
                 problems[question_id] = (
                     f"question {question_id}: the image {image} cannot be read, {unreadable[image]}."
                 )
@@ -213,27 +213,27 @@ class Run:
             raise ValueError(f"None of the images can be read: {describe_skipped(self.bad_rows)}.")
 
     def path(self, stem: str, blank: bool) -> Path:
-        """A file of lines in the output folder; runs without sight have their own."""
+        """The path of a JSON lines file in the output folder; blank images have their own."""
         return self.output / (f"{stem}.blank_images.jsonl" if blank else f"{stem}.jsonl")
 
     def has_answers(self, blank: bool) -> bool:
-        """Whether there is something to score."""
+        """Whether there are answers to score."""
         if self.arguments.model is not None:
             return self.arguments.blank_images or not blank
         return (self.arguments.blank_predictions if blank else self.arguments.predictions) is not None
 
     @cached_property
     def model(self) -> tuple[torch.nn.Module, Any]:
-        """Model and processor, loaded when the first question has to be asked."""
+        """Model and processor, loaded when the first question is asked."""
         loaded = load_model(self.arguments.model, self.arguments.adapter, self.arguments.trust_remote_code)
         if self.arguments.grounding:
-            find_grid(unwrap(loaded[0]).config)  # refused before it is asked anything
+            find_grid(unwrap(loaded[0]).config)  # raises before any question is asked
         return loaded
 
     def collect_answers(self, blank: bool) -> list[dict]:
-        """The question rows with `prediction`: those in the file, and what is missing there, asked now."""
+        """The question rows with `prediction`, from the file; asks the model for those that are missing there."""
         path, by_id = self.path("predictions", blank), {row["question_id"]: row for row in self.questions}
-        if self.arguments.model is None:  # reading costs nothing, and the file of blank answers may be another now
+        if self.arguments.model is None:  # reading is cheap, and the file of blank answers may have changed
             answers, _ = self.foreign_answers["blank_predictions" if blank else "predictions"]
             rows = [prediction_row(row, answers[question_id]) for question_id, row in by_id.items()]
             write_json_lines(path, rows)
@@ -243,14 +243,14 @@ class Run:
         if missing:
             with file.open_for_append() as write_line:
                 for question, answer, fields in self.ask([by_id[key] for key in missing], blank):
-                    # The benchmark's row: the one that was shown may ask otherwise.
+                    # The benchmark's row: the question that was shown may be worded differently.
                     write_line(prediction_row(by_id[question["question_id"]], answer) | fields)
         rows = list(file.finish().values())
         assert len(rows) == len(by_id)
         return rows
 
     def ask(self, questions: Sequence[dict], blank: bool) -> Iterator[tuple[dict, str, dict]]:
-        """Question rows, their answers and, where options were scored, `option_scores`."""
+        """Yield question rows, their answers and, if options were scored, `option_scores`."""
         shown = [show_question(question, self.settings["yes_no_hint"]) for question in questions]
         options: dict[str, Any] = {"batch_size": self.arguments.batch_size, "blank_images": blank}
         if self.task == "multiple_choice" and self.settings["multiple_choice"] == "likelihood":
@@ -264,7 +264,7 @@ class Run:
 
     @cached_property
     def foreign_answers(self) -> dict[str, tuple[dict, dict]]:
-        """What other systems answered, and how their files were read, by the argument that names the file."""
+        """Answers of other systems and descriptions of their files, by the argument that names the file."""
         files = {name: getattr(self.arguments, name) for name in ("predictions", "blank_predictions")}
         return {
             name: read_predictions(
@@ -294,8 +294,8 @@ class Run:
 
     def measure_grounding(self) -> dict:
         """
-        Where the model looks, as `grounding` without the figures of single questions, if the benchmark has boxes; as
-        in `grounding.json`, if it is of now.
+        Where the model looks, as `grounding` without the figures of single questions, if the benchmark has boxes; read
+        from `grounding.json` if that is up to date.
         """
         if self.boxes is None:
             return {}
@@ -319,8 +319,8 @@ class Run:
 
     def draw_matched_images(self) -> dict:
         """
-        What some questions are matched to, as `matched_images`: those with several images if there are any, else,
-        where no boxes tell more, any.
+        The image regions that some questions are matched to, as `matched_images`: questions with several images if
+        there are any, otherwise any questions if the benchmark has no boxes.
         """
         several = [question for question in self.questions if len(list_images(question)) > 1]
         drawn = several or (self.questions if self.boxes is None else [])
@@ -336,7 +336,7 @@ class Run:
         return {"matched_images": result["questions"]}
 
     def find_differences(self) -> list[str]:
-        """What differs from the known questions of the split, in words."""
+        """Describe how the questions differ from the known split."""
         differences = self.benchmark.count_differences(self.all_questions, self.split, self.arguments.subset)
         return differences + ([describe_skipped(self.bad_rows)] if self.bad_rows else [])
 
@@ -347,7 +347,7 @@ class Run:
         return training_rows(self.benchmark, data, subset, self.bad_training_rows, split)
 
     def find_leakage(self, rows: Sequence[dict]) -> dict:
-        """Which of the questions stand in training, and the figures without them; or why that is not known."""
+        """Which questions also occur in the training split, and the figures without them; or why that is unknown."""
         if isinstance(self.training, str):
             return {"missing": self.training}
         leakage = find_leakage(self.questions, self.training, self.bad_training_rows, self.training_split)
@@ -355,7 +355,7 @@ class Run:
         return leakage | ({} if clean is None else {"overall_without_triplets": clean})
 
     def further_settings(self) -> dict:
-        """What a reader of the figures has to know, though no answer depends on it."""
+        """Settings that a reader of the figures needs but no answer depends on."""
         read = {name: description for name, (_, description) in self.foreign_answers.items()}
         notes = [note for description in read.values() for note in description["notes"]]
         return {
@@ -367,7 +367,7 @@ class Run:
 
 
 def prediction_row(question: dict, answer: str) -> dict:
-    """A line of `predictions.jsonl`: the question's row, with its images by file name, and the `prediction`."""
+    """A line of `predictions.jsonl`: the question row, with file names of its images, and the `prediction`."""
     return question | name_images(question) | {"prediction": answer}
 
 
@@ -388,9 +388,9 @@ def show_question(question: dict, yes_no_hint: str = "") -> dict:
 
 def identify_images(question: dict, hashes: Mapping[str, bytes]) -> str:
     """
-    What is the same for questions about the same images: made of the `hashes` of their bytes, in any order.
+    An id that questions about the same images share: made from the `hashes` of the images' bytes, in any order.
 
-    Not of file names: all images of SLAKE are called "source.jpg". Lists that have some images alone in common differ.
+    File names would not do: all images of SLAKE are called "source.jpg". Lists that share only some images differ.
     """
     digests = sorted(hashes[image] for image in list_images(question))
     return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()[:16]
@@ -406,7 +406,7 @@ def describe_items(rows: Sequence[dict], items: Sequence[dict]) -> Iterator[dict
 def describe_run(
     arguments: EvaluationArguments, task: str, split: str, questions: Sequence[dict], hashes: Mapping[str, bytes]
 ) -> dict:
-    """Everything that answers depend on, and what made them."""
+    """Everything that answers depend on, and the versions that made them."""
     settings = {name: getattr(arguments, name) for name in OF_AN_ANSWER}
     settings["split"] = split
     settings["max_new_tokens"] = arguments.max_new_tokens or MAX_NEW_TOKENS[task]
@@ -425,7 +425,7 @@ def describe_run(
 
 
 def fingerprint_questions(questions: Sequence[dict], hashes: Mapping[str, bytes]) -> str:
-    """A hash of the questions and answers and of the `hashes` of their images' bytes, wherever these lie."""
+    """A hash of the questions, the answers and the `hashes` of their images' bytes; folders do not matter."""
     digest = hashlib.sha256()
     for question in questions:
         told = {key: value for key, value in question.items() if key not in ("image", "images")}

@@ -1,4 +1,4 @@
-"""Texts that end an answer, for models that write one in place of an end token."""
+"""Texts that end an answer, for models that write one instead of an end token."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from logramed.processing_logramed import cut_at_stop_string
 
 class StopStrings:
     """
-    Whether tokens say one of some texts, looking only at the last few of them. Each text is at least one character. Of
-    `turn_end`, the one with which the model ends its turns, a beginning at the very end of an answer is no part of the
-    answer either (see `cut_at_stop_string`).
+    Whether the last few tokens contain one of `texts`, each at least one character long. `turn_end` is the text with
+    which the model ends its turns: its beginning, if cut off at the very end of an answer, is also removed (see
+    `cut_at_stop_string`).
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], turn_end: str | None = None):
@@ -22,7 +22,7 @@ class StopStrings:
             raise ValueError("A stop string must have at least one character.")
         self.tokenizer = tokenizer
         self.texts, self.turn_end = tuple(texts), turn_end
-        # A text of n bytes lies within n tokens, as a token may be a byte; two more for what begins within a token.
+        # n bytes take at most n tokens (a token may be a byte); two more for a text that starts within a token.
         self.num_tokens = max(len(text.encode()) for text in texts) + 2
 
     def __call__(self, token_ids: Sequence[int]) -> bool:
@@ -36,13 +36,13 @@ class StopStrings:
 
 
 def own_stop_strings(processor: Any) -> list[str]:
-    """The text with which a processor says that its model ends its turns, if it does."""
+    """The `stop_string` of a processor as a list, empty if it has none."""
     stop_string = getattr(processor, "stop_string", None)
     return [stop_string] if stop_string else []
 
 
 def stop_at(processor: Any, texts: Sequence[str]) -> StopStrings | None:
-    """`StopStrings` of `texts`, of which the processor's own is cut as the processor cuts it; None without any."""
+    """`StopStrings` of `texts`, with the processor's `stop_string`, if among them, as `turn_end`; None if empty."""
     if not texts:
         return None
     turn_end = next((text for text in own_stop_strings(processor) if text in texts), None)
@@ -51,9 +51,9 @@ def stop_at(processor: Any, texts: Sequence[str]) -> StopStrings | None:
 
 class StopEachRow(StoppingCriteria):
     """
-    `StopStrings` for `generate`, each row by its own answer.
+    `StopStrings` as a criterion for `generate`, applied to each row's answer.
 
-    transformers' own criterion for stop strings fails with tokenizers of whole words (5.23).
+    transformers' criterion for stop strings fails with whole-word tokenizers (5.23).
     """
 
     def __init__(self, stop: StopStrings, num_prompt_tokens: int):

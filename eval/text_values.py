@@ -1,4 +1,4 @@
-"""What counts as text, and as an id of its own, in training rows, benchmark files and files of answers."""
+"""Conversion of values to text, and unique ids, for training rows, benchmark files and files of answers."""
 
 import math
 from collections import Counter
@@ -10,9 +10,8 @@ from typing import Any
 
 def to_text(value: Any) -> str:
     r"""
-    A text without blanks around it, or a finite number as a person would write it. Anything else (a truth value, null,
-    a list, a date, NaN, ...), and text that cannot be written as UTF-8, raises `ValueError`, whose message says what
-    it is.
+    A stripped text, or a finite number as a person would write it. Anything else (a boolean, null, a list, a date,
+    NaN, ...) and text that cannot be encoded as UTF-8 raise `ValueError` with the value in the message.
 
     Example:
         >>> [to_text(value) for value in (" yes\n", 2, 2.0, 2.5, 1e-05)]
@@ -33,13 +32,13 @@ def to_text(value: Any) -> str:
         return str(int(value))
     if not is_number or not math.isfinite(value):
         raise ValueError(f"expected a text, got {value!r:.100}")
-    plain = format(Decimal(str(value)) + 0, "f")  # of -0.0, 0
+    plain = format(Decimal(str(value)) + 0, "f")  # turns -0.0 into 0
     return plain.rstrip("0").rstrip(".") if "." in plain else plain
 
 
 def number_repeated(ids: Sequence[str]) -> list[str]:
     """
-    Ids of which each is there once: one that several share (of an image, say) gets "-1", "-2", ... in their order.
+    Make ids unique: repeated ones (such as an image's) get "-1", "-2", ... in order.
 
     Example:
         >>> number_repeated(["7", "7", "8"])

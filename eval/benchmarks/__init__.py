@@ -1,27 +1,27 @@
 """
-The benchmarks of `eval/run.py`: one module each.
+The benchmarks of `eval/run.py`, one module each.
 
-A module has `TASK` ("vqa", "multiple_choice", "chat" or "report"), `SPLITS` (first the one that is tested by default),
-`HUB_ID` (the data set of the Hugging Face Hub that it also loads from, or `None`) and two functions:
+A module has `TASK` ("vqa", "multiple_choice", "chat" or "report"), `SPLITS` (the first is the default),
+`HUB_ID` (a data set of the Hugging Face Hub that it can also load, or `None`) and two functions:
 
-- `load_questions(data, split="test", subset=None, skipped=None) -> list[dict]`: one row a question, in the order of
-  the file. `data` is a folder in the official layout or a Hub id. An unknown `split` or `subset`, a missing file or a
-  bad row (with file, row and field) raises `ValueError`; given a list `skipped`, bad rows are left out and described
-  there. Warns of row counts that differ from the known ones;
-- `count_differences(questions, split, subset=None) -> list[str]`: what differs from the known size of the split.
+- `load_questions(data, split="test", subset=None, skipped=None) -> list[dict]`: one row per question, in
+  file order. `data` is a folder in the official layout or a Hub id. Raises `ValueError` for an unknown `split` or
+  `subset`, a missing file or a bad row (with file, row and field); if `skipped` is a list, bad rows are left out and
+  described there. Warns if row counts differ from the known ones;
+- `count_differences(questions, split, subset=None) -> list[str]`: differences from the known size of the split.
 
 A question row has `question_id` (str, unique), `image` (absolute path), `question` (without image placeholder),
 `answer` and `groups`, the values to break figures down by; with task "vqa" also `answer_type` ("OPEN" or "CLOSED"),
 with "multiple_choice" `options` (`answer` is one of them), with "chat" `context` and `domains`. A row about several
-images has `images` (a list of paths) in place of `image`, and in its `question` the placeholder `<image>` once for
-each or, where all images come before the text, not at all.
+images has `images` (a list of paths) instead of `image`, and its `question` has one placeholder `<image>` for each
+or, if all images come before the text, none.
 """
 
 import importlib
 from types import ModuleType
 
 
-# Titles by the name of the module.
+# Titles by module name.
 BENCHMARKS = {
     "vqa_rad": "VQA-RAD",
     "slake": "SLAKE",
@@ -36,7 +36,7 @@ BENCHMARKS = {
 
 def get_benchmark(name: str) -> ModuleType:
     """
-    The module of a benchmark; `ValueError` for an unknown name.
+    The module of a benchmark. Raises `ValueError` for an unknown name.
 
     Example:
         >>> get_benchmark("vqa_rad").TASK

@@ -1,8 +1,8 @@
 """
 Splits of VQA-RAD by image.
 
-The split used in the field is by question: each of its test images is also trained on. These, drawn by seed, share no
-image and, as far as the release tells, no case. `vqa_rad_by_image.json` holds the images' names without ending.
+The split used in the field is by question: each of its test images is also in training. These random splits (drawn by
+seed) share no image and, according to the release, no case. `vqa_rad_by_image.json` has image names without extension.
 """
 
 import json
@@ -16,5 +16,5 @@ FILE = Path(__file__).with_name("vqa_rad_by_image.json")
 
 @cache
 def read_image_splits() -> dict[str, frozenset[str]]:
-    """The images of each split, as committed."""
+    """The image names of each split, from the committed file."""
     return {split: frozenset(images) for split, images in json.loads(FILE.read_text(encoding="utf-8")).items()}

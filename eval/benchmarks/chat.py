@@ -1,9 +1,9 @@
 """
 Medical visual chat: the questions of LLaVA-Med's `llava_med_eval_qa50_qa.jsonl`, about figures of articles.
 
-Source: Li et al. 2023, arXiv:2306.00890, whose repository holds the file under `data/eval/`; its images are to be
-brought along. The Hub has no copy that the field uses. The reference answers are GPT-4's, which saw the caption and
-the sentences that mention the figure, not the image.
+Source: Li et al. 2023, arXiv:2306.00890, whose repository has the file in `data/eval/`; you provide the images.
+The Hub has no commonly used copy. The reference answers are from GPT-4, which saw the caption and the sentences that
+mention the figure, not the image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ SPLITS = ("test",)
 HUB_ID = None
 NAME = "llava_med_eval_qa50_qa.jsonl"
 FILES = (NAME, f"eval/{NAME}", f"data/eval/{NAME}")
-# Seen from the file's folder: beside it, and where LLaVA-Med's commands look (`data/images` for `data/eval/...`).
+# Relative to the file's folder: next to it, and where LLaVA-Med's commands look (`data/images` for `data/eval/...`).
 IMAGE_FOLDERS = ("images", "qa50_images", "../images", "../qa50_images", ".")
 IMAGE_ARCHIVES = ("images.zip", "qa50_images.zip", "../qa50_images.zip")
-# Source: the official file, whose questions are numbered 0 to 192 and are conversation up to 142; the same 143 + 50 =
-# 193 head the paper's table of the chat evaluation.
+# Source: the official file, with questions 0 to 192, of which 0 to 142 are conversation; the paper's table of the chat
+# evaluation has the same 143 + 50 = 193.
 EXPECTED_COUNTS = {"questions": 193, "images": 50}
 
 
@@ -42,15 +42,15 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions, with GPT-4's `answer`, `context` (what a judge may read of the figure) and `domains`, of which the
-    first, in the order of `DOMAINS`, counts, as in LLaVA-Med. `data` is the file or a folder with it, or with
-    LLaVA-Med's repository.
+    The questions, with GPT-4's `answer`, `context` (what a judge may read about the figure) and `domains` in the order
+    of `DOMAINS`; the first one counts, as in LLaVA-Med. `data` is the file, the folder with it, or LLaVA-Med's
+    repository.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "chat")
     path = Path(data).expanduser().resolve()
     if not path.exists():
-        raise ValueError(f"`data` must be LLaVA-Med's {NAME} or the folder with it; there is no {str(data)!r}.")
+        raise ValueError(f"`data` must be LLaVA-Med's {NAME} or the folder with it; {str(data)!r} does not exist.")
     path = path if path.is_file() else require_file(path, FILES, "chat")
     questions = read_questions(
         path,
@@ -67,7 +67,7 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from the official file, in words."""
+    """Describe differences from the official file."""
     return describe_count_differences(questions, EXPECTED_COUNTS)
 
 
@@ -90,7 +90,7 @@ def _question_row(record: Mapping[str, Any], where: str, images: Path) -> dict:
 
 def read_domains(record: Mapping[str, Any], where: str) -> list[str]:
     """
-    The domains that are true in `domain`, in the order of `DOMAINS`; `[]` if none is or the row has no `domain`.
+    The true domains in `domain`, in the order of `DOMAINS`; `[]` if there are none or the row has no `domain`.
 
     Example:
         >>> read_domains({"domain": {"gross": True, "mri": False, "histology": True}}, "qa.jsonl, line 1")
@@ -105,7 +105,7 @@ def read_domains(record: Mapping[str, Any], where: str) -> list[str]:
 
 def read_context(record: Mapping[str, Any], where: str) -> str:
     """
-    What a judge may read of a figure: its caption, then each sentence that mentions it, a line each.
+    What a judge may read about a figure: its caption and each sentence that mentions it, one per line.
 
     Example:
         >>> figure = {"fig_label": "Fig. 3", "fig_caption": "A mass."}

@@ -1,10 +1,10 @@
 """
-Questions of VQA data sets as others converted them: LLaVA-Med's JSON files, and the tables that the Hub holds.
+Questions of VQA data sets in converted formats: LLaVA-Med's JSON files, and tables on the Hub.
 
-Such a file (`test_w_options_new.json`; ExGra-Med has the same form) is a JSON list of rows with `id`, `image`,
+A JSON file (`test_w_options_new.json`; ExGra-Med has the same format) is a JSON list of rows with `id`, `image`,
 `answer_type` and `conversations`: one question with the image placeholder and, for closed questions, its options, and
 one answer. Some files spell the field `conversatons`. A row may have several images, in `images`; then the
-placeholders are their places. A table is parquet files with the columns `image`, or `images`, `question` and `answer`.
+placeholders mark their positions. A table is parquet files with `image` or `images`, `question` and `answer`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,10 +39,10 @@ def read_converted_rows(
     skipped: list[str] | None = None,
 ) -> list[dict]:
     """
-    Question rows of one file, whose images lie in one of `image_folders`, seen from the file's folder. `groups` are
-    fields to break figures down by, which every row must have; `read_type` reads the answer type of a row, given it
-    and its place. A row that is not of this form, or whose image is missing, raises `ValueError` with file, id and
-    field, or is `skipped` (see `read_rows`).
+    Question rows of one file, with images in one of `image_folders`, relative to the file's folder. `groups` are
+    fields to break figures down by, which every row must have; `read_type` reads the answer type from a row and its
+    location. A row with another format or a missing image raises `ValueError` with file, id and field, or is `skipped`
+    (see `read_rows`).
     """
 
     def read_row(record: dict, where: str, images: Path) -> dict:
@@ -80,9 +80,9 @@ def _find_turns(record: dict, where: str) -> tuple[dict, dict, str]:
 
 def read_table_rows(paths: Sequence[Path]) -> list[dict]:
     """
-    Question rows of the parquet files of one split. Their ids are the row numbers, counted through all files.
+    Question rows of the parquet files of one split. Ids are row numbers, counted across all files.
 
-    The tables hold no answer types: a question whose answer is yes or no is "CLOSED", any other "OPEN".
+    The tables have no answer types: questions answered by yes or no are "CLOSED", all others "OPEN".
     """
     questions = []
     for number, (where, record) in enumerate(read_parquet_rows(paths)):

@@ -1,4 +1,4 @@
-"""Benchmarks from a folder or from the Hugging Face Hub, and images out of their archives and tables."""
+"""Loading benchmarks from a folder or the Hugging Face Hub, and images from their archives and tables."""
 
 import hashlib
 import re
@@ -22,8 +22,8 @@ ROWS_AT_ONCE = 64
 
 def locate(data: str | Path, benchmark: str, hub_id: str, files: Sequence[str]) -> Path:
     """
-    The folder with the files of a benchmark: `data` itself, or where they lie after a download of `files` (patterns)
-    from the data set of the Hugging Face Hub that `data` names; a `Path` is never an id. Raises `ValueError` if `data`
+    The folder with the files of a benchmark: `data` itself or, if `data` is the id of a data set on the Hugging Face
+    Hub, the folder to which `files` (patterns) are downloaded; a `Path` is never an id. Raises `ValueError` if `data`
     is neither, or the download fails.
     """
     folder = Path(data).expanduser()
@@ -46,13 +46,13 @@ def locate(data: str | Path, benchmark: str, hub_id: str, files: Sequence[str]) 
 
 
 def find_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of the files `names` (patterns) that `folder` has, in their order; `None` if it has none."""
+    """The first file in `folder` that matches `names` (patterns, tried in order), or `None`."""
     paths = (path for name in names for path in sorted(folder.glob(name)))
     return next((path for path in paths if path.is_file()), None)
 
 
 def require_file(folder: Path, names: Sequence[str], benchmark: str) -> Path:
-    """As `find_file`; raises `ValueError` if there is none."""
+    """Like `find_file`, but raises `ValueError` if there is none."""
     path = find_file(folder, names)
     if path is None:
         raise refuse_folder(folder, names, benchmark)
@@ -60,7 +60,7 @@ def require_file(folder: Path, names: Sequence[str], benchmark: str) -> Path:
 
 
 def refuse_folder(folder: Path, names: Sequence[str], benchmark: str) -> ValueError:
-    """The error for a `folder` that has none of the files `names`."""
+    """The error for a `folder` with none of the files `names`."""
     others = f" (nor {', '.join(names[1:])})" if names[1:] else ""
     return ValueError(f"`data` holds no {names[0]}{others}: {folder}. It must be the folder of the {benchmark} files.")
 
@@ -77,9 +77,9 @@ def read_questions(
     id_field: str | None = None,
 ) -> list[dict]:
     """
-    The question rows of a file, or of records from it, whose images lie together: what `read_row` makes of a record,
-    its place in words and the folder of the images, which the record names in `image_fields`. `image_folders` and
-    `archives` are looked for in `folder`, by default beside the file; for `skipped` and `id_field` see `read_rows`.
+    The question rows of a file, or of records from it, with all images in one folder. `read_row` converts a record,
+    given with its location and the image folder; `image_fields` are the fields with image names. `image_folders` and
+    `archives` are searched in `folder`, by default that of the file. For `skipped` and `id_field` see `read_rows`.
     """
     if isinstance(records, Path):
         folder = folder or records.parent
@@ -93,9 +93,9 @@ def image_folder(
     folder: Path, candidates: Sequence[str], names: Collection[str], archives: Sequence[str] = ()
 ) -> Path:
     """
-    The folder that the images `names` lie in: the first of `candidates` in `folder` ("." is itself) that has any of
-    them, else where the first of the zip files `archives` is unpacked; where nothing is found, the first candidate
-    that exists, so that the error about the image names it.
+    The folder of the images `names`: the first of `candidates` in `folder` ("." is `folder` itself) that has any of
+    them, otherwise the folder to which the first existing zip file of `archives` is unpacked. If nothing is found, the
+    first candidate that exists, so that the error about the image names it.
     """
     for candidate in candidates:
         if any(image_exists(str(folder / candidate / name)) for name in names):
@@ -108,19 +108,19 @@ def image_folder(
 
 
 def cache_folder() -> Path:
-    """Where unpacked images are kept: `logramed` in the Hugging Face cache (moved by the variable `HF_HOME`)."""
+    """The folder for unpacked images: `logramed` in the Hugging Face cache (see `HF_HOME`)."""
     return Path(constants.HF_HOME).absolute() / "logramed"
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
-    """The files of a split as `datasets` writes them to the Hub, in the order of their rows; `[]` if none."""
+    """The parquet files of a split as `datasets` names them on the Hub, in row order; `[]` if there are none."""
     return sorted(folder.glob(f"data/{split}-*.parquet"))
 
 
 def read_parquet_rows(paths: Sequence[Path]) -> Iterator[Located]:
     """
-    Rows of a table with images, whose bytes become files: `image` a path, or `images` a list of paths. A file that
-    cannot be read, or a row without an image, raises `ValueError` with file and row.
+    Yield the rows of a table with images. Their bytes are saved to files: `image` becomes a path, or `images` a list
+    of paths. An unreadable file or a row without an image raises `ValueError` with file and row.
     """
     for path in paths:
         try:
@@ -143,7 +143,7 @@ def _save_images(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def save_image(image: Any, where: str) -> str:
-    """Write the encoded image of a table to the cache, once: equal images are one file. Returns its absolute path."""
+    """Save an encoded image of a table to the cache and return its absolute path. Equal images share a file."""
     encoded = image.get("bytes") if isinstance(image, dict) else None
     if not encoded:
         raise ValueError(f"{where}: expected the bytes of an image, got none.")
@@ -157,11 +157,11 @@ def save_image(image: Any, where: str) -> str:
 
 def unpack(archive: Path, names: Collection[str]) -> Path:
     """
-    Write the files `names` of a zip archive to the cache, once, and return the folder they are in.
+    Unpack the files `names` of a zip archive to the cache, once, and return their folder.
 
-    An archive may hold more folders above a name than the rows that name it ("figures/a.jpg" for "a.jpg"): the end of
-    the path counts. An unpacking that was stopped goes on. Another archive, or a changed one, has another folder.
-    Names that it does not hold are left out; one that is damaged, or holds two files for a name, raises `ValueError`.
+    Names are matched at the end of the path, as an archive may have additional parent folders ("figures/a.jpg" for
+    "a.jpg"). An interrupted unpacking is resumed. Each archive and each version of it has its own folder. Names not in
+    the archive are left out. Raises `ValueError` if it is damaged or has two files for a name.
     """
     status = archive.stat()
     identity = hashlib.sha256(f"{archive.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
@@ -174,7 +174,7 @@ def unpack(archive: Path, names: Collection[str]) -> Path:
         with zipfile.ZipFile(archive) as opened:
             for member in opened.namelist():
                 parts = PurePosixPath(member).parts
-                if {"..", "/", "__MACOSX"} & set(parts):  # the last is what macOS adds
+                if {"..", "/", "__MACOSX"} & set(parts):  # macOS adds the last one
                     continue
                 for name in missing.intersection("/".join(parts[start:]) for start in range(len(parts))):
                     if name in found:

@@ -1,9 +1,9 @@
 """
-The tables of IU X-Ray as Kaggle has them: `indiana_reports.csv`, a study a row, and `indiana_projections.csv`, an
-image a row.
+The tables of IU X-Ray on Kaggle: `indiana_reports.csv`, with one study per row, and `indiana_projections.csv`, with
+one image per row.
 
-Read from "Chest X-rays (Indiana University)" on Kaggle; images lie in `images/images_normalized/`. The tables have no
-split; `draw_split` makes one. It is not R2Gen's, whose ids are others.
+Source: "Chest X-rays (Indiana University)" on Kaggle, with images in `images/images_normalized/`. The tables have no
+split; `draw_split` makes one. It differs from R2Gen's, which uses other ids.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ from logramed.eval.metrics.medical_report.report_scoring import SECTIONS
 
 REPORTS, PROJECTIONS = "indiana_reports.csv", "indiana_projections.csv"
 SEED = 42
-# Shares of the studies, as R2Gen's split has them.
+# Shares of the studies, as in R2Gen's split.
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def read_indiana(path: Path) -> list[Located]:
     """
-    The studies of the tables that have images, each behind its place in words: records with `id` (the uid),
-    `image_path` (frontal images first, then in the order of the table), `findings`, `impression` (`""` where the study
-    has none) and `split`. `indiana_projections.csv` lies beside `path`. Raises `ValueError` with file and line if a
-    table or column is missing, a field is empty, or a uid occurs twice.
+    The studies with images, as pairs of location and record. A record has `id` (the uid), `image_path` (frontal images
+    first, then in table order), `findings`, `impression` (`""` if the study has none) and `split`.
+    `indiana_projections.csv` must be in the folder of `path`. Raises `ValueError` with file and line if a table or
+    column is missing, a field is empty, or a uid occurs twice.
     """
     projections = path.with_name(PROJECTIONS)
     if not projections.is_file():
-        raise ValueError(f"There is no {projections}: IU X-Ray's {REPORTS} and {PROJECTIONS} belong together.")
+        raise ValueError(f"{projections} is missing: IU X-Ray needs {REPORTS} and {PROJECTIONS}.")
     images: dict[str, list[tuple[bool, str]]] = {}
     projected, reports = read_records(projections), read_records(path)
     require_columns(projections, projected, ("uid", "filename", "projection"))
@@ -40,7 +40,7 @@ def read_indiana(path: Path) -> list[Located]:
     for where, row in reports:
         uid = read_text(row, "uid", where)
         if uid in studies:
-            raise ValueError(f"{where}, `uid`: {uid} is that of {studies[uid][0]} too.")
+            raise ValueError(f"{where}, `uid`: {uid} is already used by {studies[uid][0]}.")
         names = [name for _, name in sorted(images.get(uid, ()), key=lambda entry: entry[0])]
         sections = {name: (row.get(name) or "").strip() for name in SECTIONS}
         studies[uid] = (where, {"id": uid, "image_path": names, "split": draw_split(uid), **sections})
@@ -49,7 +49,7 @@ def read_indiana(path: Path) -> list[Located]:
 
 def draw_split(uid: str) -> str:
     """
-    The split of a study, by its uid alone.
+    The split of a study, from its uid only.
 
     Example:
         >>> [draw_split(str(uid)) for uid in range(1, 6)]

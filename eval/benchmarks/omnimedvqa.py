@@ -1,8 +1,8 @@
 """
-OmniMedVQA: multiple-choice questions about the images of many classification data sets; its open-access part.
+OmniMedVQA, open-access part: multiple-choice questions about images of many classification data sets.
 
 Source: Hu et al. 2024, arXiv:2402.09181. Read from the official folders `QA_information/Open-access/` and `Images/`,
-or from `OmniMedVQA.zip`, as the Hub has it.
+or from `OmniMedVQA.zip`, as on the Hub.
 """
 
 import zipfile
@@ -29,10 +29,10 @@ HUB_ID = "foreverbeliever/OmniMedVQA"
 QUESTION_FOLDER = "QA_information/Open-access"
 ARCHIVE = "OmniMedVQA.zip"
 OPTION_FIELDS = ("option_A", "option_B", "option_C", "option_D")
-# The file `Chest CT Scan.json` has the second name.
+# The file `Chest CT Scan.json` uses the second name.
 MODALITY_FIELDS = ("modality_type", "modality")
-# The whole open-access part. Source: three public repositories that load it count the same (GiovanniCornejo/
-# MediVision-OmniMedVQA lists them by question type too); the sizes of single files are not known.
+# The whole open-access part. Source: three public repositories that load it have the same counts (GiovanniCornejo/
+# MediVision-OmniMedVQA also by question type); the sizes of single files are unknown.
 EXPECTED_COUNTS = {"questions": 88996, "images": 82059}
 
 
@@ -40,8 +40,8 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one data set (`subset`, the name of a file, "Chest CT Scan"), or of all; `groups`: `dataset`,
-    `modality` and `question_type`. Options C and D may be missing. `gt_answer` need not be spelled as its option.
+    The questions of one data set (`subset`, a file name such as "Chest CT Scan") or of all; `groups`: `dataset`,
+    `modality` and `question_type`. Options C and D may be missing. `gt_answer` may be spelled differently.
     """
     check_split(split, SPLITS)
     folder = locate(data, "OmniMedVQA", HUB_ID, (ARCHIVE,))
@@ -66,12 +66,12 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from the known size of the whole, in words; `[]` for a single data set."""
+    """Describe differences from the known total size; `[]` for a single data set."""
     return [] if subset is not None else describe_count_differences(questions, EXPECTED_COUNTS)
 
 
 def _find_question_files(folder: Path) -> tuple[Path, list[Path]]:
-    """The folder that image paths are seen from, and the question files in the order of their names."""
+    """The folder that image paths are relative to, and the question files sorted by name."""
     for root in (folder, folder / "OmniMedVQA"):
         paths = sorted((root / QUESTION_FOLDER).glob("*.json"))
         if paths:

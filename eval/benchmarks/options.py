@@ -1,11 +1,11 @@
-"""The options of multiple-choice questions, and the right one among them."""
+"""Options of multiple-choice questions and the correct one."""
 
 from collections.abc import Iterable
 
 
 def collect_options(texts: Iterable[str | None], where: str, field: str) -> list[str]:
     """
-    The different, non-empty texts, without blanks around them, in their order. Fewer than two raise `ValueError`.
+    The unique non-empty texts, stripped, in order. Raises `ValueError` if there are fewer than two.
 
     Example:
         >>> collect_options([" CT", "MRI ", None, "CT"], "a.json, row 0", "option_A")
@@ -19,8 +19,8 @@ def collect_options(texts: Iterable[str | None], where: str, field: str) -> list
 
 def match_option(answer: str, options: list[str], where: str, field: str) -> str:
     """
-    The option that an answer names: itself or, if it is none, the one that differs in blanks, capitals or a last stop.
-    Raises `ValueError` if it is none of them, or could be two.
+    The option that equals an answer or, if none does, that differs only in whitespace, case or final full stop. Raises
+    `ValueError` if no option matches, or several do.
 
     Example:
         >>> match_option("ct ", ["CT.", "MRI."], "a.json, row 0", "gt_answer")

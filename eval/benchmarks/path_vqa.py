@@ -31,9 +31,9 @@ TASK = "vqa"
 SPLITS = ("test", "train", "validation")
 HUB_ID = "flaviagiammarino/path-vqa"
 FILE_STEMS = {"test": "test", "train": "train", "validation": "val"}
-# Test: the denominators behind the published figures of LLaVA-Med and ExGra-Med. Validation: the length that a public
-# loader of the official file notes. Train: what these leave of the 32,795 pairs that the Hub's card counts in the
-# official files. By that card, its own copy has 6,719, 19,654 and 6,259.
+# Test: the denominators of the published figures of LLaVA-Med and ExGra-Med. Validation: the length noted in a public
+# loader of the official file. Train: the rest of the 32,795 pairs in the official files according to the Hub's card,
+# which gives 6,719, 19,654 and 6,259 for its own copy.
 EXPECTED_COUNTS = {
     "test": {"OPEN questions": 3370, "CLOSED questions": 3391},
     "train": {"questions": 19755},
@@ -45,10 +45,10 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one split of the files above; `groups`: `question_type` ("what", "where", ...), which only the
-    official files have. They call a question "yes/no", "number" or "other": the first counts as "CLOSED", as ExGra-Med
-    converts it. The Hub's copy has no types: there a question whose answer is yes or no is "CLOSED". Ids that several
-    rows share (converted files give the image's) get "-1", "-2", ...
+    The questions of one split of the files above; `groups`: `question_type` ("what", "where", ...), only in the
+    official files. Their answer types are "yes/no", "number" and "other": "yes/no" counts as "CLOSED", as in
+    ExGra-Med's conversion. The Hub's copy has no types: questions answered by yes or no are "CLOSED". Ids shared by
+    several rows (converted files use the image's id) get "-1", "-2", ...
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "path_vqa")
@@ -69,14 +69,14 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from `EXPECTED_COUNTS`, in words. The Hub's copy, without repeated triplets, always differs."""
+    """Describe differences from `EXPECTED_COUNTS`. The Hub's copy, without repeated triplets, always differs."""
     return describe_count_differences(questions, EXPECTED_COUNTS[split])
 
 
 def read_plain_pickle(path: Path) -> Any:
     """
-    The plain values (lists, dicts, texts, numbers) of a pickle file; nothing in it is run. Raises `ValueError` if it
-    names any class or function, or is not a pickle.
+    Load a pickle file of plain values (lists, dicts, texts, numbers) without running code from it. Raises `ValueError`
+    if it names a class or function, or is not a pickle.
     """
     with path.open("rb") as file:
         try:
@@ -111,7 +111,7 @@ def _read_official(path: Path, stem: str, skipped: list[str] | None) -> list[dic
 
 
 def _read_type(record: Mapping[str, Any], where: str) -> str:
-    """The spellings of the official files, which some converted ones have too, or OPEN and CLOSED."""
+    """Read the answer types of the official files, also found in some converted ones, or OPEN and CLOSED."""
     spelling = read_text(record, "answer_type", where).lower()
     known = {"number": "OPEN", "other": "OPEN", "yes/no": "CLOSED"}
     return known.get(spelling) or read_answer_type(record, where)

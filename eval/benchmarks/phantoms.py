@@ -17,7 +17,7 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions about held-out phantoms in a folder that `generate_phantoms` wrote; `groups`: `organ` and
+    The questions about held-out phantoms in a folder written by `generate_phantoms`; `groups`: `organ` and
     `question_type`.
     """
     check_split(split, SPLITS)
@@ -26,7 +26,7 @@ def load_questions(
     path = folder / f"{split}_questions.json"
     if not path.is_file():
         raise ValueError(
-            f"`data` holds no {path.name}: {folder}. Make the phantoms with "
+            f"`data` holds no {path.name}: {folder}. Generate the phantoms with "
             f"`python trainer/phantoms.py --output {folder}`."
         )
     questions = read_converted_rows(path, ("images",), groups=GROUPS, skipped=skipped)
@@ -35,5 +35,5 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """Always `[]`: phantoms are generated in any number."""
+    """Always `[]`: any number of phantoms can be generated."""
     return []

@@ -24,12 +24,12 @@ from logramed.eval.benchmarks.rows import (
 
 TASK = "multiple_choice"
 SPLITS = ("test", "train")
-# "clean": the 2,000 test questions checked by hand; "v1": all of the first version; "v2": figures of one panel.
+# "clean": the 2,000 test questions checked by hand; "v1": the whole first version; "v2": single-panel figures.
 SUBSETS = ("clean", "v1", "v2")
 HUB_ID = "RadGenome/PMC-VQA"
 LETTERS = ("A", "B", "C", "D")
 COLUMNS = ("Figure_path", "Question", *(f"Choice {letter}" for letter in LETTERS), "Answer")
-# File names: those of the repositories, then those that their cards write.
+# File names: first those in the repositories, then those in their cards.
 FILES = {
     ("test", "clean"): ("test_clean.csv",),
     ("test", "v1"): ("test.csv",),
@@ -40,9 +40,9 @@ FILES = {
 }
 FIRST_VERSION_IMAGES = (("images", "images/images"), ("images.zip",))
 SECOND_VERSION_IMAGES = (("images_2", "images_2/figures", "figures", "images2"), ("images_2.zip", "images2.zip"))
-# Train of v1 and clean test: the rows of OctoMed/PMC-VQA, a copy of them, by its card; the paper counts 227k pairs and
-# 2,000 checked by hand. Train of v2: a public script that reads the file. The other test files (50,000 and 33,430 rows
-# are reported for v1 and v2) could not be checked and are not compared.
+# Train of v1 and clean test: the rows of the copy OctoMed/PMC-VQA, from its card; the paper reports 227k pairs and
+# 2,000 checked by hand. Train of v2: from a public script that reads the file. The other test files (reported rows:
+# 50,000 for v1, 33,430 for v2) could not be checked and are not compared.
 EXPECTED_COUNTS = {
     ("test", "clean"): 2000,
     ("train", "clean"): 176948,
@@ -55,13 +55,13 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one file: "clean" (the default subset; its training file is that of v1), "v1" or "v2". Their ids
-    are the row numbers.
+    The questions of one file: "clean" (the default subset; it shares the training file of v1), "v1" or "v2". Ids are
+    row numbers.
 
-    Choices lose their letter ("A:Focal uptake" becomes "Focal uptake"), empty and repeated ones are left out. The
-    right one is that of `Answer_label` or, where that is missing or no letter, of `Answer`: a letter or the choice
-    itself, blanks and capitals aside. `data` has the csv files and `images/` or `images.zip` (version 2: `images_2/`,
-    `figures/` or `images_2.zip`), or is the Hub id "RadGenome/PMC-VQA" or "xmcmic/PMC-VQA" (tens of GB).
+    The letter of a choice is removed ("A:Focal uptake" becomes "Focal uptake"); empty and repeated choices are left
+    out. The answer is given by `Answer_label` or, if that is missing or not a letter, by `Answer`: a letter or the
+    choice itself, up to whitespace and case. `data` has the csv files and `images/` or `images.zip` (version 2:
+    `images_2/`, `figures/` or `images_2.zip`), or is the Hub id "RadGenome/PMC-VQA" or "xmcmic/PMC-VQA" (tens of GB).
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "pmc_vqa")
@@ -86,13 +86,13 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from `EXPECTED_COUNTS`, in words; `[]` for the files whose size is not known."""
+    """Describe differences from `EXPECTED_COUNTS`; `[]` for files of unknown size."""
     known = EXPECTED_COUNTS.get((split, subset or SUBSETS[0]))
     return describe_count_differences(questions, {} if known is None else {"questions": known})
 
 
 def why_no_training_rows(data: str | Path, subset: str | None = None) -> str | None:
-    """Why the training split is not to be read to look for leakage, in words: its images would fill the disk."""
+    """Why the training split is not checked for leakage, or `None`. Unpacking its images could fill the disk."""
     folder = Path(data).expanduser()
     folders, archives = SECOND_VERSION_IMAGES if subset == "v2" else FIRST_VERSION_IMAGES
     if folder.is_dir() and any((folder / name).is_dir() for name in folders):

@@ -1,21 +1,21 @@
 """
-Report generation: (image, report) pairs, from the layouts of IU X-Ray and MIMIC-CXR or from a table of one's own.
+Report generation: (image, report) pairs, in the layouts of IU X-Ray and MIMIC-CXR or in your own table.
 
-Read from
+Formats:
 
 - `annotation.json` as R2Gen (Chen et al. 2020, arXiv:2010.16056) distributes it: `{"train": [...], "val": [...],
   "test": [...]}` of rows with `id`, `image_path` (a list) and `report`, images in `images/`;
 - a copy of its IU X-Ray on the Hub: `test.jsonl` with `images` (a list) and `response`, images in `image.zip`;
 - IU X-Ray's tables on Kaggle: `indiana_reports.csv` with `indiana_projections.csv` (see `indiana`);
-- a table of one's own: `test.json`, `test.jsonl` or `test.csv` with `image` and `report` and, if you like, `id`; or
-  `reports.json`, `.jsonl` or `.csv` with a column `split` as well.
+- your own table: `test.json`, `test.jsonl` or `test.csv` with `image`, `report` and optionally `id`; or
+  `reports.json`, `.jsonl` or `.csv` with an additional column `split`.
 
-A subset is a section: "findings" or "impression" alone, or "both" below their headings. They are read from columns of
-these names, or from a report by its headings; a report without headings is all findings, as R2Gen's are. By default a
-report is taken as it stands, and of tables with columns the findings.
+A subset is a section: "findings", "impression", or "both" below their headings. Sections are read from columns of
+these names, or from a report by its headings; a report without headings counts as findings, as in R2Gen's files. By
+default the whole report is used, or the findings of tables with section columns.
 
-A model is shown all images of a report, in the order of the file; published figures on IU X-Ray are of both views.
-R2Gen's MIMIC-CXR has a row for each image, so that a report of two views occurs twice.
+A model is shown all images of a report, in file order; published figures on IU X-Ray use both views.
+R2Gen's MIMIC-CXR has one row per image, so that a report with two views occurs twice.
 """
 
 import re
@@ -59,15 +59,15 @@ ANNOTATION_FILES = ("annotation.json", "mimic_annotation.json", "iu_annotation.j
 IMAGE_FOLDERS = ("images", "image", ".", "images/images_normalized", "images_normalized")
 IMAGE_ARCHIVES = ("image.zip", "images.zip")
 IMAGE_FIELDS = ("image_path", "images", "image")
-# Rows of R2Gen's files, which leave out studies without images or findings; the table of its paper counts more.
-# Source: issue 1 of github.com/zhjohnchan/R2Gen and issues 1 and 16 of github.com/cuhksz-nlp/R2Gen, with the author's
-# answers.
+# Rows of R2Gen's files, which leave out studies without images or findings; its paper's table has more.
+# Source: the author's answers in issue 1 of github.com/zhjohnchan/R2Gen and issues 1 and 16 of
+# github.com/cuhksz-nlp/R2Gen.
 EXPECTED_REPORTS = {
     "IU X-Ray": {"test": 590, "train": 2069, "validation": 296},
     "MIMIC-CXR": {"test": 3858, "train": 270790, "validation": 2130},
 }
 IMAGE_PATHS = {"IU X-Ray": re.compile(r"/CXR\d+_IM-"), "MIMIC-CXR": re.compile(r"/p\d{8}/s\d{8}/")}
-# The Hub's copy writes "/iu_xray/image/CXR1_IM-0001/0.png" for what its archive holds under other folders.
+# The Hub's copy writes "/iu_xray/image/CXR1_IM-0001/0.png", but its archive uses other folders.
 PREFIX = re.compile(r"^/?iu_xray/images?/")
 
 
@@ -75,9 +75,9 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The reports of one split of a file or folder in one of the layouts above, or of the Hub's copy; a file that knows
-    no splits is taken whole. `question` is an instruction, `num_images` those of the report. With a subset
-    ("findings", "impression" or "both"), which is also in `section`, reports that lack what is asked for are left out,
+    The reports of one split of a file or folder in one of the formats above, or of the Hub's copy. All reports of a
+    file without splits are used. `question` is an instruction, `num_images` the number of images of the report. With a
+    subset ("findings", "impression" or "both"), also stored in `section`, reports without that section are left out,
     with a warning that counts them.
     """
     check_split(split, SPLITS)
@@ -117,9 +117,9 @@ def read_reports(
     path: Path, split: str, section: str | None = None, skipped: list[str] | None = None
 ) -> list[Located]:
     """
-    The reports of one split of a file in one of the layouts above, whose images may be missing. For each its place in
-    words, and its `id`, `report` (the section), `images` (all) and `image_field`. Arguments as for `load_questions`,
-    `section` being its subset.
+    The reports of one split of a file in one of the formats above; images may be missing. Each is a pair of location
+    and fields: `id`, `report` (the section), `images` (all) and `image_field`. Arguments as for `load_questions`, with
+    `section` as its subset.
     """
     numbered = [(where, (number, record)) for number, (where, record) in enumerate(_read_split(path, split))]
     read = read_rows(numbered, lambda row, where: (where, _read_fields(*row, where, section)), skipped)
@@ -136,13 +136,13 @@ def read_reports(
 
 
 def find_reports(folder: Path) -> Path | None:
-    """The file of R2Gen's or Kaggle's layout in a folder, if it has one."""
+    """The file in R2Gen's or Kaggle's format in a folder, or `None`."""
     return find_file(folder, (*ANNOTATION_FILES, INDIANA_FILE))
 
 
 def write_question(section: str | None, num_images: int = 1) -> str:
     """
-    The instruction to write a report, or one section of it (of `SUBSETS`).
+    The instruction to write a report or a section of it (one of `SUBSETS`).
 
     Example:
         >>> write_question("impression")
@@ -155,7 +155,7 @@ def write_question(section: str | None, num_images: int = 1) -> str:
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from R2Gen's files, in words; nothing of other data."""
+    """Describe differences from R2Gen's files; `[]` for other data."""
     differences = []
     for name, pattern in IMAGE_PATHS.items():
         if questions and all(pattern.search(list_images(question)[0]) for question in questions):
@@ -175,7 +175,7 @@ def _find(data: str | Path, split: str) -> Path:
 
 
 def _read_split(path: Path, split: str) -> list[Located]:
-    """The rows of a split, each behind its place; of a file that knows no splits, all."""
+    """The rows of a split with their locations; all rows of a file without splits."""
     names = SPLIT_NAMES[split]
     content = parse_json(path, read_file(path)) if path.suffix == ".json" else None
     if isinstance(content, dict):  # R2Gen's
@@ -197,7 +197,7 @@ def _read_split(path: Path, split: str) -> list[Located]:
 
 
 def _read_fields(number: int, record: Mapping[str, Any], where: str, section: str | None) -> dict[str, Any]:
-    """What `read_reports` says of a row in any of the layouts; without an id, its number is that."""
+    """The fields of a row for `read_reports`, in any of the formats. The default id is the row number."""
     image_field = next((field for field in IMAGE_FIELDS if record.get(field)), None)
     if image_field is None:
         raise ValueError(f"{where} has no image: expected one of {', '.join(IMAGE_FIELDS)}.")
@@ -213,7 +213,7 @@ def _read_fields(number: int, record: Mapping[str, Any], where: str, section: st
 
 
 def _read_section(record: Mapping[str, Any], where: str, section: str | None) -> str | None:
-    """What a row holds of a section; `None` if it does not have all that is asked for."""
+    """The text of a section in a row; `None` if the section, or one of "both", is missing."""
     if any(name in record for name in SECTIONS):
         sections = {name: str(record.get(name) or "").strip() for name in SECTIONS}
         section = section or "findings"

@@ -1,4 +1,4 @@
-"""What the loaders of all benchmarks share: reading files and fields, checking rows, and counting them."""
+"""Shared by all benchmark loaders: reading files and fields, checking and counting rows."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from logramed.eval.volumes import image_exists
 
 
 NUM_NAMED = 3  # bad rows named in a sentence
-Located = tuple[str, Any]  # a record, behind its file and place in words
+Located = tuple[str, Any]  # location (file and row, as text) and record
 
 
 def check_split(split: str, splits: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def check_split(split: str, splits: Sequence[str]) -> None:
 
 
 def check_subset(subset: str | None, subsets: Sequence[str], benchmark: str) -> None:
-    """Raise `ValueError` for a `subset` that is none of `subsets`; `None`, the default one, always passes."""
+    """Raise `ValueError` if `subset` is not one of `subsets`; `None`, the default, always passes."""
     if subset is None or subset in subsets:
         return
     if not subsets:
@@ -36,9 +36,9 @@ def check_subset(subset: str | None, subsets: Sequence[str], benchmark: str) -> 
 
 def read_records(path: Path, form: str | None = None) -> list[Located]:
     """
-    The rows of a JSON list, of JSON lines or of a CSV file, each behind its place in words: as `form` (".json",
-    ".jsonl" or ".csv") says or, by default, the file's ending. Raises `ValueError` with row or line if it is of
-    another form.
+    The rows of a JSON list, JSON lines or CSV file, with their locations. The format is `form` (".json", ".jsonl" or
+    ".csv") or, by default, the file extension. Raises `ValueError` with row or line if the file has another
+    format.
     """
     text, form = read_file(path), form or path.suffix
     if form == ".csv":
@@ -51,12 +51,12 @@ def read_records(path: Path, form: str | None = None) -> list[Located]:
 
 
 def _read_csv(path: Path, text: str) -> list[Located]:
-    # Not pandas, which would read "None" and "NA" as missing. `strict` refuses a quote that is never closed.
+    # Not pandas, which would read "None" and "NA" as missing. `strict` raises for an unclosed quote.
     reader, rows, last = csv.DictReader(io.StringIO(text, newline=""), strict=True), [], 0
     try:
         names, last = reader.fieldnames or [], reader.line_num
         if len(set(names)) < len(names):
-            raise ValueError(f"{path} names a column twice in its header: {', '.join(names)}.")
+            raise ValueError(f"{path} has a repeated column in its header: {', '.join(names)}.")
         for row in reader:
             last = reader.line_num
             if None in row:
@@ -76,7 +76,7 @@ def require_columns(path: Path, records: Sequence[Located], columns: Sequence[st
 
 def read_file(path: Path) -> str:
     try:
-        # Not `read_text`, which would make "\n" of the "\r\n" inside quoted cells.
+        # Not `read_text`, which would change "\r\n" inside quoted cells to "\n".
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
@@ -90,7 +90,7 @@ def parse_json(where: str | Path, text: str) -> Any:
 
 
 def list_rows(where: str | Path, rows: Any) -> list[Located]:
-    """The rows of a list, each behind its place."""
+    """The rows of a list with their locations."""
     if not isinstance(rows, list):
         raise ValueError(f"{where}: expected a list of rows, got {type(rows).__name__}.")
     return [(f"{where}, row {number}", check_record(f"{where}, row {number}", row)) for number, row in enumerate(rows)]
@@ -109,8 +109,8 @@ def read_rows(
     id_field: str | None = None,
 ) -> list[Any]:
     """
-    What `read_row` makes of each record and its place. Bad rows, for which it raises `ValueError`, are left out and
-    described in `skipped`, with the id in `id_field`; without such a list they raise.
+    Call `read_row` on each record and its location. Bad rows, for which it raises `ValueError`, are left out and
+    described in `skipped`, with their `id_field`; if `skipped` is `None`, the error is raised.
 
     Example:
         >>> skipped = []
@@ -131,7 +131,7 @@ def read_rows(
 
 def describe_skipped(skipped: Sequence[str]) -> str:
     """
-    How many bad rows were left out, and the first of them.
+    The number of bad rows that were left out, and the first few of them.
 
     Example:
         >>> describe_skipped(["qid 7: row 0, `answer` is empty."])
@@ -144,8 +144,8 @@ def describe_skipped(skipped: Sequence[str]) -> str:
 
 def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
     """
-    The text in a field, without blanks around it. Numbers count as text: the field's files hold both. One that is
-    missing, empty, or not text (see `to_text`) raises `ValueError` with `where` and `field`.
+    The stripped text of a field. Numbers count as text, as published files mix both. A field that is missing, empty
+    or not text (see `to_text`) raises `ValueError` with `where` and `field`.
 
     Example:
         >>> read_text({"answer": 2}, "answer", "test.json, row 0")
@@ -165,7 +165,7 @@ def read_text(record: Mapping[str, Any], field: str, where: str) -> str:
 
 def read_answer_type(record: Mapping[str, Any], where: str) -> str:
     """
-    "OPEN" or "CLOSED", however the field `answer_type` spells it with blanks and small letters.
+    "OPEN" or "CLOSED" from the field `answer_type`, ignoring whitespace and case.
 
     Example:
         >>> read_answer_type({"answer_type": "Closed "}, "test.json, row 0")
@@ -179,7 +179,7 @@ def read_answer_type(record: Mapping[str, Any], where: str) -> str:
 
 def infer_answer_type(answer: str) -> str:
     """
-    The type of a question in files that give none: "CLOSED" if the answer is yes or no, otherwise "OPEN".
+    The type of a question in files without types: "CLOSED" if the answer is yes or no, otherwise "OPEN".
 
     Example:
         >>> infer_answer_type("Yes."), infer_answer_type("no"), infer_answer_type("left lung")
@@ -190,8 +190,8 @@ def infer_answer_type(answer: str) -> str:
 
 def find_image(folder: Path, name: Any, where: str, field: str) -> str:
     """
-    The absolute path of an image in `folder` or below it, or of a folder with DICOM files. A `name` that is no
-    relative path, leads out of `folder`, or is not there raises `ValueError` with `where` and `field`.
+    The absolute path of an image in or below `folder`, or of a folder with DICOM files. A `name` that is not a
+    relative path, leads out of `folder`, or does not exist raises `ValueError` with `where` and `field`.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{where}, `{field}`: expected the path of an image below {folder}, got {name!r}.")
@@ -206,8 +206,8 @@ def find_image(folder: Path, name: Any, where: str, field: str) -> str:
 
 def find_images(folder: Path, record: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
-    The images of a record in `folder`, as a question row has them: `image` (a path), or `images` of a list in `images`
-    or `image`. Raises `ValueError` if both fields are filled, or as `find_image`.
+    The image field of a question row, for a record with images in `folder`: `image` (a path), or `images` if the
+    record has a list in `images` or `image`. Raises `ValueError` if both fields are set, or like `find_image`.
     """
     field = "images" if record.get("images") is not None else "image"
     if field == "images" and record.get("image") is not None:
@@ -227,7 +227,7 @@ def find_image_list(folder: Path, names: Sequence[Any], where: str, field: str) 
 
 def collect_image_names(records: Iterable[Mapping[str, Any]], *fields: str) -> list[str]:
     """
-    The different texts in `fields`, and in lists there, in their order, written as `find_image` looks for them.
+    The unique texts in `fields`, also inside lists, in order, normalized as in `find_image`.
 
     Example:
         >>> collect_image_names([{"image": "a.png"}, {"images": ["b.png", "./a.png"]}], "image", "images")
@@ -244,9 +244,9 @@ def _normalize_path(name: str) -> str:
 
 def read_question(record: Mapping[str, Any], field: str, where: str, images: Sequence[str] | None = None) -> str:
     """
-    The text in a field (see `read_text`) without the image placeholder; of a row with a list of `images` it keeps the
-    placeholders, which are their places. Raises `ValueError` if nothing else is there, or not one placeholder for each
-    of `images`.
+    The text of a field (see `read_text`) without image placeholders. With a list of `images`, the placeholders are
+    kept, as they mark positions. Raises `ValueError` if there is no other text, or if there are placeholders but not
+    one for each of `images`.
 
     Example:
         >>> read_question({"value": "Is there a mass?\\n<image>"}, "value", "test.json, row 0")
@@ -274,14 +274,14 @@ def check_ids(questions: Sequence[dict], source: str | Path, field: str = "quest
 
 
 def number_repeated_ids(questions: Sequence[dict]) -> list[dict]:
-    """Questions whose ids are unique: one that several share (of an image, say) gets "-1", "-2", ... in file order."""
+    """Make question ids unique: repeated ones (such as an image's) get "-1", "-2", ... in file order."""
     numbered = number_repeated([question["question_id"] for question in questions])
     return [question | {"question_id": question_id} for question, question_id in zip(questions, numbered, strict=True)]
 
 
 def describe_count_differences(questions: Sequence[dict], expected: Mapping[str, int]) -> list[str]:
     """
-    What differs from the known numbers of "questions", "images", "OPEN questions" or "CLOSED questions", in words.
+    Describe differences from the `expected` numbers of "questions", "images", "OPEN questions" or "CLOSED questions".
 
     Example:
         >>> describe_count_differences([{"image": "/a.png"}], {"questions": 2000, "images": 1})
@@ -295,10 +295,10 @@ def describe_count_differences(questions: Sequence[dict], expected: Mapping[str,
 
 
 def warn_of_differences(benchmark: str, split: str, differences: Sequence[str]) -> None:
-    """Warn if `differences` names any: figures over other questions are not the benchmark's."""
+    """Warn if there are `differences`: figures on other questions are not comparable."""
     if differences:
         warnings.warn(
-            f"This {benchmark} {split} split has {' and '.join(differences)}: its figures do not compare with "
+            f"This {benchmark} {split} split has {' and '.join(differences)}: its figures are not comparable with "
             "published ones.",
             stacklevel=3,
         )

@@ -29,7 +29,7 @@ from logramed.eval.question_images import all_images, list_images
 
 TASK = "vqa"
 SPLITS = ("test", "train", "validation", *FOLD_SPLITS)
-TRAINING_SPLITS = FOLD_TRAINING_SPLITS  # what leakage is looked for in; else "train"
+TRAINING_SPLITS = FOLD_TRAINING_SPLITS  # training splits for the leakage check; otherwise "train"
 SUBSETS = ("en", "zh", "all")
 HUB_ID = "BoKelvin/SLAKE"
 GROUPS = ("content_type", "modality", "location")
@@ -40,9 +40,9 @@ FILES = {
 }
 BOXES_FILE = "boxes.json"
 IMAGE_FOLDERS = ("imgs", "images", ".")
-# English: the denominators behind the published figures of LLaVA-Med and ExGra-Med. Chinese and all: the question ids
-# of the official files, which run without gaps through train (0 to 9,834), validation (to 11,933) and test (to 14,027,
-# Chinese from 12,995 on); together the 14,028 of the paper.
+# English: the denominators of the published figures of LLaVA-Med and ExGra-Med. Chinese and all: the question ids of
+# the official files, contiguous across train (0 to 9,834), validation (to 11,933) and test (to 14,027, Chinese from
+# 12,995 on); together the 14,028 of the paper.
 EXPECTED_COUNTS = {
     "en": {
         "test": {"OPEN questions": 645, "CLOSED questions": 416},
@@ -58,11 +58,11 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one split of the files above in one language or both (subset "en", the default, which the
-    published figures are for, "zh" or "all"); `groups`: `content_type` ("Organ", "Position"), `modality`, `location`
-    and, with "all", `language`; none of converted files. The splits "fold_0" to "fold_4" and "without_fold_0" to
-    "without_fold_4" are the questions of the training and validation files about the images of a fold, and about the
-    others (see `folds`).
+    The questions of one split of the files above in one language or both: subset "en" (the default, used by published
+    figures), "zh" or "all". `groups`: `content_type` ("Organ", "Position"), `modality`, `location` and, with "all",
+    `language`; converted files have none. The splits "fold_0" to "fold_4" have the questions of the training and
+    validation files about the images of one fold, "without_fold_0" to "without_fold_4" those about all other images
+    (see `folds`).
     """
     check_split(split, SPLITS)
     check_subset(subset, SUBSETS, "slake")
@@ -77,7 +77,7 @@ def load_questions(
 
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
-    """What differs from `EXPECTED_COUNTS`, in words; nothing for folds, over which nobody has published figures."""
+    """Describe differences from `EXPECTED_COUNTS`; `[]` for folds, which have no published figures."""
     expected = {} if split in FOLD_SPLITS else EXPECTED_COUNTS[subset or SUBSETS[0]][split]
     return describe_count_differences(questions, expected)
 
@@ -101,7 +101,7 @@ def _read_file(data: str | Path, split: str, subset: str, skipped: list[str] | N
         return questions
     if subset != "en":
         raise ValueError(
-            f"{path} is a converted file, which holds the English questions only, got `subset` {subset!r}. Use the "
+            f"{path} is a converted file with only the English questions, got `subset` {subset!r}. Use the "
             "official files for Chinese."
         )
     questions = read_converted_rows(path, IMAGE_FOLDERS, skipped=skipped)
@@ -130,8 +130,8 @@ def _question_row(record: dict, where: str, images: Path, subset: str) -> dict:
 
 def load_boxes(data: str | Path, questions: Sequence[dict]) -> dict[str, list[Box]]:
     """
-    The boxes of the images of `questions`, by the absolute path of the image, from `boxes.json` in the folder `data`,
-    where images go by the names of their folders ("xmlab1"). Raises as `read_box_file`.
+    The boxes of the images of `questions`, by absolute image path, from `boxes.json` in the folder `data`, whose keys
+    are the names of image folders ("xmlab1"). Raises like `read_box_file`.
     """
     boxes = read_box_file(Path(data).expanduser().resolve() / BOXES_FILE)
     return {path: boxes.get(Path(path).parent.name, []) for path in all_images(questions)}

@@ -3,9 +3,9 @@ VQA-RAD: questions that clinicians asked about radiology images.
 
 Source: Lau et al. 2018, "A dataset of clinically generated visual questions and answers about radiology images",
 Scientific Data 5, 180251. Read from `trainset.json` and `testset.json` of the split used in the field, from the
-authors' release (`VQA_RAD Dataset Public.json`), whose ids are others and which LLaVA-Med's own answers go by, from
-conversations (ExGra-Med's `test_w_options_new.json`, LLaVA-Med's `test.json`), or from the copy on the Hub, whose rows
-have no ids and no answer types.
+authors' release (`VQA_RAD Dataset Public.json`), with different ids, which LLaVA-Med's answers use, from conversations
+(ExGra-Med's `test_w_options_new.json`, LLaVA-Med's `test.json`), or from the copy on the Hub, whose rows have no ids
+and no answer types.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ from logramed.eval.benchmarks.rows import (
 
 TASK = "vqa"
 SPLITS = ("test", "train", *IMAGE_SPLITS)
-TRAINING_SPLITS = dict.fromkeys(IMAGE_SPLITS, "by_image_train")  # what leakage is looked for in; else "train"
+TRAINING_SPLITS = dict.fromkeys(IMAGE_SPLITS, "by_image_train")  # for the leakage check; otherwise "train"
 HUB_ID = "flaviagiammarino/vqa-rad"
-# Rows by answer type. Source: the files of the field's split; 272 and 179 are the denominators behind the published
-# figures of LLaVA-Med and ExGra-Med.
+# Rows by answer type. Source: the files of the split used in the field; 272 and 179 are the denominators of the
+# published figures of LLaVA-Med and ExGra-Med.
 EXPECTED_COUNTS = {
     "test": {"CLOSED questions": 272, "OPEN questions": 179},
     "train": {"CLOSED questions": 1823, "OPEN questions": 1241},
@@ -48,7 +48,7 @@ EXPECTED_COUNTS = {
     "by_image_validation": {"CLOSED questions": 219, "OPEN questions": 151},
     "by_image_train": {"CLOSED questions": 1446, "OPEN questions": 973},
 }
-# The release holds both splits in one file, in the order of the field's files.
+# The release has both splits in one file, in the order of the files used in the field.
 RELEASE_FILE = "VQA_RAD Dataset Public.json"
 RELEASE_PHRASE_TYPES = {"test": ("test_freeform", "test_para"), "train": ("freeform", "para")}
 IMAGE_FOLDERS = ("images", "VQA_RAD Image Folder", ".")
@@ -59,10 +59,10 @@ def load_questions(
     data: str | Path, split: str = "test", subset: str | None = None, skipped: list[str] | None = None
 ) -> list[dict]:
     """
-    The questions of one split of the files above, whose images lie in `images/` or the release's `VQA_RAD Image
-    Folder/`; `groups`: `organ` (HEAD, CHEST, ABD) and `question_type`, which the converted files and the Hub's copy
-    lack. Of the latter, whose ids are row numbers, only yes/no questions count as closed. The splits by image (see
-    `by_image`) are the questions of `trainset.json` and `testset.json` about their images.
+    The questions of one split of the files above, with images in `images/` or the release's `VQA_RAD Image Folder/`;
+    `groups`: `organ` (HEAD, CHEST, ABD) and `question_type`, which the converted files and the Hub's copy lack. In the
+    Hub's copy, ids are row numbers and only yes/no questions count as closed. The splits by image (see `by_image`)
+    have the questions of `trainset.json` and `testset.json` about their images.
     """
     check_split(split, SPLITS)
     check_subset(subset, (), "vqa_rad")
@@ -95,20 +95,20 @@ def load_questions(
 
 def count_differences(questions: Sequence[dict], split: str, subset: str | None = None) -> list[str]:
     """
-    What differs from `EXPECTED_COUNTS`, in words.
+    Describe differences from `EXPECTED_COUNTS`.
 
-    The copy on the Hub always differs: it has 451 test rows but no answer types, and with only yes/no questions closed
-    251 are, not 272; its 1,793 training rows lack repeated and `frame` questions.
+    The copy on the Hub always differs: it has 451 test rows but no answer types, and only its 251 yes/no questions
+    count as closed, not 272; its 1,793 training rows lack repeated and `frame` questions.
     """
     return describe_count_differences(questions, EXPECTED_COUNTS[split])
 
 
 def normalize_question_type(question_type: str) -> str:
     """
-    One type for a question: spelled as in the paper, and of several the one named first.
+    The first type of a question, spelled as in the paper.
 
-    So every question counts in exactly one group and the groups add up to the whole. 8 of the 451 test questions name
-    two types ("PRES, ATTRIB").
+    This puts every question into exactly one group, so that groups add up to the total. 8 of the 451 test questions
+    have two types ("PRES, ATTRIB").
 
     Example:
         >>> normalize_question_type("PRSE"), normalize_question_type("Other"), normalize_question_type("POS, PRES")
@@ -142,7 +142,7 @@ def _question_row(record: dict, where: str, images: Path) -> dict:
         "question": read_text(record, "question", where),
         "answer": read_text(record, "answer", where),
         "answer_type": read_answer_type(record, where),
-        # Tells questions of clinicians from those made by a pattern.
+        # Distinguishes clinicians' questions from template-based ones.
         **({"phrase_type": record["phrase_type"]} if "phrase_type" in record else {}),
         "groups": {
             "organ": read_text(record, "image_organ", where).upper(),

@@ -1,4 +1,4 @@
-"""Tables of where a model looks: its maps against the boxes of what questions name, beside the baselines."""
+"""Tables of where a model looks: its maps and baselines against the boxes of things named in questions."""
 
 from logramed.eval.comparison.runs import Comparison
 from logramed.eval.comparison.tables import NOT_THERE, Table, capitalize, format_p
@@ -13,14 +13,14 @@ FORMS = {"pointing_accuracy": ".1f", "energy_over_area": ".2f", "auc": ".3f"}
 LABELS = {"center": "middle of the image", "random": "random map"}
 NOTE = (
     "Pointing accuracy: how often the largest weight lies in the box. Energy over area: the share of the weight in "
-    "the box over the box's share of the image, 1 for an even map. AUC: the chance that a patch of the box weighs "
-    "more than another. 95% intervals by image; a random map's figures are computed, not drawn. Differences are of "
-    "the same questions, with uncorrected p-values by image."
+    "the box over the box's share of the image, 1 for a uniform map. AUC: the chance that a patch in the box weighs "
+    "more than one outside. 95% intervals by image; a random map's figures are computed, not sampled. Differences are "
+    "over the same questions, with uncorrected p-values by image."
 )
 
 
 def grounding_tables(comparison: Comparison) -> list[Table]:
-    """For each run that measured it, a table of its maps, baselines and differences: overall and by thing."""
+    """For each run with grounding, tables of its maps, baselines and differences: overall and by thing."""
     tables = []
     for name, run in zip(comparison.names, comparison.runs, strict=True):
         if "grounding" not in run.metrics:
@@ -29,7 +29,7 @@ def grounding_tables(comparison: Comparison) -> list[Table]:
         notes = [NOTE]
         small = ", ".join(f"{group} {number}" for group, number in grounding["small_groups"].items())
         if small:
-            notes.append(f"Things with too few questions for figures of their own: {small}.")
+            notes.append(f"Things with too few questions for separate figures: {small}.")
         if grounding["num_out_of_sight"]:
             notes.append(f"{grounding['num_out_of_sight']} questions are left out: their boxes were cropped off.")
         for group, part in {"all": grounding["overall"], **grounding["groups"]}.items():
@@ -57,7 +57,7 @@ def _label(name: str) -> str:
 
 
 def format_grounding_figure(figure: dict | None, form: str) -> str:
-    """A figure of grounding with its interval and, of a difference, its p-value; a dash where it is not there."""
+    """A grounding figure with its interval and, for a difference, its p-value; a dash if it is missing."""
     if figure is None:
         return NOT_THERE
     low, high = figure["interval"]

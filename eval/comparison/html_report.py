@@ -1,7 +1,7 @@
 """
-A comparison, or a single run, as one HTML file that opens without a network, and as Markdown.
+A comparison or a single run as one self-contained HTML file, and as Markdown.
 
-Everything that was asked or answered is escaped: an answer cannot become part of the page.
+Questions and answers are escaped: an answer cannot inject HTML.
 """
 
 import base64
@@ -38,10 +38,10 @@ from logramed.eval.files import write_whole
 
 
 MAP_PICTURE, MATCHED_PICTURE = "grounding.png", "matched_images.png"
-MAP_TEXT = "maps of some questions over their images, with the boxes of what they name"
+MAP_TEXT = "maps of some questions over their images, with the boxes of the things they name"
 MATCHED_TEXT = (
-    "some questions, whose image regions are coloured the more they weigh: by the state before the answer, on one "
-    "scale for all images of a question (their weights sum to 100%); a single image also by the question itself"
+    "image regions of some questions, coloured by weight: for the state before the answer, on one scale for all "
+    "images of a question (their weights sum to 100%); for a single image also for the question itself"
 )
 CURVES_PICTURE, CURVES_TEXT = "curves.png", "losses and figures on the validation data, by training step"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -49,7 +49,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: its `key` (unique), title, sentences, tables, and pairs of picture and text in its place."""
+    """A part of a report: its unique `key`, title, sentences, tables, and pairs of picture and alternative text."""
 
     key: str
     title: str
@@ -60,27 +60,27 @@ class Section:
 
 def write_run_report(folder: str | Path, images: bool = True) -> Path:
     """
-    Write `report.html` of a single finished run into its folder, with small `images` of the worst questions where
-    their files lie on this machine. Raises `ValueError` as `read_run_folder`.
+    Write `report.html` for a finished run into its folder. With `images`, it has thumbnails for the worst questions if
+    the files are on this machine. Raises `ValueError` like `read_run_folder`.
     """
     comparison = compare_runs([read_run_folder(folder)])
     return write_whole(Path(folder) / "report.html", render_html(comparison, images=images))
 
 
 def report_title(comparison: Comparison) -> str:
-    """The benchmark, its subset and split in words, such as "SLAKE (en), test split"."""
+    """Benchmark, subset and split, such as "SLAKE (en), test split"."""
     run = comparison.runs[0].run
     subset = f" ({run['subset']})" if run["subset"] else ""
     return f"{capitalize(BENCHMARKS[run['benchmark']])}{subset}, {run['split']} split"
 
 
 def report_facts(comparison: Comparison) -> str:
-    """How many questions were asked, and whom."""
+    """The number of questions and the names of the systems."""
     return f"{len(comparison.runs[0].rows)} questions, strict protocol: {', '.join(comparison.names)}"
 
 
 def report_sections(comparison: Comparison, images: bool) -> list[Section]:
-    """The parts of a report in their order, without those that would be empty; with pictures of images or without."""
+    """The non-empty parts of a report, in order; pictures of the data only with `images`."""
     pictures = {"training": _curves(comparison)}
     if images:
         pictures["grounding"] = _pictures(comparison, "grounding", MAP_PICTURE, MAP_TEXT)
@@ -110,7 +110,7 @@ def report_sections(comparison: Comparison, images: bool) -> list[Section]:
 
 
 def _curves(comparison: Comparison) -> list[tuple[str, str]]:
-    """The curves of the models that were trained by `trainer/train.py`, where their folders are on this machine."""
+    """Training curves of models trained by `trainer/train.py`, if their folders are on this machine."""
     runs = zip(comparison.names, comparison.runs, strict=True)
     folders = [(name, Path(run.run["model"])) for name, run in runs if run.run["model"]]
     return [
@@ -121,19 +121,19 @@ def _curves(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _embed(path: Path, text: str) -> tuple[str, str]:
-    """A picture as a data address, and its text."""
+    """A picture as a `data:` URL, and its text."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(), text
 
 
 def _pictures(comparison: Comparison, figure: str, name: str, text: str) -> list[tuple[str, str]]:
-    """The pictures `name` in the folders of runs that have a `figure`, as data addresses, each with its text."""
+    """The pictures `name` of runs that have a `figure`, as `data:` URLs, each with its text."""
     runs = zip(comparison.names, comparison.runs, strict=True)
     paths = [(run_name, run.path / name) for run_name, run in runs if figure in run.metrics]
     return [_embed(path, f"{run_name}: {text}") for run_name, path in paths if path.is_file()]
 
 
 def render_html(comparison: Comparison, images: bool = True) -> str:
-    """The page of a comparison, with or without the images of the worst questions."""
+    """The HTML page of a comparison, with or without the images of the worst questions."""
     questions = question_sections(comparison.runs, images)
     sections = report_sections(comparison, images)
     shown = [image["address"] for kind in questions for card in kind["cards"] for image in card["images"]]
@@ -151,7 +151,7 @@ def render_html(comparison: Comparison, images: bool = True) -> str:
 
 
 def render_markdown(comparison: Comparison, keys: Collection[str] | None = None) -> str:
-    """The same in Markdown, without the questions and pictures; of `keys`, if given, the sections of these alone."""
+    """The comparison in Markdown, without questions and pictures; only the sections in `keys`, if given."""
     parts = [f"# {escape(report_title(comparison))}", escape(report_facts(comparison))]
     for section in report_sections(comparison, images=False):
         if keys is not None and section.key not in keys:
@@ -181,7 +181,7 @@ def format_table(table: Table) -> str:
 
 def escape(text: str) -> str:
     """
-    Text that Markdown shows as it is, on one line.
+    Escape text for Markdown, on one line.
 
     Example:
         >>> escape("<b>a_b|c*\\nd")

@@ -1,4 +1,4 @@
-"""Tests of the difference between two systems that answered the same questions; plain functions of numbers."""
+"""Tests for differences between two systems on the same questions, as plain functions of numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from logramed.eval.metrics.aggregation import bootstrap_means
 
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 95  # percent
-# Means that differ by less are equal: scores such as 100/3 do not add up exactly.
+# Smaller differences between means count as ties: scores such as 100/3 do not add up exactly.
 TIE = 1e-9
 
 
 @dataclass(frozen=True)
 class BootstrapTest:
     """
-    A `difference` between two systems, first minus second, in the unit of the scores, with its 95% interval and
-    two-sided p-value, over `num_items` questions about `num_clusters` images (or as many questions, where these were
-    drawn).
+    The `difference` between two systems, first minus second, in the unit of the scores, with its 95% interval and
+    two-sided p-value, over `num_items` questions about `num_clusters` images (if questions were drawn, the number of
+    questions).
     """
 
     difference: float
@@ -34,7 +34,7 @@ class BootstrapTest:
 @dataclass(frozen=True)
 class McNemarTest:
     """
-    How many of `num_items` questions only the first, and only the second of two systems has right; two-sided, exact.
+    How many of `num_items` questions only the first or only the second system answers correctly; two-sided, exact.
     """
 
     num_only_first: int
@@ -50,19 +50,19 @@ def paired_bootstrap(
     clusters: Sequence[Sequence[str]] | None = None,
 ) -> BootstrapTest:
     """
-    Test a mean difference by drawing images again, with replacement and with all their questions.
+    Test a mean difference by resampling images with replacement, each with all its questions.
 
-    `differences` are the score of the first system minus that of the second, for each question: one array for a mean
-    over questions, several for a mean of such means (the average of open and closed): images with the same kinds of
-    questions are drawn among their own, so that each resample has both. `clusters` are the image of each question, in
-    the same form; without them questions are drawn. Raises `ValueError` if an array is empty.
+    `differences` has, for each question, the first system's score minus the second's: one array for a mean over
+    questions, several for a mean of such means (the average of open and closed). Images are resampled within groups
+    that have the same kinds of questions, so that each resample has all kinds. `clusters` has the image of each
+    question, in the same form; without it, questions are resampled. Raises `ValueError` if an array is empty.
 
-    The interval is the percentile interval. The p-value is its counterpart: twice the share of resamples on the other
-    side of 0 than most, ties counted against, so that it is below 0.05 where the interval leaves out 0. One is added
-    to both counts, so that it is never 0: the least possible is `2 / (num_resamples + 1)`. Over fewer than some 50
-    images such intervals are a little too narrow and such p-values a little too small.
+    Uses the percentile interval. The p-value matches it: twice the share of resamples on the minority side of 0, with
+    ties counted against significance, so that it is below 0.05 if the interval excludes 0. One is added to both
+    counts, so that it is at least `2 / (num_resamples + 1)`. With fewer than about 50 images, intervals are slightly
+    too narrow and p-values slightly too small.
 
-    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 and 15; the 1 that is added:
+    Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters 13 and 15; adding 1:
     Davison and Hinkley 1997, section 4.2.
 
     Example:
@@ -90,12 +90,12 @@ def paired_bootstrap(
 
 def mcnemar_test(first: np.ndarray, second: np.ndarray, clusters: Sequence[str] | None = None) -> McNemarTest:
     """
-    Exact McNemar test of whether each system has each question right (bool, `(num_items,)`): of the questions that
-    only one system has right, is its share compatible with one half? Raises `ValueError` if the shapes differ or there
-    are no questions.
+    Exact McNemar test on whether each system answers each question correctly (bool, `(num_items,)`): among questions
+    that only one system answers correctly, is its share compatible with one half? Raises `ValueError` if the shapes
+    differ or there are no questions.
 
-    With `clusters`, the image of each question, the questions of an image change sides together: an exact sign-flip
-    test of the images' sums. With one question an image it is McNemar's.
+    With `clusters`, the image of each question, the signs of an image's questions flip together: an exact sign-flip
+    test of the sums by image. With one question per image it equals McNemar's test.
 
     Source: McNemar 1947; two-sided exact binomial test. By image: Fisher's randomization test of paired differences.
 
@@ -113,7 +113,7 @@ def mcnemar_test(first: np.ndarray, second: np.ndarray, clusters: Sequence[str] 
 
 def sign_flip_p_value(sums: np.ndarray) -> float:
     """
-    The chance that whole numbers with signs drawn by coins add up to as much as `sums` do, or more, either way.
+    Two-sided probability that the integers in `sums`, with random signs, add up to at least as much in magnitude.
 
     Example:
         >>> round(sign_flip_p_value(np.array([2, 1])), 9)  # 3, 1, -1 and -3 are equally likely
@@ -131,7 +131,7 @@ def sign_flip_p_value(sums: np.ndarray) -> float:
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
     """
-    p-values corrected for their number: the chance that any of them is below a level by luck is at most that level.
+    p-values corrected for multiple tests: controls the family-wise error rate.
 
     Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
 

@@ -1,4 +1,4 @@
-"""The plot of a comparison: the main figures of each run with their intervals, and without sight beside."""
+"""The plot of a comparison: main figures of each run with intervals, with the images and with blank ones."""
 
 import io
 import re
@@ -10,11 +10,11 @@ from logramed.eval.comparison.runs import Comparison
 from logramed.eval.comparison.tables import capitalize, figure_title
 
 
-# Okabe and Ito's blue, which color-blind readers tell from black.
+# Okabe and Ito's blue, which color-blind readers can distinguish from black.
 COLOR = "#0072b2"
 STYLE = {
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "figures",  # the same ids each time
+    "svg.hashsalt": "figures",  # reproducible ids
     "text.parse_math": False,  # a "$" in a name is a dollar
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -24,9 +24,9 @@ LONGEST_NAME = 40  # characters
 
 def draw_figures(comparison: Comparison) -> str:
     """
-    The main figures as an `<svg>` element for a page: 95% intervals, filled with images and hollow with blank ones.
+    The main figures with 95% intervals as an `<svg>` element: markers are filled for images and hollow for blank ones.
 
-    Nothing external is loaded.
+    Loads nothing external.
     """
     names, num_figures = comparison.names, len(comparison.figures)
     with matplotlib.rc_context(STYLE):

@@ -1,4 +1,4 @@
-"""Figures that others have published, to stand beside ours: never run here, and never tested against."""
+"""Published figures of other systems, shown next to ours but not reproduced or tested against."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 
 FILE = Path(__file__).with_name("published_figures.json")
 NOT_RUN_HERE = (
-    "Published figures were not run here: their questions, images and answers could not be checked, and no test "
-    "compares with them. Only figures under the release's protocol stand beside them."
+    "Published figures were not reproduced: their questions, images and answers could not be checked, and no test "
+    "compares with them. They are only shown next to figures under the release's protocol."
 )
 
 
 def published_for(metrics: dict) -> tuple[list[dict], list[str]]:
     """
-    The published figures over the questions of a run, by its `metrics.json`: rows with `name`, `source` and `figures`
-    in percent, and notes on where they come from. No rows, and a note that says so, for a benchmark without published
-    figures, another split or part of it.
+    The published figures on the questions of a run, given its `metrics.json`: rows with `name`, `source` and `figures`
+    in percent, and notes on their sources. For other splits or parts, or a benchmark without published figures, there
+    are no rows and a note that says so.
 
     Example:
         >>> run = {"benchmark": "slake", "split": "test", "subset": "zh", "limit": None}

@@ -1,4 +1,4 @@
-"""A run folder as `eval/run.py` writes it, read back: what `eval/compare.py` compares."""
+"""Reads the output folder of `eval/run.py` for `eval/compare.py`."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MAIN_FIGURES = {
     "chat": ("relative_score",),
     "report": ("rouge_l",),
 }
-AVERAGE = "average"  # of open recall and closed accuracy, as the papers' tables have it
+AVERAGE = "average"  # of open recall and closed accuracy, as in the papers' tables
 BINARY_FIGURES = ("closed_accuracy", "open_exact_match", "accuracy")  # 0 or 100 for each question
 SAME_SETTINGS = ("benchmark", "split", "subset", "limit", "data_fingerprint")  # in all runs of one comparison
 SAME_JUDGE = ("model", "prompt_fingerprint")  # scores of different judges cannot be compared
@@ -22,16 +22,16 @@ SAME_JUDGE = ("model", "prompt_fingerprint")  # scores of different judges canno
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run: what was asked, what was answered and how it scored."""
+    """The questions, answers and scores of one run."""
 
     path: Path
     metrics: dict  # content of `metrics.json`
     rows: dict[str, dict]  # question rows with `prediction`, by question id, in the benchmark's order
-    # The figures of each question in percent, strict protocol; one that does not apply to a question is absent.
+    # The figures of each question in percent, strict protocol, without those that do not apply to it.
     scores: dict[str, dict[str, float]]
-    blank_scores: dict[str, dict[str, float]] | None = None  # the same without sight
-    images: dict[str, list[str]] = field(default_factory=dict)  # where they lie on this machine
-    image_ids: dict[str, str] = field(default_factory=dict)  # empty for reports, which are drawn one by one
+    blank_scores: dict[str, dict[str, float]] | None = None  # the same with blank images
+    images: dict[str, list[str]] = field(default_factory=dict)  # paths on this machine
+    image_ids: dict[str, str] = field(default_factory=dict)  # empty for reports: the bootstrap draws single reports
 
     @property
     def run(self) -> dict:
@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def system(self) -> str:
-        """`system` of the settings, else the name of the model (and its adapter) or of the file of predictions."""
+        """`system` in the settings, or the name of the model (and adapter) or of the predictions file."""
         if self.run.get("system"):
             return self.run["system"]
         if self.run["model"]:
@@ -58,7 +58,7 @@ class RunFolder:
 
     @property
     def blank(self) -> dict | None:
-        """The same without sight; `None` if there was no such run."""
+        """The same with blank images; `None` if these were not asked about."""
         return self.metrics["blank_images"].get("overall")
 
     @property
@@ -69,13 +69,13 @@ class RunFolder:
 
     @property
     def main_figures(self) -> list[str]:
-        """Those of the figures that count for its task that this run has; of open and closed, the average too."""
+        """The main figures of the task that this run has, including the average of open and closed."""
         return [name for name in (*MAIN_FIGURES[self.task], AVERAGE) if name in self.overall]
 
 
 def last_part(name: str) -> str:
     """
-    The last part of a path or Hub id, whichever machine it comes from.
+    The last part of a path (in any OS format) or Hub id.
 
     Example:
         >>> last_part("/home/someone/models/logramed-7b/"), last_part("org/llava-med"), last_part("C:\\\\runs\\\\a")
@@ -86,7 +86,7 @@ def last_part(name: str) -> str:
 
 def drawn_units(metrics: dict) -> str:
     """
-    What the bootstrap behind the intervals of `metrics.json` drew, in words; with its number of images.
+    The units that the bootstrap for the intervals of `metrics.json` drew, with the number of images.
 
     Example:
         >>> drawn_units({"interval_unit": "image", "overall": {"num_clusters": 203}})
@@ -98,15 +98,13 @@ def drawn_units(metrics: dict) -> str:
 
 def read_run_folder(path: str | Path) -> RunFolder:
     """
-    Read `metrics.json`, `predictions.jsonl` and `scores.jsonl`; `scores.blank_images.jsonl` and `local_paths.json` if
-    they are there. Raises `ValueError` if a file is missing or broken, or the files are not about the same questions.
+    Read `metrics.json`, `predictions.jsonl` and `scores.jsonl`; also `scores.blank_images.jsonl` and
+    `local_paths.json` if they exist. Raises `ValueError` if a file is missing or broken, or their questions differ.
     """
     path = Path(path)
     metrics = _read_json(path / "metrics.json")
     if "interval_unit" not in metrics:
-        raise ValueError(
-            f"{path / 'metrics.json'} lacks `interval_unit`: an older eval/run.py wrote it. Run it again."
-        )
+        raise ValueError(f"{path / 'metrics.json'} lacks `interval_unit`: an older version wrote it. Run it again.")
     rows = _read_lines(path / "predictions.jsonl")
     scored = _read_scored(path / "scores.jsonl", rows)
     blank, images = path / "scores.blank_images.jsonl", path / "local_paths.json"
@@ -130,7 +128,7 @@ def _read_json(path: Path) -> dict:
 
 def _require(path: Path) -> Path:
     if not path.is_file():
-        raise ValueError(f"{path} is missing: a finished run of eval/run.py has it. Run it again there.")
+        raise ValueError(f"{path} is missing: the run is not finished. Run logramed-eval again with this folder.")
     return path
 
 
@@ -144,8 +142,8 @@ def _read_scored(path: Path, rows: dict[str, dict]) -> dict[str, dict]:
     different = sorted(scored.keys() ^ rows.keys())
     if different:
         raise ValueError(
-            f"{path} and predictions.jsonl are not about the same questions: {len(different)} stand in one of them "
-            f"only, among them {different[:3]}. Run eval/run.py again."
+            f"{path} and predictions.jsonl are not about the same questions: {len(different)} are in only one of "
+            f"them, such as {different[:3]}. Run logramed-eval again."
         )
     return {key: scored[key] for key in rows}
 
@@ -175,7 +173,7 @@ def _what_must_agree(run: RunFolder) -> dict:
 
 
 def name_runs(runs: Sequence[RunFolder]) -> list[str]:
-    """A unique name for each run: its system; where several have that, with the folder's name, and then a number."""
+    """A unique name for each run: its system, followed by the folder name and then a number if needed."""
     endings = (
         [f" ({run.path.resolve().name})" for run in runs],
         [f", run {number}" for number in range(1, len(runs) + 1)],

@@ -1,4 +1,4 @@
-"""Several runs over the same questions, brought together, and the tests between them."""
+"""Several runs on the same questions, and the tests between them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from logramed.eval.comparison.run_folder import (
 )
 
 
-SIGNIFICANCE = 0.05  # a corrected p-value below it is called significant
+SIGNIFICANCE = 0.05  # corrected p-values below it are called significant
 
 
 @dataclass(frozen=True)
 class PairTest:
     """
-    A test between two systems: of a `figure`, between the runs at the places `first` and `second` (the same one twice
-    where it is tested against itself blind), with its p-value Holm-corrected for all tests of its table.
+    A test of a `figure` between the runs at indices `first` and `second` (equal if a run is tested against itself with
+    blank images), with its p-value Holm-corrected for all tests in its table.
     """
 
     figure: str
@@ -47,9 +47,9 @@ class PairTest:
 @dataclass(frozen=True)
 class Comparison:
     """
-    Runs in the order given, with unique names, the main `figures` that any of them has, the paired bootstrap of each
-    pair and main figure, McNemar of each pair and figure that is right or wrong, and the paired bootstrap of each run
-    against itself without sight.
+    Runs in the given order with unique names, the main `figures` that any of them has, the paired bootstrap for each
+    pair and main figure, McNemar's test for each pair and binary figure, and the paired bootstrap of each run against
+    itself with blank images.
     """
 
     runs: list[RunFolder]
@@ -61,14 +61,14 @@ class Comparison:
 
     @property
     def unit(self) -> str:
-        """What the tests draw: "image" or "report"."""
+        """The unit that tests resample: "image" or "report"."""
         return self.runs[0].metrics["interval_unit"]
 
 
 def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     """
-    Bring runs together and test each pair, joining questions by their id. Raises `ValueError` as
-    `check_same_questions`, or if a run has none of the figures of its task.
+    Compare runs and test each pair, joining questions by id. Raises `ValueError` like `check_same_questions`, or if a
+    run has none of the main figures of its task.
     """
     check_same_questions(runs)
     for run in runs:
@@ -90,7 +90,7 @@ def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
 
 
 def _bootstrap_tests(pairs, figures, image_ids) -> Iterator[tuple]:
-    """The tests of `pairs` of places and scores, over the questions that both have of each part of a figure."""
+    """Tests of `pairs` (indices and scores), on the questions that both have scores for, by part of a figure."""
     for figure in figures:
         parts_of_figure = MAIN_FIGURES["vqa"] if figure == AVERAGE else (figure,)
         for first, second, *scores in pairs:
@@ -117,7 +117,7 @@ def _correct(tests: Iterator[tuple]) -> list[PairTest]:
 
 
 def _paired_scores(first: dict, second: dict, figure: str) -> dict[str, tuple[float, float]]:
-    """The scores of both for each question that both have one for, by question id."""
+    """Both scores of each question that has both, by question id."""
     shared = [key for key, scores in first.items() if figure in scores and figure in second[key]]
     return {key: (first[key][figure], second[key][figure]) for key in shared}
 

@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences: who is ahead, by how much, whether by more than chance, and what to mind."""
+"""A comparison in sentences: which run is ahead, by how much, whether significantly, and caveats."""
 
 from logramed.eval.comparison.paired_tests import NUM_RESAMPLES
 from logramed.eval.comparison.run_folder import AVERAGE
@@ -11,13 +11,13 @@ PROTOCOLS = {
     "and no question is dropped."
 }
 BY_IMAGE = (
-    " Questions about one image are not independent: a drawn image brings all its questions, and a figure is the sum "
-    "of their scores divided by their number."
+    " Questions about one image are not independent: an image is drawn with all its questions, and a figure is the "
+    "sum of their scores divided by their number."
 )
 
 
 def summary_sentences(comparison: Comparison) -> list[str]:
-    """Of each main figure which run is highest, and how far it is ahead of the others."""
+    """For each main figure, the highest run and its lead over the others."""
     sentences = []
     for figure in comparison.figures:
         places = [place for place, run in enumerate(comparison.runs) if figure in run.overall]
@@ -46,7 +46,7 @@ def _lead(comparison: Comparison, figure: str, best: int, other: int) -> str:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What a reader must know before quoting a figure, a sentence each."""
+    """Caveats before quoting a figure, one sentence each."""
     runs = list(zip(comparison.names, comparison.runs, strict=True))
     lines = list(dict.fromkeys(line for run in comparison.runs for line in question_lines(run.metrics)))
     for name, run in runs:
@@ -60,12 +60,12 @@ def remarks(comparison: Comparison) -> list[str]:
     served = {", ".join(run.metrics["judge"]["served_models"]) for _, run in runs if "judge" in run.metrics}
     if len(served) > 1:
         names = " and ".join(sorted(served))
-        lines.append(f"The judge of these runs was not one model: {names}. Their scores cannot be compared.")
+        lines.append(f"These runs had different judge models: {names}. Their scores cannot be compared.")
     return lines + _sight_lines(comparison) + _leakage_lines(comparison)
 
 
 def question_lines(metrics: dict) -> list[str]:
-    """In what the questions of a run are not the benchmark's, a sentence each."""
+    """How the questions of a run differ from the benchmark's, one sentence each."""
     lines, limit = [], metrics["run"]["limit"]
     if limit is not None:
         lines.append(f"Only the first {limit} questions were asked (`limit`): these are not the benchmark's figures.")
@@ -75,7 +75,7 @@ def question_lines(metrics: dict) -> list[str]:
 
 
 def _sight_lines(comparison: Comparison) -> list[str]:
-    """Runs without figures without sight, and those that are not significantly better with the images."""
+    """Runs without blank-image figures, and runs that are not significantly better with the images."""
     lines = _missing_lines(comparison, "blank_images", "No figures without sight")
     for place, name in enumerate(comparison.names):
         blind = [
@@ -105,7 +105,7 @@ def _leakage_lines(comparison: Comparison) -> list[str]:
 
 
 def _missing_lines(comparison: Comparison, part: str, what: str) -> list[str]:
-    """Why runs lack a part of their metrics, a sentence for each reason."""
+    """Why runs lack a part of their metrics, one sentence per reason."""
     reasons: dict[str, list[str]] = {}
     for name, run in zip(comparison.names, comparison.runs, strict=True):
         if "missing" in run.metrics.get(part, {}):
@@ -114,7 +114,7 @@ def _missing_lines(comparison: Comparison, part: str, what: str) -> list[str]:
 
 
 def baseline_lines(metrics: dict) -> list[str]:
-    """What one answer to all closed questions, or choosing at random, would score, in sentences."""
+    """Scores of one answer to all closed questions, or of random choice, in sentences."""
     lines = []
     if "chance" in metrics["overall"]:
         lines.append(f"Choosing at random is right in {metrics['overall']['chance']:.1f} percent.")
@@ -130,13 +130,13 @@ def baseline_lines(metrics: dict) -> list[str]:
 def protocol_lines(comparison: Comparison) -> list[str]:
     """How the figures were made, in sentences."""
     return [
-        "All figures and tests are of the strict protocol where they do not say otherwise."
+        "All figures and tests use the strict protocol unless noted otherwise."
         + PROTOCOLS.get(comparison.runs[0].task, ""),
         f"Figures are means over questions; intervals are 95% percentile bootstrap intervals over {comparison.unit}s."
         + (BY_IMAGE if comparison.unit == "image" else ""),
-        f"Systems are compared over the questions that both have a score for; the paired bootstrap draws the "
+        f"Systems are compared on the questions that both have a score for; the paired bootstrap draws the "
         f"{comparison.unit}s {NUM_RESAMPLES:,} times with replacement.",
-        "Figures of the release protocol repeat the scripts behind published figures, faults included; only they "
-        "stand beside published ones.",
+        "Figures of the release protocol reproduce the scripts behind published figures, including their bugs; only "
+        "they are shown next to published ones.",
         *_missing_lines(comparison, "release_protocol", "No figures of the release protocol"),
     ]

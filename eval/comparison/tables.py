@@ -1,4 +1,4 @@
-"""The tables of a comparison, in a form that both the Markdown and the HTML are made from."""
+"""The tables of a comparison, as used by both the Markdown and the HTML report."""
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -14,12 +14,12 @@ TITLES = {"open_f1": "open F1", "rouge_l": "ROUGE-L", "cider": "CIDEr (0 to 10)"
 ABBREVIATIONS = {"bleu": "BLEU", "rouge": "ROUGE", "f1": "F1"}
 HIDDEN_SETTINGS = ("notes", "num_questions", "system", "benchmark", "split", "subset", "limit", "read")
 ORDERS = {"reference_first": "reference first", "model_first": "system first"}
-FEW_DRAWN = 50  # images or questions, below which a bootstrap is too sure of itself
+FEW_DRAWN = 50  # number of images or questions below which a bootstrap is overconfident
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table: a caption, names of columns, rows of texts (the first names the row), and sentences below."""
+    """A table: caption, column names, rows of texts (the first names the row), and notes below."""
 
     caption: str
     columns: list[str]
@@ -29,7 +29,7 @@ class Table:
 
 def figure_title(figure: str) -> str:
     """
-    A figure's name in words.
+    The readable name of a figure.
 
     Example:
         >>> figure_title("open_recall"), figure_title("open_bleu_1"), figure_title("rouge_l")
@@ -40,13 +40,13 @@ def figure_title(figure: str) -> str:
 
 
 def capitalize(text: str) -> str:
-    """The text with a capital at its start, the rest as it is (`str.capitalize` would lower "BLEU")."""
+    """Capitalize only the first letter (`str.capitalize` would also lowercase "BLEU")."""
     return text[:1].upper() + text[1:]
 
 
 def format_p(p_value: float) -> str:
     """
-    A p-value in as many digits as it deserves.
+    A p-value with a suitable number of digits.
 
     Example:
         >>> format_p(0.00012), format_p(0.0123), format_p(0.34), format_p(1.0)
@@ -59,7 +59,7 @@ def format_p(p_value: float) -> str:
 
 def format_figure(figures: dict | None, figure: str, with_count: bool = True) -> str:
     """
-    A figure of `metrics.json` with its 95% interval and number of questions; a dash where it is not there.
+    A figure of `metrics.json` with its 95% interval and number of questions; a dash if it is missing.
 
     Example:
         >>> figures = {"accuracy": 50.0, "intervals": {"accuracy": [40.0, 60.0]}, "counts": {"accuracy": 80}}
@@ -74,7 +74,7 @@ def format_figure(figures: dict | None, figure: str, with_count: bool = True) ->
 
 
 def figures_table(comparison: Comparison) -> Table:
-    """The main figures of each run, strict protocol."""
+    """The main figures of each run under the strict protocol."""
     rows = [
         [name, *(format_figure(run.overall, figure) for figure in comparison.figures)]
         for name, run in zip(comparison.names, comparison.runs, strict=True)
@@ -88,7 +88,7 @@ def figures_table(comparison: Comparison) -> Table:
 
 
 def all_figures_table(comparison: Comparison) -> Table | None:
-    """Every other figure of the strict protocol, a row for each; `None` if there is none."""
+    """All other figures of the strict protocol, one per row; `None` if there are none."""
     known = dict.fromkeys(name for run in comparison.runs for name in run.overall["intervals"])
     rows = [
         [figure_title(figure), *(format_figure(run.overall, figure) for run in comparison.runs)]
@@ -99,7 +99,7 @@ def all_figures_table(comparison: Comparison) -> Table | None:
 
 
 def group_tables(comparison: Comparison) -> list[Table]:
-    """For each group and main figure of single questions, a row for each value of the group."""
+    """A table for each group and main figure except the average, with a row for each value of the group."""
     tables = []
     groups = [run.metrics.get("groups", {}) for run in comparison.runs]
     for group in dict.fromkeys(name for of_run in groups for name in of_run):
@@ -116,7 +116,7 @@ def group_tables(comparison: Comparison) -> list[Table]:
 
 
 def release_table(comparison: Comparison) -> Table | None:
-    """Figures under the release's protocol above published ones, if there are any; `None` if no run has them."""
+    """Figures under the release's protocol, followed by published ones; `None` if no run has any."""
     if not any(run.release_protocol for run in comparison.runs):
         return None
     figures = comparison.figures
@@ -132,7 +132,7 @@ def release_table(comparison: Comparison) -> Table | None:
 
 
 def bootstrap_table(comparison: Comparison) -> Table | None:
-    """The paired bootstrap of each pair and figure; `None` for a single run."""
+    """The paired bootstrap for each pair and figure; `None` for a single run."""
     tests = comparison.bootstrap_tests
     if not tests:
         return None
@@ -144,8 +144,8 @@ def bootstrap_table(comparison: Comparison) -> Table | None:
     fewest = min(pair.test.num_clusters for pair in tests)
     if fewest < FEW_DRAWN:
         notes.append(
-            f"Over few {comparison.unit}s (here {fewest}) bootstrap intervals are too narrow and p-values too small: "
-            "where McNemar's test is given, go by that."
+            f"With few {comparison.unit}s (here {fewest}) bootstrap intervals are too narrow, p-values too small: "
+            "prefer McNemar's test where it is given."
         )
     return Table("Paired bootstrap", ["pair", "figure", *DIFFERENCE_COLUMNS], rows, notes)
 
@@ -172,11 +172,11 @@ def _pair(comparison: Comparison, pair: PairTest) -> str:
 
 
 def _holm_note(tests: list[PairTest]) -> str:
-    return f"In brackets p after Holm for all tests of this table ({len(tests)}); significant: below {SIGNIFICANCE}."
+    return f"In brackets: p after Holm for all {len(tests)} tests in this table; significant: below {SIGNIFICANCE}."
 
 
 def mcnemar_table(comparison: Comparison) -> Table | None:
-    """McNemar's exact test of each pair and figure that is right or wrong; `None` if there is none."""
+    """McNemar's exact test for each pair and binary figure; `None` if there is none."""
     tests = comparison.mcnemar_tests
     rows = [
         [
@@ -191,15 +191,15 @@ def mcnemar_table(comparison: Comparison) -> Table | None:
     ]
     columns = ["pair", "figure", "only first right", "only second right", "questions", "p (Holm)", "verdict"]
     notes = [
-        "Exact McNemar test on the questions that only one of the two has right. By image: the questions of an image "
-        "change sides together (an exact sign-flip test).",
+        "Exact McNemar test on the questions that only one of the two has right. By image: the signs of an image's "
+        "questions flip together (an exact sign-flip test).",
         _holm_note(tests),
     ]
     return Table("McNemar's test", columns, rows, notes) if rows else None
 
 
 def sight_table(comparison: Comparison) -> Table | None:
-    """Each run's figures with the images and with blank ones, and what the images add; `None` if no run has both."""
+    """Each run's figures with images and blank images, and their difference; `None` if no run has both."""
     if not comparison.sight_tests:
         return None
     rows = []
@@ -209,7 +209,7 @@ def sight_table(comparison: Comparison) -> Table | None:
         rows.append([comparison.names[pair.first], figure_title(pair.figure), *figures, *_difference_cells(pair)])
     columns = ["system", "figure", "with images", "blank images", "images add", *DIFFERENCE_COLUMNS[1:]]
     notes = [
-        "Blank: the model got an evenly grey image in place of each image. What it still has right, it knows from the "
+        "Blank: each image was replaced by a uniform grey one. What the model still gets right, it knows from the "
         "questions alone.",
         f"Paired bootstrap as between systems. {_holm_note(comparison.sight_tests)}",
     ]
@@ -217,7 +217,7 @@ def sight_table(comparison: Comparison) -> Table | None:
 
 
 def leakage_table(comparison: Comparison) -> Table | None:
-    """What of the test set stands in training, for each run that knows; `None` if none does."""
+    """Overlap of the test set with training, for each run where it is known; `None` if there is none."""
     figures = [figure for figure in comparison.figures if figure != AVERAGE]
     known = [(name, run) for name, run in zip(comparison.names, comparison.runs, strict=True) if _leakage(run)]
     rows = []
@@ -244,7 +244,7 @@ def _leakage(run: RunFolder) -> dict | None:
 
 
 def judge_table(comparison: Comparison) -> Table | None:
-    """Each run's judge, the points it gave, and what standing first brings; `None` where no judge was asked."""
+    """Each run's judge, its mean scores and its first-place advantage; `None` if there was no judge."""
     rows = []
     for name, run in zip(comparison.names, comparison.runs, strict=True):
         if "judge" in run.metrics:
@@ -262,9 +262,9 @@ def judge_table(comparison: Comparison) -> Table | None:
             )
     columns = ["system", "judge", "judged", "system's points", "reference's points", "first place"]
     notes = [
-        "The judge read the reference and the system's answer to each question twice, either one first once, and gave "
-        "each 1 to 10 points. The relative score is the system's points in percent of the reference's. First place: "
-        "points that an answer gets more for standing first; both orders together take that out."
+        "The judge read the reference and the system's answer to each question twice, in both orders, and gave each 1 "
+        "to 10 points. The relative score is the system's points in percent of the reference's. First place: extra "
+        "points that an answer gets for being first; using both orders cancels this."
     ]
     return Table("The judge", columns, rows, notes) if rows else None
 
@@ -275,7 +275,7 @@ def _format_mean(figures: dict, name: str, form: str) -> str:
 
 
 def not_judged_table(comparison: Comparison) -> Table | None:
-    """Every judgement that could not be had, with the reason; `None` if there is none."""
+    """Missing judgements with their reasons; `None` if there are none."""
     rows = []
     for name, run in zip(comparison.names, comparison.runs, strict=True):
         for label, part in ((name, run.metrics), (f"{name}, blank images", run.metrics["blank_images"])):
@@ -283,12 +283,12 @@ def not_judged_table(comparison: Comparison) -> Table | None:
                 [label, problem["question_id"], ORDERS[problem["order"]], problem["reason"]]
                 for problem in part.get("not_judged", ())
             ]
-    notes = ["A question that was not judged in both orders is in no figure. Start the run again to ask for it."]
+    notes = ["Questions not judged in both orders are left out of all figures. Run again to retry them."]
     return Table("Not judged", ["system", "question", "order", "why"], rows, notes) if rows else None
 
 
 def settings_table(comparison: Comparison) -> Table:
-    """What answered and how, for each run; no folder of this machine."""
+    """The model and settings of each run, without local folders."""
     settings = []
     for run in comparison.runs:
         shown = {name: value for name, value in run.run.items() if name not in (*HIDDEN_SETTINGS, "versions")}

@@ -1,4 +1,4 @@
-"""Questions worth looking at: those that no system gets right, and those that divide the systems."""
+"""Questions worth looking at: those that no system gets right, and those on which systems differ."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from logramed.image_processing_logramed import convert_to_rgb, load_image
 
 
 NUM_SHOWN = 12  # questions of each kind
-HALF_RIGHT = 50  # percent; the best system scores less on a question that no system gets right
+HALF_RIGHT = 50  # percent; on a question that no system gets right, the best system scores less
 LARGEST_SIDE = 360  # pixels of a thumbnail
 
 
@@ -30,7 +30,7 @@ def item_score(scores: dict[str, float], task: str) -> float | None:
 
 
 def score_table(runs: Sequence[RunFolder]) -> dict[str, list[float]]:
-    """The score that each run has on a question, by question id, without questions that some run has no score for."""
+    """Scores of all runs by question id, without questions that some run has no score for."""
     table = {key: [item_score(run.scores[key], run.task) for run in runs] for key in runs[0].scores}
     return {key: scores for key, scores in table.items() if None not in scores}
 
@@ -42,7 +42,7 @@ def choose_all_wrong(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def choose_divided(runs: Sequence[RunFolder]) -> list[str]:
-    """Questions on which one run scores at least 50 more than another, widest first."""
+    """Questions on which one run scores at least 50 more than another, largest gap first."""
     gaps = {key: max(scores) - min(scores) for key, scores in score_table(runs).items()}
     gaps = {key: gap for key, gap in gaps.items() if gap >= HALF_RIGHT}
     return spread(sorted(gaps, key=gaps.get, reverse=True), runs[0])
@@ -100,7 +100,7 @@ def _question_card(runs: Sequence[RunFolder], question_id: str, images: bool) ->
 
 
 def _card_images(runs: Sequence[RunFolder], row: dict) -> list[dict[str, str | None]]:
-    """Each image of a question with its `name`, and as a `data:` `address`, `None` if it cannot be read any more."""
+    """Each image of a question with its `name` and `data:` URL (`address`), `None` if it is unreadable."""
     known = [run.images[row["question_id"]] for run in runs if row["question_id"] in run.images]
     cards = []
     for place, name in enumerate(list_images(row)):
@@ -110,7 +110,7 @@ def _card_images(runs: Sequence[RunFolder], row: dict) -> list[dict[str, str | N
 
 
 def read_thumbnail(path: Path) -> str | None:
-    """A small JPEG of an image, as a model sees it, as a `data:` address; `None` if it cannot be read as an image."""
+    """A thumbnail of an image, as a model sees it, as a JPEG `data:` URL; `None` if it cannot be read."""
     try:
         shown = convert_to_rgb(open_if_volume(path) or load_image(path), (0, 0, 0))
     except (OSError, ValueError):

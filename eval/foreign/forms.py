@@ -1,7 +1,7 @@
 """
-The files in which other systems write their answers, read into rows of one form.
+Reads answer files of other systems into rows of one format.
 
-Sources of the forms, as their scripts write them: microsoft/LLaVA-Med `llava/eval/model_vqa_med.py` (v1.0) and
+Sources of the formats, as these scripts write them: microsoft/LLaVA-Med `llava/eval/model_vqa_med.py` (v1.0) and
 `llava/eval/model_vqa.py` (v1.5), duyhominhnguyen/Exgra-Med `exgra_med/llava/eval/model_vqa_med.py` and
 `model_omnimed_vqa_eval.py`, chaoyi-wu/RadFM `src/test.py`, taokz/BiomedGPT `utils/eval_utils.py`.
 """
@@ -21,8 +21,8 @@ from logramed.eval.text_values import to_text
 @dataclass(frozen=True)
 class Form:
     """
-    In which `columns` a system writes what: that of `answer` and, where there are such, of `question_id`, `question`
-    and `reference`; each row must have them. Other columns make it another form if these stand `alone`.
+    A file format of a system. `columns` maps `answer` and, if present, `question_id`, `question` and `reference` to
+    column names; each row must have them. With `alone`, a file with additional columns does not fit.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Form:
     alone: bool = False
 
     def fits(self, columns: Sequence[str]) -> bool:
-        """Whether a file with `columns` may be of this form."""
+        """Whether a file with `columns` may have this format."""
         own = set(self.columns.values())
         return own == set(columns) if self.alone else own <= set(columns)
 
@@ -38,8 +38,8 @@ class Form:
 @dataclass(frozen=True)
 class ForeignRow:
     """
-    One answer of another system, without blanks around it (`None` if there is none), and what its file says of the
-    question, `None` where the form has no such column.
+    One answer of another system, stripped (`None` if missing), and the question's fields in its file, `None` if the
+    format has no such column.
     """
 
     where: str
@@ -50,7 +50,7 @@ class ForeignRow:
 
 
 TABLE = {"answer": "prediction", "question_id": "question_id"}
-# The first that fits is taken.
+# The first one that fits is used.
 FORMS = (
     Form("LLaVA-Med or ExGra-Med answers", {"answer": "text", "question_id": "question_id", "question": "prompt"}),
     Form(
@@ -67,9 +67,9 @@ FORMS = (
 
 def read_rows(path: str | Path) -> tuple[Form, list[ForeignRow]]:
     """
-    The rows of a file of answers (JSON lines, a JSON list, or CSV with a header), in whichever known form it is, and
-    that form. Raises `ValueError`, with file and row, if the file is missing, empty, broken or of no known form, or if
-    a row lacks a column or holds what is no text or number.
+    Detect the format of a file of answers (JSON lines, a JSON list, or CSV with a header); returns it with the rows.
+    Raises `ValueError`, with file and row, if the file is missing, empty, broken or in an unknown format, or if a row
+    lacks a column or has a value other than text or a number.
     """
     path = Path(path)
     if not path.is_file():
@@ -97,15 +97,15 @@ def _to_row(form: Form, record: dict[str, Any], where: str) -> ForeignRow:
     if "question_id" in texts:
         if not texts["question_id"]:
             raise ValueError(f"{where} has no value in `{form.columns['question_id']}`.")
-        texts["question_id"] = re.sub(r"^(\d+)\.0$", r"\1", texts["question_id"])  # ids that pandas made numbers of
-    if texts["answer"] is not None and texts["answer"].lower() == "nan":  # pandas' word for a missing value
+        texts["question_id"] = re.sub(r"^(\d+)\.0$", r"\1", texts["question_id"])  # ids that pandas turned into floats
+    if texts["answer"] is not None and texts["answer"].lower() == "nan":  # how pandas writes a missing value
         texts["answer"] = None
     texts |= {name: texts[name] or "" for name in ("question", "reference") if name in texts}
     return ForeignRow(where, **texts)
 
 
 def _read_cell(value: Any, column: str, where: str) -> str | None:
-    """The text of a cell, `None` for a missing value. RadFM writes batches of one: a Python list of one text."""
+    """The text of a cell, `None` if missing. RadFM writes batches of one: a Python list with one text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if column in ("Pred", "Question", "Ground Truth") and str(value).startswith("["):
@@ -114,6 +114,6 @@ def _read_cell(value: Any, column: str, where: str) -> str | None:
         except (ValueError, SyntaxError) as error:
             raise ValueError(f"{where}, `{column}`: expected a list of one text, got {value!r:.100}.") from error
     try:
-        return to_text(value)  # pandas makes 2.0 of 2 when another row of the column has no value
+        return to_text(value)  # pandas turns 2 into 2.0 if the column has a missing value
     except ValueError as error:
         raise ValueError(f"{where}, `{column}`: {error}.") from error

@@ -1,4 +1,4 @@
-"""Answers written by another system, joined to the questions of a benchmark so that our code can score them."""
+"""Joins the answers of another system to the questions of a benchmark, so that our code can score them."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from logramed.eval.question_images import list_sources
 
 NUM_SHOWN = 5
 IMAGE_PLACEHOLDERS = re.compile(r"</?image\d*>|<im_(?:start|end|patch)>", re.IGNORECASE)
-# What the scripts of LLaVA-Med and ExGra-Med add to a question that has options.
+# Texts that the scripts of LLaVA-Med and ExGra-Med add to questions with options.
 OPTION_HINTS = re.compile(
     r"\(answer with either\b.*\)\s*\.?\s*$"
     r"|please choose from the following \w+ options:.*$"
@@ -21,7 +21,7 @@ OPTION_HINTS = re.compile(
 )
 ROLE_BEFORE = re.compile(r"^\s*#*\s*(?:user|human|question|q)\s*:", re.IGNORECASE)
 ROLE_AFTER = re.compile(r"(?:^|(?<=\W))#*\s*(?:assistant|answer|a)\s*:\s*$", re.IGNORECASE)
-# What pandas reads as a missing value, and RadFM then writes as "nan": right answers of that text among them.
+# Texts that pandas reads as a missing value and RadFM then writes as "nan", even if they are correct answers.
 MISSING_TO_PANDAS = ("none", "n/a", "na", "null")
 
 Pair = tuple[ForeignRow, dict]
@@ -33,17 +33,17 @@ def read_predictions(
     """
     Read another system's answers to `questions`: exactly one for each, or an error that names the rows.
 
-    Forms (see `forms`): answers of LLaVA-Med and ExGra-Med, RadFM's CSV, BiomedGPT's result JSON, and tables of
-    `question_id` and `prediction`, such as our own `predictions.jsonl`. Rows are joined by their ids, or by the texts
-    of question and right answer. Where a file says what was asked, it must be what the benchmark asks: option hints,
-    image placeholders, role words, blanks and case aside. The prompts of reports are not compared: each system has its
-    own, one for all images. Those of multiple choice may hold more than the question.
+    Formats (see `forms`): answers of LLaVA-Med and ExGra-Med, RadFM's CSV, BiomedGPT's result JSON, and tables of
+    `question_id` and `prediction`, such as our `predictions.jsonl`. Rows are joined by id, or by the texts of question
+    and correct answer. If a file has the questions, they must match the benchmark's, ignoring option hints, image
+    placeholders, role words, whitespace and case. Report prompts are not compared: each system has its own, one for
+    all images. Multiple-choice prompts may contain more than the question.
 
-    Returns the answers by `question_id`, in the order of `questions`, and what was read, ready for JSON: `file`,
-    `form`, `num_rows`, `joined_by`, `num_missing_as_empty` (what the file does not answer, counted as an empty, so
-    wrong, answer) and, in `notes`, what a reader of the figures must know. Raises `ValueError` if the file is of no
-    known form; if rows hold no answer, or answer what was not asked, another question than the benchmark's, or one
-    question differently; or if questions have no answer.
+    Returns the answers by `question_id`, in the order of `questions`, and a JSON-serializable description: `file`,
+    `form`, `num_rows`, `joined_by`, `num_missing_as_empty` (unanswered questions, counted as empty and thus wrong
+    answers) and `notes` for readers of the figures. Raises `ValueError` if the format is unknown; if rows have no
+    answer, answer a question that is not in the benchmark or worded differently, or give different answers to one
+    question; or if questions have no answer.
 
     Example:
         >>> import json, tempfile
@@ -59,13 +59,13 @@ def read_predictions(
     empty = [row.where for row in rows if row.answer is None]
     if empty and not missing_as_empty:
         raise ValueError(
-            f"{len(empty)} of {len(rows)} rows hold no answer: {_shown(empty)}. Pass `missing_as_empty` to count them "
+            f"{len(empty)} of {len(rows)} rows have no answer: {_shown(empty)}. Pass `missing_as_empty` to count them "
             "as wrong answers."
         )
     joined_by, of_row, of_question = choose_keys(rows, questions, task)
     pairs, notes = join(rows, questions, joined_by, of_row, of_question)
     if rows[0].question is None:
-        notes.append("The file does not say what was asked: nothing but the ids says that they are the benchmark's.")
+        notes.append("The file has no questions: only the ids show that its answers are to the benchmark's questions.")
     check_texts(pairs, task)
     answers = {question["question_id"]: row.answer for row, question in pairs if row.answer is not None}
     missing = [question["question_id"] for question in questions if question["question_id"] not in answers]
@@ -83,11 +83,11 @@ def choose_keys(
     rows: Sequence[ForeignRow], questions: Sequence[dict], task: str
 ) -> tuple[str, Callable[[ForeignRow], Hashable], Callable[[dict], Hashable]]:
     """
-    What joins rows and questions: its name, and the functions of a row and of a question that give the key.
+    Choose the key that joins rows and questions. Returns its name and functions from a row and a question to the key.
 
-    Ids, where they are the benchmark's. Ids and questions, where several questions share an id and the benchmark
-    numbers them ("7-1", "7-2"), or where ids name images, as those of PathVQA files do. Without ids, questions and
-    right answers; of reports, whose prompts say nothing about the report, right answers alone.
+    Ids, if they are the benchmark's. Ids and questions, if several questions share an id and the benchmark numbers
+    them ("7-1", "7-2"), or if ids are image names, as in PathVQA files. Without ids, questions and correct answers;
+    for reports, whose prompts say nothing about the report, only correct answers.
     """
     if rows[0].question_id is None:
 
@@ -123,14 +123,14 @@ def join(
     rows: Sequence[ForeignRow], questions: Sequence[dict], joined_by: str, of_row: Callable, of_question: Callable
 ) -> tuple[list[Pair], list[str]]:
     """
-    Rows beside the questions of the same key, in their orders, and notes on where that matters. Raises `ValueError` if
-    a key of rows is none of the questions', or has more rows than questions, unless all of these give the same answer.
+    Pair rows and questions with the same key, in order, and note where the order matters. Raises `ValueError` if a row
+    has no question, or a key has more rows than questions and their answers differ.
     """
     asked, given = _group(questions, of_question), _group(rows, of_row)
     surplus = [f"{row.where} ({_name(row)})" for key, group in given.items() if key not in asked for row in group]
     if surplus:
         raise ValueError(
-            f"{len(surplus)} of {len(rows)} rows answer what the benchmark does not ask, joined by {joined_by}: "
+            f"{len(surplus)} of {len(rows)} rows answer questions that the benchmark lacks, joined by {joined_by}: "
             f"{_shown(surplus)}. Is the file of another split, subset or copy of the data?"
         )
     num_dropped = num_by_order = 0
@@ -139,7 +139,7 @@ def join(
         num_over = len(group) - len(asked[key])
         if num_over > 0 and other is not None:
             raise ValueError(
-                f"{other.where} answers {other.answer!r:.100} to what {group[0].where} answers "
+                f"{other.where} answers {other.answer!r:.100}, but {group[0].where} answers "
                 f"{group[0].answer!r:.100} ({_name(other)}). Keep one of them."
             )
         num_dropped += max(0, num_over)
@@ -149,8 +149,8 @@ def join(
         notes.append(f"{num_dropped} rows repeat an answer word for word and were left out.")
     if num_by_order:
         notes.append(
-            f"{num_by_order} rows are not told apart by {joined_by} and were paired in the order of the file: figures "
-            "of groups and paired comparisons may depend on it."
+            f"{num_by_order} rows are ambiguous by {joined_by} and were paired in file order: figures of groups and "
+            "paired comparisons may depend on it."
         )
     return [both for key, group in given.items() for both in zip(group, asked[key], strict=False)], notes
 
@@ -164,8 +164,8 @@ def _group(items: Sequence, key_of: Callable) -> dict[Hashable, list]:
 
 def check_texts(pairs: Sequence[Pair], task: str) -> None:
     """
-    Raise `ValueError`, with the first such row, if the question or right answer of rows is not that of the benchmark's
-    question they were joined to.
+    Raise `ValueError`, with the first such row, if the question or correct answer of a row differs from that of the
+    benchmark's question it was joined to.
     """
 
     def asks(prompt: str, question: str) -> bool:
@@ -177,26 +177,26 @@ def check_texts(pairs: Sequence[Pair], task: str) -> None:
 
     if task != "report":
         texts = [(row, row.question, question, question["question"]) for row, question in pairs]
-        _refuse_unlike("question", texts, asks)
-    if task != "multiple_choice":  # there the right answer may be spelled otherwise than its option, or be a letter
+        _require_same("question", texts, asks)
+    if task != "multiple_choice":  # its correct answer may be a letter or spelled differently from its option
         texts = [(row, row.reference, question, question["answer"]) for row, question in pairs]
-        _refuse_unlike("right answer", texts, is_right)
+        _require_same("right answer", texts, is_right)
 
 
-def _refuse_unlike(name: str, texts: Sequence[tuple], same: Callable[[str, str], bool]) -> None:
+def _require_same(name: str, texts: Sequence[tuple], same: Callable[[str, str], bool]) -> None:
     unlike = [told for told in texts if told[1] is not None and not same(told[1], told[3])]
     if unlike:
         row, text, question, expected = unlike[0]
         raise ValueError(
             f"{row.where} has another {name} than the benchmark's question {question['question_id']!r}: {text!r:.200} "
-            f"instead of {expected!r:.200}. So have {len(unlike)} of {len(texts)} rows. Is the file shuffled, or "
-            "of another split?"
+            f"instead of {expected!r:.200}. {len(unlike)} of {len(texts)} rows differ. Is the file shuffled, or from "
+            "another split?"
         )
 
 
 def comparable_question(text: str) -> str:
     """
-    What of a prompt is the question: no option hint, image placeholder, role word, blank or capital letter.
+    The question in a prompt, without option hint, image placeholders, role words, whitespace and case.
 
     Example:
         >>> comparable_question('Is there a mass? (Answer with either "Yes" or "No").\\n<image>')
@@ -211,7 +211,7 @@ def comparable_question(text: str) -> str:
 
 def comparable_answer(text: str) -> str:
     """
-    A right answer without blanks, capital letters and what RadFM takes out of it.
+    A correct answer without whitespace, case and the characters that RadFM removes.
 
     Example:
         >>> comparable_answer("Left  lung"), comparable_answer("None"), comparable_answer("nan")

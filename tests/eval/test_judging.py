@@ -228,7 +228,7 @@ def test_judgements_without_their_settings_are_refused(path):
     with JudgeServer() as server:
         judge(server, path, num_questions=1)
         path.with_name("judgements.settings.json").unlink()
-        with pytest.raises(ValueError, match=r"but not judgements.settings.json, which says what it depends on"):
+        with pytest.raises(ValueError, match=r"but not judgements.settings.json, which has its settings"):
             judge(server, path, num_questions=1)
 
 
@@ -247,8 +247,8 @@ def test_answers_that_do_not_fit_the_questions_are_refused(path, predictions, wo
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"question_id": "q0", "or\n', "line 2 is no judgement: '{\"question_id"),
-        ('{"question_id": "q0", "order": "model_first"}\n', "line 2 is no judgement"),
+        ('{"question_id": "q0", "or\n', "line 2 is not a valid judgement: '{\"question_id"),
+        ('{"question_id": "q0", "order": "model_first"}\n', "line 2 is not a valid judgement"),
         (
             '{"question_id": "q9", "order": "model_first", "reply": "8 7", "judge_model": "j"}\n',
             "'q9'.* was not asked",

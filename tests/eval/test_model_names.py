@@ -42,9 +42,9 @@ def test_ids_of_the_hub_are_told_from_paths(folder, name, expected):
         ),
         (
             "runs/quickstart",
-            r"a folder without config.json or adapter_config.json: no model\.$",
+            r"a folder without config.json or adapter_config.json: not a model\.$",
         ),
-        ("runs/empty", r"`--model` runs/empty is a folder without config.json or adapter_config.json: no model\.$"),
+        ("runs/empty", r"`--model` runs/empty is a folder without config.json or adapter_config.json: not a model\.$"),
         ("runs/quickstart/model/config.json", "there is no such folder"),
     ],
 )

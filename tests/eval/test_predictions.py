@@ -78,8 +78,8 @@ def test_line_separators_and_quotes_in_an_answer_survive(predictions):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"question_id": "1", "predi\n', r"line 2 is no answer: '\{\"question_id"),
-        ('{"prediction": "x"}\n', "line 2 is no answer"),
+        ('{"question_id": "1", "predi\n', r"line 2 is not a valid answer: '\{\"question_id"),
+        ('{"prediction": "x"}\n', "line 2 is not a valid answer"),
         ('{"question_id": "9", "prediction": "x"}\n', "line 2 is about question '9', which was not asked"),
         ('{"question_id": "3", "prediction": "x"}\n', "line 2 is about question '3' a second time"),
     ],

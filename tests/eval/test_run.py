@@ -175,7 +175,7 @@ def test_the_stop_string_is_the_processors_unless_another_is_given(tiny_vqa_rad,
 
 def test_answers_without_their_settings_are_refused_and_kept(output, tiny_model, tiny_vqa_rad):
     (output / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"predictions\.jsonl is there, but not run\.json, which says"):
+    with pytest.raises(ValueError, match=r"predictions\.jsonl exists, but not run\.json, which has"):
         run.main(build_command(tiny_model, tiny_vqa_rad, output))
     assert (output / "predictions.jsonl").is_file()
 
@@ -412,7 +412,7 @@ def test_a_limit_that_leaves_nothing_out_is_none(output, tiny_model, tiny_vqa_ra
         (("--split", "validation"), "must be one of test, train, by_image_test, .*, got 'validation'"),
         (("--subset", "en"), "vqa_rad has no subsets: leave `subset` out, got 'en'"),
         (("--multiple_choice", "guess"), "must be one of likelihood, text, got 'guess'"),
-        (("--predictions", "a.csv"), "Name either a `model` to ask or a file of `predictions` to score"),
+        (("--predictions", "a.csv"), "Pass either a `model` to ask or a file of `predictions` to score"),
         (("--blank_predictions", "a.csv"), "`blank_predictions` needs `predictions`"),
         (("--judge_url", "http://localhost"), "`judge_url` needs `judge_model`"),
         (("--missing_as_empty",), "`missing_as_empty` needs `predictions`"),

@@ -101,7 +101,7 @@ def chat(tmp_path_factory):
 
 def test_chat_answers_are_written_and_wait_for_a_judge(tiny_model, chat, tmp_path, capsys):
     assert evaluate(tmp_path, model=tiny_model, benchmark="chat", data=chat) is None
-    assert "start again with `--judge_url` and `--judge_model`" in capsys.readouterr().out
+    assert "run again with `--judge_url` and `--judge_model`" in capsys.readouterr().out
     assert len(read_lines(tmp_path / "predictions.jsonl")) == 3
     assert not (tmp_path / "metrics.json").exists()
 

@@ -116,8 +116,8 @@ def test_images_are_read_from_an_archive(folder, cache):
 
 def test_other_counts_are_named(folder):
     words = (
-        "This chat test split has 4 questions instead of 193 and 2 images instead of 50: its figures do not compare "
-        "with published ones."
+        "This chat test split has 4 questions instead of 193 and 2 images instead of 50: its figures are not "
+        "comparable with published ones."
     )
     with pytest.warns(UserWarning, match=re.escape(words)):
         load_questions(folder)
@@ -166,7 +166,7 @@ def test_unknown_splits_subsets_and_folders_are_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=rf"`data` holds no {FILE} \(nor eval/"):
         load_questions(tmp_path / "empty")
-    with pytest.raises(ValueError, match=rf"must be LLaVA-Med's {FILE} or the folder with it; there is no 'nowhere'"):
+    with pytest.raises(ValueError, match=rf"must be LLaVA-Med's {FILE} or the folder with it; 'nowhere' does not"):
         load_questions("nowhere")
 
 

@@ -69,7 +69,7 @@ def test_the_validation_split_is_called_val_in_the_file(iu_xray):
 
 
 def test_another_number_of_reports_is_named(iu_xray):
-    words = "has 2 questions instead of 590 (IU X-Ray): its figures do not compare"
+    words = "has 2 questions instead of 590 (IU X-Ray): its figures are not comparable"
     with pytest.warns(UserWarning, match=re.escape(words)):
         load_questions(iu_xray)
 
@@ -299,11 +299,11 @@ def test_sections_of_whole_reports_are_found_by_their_headings(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("indiana_reports.csv", "uid,findings,impression\n1,a,b\n1,a,b\n", r"line 3, `uid`: 1 is that of .*line 2"),
+        ("indiana_reports.csv", "uid,findings,impression\n1,a,b\n1,a,b\n", r"line 3, `uid`: 1 is already .*line 2"),
         ("indiana_reports.csv", "uid,findings\n1,Clear.\n", r"indiana_reports\.csv has no column impression; it has"),
         ("indiana_reports.csv", "uid,findings,impression\n,a,b\n", r"line 2, `uid` is empty"),
         ("indiana_projections.csv", "uid,filename,projection\n1,,Frontal\n", r"line 2, `filename` is empty"),
-        ("indiana_projections.csv", None, r"There is no .*indiana_projections\.csv"),
+        ("indiana_projections.csv", None, r".*indiana_projections\.csv is missing"),
     ],
 )
 def test_bad_tables_of_kaggle_are_refused_by_file_and_line(tmp_path, name, text, words):

@@ -125,7 +125,7 @@ def test_the_converted_form_is_read(folder, name, field):
         "groups": {},
     }
     assert questions[2]["answer"] == "2"
-    with pytest.raises(ValueError, match=r"converted file, which holds the English questions only, got `subset` 'zh'"):
+    with pytest.raises(ValueError, match=r"converted file with only the English questions, got `subset` 'zh'"):
         load_questions(folder, subset="zh")
 
 

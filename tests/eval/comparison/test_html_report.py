@@ -167,7 +167,7 @@ def test_summary_says_who_is_ahead_and_whether_that_is_more_than_chance(tmp_path
 
 def test_published_figures_stand_beside_those_of_the_same_questions_only(comparison, tmp_path):
     text = Page(render_html(comparison)).text
-    assert "Published figures were not run here" in text
+    assert "Published figures were not reproduced" in text
     assert "81.62" in text
     folder = write_run_folder(tmp_path / "limited", run={"limit": 40})
     change_metrics(folder, lambda metrics: metrics.update(differences=["12 CLOSED questions instead of 272"]))

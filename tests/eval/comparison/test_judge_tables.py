@@ -55,9 +55,9 @@ def test_tasks_without_a_judge_have_no_such_tables(tmp_path):
 
 
 def test_a_judge_served_by_several_models_is_warned_of(folders):
-    assert not any("not one model" in line for line in remarks(compare(folders)))
+    assert not any("different judge models" in line for line in remarks(compare(folders)))
     change_metrics(folders[1], lambda metrics: metrics["judge"].update(served_models=["judge-8"]))
-    assert any("not one model: judge-7 and judge-8" in line for line in remarks(compare(folders)))
+    assert any("different judge models: judge-7 and judge-8" in line for line in remarks(compare(folders)))
 
 
 def test_why_the_release_protocol_is_missing_is_told(folders):

@@ -128,9 +128,9 @@ def test_images_that_add_nothing_are_seen_in_the_test_without_sight(tmp_path):
 def test_bootstrap_over_few_questions_is_said_to_be_too_sure(tmp_path):
     few = read([write_run_folder(tmp_path / f"few{seed}", num_questions=12, seed=seed) for seed in (0, 1)])
     notes = bootstrap_table(compare_runs(few)).notes
-    assert any("Over few images (here 4)" in note and "McNemar" in note for note in notes)
+    assert any("With few images (here 4)" in note and "McNemar" in note for note in notes)
     many = read([write_run_folder(tmp_path / f"many{seed}", num_questions=200, seed=seed) for seed in (0, 1)])
-    assert not any("Over few" in note for note in bootstrap_table(compare_runs(many)).notes)
+    assert not any("With few" in note for note in bootstrap_table(compare_runs(many)).notes)
 
 
 def test_settings_tell_no_folder_and_leave_out_what_is_not_set(tmp_path):

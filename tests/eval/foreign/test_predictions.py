@@ -117,7 +117,7 @@ def test_what_pandas_writes_is_read(tmp_path):
         (b"question_id,prediction\n,yes\n", r"a.csv, line 2 has no value in `question_id`"),
         (
             b"question_id,prediction,prediction\n30,yes,left\n",
-            r"names a column twice in its header: question_id, prediction, prediction",
+            r"has a repeated column in its header: question_id, prediction, prediction",
         ),
         (b'{"question_id": 1, "prediction": "x"}\n{"question_id"', r"a.csv, line 2 is not JSON.*begins '\{\"quest"),
         (b'{"question_id": 1, "prediction": "x"}\n{"question_id": 2}', r"line 2 has no `prediction`, unlike the rows"),
@@ -189,7 +189,7 @@ def test_rows_without_an_answer_are_refused_or_counted(value, tmp_path):
     rows = release_rows(QUESTIONS, ANSWERS)
     rows[1]["text"] = value
     path = write_lines(tmp_path / "a.jsonl", rows)
-    with pytest.raises(ValueError, match=r"1 of 4 rows hold no answer: .*a.jsonl, line 2. Pass `missing_as_empty`"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows have no answer: .*a.jsonl, line 2. Pass `missing_as_empty`"):
         read(path)
     answers, description = read(path, missing_as_empty=True)
     assert answers == EXPECTED | {"10": ""}
@@ -198,7 +198,7 @@ def test_rows_without_an_answer_are_refused_or_counted(value, tmp_path):
 
 def test_an_empty_csv_cell_may_be_no_answer_and_is_refused(tmp_path):
     path = write_table(tmp_path / "a.csv", table_rows(QUESTIONS, ANSWERS))
-    with pytest.raises(ValueError, match=r"1 of 4 rows hold no answer: .*a.csv, line 4"):
+    with pytest.raises(ValueError, match=r"1 of 4 rows have no answer: .*a.csv, line 4"):
         read(path)
 
 
@@ -206,7 +206,7 @@ def test_rows_of_another_split_are_refused(tmp_path):
     others = [make_question(number, "Is there a mass?", "yes") for number in range(100, 103)]
     path = write_lines(tmp_path / "a.jsonl", release_rows([*QUESTIONS, *others], [*ANSWERS, "x", "y", "z"]))
     with pytest.raises(
-        ValueError, match=r"3 of 7 rows answer what .*line 5 \(question '100'\);.*another split, subset"
+        ValueError, match=r"3 of 7 rows answer questions .*line 5 \(question '100'\);.*another split, subset"
     ):
         read(path)
 
@@ -218,7 +218,7 @@ def test_a_row_said_twice_counts_once_and_a_contradiction_is_refused(tmp_path):
     assert "1 rows repeat an answer word for word and were left out." in description["notes"]
     path = write_list(tmp_path / "a", [*rows, rows[0] | {"answer": "no"}])
     with pytest.raises(
-        ValueError, match=r"row 4 answers 'no' to what .*row 0 answers 'Assistant: Yes' \(question '30'\)"
+        ValueError, match=r"row 4 answers 'no', but .*row 0 answers 'Assistant: Yes' \(question '30'\)"
     ):
         read(path)
 
@@ -246,7 +246,7 @@ def test_a_shuffled_file_is_refused_with_both_texts(tmp_path):
     for row, other in zip(rows, reversed(release_rows(QUESTIONS, ANSWERS)), strict=True):
         row["prompt"] = other["prompt"]
     texts = r"'How many\\n<image>' instead of 'Is there a mass\?'"
-    with pytest.raises(ValueError, match=rf"line 1 has another question than .* '30': {texts}. So have 4 of 4"):
+    with pytest.raises(ValueError, match=rf"line 1 has another question than .* '30': {texts}. 4 of 4 rows differ"):
         read(write_lines(tmp_path / "a", rows))
 
 
@@ -254,14 +254,14 @@ def test_another_right_answer_is_refused(tmp_path):
     rows = own_rows(QUESTIONS, ANSWERS)
     rows[1]["answer"] = "right lung"
     with pytest.raises(
-        ValueError, match=r"line 2 has another right answer .*'right lung' instead of 'left lung'. So have 1"
+        ValueError, match=r"line 2 has another right answer .*'right lung' instead of 'left lung'. 1 of 4 rows differ"
     ):
         read(write_lines(tmp_path / "a", rows))
 
 
 def test_files_without_questions_say_so(tmp_path):
     notes = read(write_list(tmp_path / "a", biomedgpt_rows(QUESTIONS, ANSWERS)))[1]["notes"]
-    assert notes == ["The file does not say what was asked: nothing but the ids says that they are the benchmark's."]
+    assert notes == ["The file has no questions: only the ids show that its answers are to the benchmark's questions."]
     assert read(write_lines(tmp_path / "a", v15_rows(QUESTIONS, ANSWERS)))[1]["notes"] == []
 
 
@@ -330,7 +330,7 @@ def test_radfm_repeated_questions_are_paired_in_order_and_noted(tmp_path):
     answers, description = read(write_radfm(tmp_path / "a.csv", rows), [*QUESTIONS[1:], *twins])
     assert [answers[number] for number in "123"] == ["a", "b", "b"]
     (note,) = description["notes"]
-    assert note.startswith("3 rows are not told apart by question and right answer and were paired in the order")
+    assert note.startswith("3 rows are ambiguous by question and right answer and were paired in file order")
 
 
 def test_radfm_rows_with_another_right_answer_are_refused(tmp_path):
@@ -465,13 +465,13 @@ def test_vqa_rad_overall_figures_do_not_depend_on_how_radfm_repeats_are_paired(v
     assert {name: found[name] for name in figures} == pytest.approx(
         {name: expected[name] for name in figures}, abs=1e-9
     )
-    assert "are not told apart by question and right answer" in description["notes"][0]
+    assert "are ambiguous by question and right answer" in description["notes"][0]
 
 
 def test_vqa_rad_training_answers_are_refused_for_the_test_split(vqa_rad, tmp_path):
     train = load_questions(VQA_RAD, "train")
     path = write_lines(tmp_path / "a", release_rows(train, ["no"] * len(train)))
     with pytest.raises(
-        ValueError, match=r"of 3064 rows answer what the benchmark does not ask, joined by question_id"
+        ValueError, match=r"of 3064 rows answer questions that the benchmark lacks, joined by question_id"
     ):
         read(path, vqa_rad)

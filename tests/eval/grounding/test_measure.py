@@ -168,7 +168,7 @@ def test_a_planted_map_scores_all_and_drawn_ones_about_the_baseline(planted):
 
 
 def test_answers_alone_cannot_say_where_a_model_looked(tmp_path):
-    with pytest.raises(ValueError, match="`grounding` needs a `model` to look into"):
+    with pytest.raises(ValueError, match="`grounding` needs a `model`: answers do not show where"):
         EvaluationArguments(
             benchmark="vqa_rad", data="none", output=str(tmp_path), grounding=True, predictions="answers.jsonl"
         )
