@@ -40,7 +40,7 @@ WHOLE_IMAGE = Window(0.0, 0.0, 1.0, 1.0)
 def read_box_file(path: Path) -> dict[str, list[Box]]:
     """
     Read boxes by image from a JSON file `{"image": [["Liver", x, y, width, height], ...]}`. Raises
-    `FileNotFoundError`, or `ValueError` with image and number if a box has another form, is empty, or extends beyond its image.
+    `FileNotFoundError`, or `ValueError` with image and number if a box is malformed, empty, or leaves its image.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`grounding` needs the boxes of the images, but there is no {path}.")

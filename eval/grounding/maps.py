@@ -43,9 +43,9 @@ def read_maps(
     The weights of the regions of each question's image, at the position where the model would begin to answer.
 
     `answer_state` has the weights of alignment with answer states (`alignment_regions`), and of alignment of turns
-    with a text encoder; `question` those of alignment of turns and spans without one. Both are cosines with the projected
-    image over a temperature (see `weigh_by_cosine`), and exist for any model, however it was trained. `attention` is
-    the mean over heads and the last half of the layers.
+    with a text encoder; `question` those of alignment of turns and spans without one. Both are cosines with the
+    projected image over a temperature (see `weigh_by_cosine`), and exist for any model, however it was trained.
+    `attention` is the mean over heads and the last half of the layers.
 
     The model is a LoGra-Med or LLaVA, with or without adapters; raises `ValueError` unless its image tokens are a
     square grid. A question with several images is a batch of its own: memory of attention is quadratic in tokens.

@@ -37,7 +37,7 @@ def measure_grounding(
 ) -> dict:
     """
     Measure how well a model's maps point at the boxes (by image path) of what each question names. Rows need an
-    `image_id`. Writes `grounding.json` to `output`, with `settings`, which later runs compare, and with `pictures` some
+    `image_id`. Writes `grounding.json` to `output`, with `settings`, which later runs compare, and if `pictures`
     examples to `grounding.png`. With `blank_images`, maps of uniformly grey images are a baseline.
 
     Returns the result of `summarize` with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight`

@@ -126,8 +126,8 @@ def resolve_labels(question: str, answer: str, boxed: Collection[str]) -> tuple[
     The group of a question, and the labels of the boxes that it is about, in its order; `None` if it does not count.
 
     Everything that it names must be among the labels `boxed` of its image, with at least one side: if a question
-    compares liver and spleen and only the liver has a box, weight on the spleen would count as wrong. Questions if a
-    finding is at a place, answered "no", do not count: its box, if any, is elsewhere. Answers are not searched for
+    compares liver and spleen and only the liver has a box, weight on the spleen would be wrong. A question whether a
+    finding is at a place, answered "no", does not count: its box, if any, is elsewhere. Answers are not searched for
     names: the model reads a question such as "What is the largest organ?" before it has found the organ.
 
     Example:
