@@ -1,3 +1,3 @@
-"""Cards for the Hugging Face Hub, generated from result files, and pushing what they describe."""
+"""Generate cards for the Hugging Face Hub from result files, and publish what they describe."""
 
-import logramed.eval  # noqa: F401  (before bitsandbytes is imported, whose warning it leaves out)
+import logramed.eval  # noqa: F401  (before bitsandbytes, to silence its warning)

@@ -1,6 +1,6 @@
 """
-The handler of `transformers serve` for `/v1/chat/completions`, with `stop` and errors in words: by itself it fails at
-`stop` for models that see, ignores what it does not know, and answers bad requests with an internal error.
+The `/v1/chat/completions` handler of `transformers serve`, extended by `stop` and clear errors. Without this, it fails
+at `stop` for vision models, ignores unsupported fields, and answers bad requests with an internal error.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from logramed.eval.question_images import IMAGE_PLACEHOLDER
 from logramed.eval.stop_strings import StopEachRow, StopStrings, own_stop_strings, stop_at
 
 
-# Fields that the server ignores and that would change an answer, with the values that ask for nothing.
+# Fields that would change an answer but that the server ignores, with the values that have no effect.
 UNSUPPORTED = {
     "n": (None, 1),
     "logprobs": (None, False),
@@ -25,12 +25,12 @@ UNSUPPORTED = {
 }
 LEAST = {"max_tokens": 1, "max_completion_tokens": 1, "temperature": 0}
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# What a request can make the processor or the loader raise: wrong values, damaged images, unknown models.
+# What the processor or loader raises for bad requests: wrong values, damaged images, unknown models.
 REQUEST_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError)
 
 
 class ChatHandler(ChatCompletionHandler):
-    """The server's handler; a request that cannot be answered as asked gets status 400 and the reason."""
+    """The server's handler; a request that it cannot fulfil gets status 400 and the reason."""
 
     async def handle_request(self, body: dict, request_id: str) -> Any:
         try:
@@ -48,10 +48,10 @@ class ChatHandler(ChatCompletionHandler):
 
 def adapt_request(body: dict[str, Any]) -> None:
     """
-    Make `developer` messages `system` ones and a single `stop` a list, in place.
+    Change `developer` messages to `system` and a single `stop` to a list, in place.
 
     Raises:
-        ValueError: If a field is not supported or out of range, or a text has the placeholder of an image.
+        ValueError: If a field is unsupported or out of range, or a text contains the image placeholder.
     """
     for name, allowed in UNSUPPORTED.items():
         if body.get(name) not in allowed:
@@ -62,7 +62,7 @@ def adapt_request(body: dict[str, Any]) -> None:
     if isinstance(body.get("stop"), str):
         body["stop"] = [body["stop"]]
     if not body.get("messages"):
-        raise ValueError("`messages` must be a list of one message at least.")
+        raise ValueError("`messages` must be a list of at least one message.")
     for message in body["messages"]:
         if message["role"] not in ROLES:
             raise ValueError(f"`role` of a message must be one of {', '.join(ROLES)}, got {message['role']!r:.100}.")
@@ -72,11 +72,11 @@ def adapt_request(body: dict[str, Any]) -> None:
             if part["type"] not in ("text", "image_url"):
                 raise ValueError(f"A part must be of type text or image_url, got {part['type']!r:.100}.")
             if IMAGE_PLACEHOLDER in part.get("text", ""):
-                raise ValueError(f"A text has {IMAGE_PLACEHOLDER} in it: send images as parts of type `image_url`.")
+                raise ValueError(f"A text contains {IMAGE_PLACEHOLDER}: send images as parts of type `image_url`.")
 
 
 class StoppingManager:
-    """A generation manager of the server whose answers end before the texts that stop them."""
+    """Wraps the server's generation manager to end answers before stop strings."""
 
     def __init__(self, manager: Any):
         self.manager = manager
@@ -94,8 +94,8 @@ class StoppingManager:
 
 def take_stop(processor: Any, inputs: Mapping[str, Any], config: Any) -> tuple[StopStrings | None, dict[str, Any]]:
     """
-    What stops an answer, and inputs of `generate` that have it: the stop texts of a generation configuration, which
-    loses them, and the one with which the model ends its turns.
+    Move the stop strings from a generation configuration into the inputs of `generate`, together with the one with
+    which the model ends its turns. Returns both, or `None` and the inputs if there are no stop strings.
     """
     texts, config.stop_strings = config.stop_strings or [], None
     stop = stop_at(processor, [*texts, *own_stop_strings(processor)])
@@ -106,7 +106,7 @@ def take_stop(processor: Any, inputs: Mapping[str, Any], config: Any) -> tuple[S
 
 
 class StoppingQueue:
-    """The pieces of a streamed answer up to a stop; as many characters as a stop may have are held back."""
+    """Streamed pieces of an answer up to a stop string; holds back as many characters as the longest has."""
 
     def __init__(self, queue: asyncio.Queue, stop: StopStrings):
         self.queue, self.stop = queue, stop

@@ -9,14 +9,14 @@ from pathlib import Path
 from logramed.chat_templates_logramed import CHAT_TEMPLATES
 
 
-# What of a model's folder is published as it is; cards add result files.
+# Files of a model's folder that are published unchanged; cards add result files.
 MODEL_FILES = (
     *("*_logramed.py", "*.safetensors", "*.safetensors.index.json", "LICENSE*", "NOTICE*", "chat_template.*"),
     *("config.json", "generation_config.json", "adapter_config.json"),
     *("processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 )
-# What an earlier push may have left in a repository: removed where the new one has no such file.
+# Files of an earlier push, removed from the repository if the new push does not have them.
 REPLACED = (
     *MODEL_FILES,
     "additional_chat_templates/*",
@@ -31,8 +31,8 @@ NEVER_PUBLISHED = ("__pycache__", ".*", "*.pyc")
 @dataclass
 class Contents:
     """
-    What is to be uploaded: `files`, by their paths in the repository, as a path or content; `left_out`, what of the
-    folder is not published; and `generated_images`, paths in the repository of images that show no patient.
+    What to upload: `files`, a path or content by path in the repository; `left_out`, names in the folder that are not
+    published; and `generated_images`, repository paths of images that show no patient.
     """
 
     files: dict[str, Path | bytes] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Contents:
     generated_images: set[str] = field(default_factory=set)
 
     def describe(self) -> str:
-        """The files with their sizes, for people."""
+        """List the files with their sizes."""
         sizes = {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in self.files.items()
@@ -54,8 +54,8 @@ class Contents:
 
 def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
     """
-    Weights, code, settings and processor of a model's or adapter's folder, and further files by the patterns of
-    `include`, relative to the folder (`**` goes into folders). Raises `ValueError` if weights are missing or are no
+    Choose weights, code, settings and processor of a model's or adapter's folder, and additional files by the patterns
+    of `include`, relative to the folder (`**` matches subfolders). Raises `ValueError` if weights are missing or not
     safetensors, or `include` matches no file.
     """
     contents = Contents()
@@ -77,9 +77,9 @@ def choose_model_files(folder: Path, include: Iterable[str] = ()) -> Contents:
 
 
 def check_weights(folder: Path) -> None:
-    """Raise `ValueError` if `folder` has no weights as safetensors, or lacks a file that their index names."""
+    """Raise `ValueError` if `folder` has no safetensors weights, or lacks a file named in their index."""
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} holds no weights as safetensors: save the model with `save_pretrained`.")
+        raise ValueError(f"{folder} holds no safetensors weights: save the model with `save_pretrained`.")
     for path in folder.glob("*.safetensors.index.json"):
         missing = sorted(
             {
@@ -93,7 +93,7 @@ def check_weights(folder: Path) -> None:
 
 
 def choose_all_files(folder: Path) -> Contents:
-    """Every file of a folder that is published as it is, such as a Space's."""
+    """Choose all files of a folder that is published unchanged, such as a Space."""
     contents = Contents()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -1,4 +1,4 @@
-"""Cards of data sets: extended answers, and the answers of a model to a benchmark."""
+"""Write cards of data sets: extended answers, and a model's answers to a benchmark."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ PREDICTION_FILES = {
 def write_extended_card(
     folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
 ) -> Card:
-    """The card of `extended_answers.jsonl` as `logramed-extend` writes it, and what is published with it."""
+    """Write the card of `extended_answers.jsonl` from `logramed-extend`, with the files to publish."""
     rows = read_lines(folder / EXTENDED_NAME)
     answers = [answer for row in rows for answer in list_answers(row)]
     statistics = {
@@ -56,7 +56,7 @@ def list_answers(row: dict) -> list[str]:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The rows of a JSON Lines file; none if there is no such file."""
+    """Read the rows of a JSON Lines file; empty if there is no such file."""
     return [row for _, row in read_records(path)] if path.is_file() else []
 
 
@@ -64,8 +64,8 @@ def write_predictions_card(
     folder: Path, repo_id: str, license: str | None, datasets: Sequence[str] = (), language: str = "en"
 ) -> Card:
     """
-    The card of the answers in a folder of `logramed-eval`, and what is published with it: no image and no local path.
-    Raises `ValueError` if the folder is not that of a finished evaluation.
+    Write the card of the answers in a folder of `logramed-eval`, with the files to publish: no images, no local paths.
+    Raises `ValueError` if the folder is not a finished evaluation.
     """
     run, metrics = read_run_folder(folder), read_results(folder / "metrics.json")
     there = {name: text for name, text in PREDICTION_FILES.items() if (folder / name).is_file()}
@@ -82,7 +82,7 @@ def write_predictions_card(
 
 
 def write_metadata(license: str | None, language: str, tags: list[str], sources: Sequence[str]) -> str:
-    """The front matter of a data set."""
+    """Front matter of a data set's card."""
     data = DatasetCardData(
         language=language,
         license=license,

@@ -1,4 +1,4 @@
-"""The card of a model or an adapter, filled from the files that training and evaluation wrote."""
+"""Write the card of a model or adapter from the files of training and evaluation."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from logramed.hub_cards.results import Evaluation, as_json, hub_ids, read_result
 TEMPLATES = Path(__file__).parent / "templates"
 RUN_RECORD, TRAINING_RESULTS, CURVES = "run.json", "train_metrics.json", "curves.png"
 BASE = "base_model_name_or_path"
-PARTS_FILE = "parts.json"  # what a model was joined or converted from
+PARTS_FILE = "parts.json"  # what the model was built or converted from
 LABELS = {
     "open_recall": "open recall",
     "closed_accuracy": "closed accuracy",
@@ -26,7 +26,7 @@ LABELS = {
     "relative_score": "score relative to the reference",
     "rouge_l": "ROUGE-L",
 }
-# Metrics of `train_metrics.json`: label, name, form and factor.
+# Metrics of `train_metrics.json`: label, name, format and factor.
 METRIC_ROWS = (
     ("epochs", "epoch", "{:g}", 1),
     ("validation: closed accuracy (%)", "eval_closed_accuracy", "{:.1f}", 1),
@@ -42,14 +42,14 @@ METRIC_ROWS = (
 
 @dataclass
 class Card:
-    """The text of a card (`README.md`), and result files and pictures beside it, by their paths in the repository."""
+    """The text of a card (`README.md`), and its result files and pictures by path in the repository."""
 
     text: str
     files: dict[str, bytes] = field(default_factory=dict)
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of `templates/`; a name that it does not get is an error."""
+    """Fill a template of `templates/`; a missing value raises an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -67,16 +67,16 @@ def write_model_card(
     language: str = "en",
 ) -> Card:
     """
-    The card of the model or adapter in `folder`, as a training run or `save_pretrained` leaves it.
+    Write the card of the model or adapter in `folder`, saved by a training run or `save_pretrained`.
 
-    `repo_id` is where it will be on the Hub, or where it is on this machine; `evaluations` are of this very model (see
-    `read_evaluations`); `datasets` and `base_models` are ids on the Hub beside those that the record of the run names;
-    `language` is the code of the language it answers in. Without a `license` the card names none.
+    `repo_id` is its future place on the Hub, or its local folder; `evaluations` belong to this model (see
+    `read_evaluations`); `datasets` and `base_models` are Hub ids in addition to those in the run record; `language` is
+    the language code of its answers. Without a `license`, the card names none.
     """
     record, training = read_results(folder / RUN_RECORD), read_results(folder / TRAINING_RESULTS)
     config, parts = read_results(folder / "config.json"), read_results(folder / PARTS_FILE)
     is_adapter = (folder / "adapter_config.json").is_file()
-    # Not `read_results`: the card of a run on this machine names the local folder.
+    # Not `read_results`: the card of a local run names the local folder.
     base = json.loads((folder / "adapter_config.json").read_text()).get(BASE) if is_adapter else None
     start = record["starts"][-1] if record else None
     if start:
@@ -125,7 +125,7 @@ def write_model_card(
 
 
 def choose_license(folder: Path, license: str | None) -> dict[str, str | None]:
-    """The licence as the front matter names it: that of a converted model, which its folder records, or `license`."""
+    """The licence for the front matter: the one recorded in the folder of a converted model, or `license`."""
     recorded = read_results(folder / PARTS_FILE)
     if "license" in recorded and license in (None, recorded["license"]):
         return {name: recorded[name] for name in ("license", "license_name", "license_link") if name in recorded}
@@ -133,7 +133,7 @@ def choose_license(folder: Path, license: str | None) -> dict[str, str | None]:
 
 
 def list_results(evaluation: Evaluation) -> Iterable[EvalResult]:
-    """The main figures, as `model-index` has them, with counts and protocol."""
+    """The main figures in the form of `model-index`, with counts and protocol."""
     run, metrics = evaluation.metrics["run"], evaluation.metrics
     for row in describe_evaluation(evaluation)["rows"]:
         yield EvalResult(
@@ -156,7 +156,7 @@ def list_results(evaluation: Evaluation) -> Iterable[EvalResult]:
 
 
 def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
-    """What a card says of one evaluation: see `templates/evaluation.md.jinja`."""
+    """Values of one evaluation for `templates/evaluation.md.jinja`."""
     metrics = evaluation.metrics
     overall, blank = metrics["overall"], (metrics.get("blank_images") or {}).get("overall")
     rows = [
@@ -186,13 +186,13 @@ def describe_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def list_training(training: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    """Rows on the training, by `train_metrics.json`."""
+    """Table rows about training, from `train_metrics.json`."""
     if not training:
         return
     metrics = training["metrics"]
     if training["log_history"]:
         yield "steps", f"{training['log_history'][-1]['step']:,}"
-    if training.get("num_train_samples") is not None:  # not known of a stream
+    if training.get("num_train_samples") is not None:  # unknown for streamed data
         yield "training samples", f"{training['num_train_samples']:,}"
     yield "parameters", f"{training['num_parameters']:,}"
     for label, name, form, factor in METRIC_ROWS:
@@ -201,7 +201,7 @@ def list_training(training: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def list_machine(record: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    """Rows on machine, software and code of the last start, by `run.json`."""
+    """Table rows about machine, software and code of the last start, from `run.json`."""
     if not record:
         return
     start = record["starts"][-1]

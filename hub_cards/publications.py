@@ -1,4 +1,4 @@
-"""What can be published, and how the files and the card of each kind come together."""
+"""What can be published, and the files and card of each kind."""
 
 import json
 import re
@@ -31,8 +31,8 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 @dataclass
 class Publication:
     """
-    What is published: the `folder` on this machine, its `kind` (of `REPO_TYPES`), the files, and the `card` among
-    them.
+    What is published: the local `folder`, its `kind` (of `REPO_TYPES`), and the files in `contents`, which include
+    the `card`.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ class Publication:
 
 
 def find_kind(folder: Path) -> str:
-    """What a folder holds, by its files: one of `REPO_TYPES`. Raises `ValueError` if it cannot be told."""
+    """The kind of a folder by its files, one of `REPO_TYPES`. Raises `ValueError` if no kind fits."""
     files = {
         "adapter": ["adapter_config.json"],
         "model": ["config.json"],
@@ -70,13 +70,13 @@ def prepare(
     language: str = "en",
 ) -> Publication:
     """
-    Choose the files of a folder that are published as `repo_id` (`owner/name`), and write the card.
+    Choose the files of a folder to publish as `repo_id` (`owner/name`), and write the card.
 
-    A `license` is needed but for Spaces, which have this project's, and for converted models, whose folder records it.
-    `evaluations` are folders of `logramed-eval` whose figures the card shows, by default those found beside the model;
-    `datasets` and `base_models` are ids on the Hub, for the card; `include` has patterns of further files of a model's
-    folder; `language` is the code of the language of the answers. Raises `FileNotFoundError` if there is no such
-    folder, and `ValueError` if something is missing, or the card would be wrong.
+    `license` is required except for Spaces (this project's licence) and converted models (recorded in the folder).
+    `evaluations` are folders of `logramed-eval` with figures for the card, by default those found in and next to the
+    model; `datasets` and `base_models` are Hub ids for the card; `include` has patterns of additional files of a
+    model's folder; `language` is the language code of the answers. Raises `FileNotFoundError` if there is no such
+    folder, and `ValueError` if something is missing or the card would be wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -86,7 +86,7 @@ def prepare(
     kind = find_kind(folder)
     check_license(license or choose_license(folder, None)["license"], folder, REPO_TYPES[kind])
     if include and REPO_TYPES[kind] != "model":
-        raise ValueError(f"`include` names further files of a model's folder, and {folder} holds none ({kind}).")
+        raise ValueError(f"`include` names additional files of a model's folder, but {folder} is no model ({kind}).")
     if REPO_TYPES[kind] == "model":
         card = write_model_card(
             folder,
@@ -115,11 +115,11 @@ def prepare(
 
 
 def check_license(license: str | None, folder: Path, repo_type: str) -> None:
-    """Raise `ValueError` if what needs a licence has none, or `license` is no identifier of one."""
+    """Raise `ValueError` if a required licence is missing, or `license` is not a licence identifier."""
     if license is None and repo_type != "space":
         raise ValueError(
-            f"Say with `--license` under which terms {folder} is published, such as apache-2.0 or cc-by-nc-4.0. Those "
-            "of its base models and data bind it."
+            f"Give the licence of {folder} with `--license`, such as apache-2.0 or cc-by-nc-4.0. It must respect the "
+            "licences of its base models and data."
         )
     if license is not None and not LICENSE.fullmatch(license):
         raise ValueError(f"`license` must be an identifier such as apache-2.0, got {license!r}.")
@@ -127,7 +127,7 @@ def check_license(license: str | None, folder: Path, repo_type: str) -> None:
 
 def name_base_model(folder: Path, card: str) -> bytes:
     """
-    `adapter_config.json` with the base model that the card names (`ValueError` if none), in place of a local folder.
+    `adapter_config.json` with the base model of the card instead of a local folder. Raises `ValueError` if none.
     """
     bases = read_front_matter(card).get("base_model")
     if not bases:
@@ -140,5 +140,5 @@ def name_base_model(folder: Path, card: str) -> bytes:
 
 
 def read_front_matter(card: str) -> dict:
-    """The metadata at the head of a card."""
+    """Parse the metadata at the beginning of a card."""
     return yaml.safe_load(card.split("---\n", 2)[1])

@@ -1,8 +1,8 @@
 """
 Publish a model, adapter, data set or Space: `python hub_cards/push.py DIR --repo org/name`, also `logramed-push`.
 
-Writes the card from the result files, refuses what must not be published, and uploads in one commit, privately unless
-`--public` is given. After a broken connection the same command sends what the Hub has not got yet.
+Writes the card from the result files, stops at files that must not be published, and uploads in one commit, privately
+unless `--public` is given. After a broken connection, the same command uploads what is still missing.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from logramed.hub_cards.screening import find_problems
 
 
 class PushError(UserError):
-    """Why something was not published."""
+    """Raised if something cannot be published; the message says why."""
 
 
 def check(publication: Publication) -> None:
-    """Raise `PushError`, naming each file that must not be published, and why."""
+    """Raise `PushError` if files must not be published, with the reason for each."""
     problems = find_problems(publication.contents, publication.folder)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -39,12 +39,12 @@ def push(
     token: str | None = None,
 ) -> str:
     """
-    Upload in one commit, to `owner/name` on the Hub, made if there is none; the hash of the commit is returned. Files
-    of an earlier push that this one lacks are removed; others in the repository stay.
+    Upload in one commit to `repo_id` (`owner/name`) on the Hub, created if needed, and return the commit hash. Files
+    of an earlier push that this one lacks are removed; other files in the repository stay.
 
-    A `private` push to a public repository is refused. `revision` is a branch, made if there is none, by default
-    `main`; `token` is by default the one that is logged in. Raises `PushError` if a file must not be published, or the
-    Hub cannot be reached or refuses.
+    `revision` is a branch, created if needed, by default `main`; `token` is by default the one of the login. Raises
+    `PushError` if a file must not be published, the repository is public but `private` is set, or the Hub cannot be
+    reached or returns an error.
     """
     check(publication)
     api, repo_type = HfApi(token=token), REPO_TYPES[publication.kind]
@@ -67,9 +67,9 @@ def push(
         commit = api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision)
     except PushError:
         raise
-    except Exception as error:  # of the Hub's client and its HTTP library, which changes with its versions
+    except Exception as error:  # types depend on the versions of the Hub client and its HTTP library
         raise PushError(
-            f"Publishing {repo_id} failed: {error}\nThe same command sends what the Hub has not got yet."
+            f"Publishing {repo_id} failed: {error}\nThe same command uploads what is still missing."
         ) from error
     return commit.oid
 
@@ -78,15 +78,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="logramed-push", description=__doc__.split("\n\n")[1].replace("\n", " "))
     parser.add_argument("folder", type=Path, help="folder of a model, adapter, evaluation, data set or Space")
     parser.add_argument("--repo", required=True, help="owner/name on the Hub")
-    parser.add_argument("--license", help="licence of what is published, such as apache-2.0; needed")
-    parser.add_argument("--language", default="en", help="code of the language of the answers, such as en or zh")
-    parser.add_argument("--public", action="store_true", help="make a repository that everybody can see")
+    parser.add_argument("--license", help="licence of what is published, such as apache-2.0; required")
+    parser.add_argument("--language", default="en", help="language code of the answers, such as en or zh")
+    parser.add_argument("--public", action="store_true", help="create a public repository")
     parser.add_argument("--revision", help="branch to commit to (default: main)")
     parser.add_argument("--evaluation", type=Path, nargs="*", help="folders of `logramed-eval` (default: those found)")
-    parser.add_argument("--datasets", nargs="*", default=[], help="ids on the Hub of its data, for the card")
-    parser.add_argument("--base_model", nargs="*", default=[], help="ids on the Hub it was made from, for the card")
-    parser.add_argument("--include", nargs="*", default=[], help="patterns of further files in the folder")
-    parser.add_argument("--dry_run", action="store_true", help="show files and card; upload nothing")
+    parser.add_argument("--datasets", nargs="*", default=[], help="Hub ids of its data, for the card")
+    parser.add_argument("--base_model", nargs="*", default=[], help="Hub ids of its base models, for the card")
+    parser.add_argument("--include", nargs="*", default=[], help="patterns of additional files in the folder")
+    parser.add_argument("--dry_run", action="store_true", help="show files and card without uploading")
     return parser.parse_args(argv)
 
 

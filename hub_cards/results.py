@@ -1,4 +1,4 @@
-"""Result files of training and evaluation as cards show them: without paths of this machine."""
+"""Result files of training and evaluation for cards, without local paths."""
 
 import json
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ from logramed.eval.comparison.run_folder import last_part, read_run_folder
 from logramed.eval.models import fingerprint_model
 
 
-# Endings of file names, which no id on the Hub has.
+# File name endings that no Hub id has.
 DATA_ENDINGS = (".json", ".jsonl", ".yaml", ".yml", ".png", ".jpg", ".parquet", ".tar", ".csv", ".txt")
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """
-    A JSON file of results as it may be published, without local paths; empty if there is no such file. Raises
-    `ValueError` if it holds no JSON object.
+    Read a JSON file of results without local paths, ready to publish; empty if there is no such file. Raises
+    `ValueError` if it does not hold a JSON object.
     """
     if not path.is_file():
         return {}
@@ -35,7 +35,7 @@ def as_json(content: Any) -> bytes:
 
 def without_local_paths(content: Any) -> Any:
     """
-    JSON content in which local paths, in values and names, are cut to their last part; ids on the Hub stay.
+    Cut local paths in the values and keys of JSON content to their last part; Hub ids stay.
 
     Example:
         >>> without_local_paths({"output_dir": "/home/someone/runs/a", "data": {"../data/train.json": "ab12"}})
@@ -49,7 +49,7 @@ def without_local_paths(content: Any) -> Any:
         cut: dict[str, Any] = {}
         for name, value in content.items():
             short, number = without_local_paths(name), 2
-            while short in cut:  # files of one name in different folders
+            while short in cut:  # files with the same name in different folders
                 short, number = f"{without_local_paths(name)} ({number})", number + 1
             cut[short] = without_local_paths(value)
         return cut
@@ -60,7 +60,7 @@ def without_local_paths(content: Any) -> Any:
 
 def is_local_path(text: str) -> bool:
     """
-    Whether a text is a path rather than an id on the Hub or anything else.
+    Whether a text is a path rather than a Hub id or anything else.
 
     Example:
         >>> [is_local_path(text) for text in ("runs/a/b", "C:\\\\runs", "data/train.json")]
@@ -76,13 +76,13 @@ def is_local_path(text: str) -> bool:
 
 
 def hub_ids(names: Iterable[str | None]) -> list[str]:
-    """Those of `names` that are ids on the Hub, without repetition."""
+    """The Hub ids among `names`, without duplicates."""
     ids = [name for name in names if name and PurePath(name).parts[1:] and not is_local_path(name)]
     return list(dict.fromkeys(ids))
 
 
 class Evaluation(NamedTuple):
-    """`metrics.json` of a run of the model, without local paths, and where it will be in the repository."""
+    """`metrics.json` of an evaluation, without local paths, and its path in the repository."""
 
     metrics: dict[str, Any]
     file: str
@@ -90,9 +90,9 @@ class Evaluation(NamedTuple):
 
 def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list[Evaluation]:
     """
-    The evaluations of the model in the folder `model`, told by the fingerprint of its weights: in `folders` of
-    `logramed-eval`, by default those in and beside `model` that fit it. Raises `ValueError` if one of `folders` is
-    unfinished or of other weights, or two are of the same questions.
+    Read evaluations of the model in the folder `model`, matched by the fingerprint of its weights, from `folders` of
+    `logramed-eval`; by default the matching ones in and next to `model`. Raises `ValueError` if one of `folders` is
+    unfinished or has other weights, or two have the same questions.
     """
     found = [
         path.parent for place in (model, model.parent) for path in sorted(place.glob("evaluation*/**/metrics.json"))
@@ -107,8 +107,8 @@ def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list
             if folders is None:
                 continue
             raise ValueError(
-                f"{path} is not an evaluation of the model in {model} as it is now. Evaluate the model again, or "
-                "leave this folder out."
+                f"{path} is not an evaluation of the current model in {model}. Evaluate the model again, or leave "
+                "this folder out."
             )
         parts = [settings["benchmark"], settings.get("subset"), settings["split"]]
         name = "_".join(part for part in parts if part)
@@ -120,5 +120,5 @@ def read_evaluations(model: Path, folders: Iterable[Path] | None = None) -> list
 
 
 def _is_same_model(fingerprint: str, known: str) -> bool:
-    """Whether two fingerprints are of one model, or of one adapter on whatever copy of its base."""
+    """Whether two fingerprints belong to the same model, or the same adapter on any copy of its base."""
     return fingerprint.rpartition("+")[2] == known.rpartition("+")[2]

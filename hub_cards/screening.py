@@ -1,4 +1,4 @@
-"""What must not be published: tokens and keys, local paths, images that may show patients, pickles."""
+"""Find what must not be published: tokens and keys, local paths, images that may show patients, pickles."""
 
 import json
 import os
@@ -13,31 +13,31 @@ from logramed.hub_cards.contents import Contents
 
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".msgpack", ".h5")
 PICKLE_STARTS = (*(b"\x80" + bytes([protocol]) for protocol in range(2, 6)), b"PK")  # torch.save writes a zip archive
-MAX_HEADER = 100_000_000  # bytes, of safetensors
+MAX_HEADER = 100_000_000  # bytes of a safetensors header
 IMAGE_ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".dcm", ".nii", ".nii.gz", ".mha", ".mhd"),
     *(".nrrd", ".svs", ".heic", ".pdf"),
 )
 IMAGE_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"%PDF")
-# Their words may be pieces of anything.
+# Their tokens may look like secrets or paths by chance.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 SECRETS = {
     "a Hugging Face token": re.compile(rb"(?<![A-Za-z0-9_])(?:hf|api_org)_[A-Za-z0-9]{30,}"),
     "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"),
-    "a key of an API": re.compile(
+    "an API key": re.compile(
         rb"(?<![\w-])(?:sk-[\w-]{32,}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{50,}|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{20,})"
     ),
-    "a password in an address": re.compile(rb"://[^/\s:@]+:[^/\s:@]+@"),
+    "a password in a URL": re.compile(rb"://[^/\s:@]+:[^/\s:@]+@"),
 }
-SHORTEST_SECRET = 16  # letters of a variable's value below which it may be any word
+SHORTEST_SECRET = 16  # shorter values of variables may be ordinary words
 EMBEDDED_IMAGE = re.compile(rb"data:image/[\w.+-]+;base64,[A-Za-z0-9+/]")
 HOME = re.compile(rb"(?:/(?:home/|Users/|root/)|[A-Z]:\\\\?Users\\\\?)[^/\\\s\"'`<>|]+")
 
 
 def find_problems(contents: Contents, folder: Path | None = None) -> list[str]:
     """
-    What stands against publishing these files, a sentence each that names the file. Of weights only the header is
-    read, where safetensors keep their metadata. The path of the local `folder` they come from must not be in them.
+    Reasons not to publish these files, one sentence per file, which names it. Only the header of weights is read,
+    where safetensors keep their metadata. Files must not contain the path of the local `folder` they come from.
     """
     here = {Path.home(), Path.cwd(), *([folder.resolve()] if folder else [])} - {Path("/")}
     places = [str(place).encode() for place in here]
@@ -52,7 +52,7 @@ def find_problems(contents: Contents, folder: Path | None = None) -> list[str]:
 
 
 def read_text(name: str, content: Path | bytes) -> bytes | None:
-    """What may hold text: the whole of a file, or the header of weights; None of weights that are not safetensors."""
+    """The content to search: a whole file, or the header of weights; `None` if these are not safetensors."""
     if isinstance(content, bytes):
         return content
     if not name.endswith(".safetensors"):
@@ -69,7 +69,7 @@ def read_text(name: str, content: Path | bytes) -> bytes | None:
 def find_problem(
     name: str, text: bytes | None, is_generated: bool, secrets: dict[bytes, str], places: list[bytes]
 ) -> str | None:
-    """The first thing that stands against publishing a file, to follow its name."""
+    """The first reason not to publish a file, phrased to follow its name."""
     ending = name.lower()
     if text is None or ending.endswith(PICKLE_ENDINGS) or text.startswith(PICKLE_STARTS):
         return "may hold a pickle, which runs code when it is loaded. Save it as safetensors."
@@ -88,7 +88,7 @@ def find_problem(
 
 
 def own_secrets() -> Iterator[tuple[bytes, str]]:
-    """Tokens and keys of this account and environment, which no file may hold."""
+    """Tokens and keys of this account and environment, which no file may contain."""
     for name, value in os.environ.items():
         is_secret = re.search(r"(TOKEN|SECRET|PASSWORD|API_?KEY)$", name) and not value.isdigit()
         if is_secret and len(value) >= SHORTEST_SECRET:

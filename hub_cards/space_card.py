@@ -1,4 +1,4 @@
-"""Cards of Spaces: of the demo, and of the metrics in `eval/metrics/`."""
+"""Write cards of Spaces: the demo, and the metrics in `eval/metrics/`."""
 
 import re
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from logramed.hub_cards.results import hub_ids
 
 
 DEMO_FOLDER = Path(__file__).parent / "space"
-# Modules that the demo imports: copies lie beside it in its Space.
+# Modules that the demo imports; its Space has copies of them.
 DEMO_MODULES = [Path(module.__file__) for module in (image_files_logramed, boxes, model_names, region_weights, tints)]
 METRICS_FOLDER = Path(metrics.__file__).parent
 IMPORTED_MODULE = re.compile(r"(?<=^from )logramed\.eval\.metrics\.(?:\w+\.)?(\w+)(?= import )", re.MULTILINE)
-MODEL_FILE = "model_id.txt"  # which model a published demo asks
+MODEL_FILE = "model_id.txt"  # the model of a published demo
 
 
 def choose_demo_files(folder: Path) -> Contents:
-    """All files of the demo; its example images are phantoms that this project drew."""
+    """Choose all files of the demo; its example images are phantoms drawn by this project."""
     contents = choose_all_files(folder)
     contents.files.pop("README.md", None)
     if folder.resolve() == DEMO_FOLDER.resolve():
@@ -33,11 +33,11 @@ def choose_demo_files(folder: Path) -> Contents:
 
 
 def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
-    """The card of the demo's Space. Raises `ValueError` unless `models` names one model on the Hub."""
+    """Write the card of the demo's Space. Raises `ValueError` unless `models` names one model on the Hub."""
     ids = hub_ids(models)
     if len(ids) != 1:
         raise ValueError(
-            "The demo's Space needs the one model that it asks, on the Hub: give `--base_model org/name`, got "
+            "The demo's Space needs exactly one model on the Hub: give `--base_model org/name`, got "
             f"{', '.join(models) or 'none'}."
         )
     title = repo_id.rpartition("/")[2].replace("-", " ")
@@ -54,9 +54,9 @@ def write_demo_card(repo_id: str, models: Sequence[str]) -> Card:
 
 def write_metric_card(folder: Path) -> Card:
     """
-    The card of a metric's Space: the text of its `README.md`, with metadata for the gradio that is installed. With it
-    travel the page and the modules that the metric imports, so that the Space needs nothing else of this project.
-    Raises `ValueError` if the folder's card has no title or description.
+    Write the card of a metric's Space: the text of its `README.md`, with metadata for the installed gradio. Includes
+    the page and the modules that the metric imports, so that the Space needs nothing else from this project. Raises
+    `ValueError` if the folder's card has no title or description.
     """
     _, metadata_text, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     known = yaml.safe_load(metadata_text)
@@ -72,9 +72,9 @@ def write_metric_card(folder: Path) -> Card:
 
 def gather_modules(folder: Path) -> dict[str, bytes]:
     """
-    A metric's module and those of `eval/metrics/` that it needs, by file name, importing each other as siblings.
+    Gather a metric's module and those of `eval/metrics/` that it needs, rewritten to import each other as siblings.
 
-    `evaluate` fetches only the siblings that the metric's module imports itself, so all are named at its end.
+    `evaluate` downloads only siblings that the metric's module imports itself, so all are imported at its end.
     """
     metric = folder.resolve().name
     names, texts = [metric], {}
@@ -85,12 +85,12 @@ def gather_modules(folder: Path) -> dict[str, bytes]:
         names += [found for found in IMPORTED_MODULE.findall(text) if found not in texts]
         texts[name] = IMPORTED_MODULE.sub(r".\1", text)
     siblings = [f"from .{name} import __name__ as _{name}\n" for name in sorted(texts) if name != metric]
-    texts[metric] += "\n\n# `evaluate` fetches these modules because they are named here.\n" + "".join(siblings)
+    texts[metric] += "\n\n# `evaluate` downloads these modules because they are imported here.\n" + "".join(siblings)
     return {f"{name}.py": text.encode() for name, text in texts.items()}
 
 
 def write_metadata(title: str, tags: list[str], **further) -> str:
-    """The front matter of a Space with gradio."""
+    """Front matter of a gradio Space."""
     metadata = {
         "title": title,
         "emoji": "🩻",
@@ -108,8 +108,8 @@ def write_metadata(title: str, tags: list[str], **further) -> str:
 
 
 def gradio_version() -> str:
-    """Of the installed package, which the demo was tried with. Raises `ValueError` if it is not installed."""
+    """Version of the installed gradio, on which the demo was tested. Raises `ValueError` if not installed."""
     try:
         return metadata.version("gradio")
     except metadata.PackageNotFoundError as error:
-        raise ValueError("The card names the version of gradio: `pip install 'logramed[demo]'`.") from error
+        raise ValueError("The card needs the version of gradio: `pip install 'logramed[demo]'`.") from error

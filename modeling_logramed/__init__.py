@@ -1,15 +1,15 @@
 """
 LoGra-Med: medical vision-language models trained with multi-graph alignment.
 
-Importing this package registers the classes with transformers' Auto classes. Where it is imported before torch, and
-nobody has said otherwise, threads that wait for each other spin a little and not long.
+Importing this package registers the classes with transformers' Auto classes. If it is imported before torch, it also
+shortens how long waiting threads spin, unless the environment already sets this.
 """
 
 import os
 
 
-# Read by libgomp when torch is imported. By default it spins so long that threads on a busy machine take the time of
-# those that they wait for (measured in trainer/README.md).
+# Read by libgomp when torch is imported. By default, waiting threads spin so long that they take time from the threads
+# they wait for, on a busy machine (measured in trainer/README.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

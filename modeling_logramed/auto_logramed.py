@@ -1,4 +1,4 @@
-"""`AutoModelForVision2Seq` for both lines of transformers: version 5 no longer has it."""
+"""`AutoModelForVision2Seq` for transformers 4.57 and 5, which no longer has it."""
 
 from transformers import AutoModelForImageTextToText
 
@@ -8,7 +8,7 @@ try:
 except ImportError:
 
     class AutoModelForVision2Seq(AutoModelForImageTextToText):
-        """`AutoModelForImageTextToText` under its former name, by which a folder's `auto_map` is read."""
+        """`AutoModelForImageTextToText` under its former name, which a folder's `auto_map` uses."""
 
 
 __all__ = ["AutoModelForVision2Seq"]

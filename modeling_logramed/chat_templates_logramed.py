@@ -3,12 +3,12 @@ The chat templates of `LoGraMedProcessor`, by name.
 
 Each takes messages whose `content` is a string or a list of `{"type": "image"}` and `{"type": "text", "text": ...}`
 parts, and writes the image placeholder for an image part. `{% generation %}` encloses what the model has to write in
-an assistant turn, the end of the turn included. Every piece of text stands inside `{{- -}}`, so that the layout of the
-templates themselves adds nothing.
+an assistant turn, including the end of the turn. All text is inside `{{- -}}`, so the layout of the templates adds
+no whitespace.
 """
 
-# A text that is missing or null is no text: `datasets` gives every part every key. A line break separates an image
-# from its neighbours; the line breaks that the data already have there are not doubled.
+# Missing and null texts are skipped: `datasets` gives every part every key. A line break separates an image from its
+# neighbours; line breaks already in the data are not doubled.
 _WRITE_CONTENT = r"""
 {%- set placeholder = image_token | default('<image>') -%}
 {%- macro write_content(content) -%}
@@ -29,7 +29,7 @@ _WRITE_CONTENT = r"""
 {%- endmacro -%}
 """
 
-# Before a language model's own template, which may know contents that are strings alone.
+# Goes before a language model's own template, which may accept only strings as contents.
 _FLATTEN_CONTENTS = r"""
 {%- set flattened = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -41,11 +41,11 @@ _FLATTEN_CONTENTS = r"""
 
 
 def with_image_parts(template: str) -> str:
-    """A language model's chat template, for messages whose contents may have parts of type image."""
+    """Extend a language model's chat template to messages whose contents may have image parts."""
     return _WRITE_CONTENT + _FLATTEN_CONTENTS + template
 
 
-# A user's and an assistant's turn of Vicuna 1.1, within the branches by role.
+# User and assistant turns of Vicuna 1.1, inside the branches by role.
 _VICUNA_TURNS = r"""{{- 'USER: ' + write_content(message['content']) + ' ' -}}
   {%- elif message['role'] == 'assistant' -%}
     {{- 'ASSISTANT:' -}}
@@ -87,8 +87,8 @@ _LLAVA_MED_OTHER_ROLES = r"""
   {%- endif -%}
 """
 
-# LLaVA-Med v1.0.0 (LLaVA v0), the text it was trained on. The tokenizer adds the token that begins a sequence, and the
-# model learns to end its turn with "###".
+# LLaVA-Med v1.0.0 (LLaVA v0), as it was trained. The tokenizer adds the beginning-of-sequence token, and the model
+# learns to end its turn with "###".
 LLAVA_MED_V0_CHAT_TEMPLATE = (
     _WRITE_CONTENT
     + _LLAVA_MED_SYSTEM
@@ -110,8 +110,8 @@ LLAVA_MED_V0_CHAT_TEMPLATE = (
 """
 )
 
-# LLaVA-Med v1.0.0, the text it was evaluated on (its conversation `simple`), which is not the text it was trained on:
-# a greeting comes first, the image stands after the question, and the model has to write "Assistant:" itself.
+# LLaVA-Med v1.0.0, as it was evaluated (its conversation `simple`), which differs from how it was trained: a greeting
+# comes first, the image follows the question, and the model has to write "Assistant:" itself.
 LLAVA_MED_V0_EVAL_CHAT_TEMPLATE = (
     _WRITE_CONTENT
     + _LLAVA_MED_SYSTEM
@@ -141,7 +141,7 @@ LLAVA_MED_V0_EVAL_CHAT_TEMPLATE = (
 """
 )
 
-# LLaVA-Med v1.5, as Mistral's instructions are written: a system text stands inside the first of them.
+# LLaVA-Med v1.5, in Mistral's instruction format: a system text goes inside the first instruction.
 LLAVA_MED_V1_5_CHAT_TEMPLATE = (
     _WRITE_CONTENT
     + r"""

@@ -9,8 +9,8 @@ DENSE_CONNECTORS = ("none", "sti", "sci", "dci")
 PROJECTOR_TYPES = ("mlp2x_gelu", "linear")
 STI_POOLING = 8  # tokens averaged into one by the `sti` connector (arXiv:2405.13800; the release's value)
 
-# Tokens before the patches in each hidden state. A tower that is not listed says nothing of it: one class token is
-# assumed, as transformers' LLaVA does.
+# Configurations do not say whether hidden states begin with a class token. Towers that are not listed are assumed to
+# have one, as in transformers' LLaVA.
 TOWERS_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model")
 
 
@@ -20,39 +20,38 @@ class LoGraMedConfig(PretrainedConfig):
 
     Args:
         vision_config (`PretrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14 at 224 pixels):
-            Any transformers vision tower that returns hidden states (CLIP, SigLIP, DINOv2, ...). Of a configuration of
-            both towers (`CLIPConfig`), the vision part is taken.
+            Any transformers vision tower that returns hidden states (CLIP, SigLIP, DINOv2, ...). From a configuration
+            with both towers (`CLIPConfig`), the vision part is used.
         text_config (`PretrainedConfig` or `dict`, *optional*, defaults to Llama 7B):
             Any transformers causal language model (Llama, Mistral, Qwen2, ...).
         image_token_index (`int`, *optional*):
             Id of the token that stands for one image feature; the last id of the vocabulary if not given. Also
             readable as `image_token_id`.
         vision_feature_layer (`int`, *optional*, defaults to -2):
-            Hidden state of the tower that is projected. Number 0 is the embedding output.
+            Which hidden state of the tower is projected; 0 is the embedding output.
         vision_feature_select_strategy (`str`, *optional*):
             `"default"` leaves out the tokens before the patches (class and register tokens), `"full"` keeps them. By
-            default `"default"` where the tower has such tokens, else `"full"`.
+            default `"default"` if the tower has such tokens, else `"full"`.
         projector_type (`str`, *optional*, defaults to `"mlp2x_gelu"`):
             `"mlp2x_gelu"` (two layers, GELU between) or `"linear"`.
         dense_connector (`str`, *optional*, defaults to `"none"`):
-            What is added of other layers (arXiv:2405.13800): `"sti"` appends two earlier hidden states, pooled by 8,
-            as tokens; `"sci"` appends them as channels; `"dci"` appends the means of the lower and the upper half of
-            the hidden states as channels. For a tower of 24 layers the hidden states are those of the research
-            release: 7 and 15 (`sti`, `sci`), 0 to 11 and 12 to 23 (`dci`); elsewhere the same shares of the depth.
+            How layers are added (arXiv:2405.13800): `"sti"` appends two earlier hidden states, pooled by 8, as
+            tokens; `"sci"` appends them as channels; `"dci"` appends the means of the lower and the upper half of
+            the hidden states as channels. For a tower of 24 layers they are the hidden states of the research
+            release: 7 and 15 (`sti`, `sci`), 0 to 11 and 12 to 23 (`dci`); for others, at the same relative depth.
         image_token_pooling (`int`, *optional*):
-            Rows, and columns, of image tokens: the patches of an image, laid out as their square, are average-pooled
-            to that many after the layers of `"sci"` and `"dci"` are joined, and before the projector. A number that
-            does not divide the square's side pools as `torch.nn.functional.adaptive_avg_pool2d` does, over regions
-            that overlap. By default each patch is a token.
+            Side of the grid of image tokens: the square grid of patches is average-pooled to this many rows and
+            columns, after `"sci"` and `"dci"` join layers and before the projector. Regions overlap if it does not
+            divide the patches per side (`torch.nn.functional.adaptive_avg_pool2d`). By default each patch is a token.
         multimodal_projector_bias (`bool`, *optional*, defaults to `True`):
             Whether the projector has biases.
         lm_head_bias (`bool`, *optional*, defaults to `False`):
-            Whether the head has biases, as that of Phi has.
+            Whether the head has biases, as in Phi.
 
     Raises:
         ValueError: If a value is not one of those named, the select strategy does not fit the tower, or
-            `image_token_pooling` is above the side of the patches' square or beside tokens that are not patches (those
-            of `"sti"` and of `"full"`).
+            `image_token_pooling` exceeds the number of patches per side or is combined with tokens that are not
+            patches (from `"sti"` or `"full"`).
 
     Example:
         >>> from logramed import LoGraMedConfig
@@ -96,14 +95,14 @@ class LoGraMedConfig(PretrainedConfig):
         self.lm_head_bias = lm_head_bias
         self.image_token_pooling = image_token_pooling
         self.refuse_bad_values()
-        # The head belongs to this model, not to the language model inside it: whether it is tied is asked here.
+        # The head belongs to this model, not to its language model, so `tie_word_embeddings` is read from here.
         kwargs["tie_word_embeddings"] = bool(
             kwargs.get("tie_word_embeddings") or getattr(self.text_config, "tie_word_embeddings", False)
         )
         super().__init__(**kwargs)
 
     def refuse_bad_values(self) -> None:
-        """Raise the `ValueError` of a new configuration if a value that was set later does not fit."""
+        """Raise `ValueError` if a value is invalid; also checks values set after `__init__`."""
         for name, allowed in (
             ("projector_type", PROJECTOR_TYPES),
             ("dense_connector", DENSE_CONNECTORS),
@@ -139,7 +138,7 @@ class LoGraMedConfig(PretrainedConfig):
             )
         if self.dense_connector == "sti":
             raise ValueError(
-                "`image_token_pooling` does not go with `dense_connector='sti'`, which adds tokens that are no "
+                "`image_token_pooling` does not go with `dense_connector='sti'`, which adds tokens that are not "
                 "patches: use 'none', 'sci' or 'dci'."
             )
         if self.vision_feature_select_strategy == "full" and self.num_prefix_tokens:
@@ -150,7 +149,7 @@ class LoGraMedConfig(PretrainedConfig):
 
     @property
     def patch_grid_size(self) -> int:
-        """Rows, and columns, of the vision tower's patches of an image."""
+        """Patches of an image per side, in the vision tower."""
         return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
@@ -167,7 +166,7 @@ class LoGraMedConfig(PretrainedConfig):
 
     @property
     def connected_layers(self) -> tuple[int, ...]:
-        """Hidden states that the dense connector adds to the selected one, in the order it takes them."""
+        """Hidden states that the dense connector adds to the selected one, in its order."""
         num_layers = self.vision_config.num_hidden_layers
         if self.dense_connector in ("sti", "sci"):
             return (max(num_layers // 3 - 1, 0), max(2 * num_layers // 3 - 1, 0))
@@ -177,12 +176,12 @@ class LoGraMedConfig(PretrainedConfig):
 
     @property
     def projector_selects_features(self) -> bool:
-        """Whether the projector, not LLaVA's own code, joins layers and leaves out the tokens before the patches."""
+        """Whether the projector, instead of LLaVA's code, joins layers and drops the tokens before the patches."""
         return bool(self.connected_layers or self.image_token_pooling) or self.num_prefix_tokens > 1
 
     @property
     def num_image_tokens(self) -> int:
-        """Image tokens that one image takes in the text."""
+        """Number of tokens per image in the text."""
         num_tokens = (self.image_token_pooling or self.patch_grid_size) ** 2
         if self.vision_feature_select_strategy == "full":
             num_tokens += self.num_prefix_tokens
@@ -198,28 +197,28 @@ class LoGraMedConfig(PretrainedConfig):
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """
-        As transformers'.
+        Same as in transformers.
 
         Raises:
-            ValueError: If the configuration is that of another model, such as a checkpoint of LLaVA's own code.
+            ValueError: If the configuration belongs to another model, such as a checkpoint of LLaVA's own code.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
-                f"This configuration is of the model type {model_type!r}, not {cls.model_type!r}. `logramed-convert` "
+                f"This configuration has the model type {model_type!r}, not {cls.model_type!r}. `logramed-convert` "
                 "converts checkpoints of LLaVA-Med, ExGra-Med and LLaVA."
             )
         return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self):
-        """As transformers', with rotary parameters under the names of both lines."""
+        """Same as in transformers, with rotary parameters under the names of both 4.57 and 5."""
         content = super().to_dict()
         for name in self.sub_configs:
             content[name] = with_former_rope_names(content[name])
         return content
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save as any configuration, with the code files and the map that let the Auto classes load the folder."""
+        """Save the configuration, the code files and the `auto_map` that lets the Auto classes load the folder."""
         self.auto_map = dict(MODEL_AUTO_MAP)
         copy_code_files(save_directory)
         super().save_pretrained(save_directory, **kwargs)
@@ -239,15 +238,16 @@ CLIP_VIT_L_14_224 = {
 
 def with_former_rope_names(config):
     """
-    A configuration as a dict whose `rope_parameters`, the name of transformers 5, are there under the names of 4.57
-    too: that line passes over `rope_parameters` and would rotate by 10000, its default, whatever the model has.
+    Copy `rope_parameters` of a configuration dict (transformers 5) to the names that 4.57 reads.
+
+    4.57 ignores `rope_parameters` and would rotate by 10000, its default, whatever the model has.
 
     Example:
         >>> with_former_rope_names({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})["rope_theta"]
         1000000.0
     """
     parameters = config.get("rope_parameters") or {}
-    if "full_attention" in parameters:  # by kind of layer, as Gemma 3 has them
+    if "full_attention" in parameters:  # per layer type, as in Gemma 3
         local = parameters.get("sliding_attention") or {}
         former = {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
         parameters = parameters["full_attention"] or {}

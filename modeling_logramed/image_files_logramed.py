@@ -1,7 +1,7 @@
 """
-The pixels of image files at their full depth, upright, whatever else a file holds.
+Read the pixels of image files at full bit depth and upright, even if other parts of a file are damaged.
 
-Pillow keeps the upper 8 of 16 bits of an image with several channels, so that 12-bit pixels come out nearly black.
+Pillow keeps the upper 8 of 16 bits of multi-channel images, so 12-bit pixels come out nearly black.
 """
 
 import io
@@ -26,16 +26,16 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Where Pillow keeps what an orientation is read from.
+# Keys of `Image.info` from which Pillow reads the orientation.
 EXIF_NAMES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-# How Pillow reads 16 bits a channel: byte order big, little, or the machine's.
+# Pillow's raw modes with 16 bits per channel: big-endian, little-endian or native byte order.
 DEEP_CHANNELS = re.compile(r"(RGB|RGBA|RGBX|LA);16([BLN])")
-# Of TIFF: bits a sample, what 0 means, and whether channels lie apart.
+# TIFF tags: bits per sample, meaning of 0, and whether channels are stored separately.
 BITS_TAG, PHOTOMETRIC_TAG, PLANAR_TAG = 258, 262, 284
 WHITE_IS_ZERO, CHANNELS_APART = 0, 2
 
 
-# Files that stand where images should and Pillow does not read: where they say what they are, and what to do.
+# Files that Pillow does not read: offset and bytes of their signature, what they are and what to do.
 EXPORT = "export its slices as PNG or TIFF, whose 16 bits are kept"
 OTHER_FILES = (
     (128, b"DICM", f"a DICOM file; {EXPORT}, after rescaling and windowing (pydicom)"),
@@ -44,7 +44,7 @@ OTHER_FILES = (
     (4, b"ftyphe", "a HEIC photograph; convert it to PNG or JPEG"),
     (4, b"ftypmif1", "a HEIF photograph; convert it to PNG or JPEG"),
     (0, b"%PDF", "a PDF; convert its pages to PNG"),
-    (0, b"version https://git-lfs", "a pointer of Git LFS in place of the image; fetch it with `git lfs pull`"),
+    (0, b"version https://git-lfs", "a Git LFS pointer instead of the image; fetch it with `git lfs pull`"),
     (0, b"<!doctype html", "a web page, perhaps of a download that failed"),
     (0, b"<html", "a web page, perhaps of a download that failed"),
 )
@@ -53,11 +53,11 @@ LONGEST_HEAD = 512
 
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     """
-    Scale whole numbers of any depth to 0..255, linearly and without clipping.
+    Scale integers of any bit depth to 0..255, linearly and without clipping.
 
     The range is 0 to the largest value of the smallest usual bit depth (8, 10, 12, 14 or 16) that holds the image:
-    12-bit pixels in a 16-bit file keep their contrast, 8-bit pixels their values, and black stays black. Values below
-    0 or above 65535 (CT in Hounsfield units) have no depth: there the image's own minimum and maximum are the range.
+    12-bit pixels in a 16-bit file keep their contrast, 8-bit pixels their values, and black stays black. If values are
+    below 0 or above 65535 (CT in Hounsfield units), the range is the image's own minimum to maximum.
 
     Example:
         >>> scale_to_8_bits(np.array([[0, 2047, 4095]], dtype=np.uint16))
@@ -70,7 +70,7 @@ def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def scale_range_to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Scale `low`..`high` to 0..255; all black where they are equal."""
+    """Scale `low`..`high` to 0..255; all black if they are equal."""
     if high <= low:
         return np.zeros(values.shape, dtype=np.uint8)
     return np.round((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.uint8)
@@ -78,10 +78,10 @@ def scale_range_to_8_bits(values: np.ndarray, low: float, high: float) -> np.nda
 
 def open_pixels(content: bytes) -> Image.Image:
     """
-    The image that the bytes of a file hold, as `read_pixels` has it.
+    Open an image from the bytes of a file (see `read_pixels`).
 
     Raises:
-        ValueError: If they are no image that Pillow reads; of some other kinds of file it says which, and what to do.
+        ValueError: If Pillow cannot read it. For some kinds of files, the message says what it is and what to do.
     """
     try:
         image = Image.open(io.BytesIO(content))
@@ -92,26 +92,26 @@ def open_pixels(content: bytes) -> Image.Image:
         for place, mark, what in OTHER_FILES:
             if head[place : place + len(mark)].lower() == mark.lower():
                 raise ValueError(f"it is {what}") from error
-        raise ValueError("it is no image of a known format" if content else "it is empty") from error
+        raise ValueError("it is not an image in a known format" if content else "it is empty") from error
     return read_pixels(image)
 
 
 def read_pixels(image: Image.Image) -> Image.Image:
     """
-    An image that Pillow has opened, with its pixels read and upright.
+    Read the pixels of an image that Pillow has opened, and turn it upright.
 
-    Channels of 16 bits are scaled by `scale_to_8_bits`, all colours alike; of TIFF, deep greyscale whose 0 is white is
-    inverted. Damaged metadata (EXIF, colour profile, what follows the pixels) costs nothing but itself: an orientation
-    that can be read is honoured, and pixels that can be read are used.
+    16-bit channels are scaled by `scale_to_8_bits`, all colours alike; deep greyscale TIFF whose 0 is white is
+    inverted. Damaged metadata (EXIF, colour profile, data after the pixels) is ignored: a readable orientation is
+    applied, and readable pixels are used.
 
     Raises:
-        ValueError: If the channels of a 16-bit TIFF lie apart, which Pillow would read wrongly.
-        Exception: What Pillow raises for pixels that cannot be read, of many types.
+        ValueError: If a 16-bit TIFF stores its channels separately, which Pillow would read wrongly.
+        Exception: Of many types, whatever Pillow raises for unreadable pixels.
     """
-    tags = dict(getattr(image, "tag_v2", {}))  # of TIFF, which Pillow turns itself
+    tags = dict(getattr(image, "tag_v2", {}))  # only in TIFF, which Pillow turns itself
     bits = tags.get(BITS_TAG) or (8,)
     if tags.get(PLANAR_TAG) == CHANNELS_APART and len(bits) > 1 and max(bits) > 8:
-        raise ValueError("its 16-bit channels lie apart (planar TIFF); save it with interleaved channels")
+        raise ValueError("its 16-bit channels are stored separately (planar TIFF); save it with interleaved channels")
     read = deep = read_deep_channels(image)
     if deep is None:
         load(image)
@@ -127,7 +127,7 @@ def read_pixels(image: Image.Image) -> Image.Image:
 
 
 def read_orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation of an image, 1 to 8; `None` where there is none that can be read."""
+    """The EXIF orientation of an image, 1 to 8, or `None` if there is none or it cannot be read."""
     try:
         return image.getexif().get(ORIENTATION_TAG)
     except Exception:  # Pillow raises a dozen types on damaged metadata
@@ -135,7 +135,7 @@ def read_orientation(image: Image.Image) -> int | None:
 
 
 def load(image: Image.Image) -> None:
-    """Read the pixels of an image; what goes wrong behind them, in the rest of the file, is passed over."""
+    """Read the pixels of an image, ignoring errors in the rest of the file after them."""
     try:
         image.load()
     except Exception as error:
@@ -147,10 +147,10 @@ def load(image: Image.Image) -> None:
 
 def read_deep_channels(image: Image.Image) -> Image.Image | None:
     """
-    RGB, RGBA or LA of 8 bits from channels of 16; `None` for any other image, or where its file is not at hand.
+    8-bit RGB, RGBA or LA from 16-bit channels; `None` for any other image, or if its file is not open.
 
-    Pillow's decoders unpack either byte of each number, as the byte order says that they are asked for: the file is
-    read for the upper ones, and with the other order for the lower ones.
+    Pillow's decoders unpack only one byte of each number, depending on the byte order: the file is read twice, in its
+    own order for the upper bytes and in the opposite order for the lower ones.
     """
     modes = {name_of_channels(tile) for tile in getattr(image, "tile", None) or ()}
     found = DEEP_CHANNELS.fullmatch(modes.pop()) if len(modes) == 1 else None
@@ -162,7 +162,7 @@ def read_deep_channels(image: Image.Image) -> Image.Image | None:
     file.seek(0)
     content = file.read()
     big = order == "B" or (order == "N" and sys.byteorder == "big")
-    if channels == "LA":  # always big-endian PNG, whose four bytes a pixel are read as four channels
+    if channels == "LA":  # always big-endian PNG; its four bytes per pixel are read as four channels
         bytes_of_pixels = read_with(content, frame, "RGBA").astype(np.uint16)
         upper, lower = bytes_of_pixels[..., 0::2], bytes_of_pixels[..., 1::2]
     else:
@@ -174,7 +174,7 @@ def read_deep_channels(image: Image.Image) -> Image.Image | None:
 
 
 def name_of_channels(tile: tuple) -> str:
-    """How Pillow unpacks the pixels of a part of a file, such as "RGB;16B"."""
+    """The raw mode with which Pillow unpacks a tile of a file, such as "RGB;16B"."""
     arguments = tile[3]
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
@@ -193,8 +193,8 @@ def read_with(content: bytes, frame: int, channels: str) -> np.ndarray:
 
 def to_8_bits(values: np.ndarray, transparent: tuple | None, has_alpha: bool) -> Image.Image:
     """
-    An image of channels of 16 bits `(height, width, num_channels)`; pixels of the colour `transparent` get an alpha of
-    0. Colours are scaled alike, by the depth that holds them; alpha by the depth that holds colours and alpha.
+    Image from 16-bit channels `(height, width, num_channels)`; pixels of the colour `transparent` get alpha 0.
+    All colours are scaled by the bit depth that holds them, alpha by the bit depth that holds colours and alpha.
     """
     colors = values[..., :-1] if has_alpha else values[..., :3]
     scaled = scale_to_8_bits(colors)

@@ -1,4 +1,4 @@
-"""From images of any kind that medical data come in to the `pixel_values` of LoGra-Med."""
+"""Convert medical images of any kind to the `pixel_values` of LoGra-Med."""
 
 import base64
 import urllib.request
@@ -23,7 +23,7 @@ DOWNLOAD_TIMEOUT_SECONDS = 30
 
 def _scale_unit_range_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
-    # Also refuses what is not a number.
+    # NaN fails this check too.
     if not (low >= -UNIT_RANGE_TOLERANCE and high <= 1 + UNIT_RANGE_TOLERANCE):
         raise ValueError(
             f"{name} holds floating point numbers from {low:g} to {high:g}, but they must lie in 0..1. Divide them by "
@@ -33,11 +33,11 @@ def _scale_unit_range_to_8_bits(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _channels_last(values: np.ndarray, name: str, data_formats: tuple[str, ...]) -> np.ndarray:
-    """`(height, width)` or `(height, width, num_channels)` of an array in the first of `data_formats` that fits."""
+    """Reshape to `(height, width)` or `(height, width, num_channels)`, by the first of `data_formats` that fits."""
     if values.ndim == 2:
         return values
     if values.ndim == 3:
-        # Four channels last: a dimension of 4 beside one of 1 or 3 is more likely a small image.
+        # 4 channels come last: next to a dimension of 1 or 3, one of 4 is more likely the side of a small image.
         for num_channels in ((1, 3), (4,)):
             for data_format in data_formats:
                 if values.shape[{"channels_first": 0, "channels_last": -1}[data_format]] in num_channels:
@@ -51,11 +51,11 @@ def _channels_last(values: np.ndarray, name: str, data_formats: tuple[str, ...])
 
 def image_from_array(values: np.ndarray | torch.Tensor, name: str, data_format: str | None = None) -> Image.Image:
     """
-    Make an 8-bit `PIL.Image.Image` of mode L, RGB or RGBA of an array.
+    Convert an array to an 8-bit `PIL.Image.Image` of mode L, RGB or RGBA.
 
-    Whole numbers are scaled by `scale_to_8_bits`, floating point numbers must lie in 0..1, and true is white. Where
-    `data_format` does not say which dimension the channels are, it is the one of size 1 or 3, then the one of size 4;
-    if both fit, the last in a NumPy array and the first in a `torch.Tensor`.
+    Integers are scaled by `scale_to_8_bits`, floating point numbers must lie in 0..1, and `True` is white. Without
+    `data_format`, the channel dimension is the one of size 1 or 3, else the one of size 4; if both ends fit, the last
+    one of a NumPy array and the first one of a `torch.Tensor`.
     """
     data_formats = ("channels_last", "channels_first")
     if isinstance(values, torch.Tensor):
@@ -70,7 +70,7 @@ def image_from_array(values: np.ndarray | torch.Tensor, name: str, data_format: 
     elif np.issubdtype(values.dtype, np.floating):
         values = _scale_unit_range_to_8_bits(values, name)
     elif np.issubdtype(values.dtype, np.integer):
-        # 8-bit images far outnumber the others and need no second look.
+        # Most images have 8 bits and need no scaling.
         values = values if values.dtype == np.uint8 else scale_to_8_bits(values)
     else:
         raise TypeError(f"{name} must hold whole or floating point numbers, got {values.dtype}.")
@@ -81,8 +81,8 @@ def convert_to_rgb(image: Image.Image, background_color: tuple[int, ...], name: 
     """
     Convert an image of any PIL mode to RGB as a viewer would show it.
 
-    Turned as its EXIF orientation says, deep pixels scaled by `scale_to_8_bits` (floating point outside 0..1 by its
-    own range), and transparent pixels replaced by `background_color`. Of several frames the current one is taken.
+    The EXIF orientation is applied, deep pixels are scaled by `scale_to_8_bits` (floating point outside 0..1 by its
+    own range), and transparent pixels become `background_color`. If there are several frames, the current one is used.
 
     Raises:
         ValueError: If its pixels cannot be read, or are not finite.
@@ -112,7 +112,7 @@ def _with_alpha(image: Image.Image) -> Image.Image:
     image = image.convert("LA") if image.mode == "La" else image
     try:
         return image.convert("RGBA")
-    except Exception:  # a transparency in the file's metadata that fits none of its pixels
+    except Exception:  # the transparency in the file's metadata does not fit its pixels
         image = image.copy()
         image.info.pop("transparency", None)
         return image.convert("RGBA")
@@ -130,7 +130,7 @@ def _read_bytes(source: str | Path) -> bytes:
 
 def _read_image(source: str | Path) -> Image.Image:
     """
-    Read an image upright from a path, an `http(s)` address or a base64 `data:` address; of several frames the first.
+    Read an upright image from a path, an `http(s)` URL or a base64 `data:` URL; only the first of several frames.
     """
     shown = str(source) if len(str(source)) <= 200 else str(source)[:197] + "..."
     try:
@@ -147,16 +147,16 @@ def load_image(source: Any, name: str = "The image", data_format: str | None = N
 
     Args:
         source (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `str` or `Path`):
-            The image, or the path or address of its file.
+            The image, or the path or URL of its file.
         name (`str`, *optional*):
-            How errors call the image; a path is named by itself.
+            Name of the image in error messages; for a path, the path itself is shown.
         data_format (`str`, *optional*):
-            `channels_first` or `channels_last`, for arrays that could be both (see `image_from_array`).
+            `channels_first` or `channels_last`, for arrays that could be either (see `image_from_array`).
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read, or the image is empty or has an impossible shape or range.
-        TypeError: If `source` is nothing of the above.
+        TypeError: If `source` has another type.
     """
     if isinstance(source, (str, Path)):
         return _read_image(source)
@@ -173,7 +173,7 @@ def load_image(source: Any, name: str = "The image", data_format: str | None = N
 
 
 def pad_to_square(image: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
-    """Center an RGB image on a square of its longer side; nothing of the image is lost."""
+    """Center an RGB image on a square as wide as its longer side; nothing is cropped."""
     side = max(image.size)
     if image.size == (side, side):
         return image
@@ -183,7 +183,7 @@ def pad_to_square(image: Image.Image, background_color: tuple[int, ...]) -> Imag
 
 
 def flatten_images(images: Any) -> list:
-    """One list of the images of an image, a batch array (four dimensions), or (nested) lists of these."""
+    """Flatten an image, a batch array (four dimensions) or (nested) lists of these into one list of images."""
     if isinstance(images, (list, tuple)):
         return [image for entry in images if entry is not None for image in flatten_images(entry)]
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
@@ -212,23 +212,23 @@ class LoGraMedImageProcessor(BaseImageProcessor):
     """
     Turn images into `pixel_values`: RGB, padded to a square, resized, rescaled, normalized. Needs no torchvision.
 
-    Takes `PIL.Image.Image`, NumPy arrays, tensors, paths, addresses, and (nested) lists of these; `convert_to_rgb` and
-    `image_from_array` say how each kind is read.
+    Takes `PIL.Image.Image`, NumPy arrays, tensors, paths, URLs, and (nested) lists of these; see `convert_to_rgb` and
+    `image_from_array` for how each kind is read.
 
     Args:
         size (`int` or `dict`, defaults to 224):
-            Side of the square that the model sees, in pixels, or `{"height": side, "width": side}`.
+            Side of the square image that the model sees, in pixels, or `{"height": side, "width": side}`.
         do_pad_to_square (`bool`, defaults to `True`):
-            Pad the shorter side with `image_mean` before resizing. Otherwise the image is distorted to a square. It is
-            never cropped: that would cut anatomy.
+            Pad the shorter side with `image_mean` before resizing. Otherwise the image is stretched to a square. It is
+            never cropped, which would cut anatomy.
         resample (`int`, defaults to `PIL.Image.Resampling.BICUBIC`):
-            Filter of the resizing.
+            Resampling filter for resizing.
         do_rescale (`bool`, defaults to `True`), rescale_factor (`float`, defaults to 1/255):
-            Multiply the pixels, 0 to 255, by this.
-        do_normalize (`bool`, defaults to `True`), image_mean, image_std (`list[float]`, default to those of CLIP):
-            Subtract the mean and divide by the standard deviation, by channel.
+            Multiply the pixel values, 0 to 255, by this factor.
+        do_normalize (`bool`, defaults to `True`), image_mean, image_std (`list[float]`, default to CLIP's):
+            Subtract the mean and divide by the standard deviation, per channel.
         do_convert_rgb (`bool`, defaults to `True`):
-            Convert images of other modes to RGB. Otherwise they are refused.
+            Convert images of other modes to RGB. Otherwise they raise `ValueError`.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -275,13 +275,13 @@ class LoGraMedImageProcessor(BaseImageProcessor):
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """
-        Prepare images for the model; arguments that are not given are those of the image processor.
+        Prepare images for the model; arguments left out default to the settings of the image processor.
 
         Args:
             images:
-                One image or (nested) lists of them; an array or tensor of four dimensions is a list of images.
+                One image or (nested) lists of them; a four-dimensional array or tensor is a list of images.
             input_data_format (`str`, *optional*):
-                `channels_first` or `channels_last`, for arrays that could be both.
+                `channels_first` or `channels_last`, for arrays that could be either.
             return_tensors (`str`, *optional*):
                 `"pt"` for a `torch.Tensor`; otherwise a NumPy array.
 
@@ -289,7 +289,7 @@ class LoGraMedImageProcessor(BaseImageProcessor):
             `BatchFeature` with `pixel_values` of shape `(num_images, 3, height, width)`, float32.
 
         Raises:
-            ValueError: If there is no image, or one is unreadable, empty, or of an impossible shape or range.
+            ValueError: If there is no image, or one is unreadable, empty, or has an impossible shape or range.
         """
         settings: dict[str, Any] = {
             "size": _square_size(self.size if size is None else size),
@@ -326,14 +326,14 @@ class LoGraMedImageProcessor(BaseImageProcessor):
         do_convert_rgb: bool,
         input_data_format: str | None,
     ) -> np.ndarray:
-        """`(3, height, width)` float32; no rescaling or no normalizing where the factor or deviation is `None`."""
-        # Rounded down, as LLaVA does. Normalized it is close to zero: no information.
+        """`(3, height, width)` float32; `rescale_factor=None` skips rescaling, `image_std=None` skips normalizing."""
+        # Rounded down, as LLaVA does. Close to zero after normalizing: carries no information.
         background_color = tuple(int(255 * mean) for mean in image_mean)
         image = load_image(image, name, input_data_format)
         if do_convert_rgb:
             image = convert_to_rgb(image, background_color, name)
         elif image.mode != "RGB":
-            raise ValueError(f"{name} must be RGB with `do_convert_rgb=False`, got the mode {image.mode}.")
+            raise ValueError(f"{name} must be RGB with `do_convert_rgb=False`, got mode {image.mode}.")
         if do_pad_to_square:
             image = pad_to_square(image, background_color)
         image = image.resize((size["width"], size["height"]), resample=resample)
@@ -345,7 +345,7 @@ class LoGraMedImageProcessor(BaseImageProcessor):
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as they are saved, with the `auto_map` that loads this class as remote code."""
+        """The settings to save, with the `auto_map` that loads this class as remote code."""
         return {**super().to_dict(), "auto_map": dict(PROCESSOR_AUTO_MAP)}
 
 

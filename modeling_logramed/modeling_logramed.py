@@ -14,13 +14,13 @@ from transformers.utils import can_return_tuple, is_torchdynamo_compiling
 from .configuration_logramed import STI_POOLING, LoGraMedConfig
 
 
-try:  # transformers 5 converts weight names by rules it keeps apart from the classes
+try:  # transformers 5 keeps the rules for renaming weights outside the classes
     from transformers.conversion_mapping import get_model_conversion_mapping
 except ImportError:  # transformers 4.57 reads the class attribute `_checkpoint_conversion_mapping`
     get_model_conversion_mapping = None
 
 
-# Weight names in files (LLaVA's, which both lines of transformers and other tools read) and in the model.
+# Weight names in files (LLaVA's, which transformers 4.57, 5 and other tools read) and in the model.
 CHECKPOINT_KEY_MAPPING = {
     "^language_model.model": "model.language_model",
     "^language_model.lm_head": "lm_head",
@@ -31,8 +31,8 @@ CHECKPOINT_KEY_MAPPING = {
 
 class LoGraMedProjector(LlavaMultiModalProjector):
     """
-    Maps vision features to the language model's size, joining the hidden states of several layers first where the
-    configuration has a dense connector, and pooling patches where it has `image_token_pooling`.
+    Projects vision features to the hidden size of the language model. First joins the hidden states of several layers
+    if there is a dense connector, and pools patches if `image_token_pooling` is set.
     """
 
     def __init__(self, config: LoGraMedConfig):
@@ -70,8 +70,8 @@ def connect_layers(selected: torch.Tensor, others: list[torch.Tensor], dense_con
     Join hidden states of a vision tower, each `(num_images, num_tokens, hidden_size)`.
 
     Returns:
-        `torch.Tensor`: for `"none"` the selected one; for `"sti"` it and the others, pooled, as further tokens; for
-        `"sci"` all as channels; for `"dci"` it and the means of both halves of the others as channels.
+        `torch.Tensor`: for `"none"` the selected one; for `"sti"` the others are pooled and appended as tokens; for
+        `"sci"` all are channels; for `"dci"` the means of both halves of the others are appended as channels.
 
     Source: arXiv:2405.13800, sections 3.1 to 3.3.
     """
@@ -87,17 +87,17 @@ def connect_layers(selected: torch.Tensor, others: list[torch.Tensor], dense_con
 
 
 def _pool_tokens(hidden_state: torch.Tensor) -> torch.Tensor:
-    """Average every `STI_POOLING` tokens; a last, incomplete group is averaged over what it has."""
+    """Average every `STI_POOLING` tokens; an incomplete last group is averaged over the tokens it has."""
     return F.avg_pool1d(hidden_state.transpose(1, 2), STI_POOLING, ceil_mode=True).transpose(1, 2)
 
 
 def pool_patches(features: torch.Tensor, grid_size: int, pooled_size: int) -> torch.Tensor:
     """
-    Average the patches of each image, rows from the top, over the regions of a coarser grid.
+    Average-pool the patches of each image, in row order from the top, to a coarser grid.
 
     Args:
-        features (`torch.Tensor` of shape `(num_images, grid_size**2, hidden_size)`): Of the patches.
-        grid_size, pooled_size (`int`): Rows, and columns, before and after. Regions overlap if one does not divide
+        features (`torch.Tensor` of shape `(num_images, grid_size**2, hidden_size)`): Patch features.
+        grid_size, pooled_size (`int`): Rows and columns before and after. Regions overlap if one does not divide
             the other.
 
     Returns:
@@ -108,7 +108,7 @@ def pool_patches(features: torch.Tensor, grid_size: int, pooled_size: int) -> to
 
 
 class LoGraMedModel(LlavaModel):
-    """LLaVA's model without the head, with the vision features that the configuration asks for."""
+    """LLaVA's model without the head, with the configured vision features."""
 
     config_class = LoGraMedConfig
     config: LoGraMedConfig
@@ -124,7 +124,7 @@ class LoGraMedModel(LlavaModel):
     @can_return_tuple
     def forward(self, input_ids: torch.Tensor | None = None, pixel_values: torch.Tensor | None = None, **kwargs):
         """
-        As LLaVA's `forward`.
+        Same as LLaVA's `forward`.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(num_images, num_channels, height, width)`, *optional*):
@@ -143,13 +143,13 @@ class LoGraMedModel(LlavaModel):
         vision_feature_select_strategy: str | None = None,
         **kwargs,
     ):
-        """As LLaVA's: the projected features of `(num_images, num_channels, height, width)` pixels."""
+        """Same as in LLaVA: projected features of `(num_images, num_channels, height, width)` pixels."""
         if self.config.projector_selects_features:
             self._refuse_another_selection("vision_feature_layer", vision_feature_layer)
             self._refuse_another_selection("vision_feature_select_strategy", vision_feature_select_strategy)
             num_states = self.config.vision_config.num_hidden_layers + 1
             vision_feature_layer = [self.config.vision_feature_layer % num_states, *self.config.connected_layers]
-            vision_feature_select_strategy = "full"  # the projector leaves out the tokens before the patches
+            vision_feature_select_strategy = "full"  # the projector drops the tokens before the patches
         return super().get_image_features(
             pixel_values,
             vision_feature_layer=vision_feature_layer,
@@ -168,17 +168,17 @@ class LoGraMedModel(LlavaModel):
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.Tensor:
         """
-        Where image features go, as LLaVA's mask.
+        Mask of the positions of image features, same as in LLaVA.
 
         Args:
-            image_features (`torch.Tensor` of shape `(num_images * num_image_tokens, hidden_size)`): Of all images.
+            image_features (`torch.Tensor` of shape `(num_images * num_image_tokens, hidden_size)`): All images.
 
         Raises:
-            ValueError: If the text has not exactly one image token for each image feature, naming both counts.
+            ValueError: If the numbers of image tokens and image features differ; the message has both.
         """
         try:
             return super().get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=image_features)
-        except ValueError:  # LLaVA has counted already; counting once more is for the message alone
+        except ValueError:  # LLaVA has checked already; count again only for the message
             if input_ids is None:
                 raise
             num_text_tokens = int((input_ids == self.config.image_token_id).sum())
@@ -190,7 +190,7 @@ class LoGraMedModel(LlavaModel):
 
     def _refuse_image_tokens_without_images(self, input_ids, pixel_values, kwargs):
         has_images = pixel_values is not None or kwargs.get("mm_encoder_outputs")
-        # A one-token step of generation holds no image, and looking would wait for the device.
+        # A one-token generation step has no image tokens, and counting them would synchronize with the device.
         if input_ids is None or input_ids.shape[1] == 1 or has_images or is_torchdynamo_compiling():
             return
         num_text_tokens = int((input_ids == self.config.image_token_id).sum())
@@ -203,10 +203,10 @@ class LoGraMedModel(LlavaModel):
 
 class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
     """
-    Answers in text to text and images.
+    Generates text from text and images.
 
-    Built on transformers' LLaVA, whose `forward` it has: with no dense connector and equal weights its logits equal
-    LLaVA's. Files are written under LLaVA's weight names and read by transformers 4.57 and 5 alike.
+    Inherits `forward` from transformers' LLaVA: with equal weights and no dense connector, its logits equal LLaVA's.
+    Files have LLaVA's weight names, and both transformers 4.57 and 5 read them.
     """
 
     _checkpoint_conversion_mapping = CHECKPOINT_KEY_MAPPING
@@ -224,11 +224,11 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """
-        As transformers' `from_pretrained`, but a weight that is missing, unknown or of another shape is an error.
+        Same as in transformers, except that a weight that is missing, unknown or of another shape raises an error.
 
         Raises:
-            ValueError: If a weight is not in the checkpoint, or one there not in the model. Graph networks, which
-                folders of earlier versions hold, are passed over.
+            ValueError: If a weight is missing in the checkpoint, or unknown to the model. Graph networks, which
+                folders of earlier versions hold, are ignored.
         """
         kwargs.setdefault("key_mapping", CHECKPOINT_KEY_MAPPING)
         model, loading_info = super().from_pretrained(
@@ -245,7 +245,7 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
         return (model, loading_info) if output_loading_info else model
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """As transformers', with the images of a prompt repeated as a whole: 4.57 repeats each by itself."""
+        """Same as in transformers, but repeats all images of a prompt together: 4.57 repeats each separately."""
         pixel_values = model_kwargs.get("pixel_values")
         if expand_size > 1 and pixel_values is not None and input_ids is not None:
             counts = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_image_tokens
@@ -258,10 +258,10 @@ class LoGraMedForConditionalGeneration(LlavaForConditionalGeneration):
         return input_ids, model_kwargs | ({} if pixel_values is None else {"pixel_values": pixel_values})
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As transformers' `save_pretrained`, under LLaVA's weight names, with the code files for the Auto classes."""
+        """Same as in transformers, with LLaVA's weight names and the code files for the Auto classes."""
         if get_model_conversion_mapping is not None:
-            # What transformers 5 undoes on saving: by default what loading did, which leaves a model that was never
-            # loaded under names that 4.57 does not read.
+            # Transformers 5 undoes these renamings on saving. By default it undoes what loading did, which gives a
+            # model that was never loaded names that 4.57 does not read.
             self._weight_conversions = get_model_conversion_mapping(self, CHECKPOINT_KEY_MAPPING, add_legacy=False)
         return super().save_pretrained(save_directory, *args, **kwargs)
 

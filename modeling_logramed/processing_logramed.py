@@ -1,4 +1,4 @@
-"""The processor of LoGra-Med: images and text in, model inputs out."""
+"""The processor of LoGra-Med: converts images and text to model inputs."""
 
 import json
 import re
@@ -29,20 +29,20 @@ IMAGE_ARGUMENTS = {
     "do_convert_rgb",
     "input_data_format",
 }
-# What `__call__` adds to its outputs when asked. Callers may ask among the tokenizer's arguments, too.
+# Optional outputs of `__call__`, by argument. Callers may also pass these among the tokenizer's arguments.
 EXTRA_OUTPUTS = {
     "return_mm_token_type_ids": "mm_token_type_ids",
     "return_text_replacement_offsets": "text_replacement_offsets",
 }
-# `return_tensors` is an argument of both; `sanitize_control_tokens` of version 5 is not supported.
+# `return_tensors` belongs to both; `sanitize_control_tokens` of version 5 is not supported.
 TEXT_ARGUMENTS = (set(TextKwargs.__annotations__) - {"sanitize_control_tokens", "return_tensors"}) | set(EXTRA_OUTPUTS)
-# Keys under which a content part of type image may bring its image.
+# Keys that may hold the image of a content part of type image.
 IMAGE_SOURCES = ("image", "url", "path", "base64")
 
 
 def _images_by_text(images: Any, placeholder_counts: list[int]) -> list:
     """
-    All images in the order of their placeholders, from a flat list or one list for each text.
+    All images in the order of their placeholders, from a flat list or one list per text.
 
     Raises:
         ValueError: If a text, or with a flat list all texts together, has more or fewer placeholders than images.
@@ -75,7 +75,7 @@ def _images_by_text(images: Any, placeholder_counts: list[int]) -> list:
 
 
 def _image_source(part: dict) -> list:
-    """The image of an image part, if it brings one."""
+    """The image of an image part, if it has one."""
     for key in IMAGE_SOURCES:
         if key in part:
             is_bare_base64 = key == "base64" and not part[key].startswith("data:")
@@ -85,10 +85,10 @@ def _image_source(part: dict) -> list:
 
 def _plain_messages(conversation: list[dict]) -> tuple[list[dict], list]:
     """
-    The messages without image data and without null values, and the images that they bring.
+    The messages without image data and null values, and the images taken out of them.
 
-    `datasets` gives each part of a content every key, null where it has none. Images given as `image_url` parts (the
-    OpenAI form) become image parts.
+    `datasets` gives each content part every key, with null for missing ones. `image_url` parts (the OpenAI format)
+    become image parts.
     """
     messages, images = [], []
     for message in conversation:
@@ -111,9 +111,9 @@ def _plain_messages(conversation: list[dict]) -> tuple[list[dict], list]:
 
 def cut_at_stop_string(text: str, stop_string: str) -> str:
     """
-    An answer up to `stop_string`, without blanks at its end.
+    Cut an answer at `stop_string` and strip trailing whitespace.
 
-    A beginning of `stop_string` at the very end is cut off as well: generation may have ended within it.
+    A partial `stop_string` at the end is cut off as well: generation may have ended within it.
 
     Example:
         >>> cut_at_stop_string("lung\\n### Human: what", "###"), cut_at_stop_string("lung\\n##", "###")
@@ -131,7 +131,7 @@ def write_shared_tokenizer_config(folder: Path, tokenizer) -> None:
     Rewrite `tokenizer_config.json` so that transformers 4.57 and 5 read the same tokenizer from the folder.
 
     Version 5 names classes and lists extra tokens in ways that 4.57 does not know, and both have classes that rebuild
-    the pre-tokenizer or the special tokens of a sequence from settings. Here `tokenizer.json` alone decides.
+    the pre-tokenizer or the special tokens of a sequence from settings. Here only `tokenizer.json` decides.
     """
     config_file, backend_file = folder / "tokenizer_config.json", folder / "tokenizer.json"
     if not backend_file.is_file():
@@ -149,12 +149,12 @@ def write_shared_tokenizer_config(folder: Path, tokenizer) -> None:
     config["model_input_names"] = list(tokenizer.model_input_names)
     config["padding_side"] = tokenizer.padding_side
     config.setdefault("clean_up_tokenization_spaces", False)
-    # 4.57 sets the pre-tokenizer's `add_prefix_space` to the one here, which is false where none is.
+    # 4.57 sets the pre-tokenizer's `add_prefix_space` to the value here, false if missing.
     pre_tokenizer = json.loads(backend_file.read_text(encoding="utf-8")).get("pre_tokenizer") or {}
     if "add_prefix_space" in pre_tokenizer:
         config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
     _write_json(config_file, config)
-    # Written by 4.57 only, and would then be a second source for what stands above.
+    # Written only by 4.57; it would repeat settings from above.
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
 
 
@@ -164,30 +164,30 @@ def _write_json(path: Path, content: dict) -> None:
 
 class LoGraMedProcessor(ProcessorMixin):
     """
-    The image processor, the tokenizer and the chat templates of LoGra-Med in one.
+    Combines the image processor, tokenizer and chat templates of LoGra-Med.
 
     Args:
         image_processor (`LoGraMedImageProcessor`):
             The image processor.
         tokenizer (`PreTrainedTokenizerBase`):
-            The tokenizer; it must know `image_token`. It is set to pad on the left, which generation needs.
+            The tokenizer, which must know `image_token`. It is set to left padding, which generation needs.
         num_image_tokens (`int`, *optional*):
-            Number of tokens that the model makes of an image (`num_image_tokens` of its config). Needed for images.
+            Number of tokens per image (`num_image_tokens` of the model's config). Required for images.
         image_token (`str`, defaults to `"<image>"`):
-            The placeholder of an image in a text, and the token that is repeated for it.
+            Placeholder of an image in a text, and the token that is repeated for it.
         chat_template (`str` or `dict[str, str]`, *optional*):
-            A chat template or several by name; by default `CHAT_TEMPLATES`, whose names can always be used:
+            A chat template, or several by name; by default `CHAT_TEMPLATES`, whose names always work:
             `default`, `llava_med_v0` (as LLaVA-Med v1.0.0 was trained), `llava_med_v0_eval` (as it was evaluated),
             `llava_med_v1_5` and `llava_v1` (LLaVA v1 and v1.5).
         image_start_token, image_end_token (`str`, *optional*):
-            Tokens written before and after the tokens of an image, as LLaVA-Med v1.0.0 does.
+            Tokens written before and after those of an image, as in LLaVA-Med v1.0.0.
         stop_string (`str`, *optional*):
             Text with which the model ends its turns, if it was trained to write one instead of an end token: "###" for
-            LLaVA-Med v1.0.0. `post_process_image_text_to_text` cuts answers there. To end generation there, pass
+            LLaVA-Med v1.0.0. `post_process_image_text_to_text` cuts answers there. To stop generation there, pass
             `stop_strings=processor.stop_string, tokenizer=processor.tokenizer` to `generate`.
     """
 
-    # transformers 4.57 reads these three; 5 goes by the arguments of `__init__` and warns about them.
+    # transformers 4.57 reads these three; 5 uses the arguments of `__init__` and warns about them.
     if not hasattr(ProcessorMixin, "get_attributes"):
         attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
@@ -221,7 +221,7 @@ class LoGraMedProcessor(ProcessorMixin):
         self.image_start_token = image_start_token
         self.image_end_token = image_end_token
         self.stop_string = stop_string
-        # No language model here knows token types, and `generate` refuses what `forward` does not take.
+        # No language model here uses token types, and `generate` raises an error for what `forward` does not take.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         tokenizer.padding_side = "left"
         if chat_template is None or chat_template == CHAT_TEMPLATES["default"]:
@@ -230,23 +230,23 @@ class LoGraMedProcessor(ProcessorMixin):
 
     def __call__(self, images=None, text=None, **kwargs) -> BatchFeature:
         """
-        Prepare texts and the images for their placeholders.
+        Prepare texts, and images for the placeholders in them.
 
         Args:
             images (*optional*):
-                One image, a list of images in the order of the placeholders, or one list of images for each text.
+                One image, a list of images in the order of the placeholders, or one list of images per text.
             text (`str` or `list[str]`, *optional*):
-                Texts, in which each `image_token` is a placeholder of one image.
+                Texts, in which each `image_token` stands for one image.
             return_mm_token_type_ids (`bool`, *optional*):
-                Add `mm_token_type_ids`, of the shape of `input_ids`: 1 for an image token, 0 for any other. Start and
-                end tokens of an image are 0: like Gemma 3's (InternVL counts them), they hold no image features, so
-                that the ones of an image are the `num_image_tokens` that servers are told of.
+                Add `mm_token_type_ids` with the shape of `input_ids`: 1 for image tokens, 0 for others. Start and end
+                tokens of an image are 0, as in Gemma 3 (InternVL counts them): they hold no image features, so the
+                number of ones per image is the `num_image_tokens` reported to servers.
             return_text_replacement_offsets (`bool`, *optional*):
-                Add `text_replacement_offsets`, for each text the places of its placeholders before and after they
-                are replaced, with what replaces them, as transformers' own processors do from 5.15 on.
+                Add `text_replacement_offsets`: for each text, the positions of its placeholders before and after
+                replacement, and what replaces them, as transformers' own processors do from 5.15 on.
             kwargs:
                 Arguments of the image processor and the tokenizer, together or as `images_kwargs` and `text_kwargs`.
-                Special tokens are not added to texts that begin with the token that begins a sequence.
+                Special tokens are not added if the texts start with the beginning-of-sequence token.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, each
@@ -254,7 +254,7 @@ class LoGraMedProcessor(ProcessorMixin):
             if there are images.
 
         Raises:
-            ValueError: If there are more or fewer placeholders than images, or truncation would cut an image.
+            ValueError: If the numbers of placeholders and images differ, or truncation would cut an image.
         """
         image_kwargs, text_kwargs, return_tensors = self._sort_arguments(kwargs)
         if text is None:
@@ -279,7 +279,7 @@ class LoGraMedProcessor(ProcessorMixin):
         return features
 
     def _find_replacements(self, text: str) -> list[dict[str, Any]]:
-        """Each placeholder in `text` and what replaces it, with their starts and ends before and after expansion."""
+        """Each placeholder in `text` and its replacement, with start and end before and after expansion."""
         replacement = self._expand(self.image_token) if self.image_token in text else ""
         found, gain = [], 0
         for match in re.finditer(re.escape(self.image_token), text):
@@ -297,10 +297,10 @@ class LoGraMedProcessor(ProcessorMixin):
         return found
 
     def _sort_arguments(self, kwargs: dict[str, Any]) -> tuple[dict, dict, str | None]:
-        """The arguments of the image processor, those of the tokenizer, and `return_tensors`."""
+        """Split into arguments of the image processor, arguments of the tokenizer, and `return_tensors`."""
         common = {key: value for key, value in kwargs.items() if not key.endswith("_kwargs")}
         common.update(kwargs.get("common_kwargs") or {})
-        # Arguments of every processor in transformers, which callers pass on even where there is nothing in them.
+        # All processors in transformers have these arguments, and callers pass them even if empty.
         for name in ("videos", "audio"):
             if common.pop(name, None) is not None:
                 raise ValueError(f"`LoGraMedProcessor` takes images and text, not `{name}`.")
@@ -308,7 +308,7 @@ class LoGraMedProcessor(ProcessorMixin):
         image_kwargs = {key: common.pop(key) for key in IMAGE_ARGUMENTS & common.keys()}
         text_kwargs = {key: common.pop(key) for key in TEXT_ARGUMENTS & common.keys()}
         if common:
-            # No error: pipelines of 4.57 pass on whatever they are given.
+            # Not an error: pipelines of 4.57 pass on all their arguments.
             logger.warning_once(f"`LoGraMedProcessor` ignores {', '.join(sorted(common))}: it has no such arguments.")
         image_kwargs.update(kwargs.get("images_kwargs") or {})
         text_kwargs.update(kwargs.get("text_kwargs") or {})
@@ -321,14 +321,14 @@ class LoGraMedProcessor(ProcessorMixin):
         if self.image_token not in text:
             return text
         if not self.num_image_tokens:
-            raise ValueError("Images need `num_image_tokens`: give the processor that of the model's config.")
+            raise ValueError("Images need `num_image_tokens`: give the processor the value of the model's config.")
         image_tokens = self.image_token * self.num_image_tokens
         return text.replace(
             self.image_token, (self.image_start_token or "") + image_tokens + (self.image_end_token or "")
         )
 
     def _tokenize(self, texts: list[str], text_kwargs: dict[str, Any]) -> dict[str, list]:
-        """Expand and tokenize texts; lists. Refuses to lose an image token."""
+        """Expand and tokenize texts into lists. Raises `ValueError` if an image token would be lost."""
         expanded = [self._expand(text) for text in texts]
         bos_token = self.tokenizer.bos_token
         if bos_token and all(text.startswith(bos_token) for text in texts):
@@ -342,7 +342,7 @@ class LoGraMedProcessor(ProcessorMixin):
         return inputs
 
     def _lost_image_tokens(self, index: int, text: str, expected: int, found: int, text_kwargs: dict[str, Any]) -> str:
-        """Why the tokenizer gave `found` image tokens for a text that has `expected`."""
+        """Error message for a text that has `expected` image tokens of which the tokenizer returned `found`."""
         add_special_tokens = text_kwargs.get("add_special_tokens", True)
         token_ids = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         if token_ids.count(self.image_token_id) != expected:
@@ -377,19 +377,19 @@ class LoGraMedProcessor(ProcessorMixin):
         **kwargs,
     ):
         """
-        Write conversations as text, or with `tokenize=True` as model inputs, their images included.
+        Convert conversations to text, or with `tokenize=True` to model inputs with their images.
 
-        Alike on transformers 4.57 and 5, whose own methods differ in what they take and in the assistant mask.
+        Works the same on transformers 4.57 and 5, whose own methods differ in arguments and the assistant mask.
 
         Args:
             conversation (`list[dict]` or `list[list[dict]]`):
                 Messages, or a batch of them, with `role` and `content`: a string or a list of parts
-                `{"type": "text", "text": ...}` and `{"type": "image", ...}`. An image part may bring its image as
+                `{"type": "text", "text": ...}` and `{"type": "image", ...}`. An image part may hold its image as
                 `image`, `path`, `url` or `base64`.
             chat_template (`str`, *optional*):
-                The name of a template of this processor or of `CHAT_TEMPLATES`, or a template.
+                Name of a template of this processor or of `CHAT_TEMPLATES`, or the template itself.
             add_generation_prompt (`bool`, *optional*):
-                End with what comes before an answer.
+                End with the beginning of an assistant turn.
             continue_final_message (`bool`, *optional*):
                 Leave the last message open.
             return_assistant_tokens_mask (`bool`, *optional*):
@@ -397,9 +397,9 @@ class LoGraMedProcessor(ProcessorMixin):
             tokenize, return_dict (`bool`, *optional*):
                 Return `input_ids`, and with `return_dict` all model inputs, instead of text.
             images (*optional*):
-                The images of image parts that bring none, as for `__call__`.
+                The images, as for `__call__`, if the image parts do not hold them.
             processor_kwargs (`dict`, *optional*), kwargs:
-                Arguments of `__call__`. What it does not know are variables for the template.
+                Arguments of `__call__`. Unknown ones become variables of the template.
 
         Returns:
             `str` or `list[str]`; `BatchFeature` with `return_dict`; `input_ids` with `tokenize` only.
@@ -439,14 +439,14 @@ class LoGraMedProcessor(ProcessorMixin):
         elif any(entry for _, entry in plain):
             raise ValueError("Give the images in the messages or as `images`, not both.")
         if "bos_token" in template:
-            # Such a template writes whole sequences.
+            # The template writes the special tokens itself.
             call_kwargs.setdefault("add_special_tokens", False)
         spans = generation_spans if return_assistant_tokens_mask else None
         inputs = self._process_prompts(prompts, images, spans, call_kwargs)
         return inputs if return_dict else inputs["input_ids"]
 
     def _resolve_template(self, chat_template: str | None) -> str | None:
-        """The template of a name, or the text itself."""
+        """The template with this name, or the text itself."""
         own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         templates = {**CHAT_TEMPLATES, **own}
         return templates.get(chat_template or "default", chat_template)
@@ -454,11 +454,11 @@ class LoGraMedProcessor(ProcessorMixin):
     def _process_prompts(
         self, prompts: list[str], images: Any, generation_spans: list | None, call_kwargs: dict[str, Any]
     ) -> BatchFeature:
-        """Call the processor; with `generation_spans`, positions in the prompts, add `assistant_masks`."""
+        """Call the processor; with `generation_spans` (positions in the prompts), add `assistant_masks`."""
         if generation_spans is None:
             return self(images=images, text=prompts, **call_kwargs)
         _, text_kwargs, return_tensors = self._sort_arguments(call_kwargs)
-        # Tensors last: the mask is made of lists.
+        # Convert to tensors last: the mask is built from lists.
         call_kwargs = {key: value for key, value in call_kwargs.items() if key != "return_tensors"}
         inputs = self(images=images, text=prompts, **{**call_kwargs, "return_offsets_mapping": True})
         inputs["assistant_masks"] = [
@@ -474,7 +474,7 @@ class LoGraMedProcessor(ProcessorMixin):
         return inputs
 
     def _assistant_mask(self, prompt: str, spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[int]:
-        """1 for each token that overlaps one of the spans, which are positions in the prompt before expansion."""
+        """1 for each token that overlaps a span; spans are positions in the prompt before expansion."""
         mask = [0] * len(offsets)
         for start, end in spans:
             start, end = len(self._expand(prompt[:start])), len(self._expand(prompt[:end]))
@@ -493,11 +493,11 @@ class LoGraMedProcessor(ProcessorMixin):
         return [self.cut_answer(text) for text in texts]
 
     def cut_answer(self, text: str) -> str:
-        """A decoded answer up to the stop string (see `cut_at_stop_string`); without one, `text` as it is."""
+        """Cut a decoded answer at the stop string, if there is one (see `cut_at_stop_string`)."""
         return text if self.stop_string is None else cut_at_stop_string(text, self.stop_string)
 
     def _get_num_multimodal_tokens(self, image_sizes: list | None = None, **kwargs) -> MultiModalData:
-        """How many tokens and patches images of these sizes make: the same for every size."""
+        """Numbers of tokens and patches of images of these sizes: the same for every size."""
         if image_sizes is None:
             return MultiModalData()
         return MultiModalData(
@@ -505,8 +505,8 @@ class LoGraMedProcessor(ProcessorMixin):
         )
 
     def to_dict(self, legacy_serialization: bool = True) -> dict[str, Any]:
-        """What `processor_config.json` holds; the image processor, tokenizer and templates have files of their own."""
-        # Not written where there is none, so that a folder of before keeps its bytes, and evaluation its fingerprint.
+        """Content of `processor_config.json`; the image processor, tokenizer and templates have their own files."""
+        # Left out if unset, so that older folders keep their bytes, and with them their evaluation fingerprint.
         stop_string = {} if self.stop_string is None else {"stop_string": self.stop_string}
         return {
             "processor_class": type(self).__name__,
@@ -520,11 +520,11 @@ class LoGraMedProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
         """
-        Save all that the Auto classes of transformers 4.57 and 5 need to load the processor, the code included.
+        Save everything that the Auto classes of transformers 4.57 and 5 need to load the processor, including code.
 
         Args:
             save_directory (`str` or `Path`):
-                Folder to save to; made if need be.
+                Folder to save to, created if needed.
             push_to_hub (`bool`, *optional*):
                 Also upload the files to the Hub repository `repo_id` (by default the folder's name), with `token`,
                 `private`, `revision`, `create_pr` and `commit_message` as given.
@@ -536,11 +536,11 @@ class LoGraMedProcessor(ProcessorMixin):
         folder.mkdir(parents=True, exist_ok=True)
         before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
         copy_code_files(folder)
-        # It writes the template files on both lines, and must not overwrite ours with others.
+        # The tokenizer writes the template files in 4.57 and 5, and must not overwrite ours.
         self.tokenizer.chat_template = self._templates_to_save()
         self.tokenizer._set_processor_class(type(self).__name__)
         if self.tokenizer.is_fast:
-            # Padding and truncation of the last call would be saved with the tokenizer, as its defaults.
+            # Otherwise padding and truncation of the last call would be saved as defaults of the tokenizer.
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.backend_tokenizer.no_truncation()
         self.tokenizer.save_pretrained(str(folder))
@@ -556,8 +556,8 @@ class LoGraMedProcessor(ProcessorMixin):
 
     def _templates_to_save(self) -> str | dict[str, str]:
         """
-        The templates that the code has not: 4.57 cannot load a repository of the Hub with a folder of further ones,
-        whose names it gives their ending twice.
+        The templates that are not in the code: 4.57 cannot load a Hub repository with a folder of additional ones, as
+        it appends the extension of their names twice.
         """
         if not isinstance(self.chat_template, dict):
             return self.chat_template

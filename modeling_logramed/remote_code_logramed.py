@@ -1,11 +1,11 @@
-"""What a saved folder needs so that the Auto classes load it where `logramed` is not installed."""
+"""What a saved folder needs for the Auto classes to load it without `logramed` installed."""
 
 import shutil
 from pathlib import Path
 
 
-# `register_for_auto_class` keeps one Auto class for each of ours; a LoGra-Med folder serves several, so the whole map
-# is written here once.
+# `register_for_auto_class` allows only one Auto class per class; a LoGra-Med folder needs several, so the whole map is
+# written here.
 MODEL_AUTO_MAP = {
     "AutoConfig": "configuration_logramed.LoGraMedConfig",
     "AutoModel": "modeling_logramed.LoGraMedForConditionalGeneration",
@@ -19,7 +19,7 @@ PROCESSOR_AUTO_MAP = {
 
 
 def copy_code_files(save_directory) -> None:
-    """Copy this package's `*_logramed.py` files to the folder `save_directory`, made if it is not there."""
+    """Copy this package's `*_logramed.py` files to the folder `save_directory`, created if needed."""
     save_directory = Path(save_directory)
     save_directory.mkdir(parents=True, exist_ok=True)
     for source in sorted(Path(__file__).parent.glob("*_logramed.py")):

@@ -1,1 +1,1 @@
-"""Whether the image regions that a model weighs for a question are those of the thing that the question names."""
+"""Measures whether the image regions to which a model gives weight are those that the question names."""

@@ -1,4 +1,4 @@
-"""Boxes of an image, and the cells of the grid of image tokens that they cover, padding and cropping undone."""
+"""Boxes of an image, and the cells that they cover in the grid of image tokens, with padding and cropping undone."""
 
 import json
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-# Shares of four decimals may add up to a little more than the whole side.
+# Rounded to four decimals, position and size may add up to slightly more than 1.
 ROUNDING = 1e-3
 
 
 class Box(NamedTuple):
-    """A rectangle from the upper left corner, in shares of the image's sides, and what is in it."""
+    """A labelled rectangle: upper left corner and size, as fractions of the image's sides."""
 
     label: str
     x: float
@@ -24,8 +24,8 @@ class Box(NamedTuple):
 
 class Window(NamedTuple):
     """
-    The rectangle of an image that the grid of tokens covers, in shares of the image's sides. It reaches beyond the
-    image (`left` below 0, `width` above 1) where that was padded, and less far where it was cropped.
+    The rectangle of an image that the token grid covers, as fractions of the image's sides. It is larger than the
+    image if that was padded (`left` below 0, `width` above 1), and smaller if it was cropped.
     """
 
     left: float
@@ -39,8 +39,8 @@ WHOLE_IMAGE = Window(0.0, 0.0, 1.0, 1.0)
 
 def read_box_file(path: Path) -> dict[str, list[Box]]:
     """
-    The boxes in a JSON file `{"image": [["Liver", x, y, width, height], ...]}`, by image. Raises `FileNotFoundError`,
-    or `ValueError` with image and number if a box is not of this form, empty, or reaches out of its image.
+    Read boxes by image from a JSON file `{"image": [["Liver", x, y, width, height], ...]}`. Raises
+    `FileNotFoundError`, or `ValueError` with image and number if a box is malformed, empty, or leaves its image.
     """
     if not path.is_file():
         raise FileNotFoundError(f"`grounding` needs the boxes of the images, but there is no {path}.")
@@ -64,7 +64,7 @@ def _read_box(entry: Any, where: str) -> Box:
     is_inside = min(x, y) >= -ROUNDING and max(x + width, y + height) <= 1 + ROUNDING
     if not (is_inside and width > 0 and height > 0):
         raise ValueError(
-            f"{where}: expected a box within the image, in shares of its sides from 0 to 1, got x {x:g}, y {y:g}, "
+            f"{where}: expected a box within the image, in fractions of its sides from 0 to 1, got x {x:g}, y {y:g}, "
             f"width {width:g} and height {height:g}."
         )
     return Box(label, x, y, width, height)
@@ -72,8 +72,8 @@ def _read_box(entry: Any, where: str) -> Box:
 
 def find_window(image_size: tuple[int, int], image_processor: Any) -> Window:
     """
-    What of an image of `(width, height)` pixels the model sees after an image processor's padding or cropping. Raises
-    `ValueError` if that neither pads to a square, nor crops its middle, nor stretches to a fixed size.
+    The part of an image of `(width, height)` pixels that the model sees after padding or cropping. Raises `ValueError`
+    if the image processor neither pads to a square, nor crops the center, nor stretches to a fixed size.
 
     Example:
         >>> from logramed.image_processing_logramed import LoGraMedImageProcessor
@@ -101,10 +101,10 @@ def find_window(image_size: tuple[int, int], image_processor: Any) -> Window:
 @dataclass(frozen=True)
 class Cells:
     """
-    The cells of a grid of image tokens, arrays `(num_rows, num_columns)`: the shares of each cell's area that lie
-    `inside` the boxes, and that are `visible`, not padding; which are positive (their middle lies in a box, or a box's
-    middle in them, so that a box smaller than a cell has one too); and which are candidates (half of them lies in the
-    image, or they are positive).
+    Cells of a grid of image tokens, as arrays `(num_rows, num_columns)`: the fraction of each cell's area `inside` the
+    boxes, and the `visible` fraction that is not padding; which cells are positive (the center of the cell lies in a
+    box, or the center of a box in the cell, so that small boxes have one too); and which are candidates (at least half
+    in the image, or positive).
     """
 
     inside: np.ndarray
@@ -115,7 +115,7 @@ class Cells:
 
 def lay_on_grid(boxes: list[Box], grid: tuple[int, int], window: Window = WHOLE_IMAGE) -> Cells:
     """
-    Lay boxes (their union, where they overlap) on the `(rows, columns)` of an image's tokens, equal cells of `window`.
+    Map the union of boxes to the `(rows, columns)` grid of image tokens, which divides `window` into equal cells.
 
     Example:
         >>> cells = lay_on_grid([Box("Liver", 0.0, 0.0, 0.5, 1.0)], (2, 2))
@@ -152,9 +152,9 @@ def _is_within(y: np.ndarray, x: np.ndarray, edges: list[list[float]]) -> np.nda
 
 def _covered_shares(edges: list[list[float]], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """
-    The share of each cell that the union of rectangles covers, exactly.
+    The exact fraction of each cell that the union of rectangles covers.
 
-    All edges together cut the window into small rectangles that lie either in a box or in none, and in one cell.
+    All edges together cut the window into small rectangles, each in one cell and either inside or outside the boxes.
     """
     found = np.array(edges)
     ys, xs = (

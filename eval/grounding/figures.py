@@ -1,4 +1,4 @@
-"""The figures of maps over questions, with intervals and differences by image, overall and by thing."""
+"""Summarize the figures of maps, overall and per named thing, with intervals and differences (images resampled)."""
 
 from collections.abc import Sequence
 
@@ -8,19 +8,19 @@ from logramed.eval.comparison.paired_tests import paired_bootstrap
 from logramed.eval.grounding.pointing import METRICS
 
 
-MIN_QUESTIONS = 20  # of a group with figures of its own
+MIN_QUESTIONS = 20  # for a group to have its own figures
 CENTER, RANDOM, BLANK_ENDING = "center", "random", ", blank image"
 
 
 def summarize(items: Sequence[dict], num_resamples: int = 10_000, min_questions: int = MIN_QUESTIONS) -> dict:
     """
-    The figures of all questions, and of each thing that many of them name, by items with `group`, `image_id` and
-    `scores`, the figures of each map and baseline by name.
+    Figures of all questions, and of each thing that many of them name. Items have `group`, `image_id` and `scores`:
+    the figures of each map and baseline, by name.
 
-    Returns `overall` and `groups` (by group, the largest first), each with `num_questions`, `num_images` and `maps`:
-    by map, baselines among them, and figure `value` and `interval` (95%, images drawn) and, for maps of the model,
-    `differences` from each baseline with `value`, `interval` and `p_value`; and `small_groups`, the number of
-    questions of each group with fewer than `min_questions`.
+    Returns `overall` and `groups` (by group, largest first), each with `num_questions`, `num_images` and `maps`: for
+    each map or baseline and figure, `value` and `interval` (95%, images resampled); for maps of the model also
+    `differences` from each baseline with `value`, `interval` and `p_value`. `small_groups` has the number of questions
+    of each group with fewer than `min_questions`.
     """
     by_group: dict[str, list[dict]] = {}
     for item in items:
@@ -38,7 +38,7 @@ def summarize(items: Sequence[dict], num_resamples: int = 10_000, min_questions:
 
 
 def summarize_items(items: Sequence[dict], num_resamples: int) -> dict:
-    """The figures of these questions (see `summarize`)."""
+    """Figures of `items` (see `summarize`)."""
     images = [item["image_id"] for item in items]
     maps = {}
     for name in items[0]["scores"]:
@@ -48,7 +48,7 @@ def summarize_items(items: Sequence[dict], num_resamples: int) -> dict:
             if np.isnan(own).all():
                 continue
             figure = describe_mean(own, images, num_resamples)
-            figure.pop("p_value")  # that a figure is 0 is no hypothesis
+            figure.pop("p_value")  # testing a figure against 0 is meaningless
             others = baselines_of(name, items[0]["scores"])
             if others:
                 figure["differences"] = {
@@ -61,7 +61,7 @@ def summarize_items(items: Sequence[dict], num_resamples: int) -> dict:
 
 def baselines_of(name: str, names: Sequence[str]) -> list[str]:
     """
-    What a map is compared with: none for baselines, the model's maps of blank images among them.
+    The baselines to compare a map with; none if it is a baseline itself, such as a map of blank images.
 
     Example:
         >>> baselines_of("attention", ["attention", "attention, blank image", "center", "random"])
@@ -79,7 +79,7 @@ def _column(items: Sequence[dict], name: str, metric: str) -> np.ndarray:
 
 
 def describe_mean(values: np.ndarray, images: Sequence[str], num_resamples: int) -> dict:
-    """The mean of the values that are not NaN, its interval and p-value with images drawn, and their number."""
+    """Mean and number of the values that are not NaN, with interval and p-value (images resampled)."""
     has_value = ~np.isnan(values)
     drawn = [image for image, has in zip(images, has_value, strict=True) if has]
     test = paired_bootstrap([values[has_value]], num_resamples, clusters=[drawn])

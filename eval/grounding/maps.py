@@ -1,4 +1,4 @@
-"""The maps of a model: how it weighs the regions of an image for a question."""
+"""Maps of a model: the weights that it gives to the regions of an image for a question."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +20,13 @@ from logramed.eval.prompts import (
 from logramed.eval.question_images import IMAGE_PLACEHOLDER, list_images
 
 
-# The kinds of maps, and what they say in words.
+# The kinds of maps, with descriptions.
 KINDS = {
-    "answer_state": "image regions weighed by the state from which the answer is decoded",
-    "question": "image regions weighed by the question, read by itself",
-    "attention": "attention of the answer's place to the image",
+    "answer_state": "image regions weighted by the state from which the answer is decoded",
+    "question": "image regions weighted by the question, encoded on its own",
+    "attention": "attention from the answer's position to the image",
 }
-# Attention is averaged over heads and over this share of the layers, the last ones.
+# Attention is averaged over heads and over the last layers, this fraction of all.
 SHARE_OF_LAYERS = 0.5
 
 
@@ -40,15 +40,15 @@ def read_maps(
     progress: bool = True,
 ) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
     """
-    How a model weighs the regions of each question's image, at the place from which it would begin to answer.
+    The weights of the regions of each question's image, at the position where the model would begin to answer.
 
-    `answer_state` is what alignment with answer states weighs regions by (`alignment_regions`), and alignment of turns
-    with a text encoder; `question` what alignment of turns and spans does without one: both are cosines with the
-    projected image, over a temperature (see `weigh_by_cosine`), and both can be had of a model that was trained
-    otherwise. `attention` is the mean over heads and the last half of the layers.
+    `answer_state` has the weights of alignment with answer states (`alignment_regions`), and of alignment of turns
+    with a text encoder; `question` those of alignment of turns and spans without one. Both are cosines with the
+    projected image over a temperature (see `weigh_by_cosine`), and exist for any model, however it was trained.
+    `attention` is the mean over heads and the last half of the layers.
 
-    The model is a LoGra-Med or LLaVA, whose image tokens must be a square grid (else `ValueError`); adapters may be on
-    it. A question of several images is read alone: attention takes memory as its square of the tokens.
+    The model is a LoGra-Med or LLaVA, with or without adapters; raises `ValueError` unless its image tokens are a
+    square grid. A question with several images is a batch of its own: memory of attention is quadratic in tokens.
 
     Yields each question row and, for each of `KINDS`, the weights `(num_images, num_rows, num_columns)`, float64,
     which sum to 1 over all images of the question.
@@ -69,13 +69,13 @@ def read_maps(
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, with its adapters in it."""
+    """The model without its PEFT wrapper; adapters stay active."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def find_grid(config: Any) -> tuple[int, int]:
     """
-    Rows (and columns) of a model's image tokens, and how many tokens of an image stand before them. Raises
+    Number of rows (and columns) of a model's image tokens, and number of tokens of an image before them. Raises
     `ValueError` if they are not a square grid.
     """
     vision = getattr(config, "vision_config", None)
@@ -91,19 +91,19 @@ def find_grid(config: Any) -> tuple[int, int]:
 
 
 def cut_grids(weights: torch.Tensor, side: int, first: int, num_images: int) -> np.ndarray:
-    """The weights of the patches `(num_images, side, side)`, summing to 1, of those of all tokens of the images."""
+    """From the weights of all tokens of the images, those of patches `(num_images, side, side)`, summing to 1."""
     of_images = weights.unflatten(0, (num_images, -1))
     patches = of_images[:, first : first + side**2]
     if patches.shape[1] < side**2:
         made = of_images.shape[1]
-        raise ValueError(f"`grounding` expected {side}² tokens of an image, but the model made {made} of it.")
+        raise ValueError(f"`grounding` expected {side}² tokens per image, but the model made {made}.")
     values = patches.double().cpu().numpy().reshape(num_images, side, side)
     return values / values.sum()
 
 
 @contextmanager
 def eager_attention(model: torch.nn.Module) -> Iterator[None]:
-    """The language model computes attention in the way that gives its weights; afterwards as before."""
+    """Switches the language model to eager attention, which returns weights, and back afterwards."""
     decoder = model.model.language_model
     former = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")
@@ -117,8 +117,8 @@ def weigh_regions(
     model: torch.nn.Module, processor: Any, batch: Sequence[dict], blank_images: bool = False
 ) -> dict[str, torch.Tensor]:
     """
-    The weights of all tokens of each question's images, `(batch_size, num_image_tokens)`, by kind of map; all
-    questions have equally many images.
+    Weights of all image tokens of each question, `(batch_size, num_image_tokens)`, by kind of map. All questions must
+    have the same number of images.
     """
     prompts = [build_answer_context(processor, question)[0] for question in batch]
     images = load_question_images(batch, processor, blank_images)
@@ -126,7 +126,7 @@ def weigh_regions(
         inputs = encode_prompts(processor, prompts, images).to(model.device, model.dtype)
     image_outputs = model.model.get_image_features(pixel_values=inputs.pop("pixel_values"))
     regions = torch.stack(list(image_outputs.pooler_output)).unflatten(0, (len(batch), -1)).flatten(1, 2)
-    # Other inputs of an image, such as its size, are those of families without such a grid.
+    # Only families without such a grid have other image inputs, such as sizes.
     outputs = model.model(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -148,7 +148,7 @@ def weigh_regions(
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """
-    The place of each token among those that its row attends to, from 0, as `generate` counts them.
+    Position of each token among the attended tokens of its row, from 0, as `generate` counts them.
 
     Example:
         >>> positions(torch.tensor([[0, 1, 1, 0, 1]]))
@@ -159,9 +159,9 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 def read_attention(attentions: Sequence[torch.Tensor], is_image: torch.Tensor) -> torch.Tensor:
     """
-    Attention of the last token to the image tokens (`is_image`, as many in each row), averaged over heads and the last
-    layers: `(batch_size, num_image_tokens)`, float32, of `(batch_size, num_heads, sequence_length, sequence_length)`
-    for each layer.
+    Attention of the last token to the image tokens (`is_image`, the same number per row), averaged over heads and the
+    last layers: `(batch_size, num_image_tokens)`, float32. `attentions` has one tensor `(batch_size, num_heads,
+    sequence_length, sequence_length)` per layer.
     """
     num_layers = -int(-len(attentions) * SHARE_OF_LAYERS // 1)
     mean = torch.stack([layer[:, :, -1].float().mean(dim=1) for layer in attentions[-num_layers:]]).mean(dim=0)
@@ -170,8 +170,8 @@ def read_attention(attentions: Sequence[torch.Tensor], is_image: torch.Tensor) -
 
 def encode_questions(model: torch.nn.Module, processor: Any, questions: Sequence[str]) -> torch.Tensor:
     """
-    The mean of the last hidden states of each question's own tokens, read without image or template, as alignment
-    encodes the texts of nodes: `(num_questions, hidden_size)`.
+    Mean of the last hidden states of each question's tokens, without image or template, as alignment encodes the
+    texts of nodes: `(num_questions, hidden_size)`.
     """
     tokenizer = get_tokenizer(processor)
     encoded = [tokenizer(question, return_special_tokens_mask=True) for question in questions]

@@ -1,4 +1,4 @@
-"""Which regions of its image, or of its several images, a question is matched to, drawn."""
+"""Draw which regions of its image or images a question is matched to."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,21 +17,21 @@ from logramed.eval.question_images import IMAGE_PLACEHOLDER, list_images
 
 
 FILE, PICTURE = "matched_images.json", MATCHED_PICTURE
-MAP = "answer_state"  # of the maps the one that alignment with answer states weighs regions by
-# Those that a single image is shown with: with the other one, alignment of turns with the model's own text features.
-MAPS = {MAP: "by the state before the answer", "question": "by the question, read by itself"}
+MAP = "answer_state"  # the map with the weights of alignment with answer states
+# Maps drawn for a single image; the second one is used by alignment of turns without a text encoder.
+MAPS = {MAP: "by the state before the answer", "question": "by the question, encoded on its own"}
 
 
 def draw_matched_images(
     model: Any, processor: Any, rows: Sequence[dict], output: Path, *, settings: dict, pictures: bool = True
 ) -> dict:
     """
-    Weigh all regions of all images of some questions by the answer state, draw it into `matched_images.png` if
-    `pictures`, and write it to `matched_images.json` in `output`, with `settings`, by which a later run knows it.
-    A single image is also drawn as the question weighs it.
+    Compute the answer-state weights of all image regions of some questions, and write them to `matched_images.json` in
+    `output`, with `settings`, which later runs compare; draw them to `matched_images.png` if `pictures`. A single
+    image is also drawn with the weights of the question.
 
-    The questions are the first about each list of images, then the second, six in all. Returns `settings`, and
-    `questions`: of each `question_id` and `shares`, the weights of its images, which sum to 1.
+    Uses the first question about each list of images, then the second, six in total. Returns `settings` and
+    `questions`, each with `question_id` and `shares`, the weights of its images, which sum to 1.
     """
     chosen = [rows[place] for place in choose_shown([tuple(list_images(row)) for row in rows])]
     maps = {row["question_id"]: found for row, found in read_maps(model, processor, chosen, batch_size=1)}
@@ -49,8 +49,8 @@ def draw_matched_images(
 
 def draw_line(row: dict, maps: dict[str, np.ndarray], processor: Any) -> tuple[str, list[Cell]]:
     """
-    A question over its images, tinted by `maps[MAP]`, `(num_images, num_rows, num_columns)`, on one scale. A single
-    image is shown as it is, and tinted by each of `MAPS`.
+    A question above its images, tinted by `maps[MAP]`, `(num_images, num_rows, num_columns)`, on one scale. A single
+    image is shown plain, and tinted by each of `MAPS`.
     """
     (images,) = load_question_images([row], processor)
     image_processor = getattr(processor, "image_processor", processor)

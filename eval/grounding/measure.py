@@ -1,4 +1,4 @@
-"""Measure where a model looks: from question rows and boxes to `grounding.json`."""
+"""Measure where a model looks: computes `grounding.json` from question rows and boxes."""
 
 import json
 import math
@@ -36,13 +36,13 @@ def measure_grounding(
     pictures: bool = True,
 ) -> dict:
     """
-    Measure how a model's maps point at the boxes (by the path of the image) of what question rows with `image_id`
-    name, and write it to `grounding.json` in `output`, with `settings`, by which a later run knows it again; draw some
-    into `grounding.png` if `pictures`. With `blank_images`, maps of evenly grey images are a baseline.
+    Measure how well a model's maps point at the boxes (by image path) of what each question names. Rows need an
+    `image_id`. Writes `grounding.json` to `output`, with `settings`, which later runs compare, and if `pictures`
+    examples to `grounding.png`. With `blank_images`, maps of uniformly grey images are a baseline.
 
-    Returns as `summarize`, with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight` (questions whose
-    boxes lie in a part of the image that was cropped off) and `questions`, the figures of each. Raises `ValueError` if
-    no question names a boxed thing, or the model has no grid of image tokens.
+    Returns the result of `summarize` with `settings`, `grid` (rows and columns), `kinds`, `num_out_of_sight`
+    (questions whose boxes were cropped off) and `questions`, the figures of each. Raises `ValueError` if no question
+    names a boxed thing, or the model has no grid of image tokens.
     """
     grid = (find_grid(unwrap(model).config)[0],) * 2
     placed = place_questions(find_boxed_questions(rows, boxes), grid, processor)
@@ -52,7 +52,7 @@ def measure_grounding(
     asked = [question.row for question in shown]
     maps = {
         ending: {
-            row["question_id"]: {kind: weights[0] for kind, weights in found.items()}  # of its one image
+            row["question_id"]: {kind: weights[0] for kind, weights in found.items()}  # its only image
             for row, found in read_maps(model, processor, asked, batch_size=batch_size, blank_images=is_blank)
         }
         for ending, is_blank in (("", False), (BLANK_ENDING, True))
@@ -80,7 +80,7 @@ def measure_grounding(
 def draw_line(
     question: BoxedQuestion, window: Window, maps: Mapping[str, dict[str, np.ndarray]]
 ) -> tuple[str, list[Cell]]:
-    """A question over its image and each of the maps, with the boxes."""
+    """A question above its image and each of the maps, with the boxes."""
     image = convert_to_rgb(load_image(question.row["image"]), (0, 0, 0))
     cells = [Cell(image, "", question.boxes)]
     for kind, weights in maps[question.row["question_id"]].items():
@@ -91,14 +91,14 @@ def draw_line(
 def place_questions(
     questions: Sequence[BoxedQuestion], grid: tuple[int, int], processor: Any
 ) -> list[tuple[BoxedQuestion, Window, Cells]]:
-    """Each question with what the grid covers of its image, and where its boxes lie on the grid."""
+    """Each question with the window of its image that the grid covers, and the cells of its boxes."""
     image_processor = getattr(processor, "image_processor", processor)
     windows: dict[str, Window] = {}
     placed = []
     for question in questions:
         path = question.row["image"]
         if path not in windows:
-            # Turned as its metadata say, as the model sees it.
+            # With its EXIF orientation applied, as the model sees it.
             windows[path] = find_window(load_image(path).size, image_processor)
         placed.append((question, windows[path], lay_on_grid(question.boxes, grid, windows[path])))
     return placed
@@ -108,7 +108,7 @@ def score_question(
     question: BoxedQuestion, window: Window, cells: Cells, maps: Mapping[str, Mapping[str, dict[str, np.ndarray]]]
 ) -> dict:
     """
-    The figures of one question under each map and baseline; `maps` are by the ending of their names and question id.
+    The figures of one question for each map and baseline; `maps` are by name ending and question id.
     """
     row = question.row
     scores = {
@@ -130,12 +130,12 @@ def score_question(
 
 
 def _without_nan(figures: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: `None` where a figure does not apply."""
+    """Replace NaN, which JSON does not have, by `None`: the figure does not apply."""
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
 def read_former(path: Path, settings: dict) -> dict | None:
-    """What an earlier run wrote to `path`, if it was of the same settings; model and questions are its answers'."""
+    """Result of an earlier run in `path` if it had the same settings; its answers tell model and questions."""
     if not path.is_file():
         return None
     former = json.loads(path.read_text(encoding="utf-8"))

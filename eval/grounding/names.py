@@ -1,4 +1,4 @@
-"""Which boxed things a question names: organs and findings with their synonyms, plurals and sides, by `names.json`."""
+"""Find the boxed things a question names: organs and findings with synonyms, plurals and sides (`names.json`)."""
 
 import json
 import re
@@ -23,9 +23,9 @@ SIDE_BEFORE = re.compile(
 @dataclass(frozen=True)
 class Thing:
     """
-    Something with boxes that a question can name: its own name, the key in `names.json`; the group that figures are
-    broken down by; whether it is a finding, else an organ; the labels of its boxes, one or two ("Left Lung", "Right
-    Lung"); and what questions call it, in small letters, singular.
+    Something with boxes that a question can name: `name`, its key in `names.json`; the group by which figures are
+    broken down; whether it is a finding or an organ; the labels of its boxes, one or two ("Left Lung", "Right Lung");
+    and the names that questions use, in lower case singular.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Thing:
     names: tuple[str, ...]
 
     def of_side(self, sides: Collection[str]) -> tuple[str, ...]:
-        """The labels of these sides; all of them without sides, or where the thing has none."""
+        """The labels of these sides; all labels without sides, or if the thing has none."""
         chosen = tuple(label for label in self.labels if label.split()[0].lower() in sides)
         return chosen or self.labels
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A thing that a question names: `labels` are those of the sides it names."""
+    """A thing that a question names, with the labels of the named sides."""
 
     thing: Thing
     labels: tuple[str, ...]
@@ -67,17 +67,17 @@ def _read_table() -> dict:
 
 @cache
 def _pattern() -> re.Pattern:
-    """Any name, the longest first, so that "liver cancer" names no liver; with a plural s."""
+    """Matches any name and its plural, longest first, so that "liver cancer" does not name the liver."""
     names = sorted({name for thing in read_things() for name in thing.names}, key=len, reverse=True)
     return re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")(?:s|es)?\b")
 
 
 def find_mentions(question: str) -> list[Mention]:
     """
-    The things that a question names, each once, in the order of their first names.
+    The things that a question names, each once, in order of first mention.
 
-    Where it names a finding, organs say where that is and are left out. Sides are the patient's, as in SLAKE's boxes.
-    What stands after "the organ on the left of" is a landmark, not what is asked about.
+    If it names a finding, organs only say where it is and are left out. Sides are the patient's, as in SLAKE's boxes.
+    A name after "the organ on the left of" is a landmark, not what is asked about.
 
     Example:
         >>> [mention.labels for mention in find_mentions("Can pneumonia be observed on the lower left lung?")]
@@ -94,7 +94,7 @@ def find_mentions(question: str) -> list[Mention]:
 
 
 def _find_names(question: str) -> Iterator[tuple[Thing, set[str]]]:
-    """Each name in a question, with the sides before it."""
+    """Yield each name in a question with the sides before it."""
     text = " ".join(question.lower().split())
     by_name = {name: thing for thing in read_things() for name in thing.names}
     landmark = re.compile(rf"\b(?:{'|'.join(_read_table()['landmarks'])})(?: the)?(?: left| right)? $")
@@ -108,7 +108,7 @@ def _find_names(question: str) -> Iterator[tuple[Thing, set[str]]]:
 
 def names_a_place(question: str) -> bool:
     """
-    Whether a question names an organ, or another place, beside a finding: where the finding is looked for.
+    Whether a question names a finding and also a place to look for it, such as an organ.
 
     Example:
         >>> names_a_place("Can mass be observed on the left lung?"), names_a_place("Where is the mass?")
@@ -123,13 +123,12 @@ def names_a_place(question: str) -> bool:
 
 def resolve_labels(question: str, answer: str, boxed: Collection[str]) -> tuple[str, tuple[str, ...]] | None:
     """
-    The group that a question counts in, and the labels of the boxes that it is about, in its order; `None` if it names
-    nothing that is among the labels `boxed` of its image.
+    The group of a question, and the labels of the boxes that it is about, in its order; `None` if it does not count.
 
-    Everything that it names must be boxed, one side at least: where a question compares liver and spleen and only the
-    liver has a box, what lies on the spleen would count as wrong. A finding that is looked for at a place and is not
-    there ("no") has its box elsewhere, if any: such a question is left out. Answers are not searched for names: a
-    question that does not name a thing ("What is the largest organ?") is asked before the model has found it.
+    Everything that it names must be among the labels `boxed` of its image, with at least one side: if a question
+    compares liver and spleen and only the liver has a box, weight on the spleen would be wrong. A question whether a
+    finding is at a place, answered "no", does not count: its box, if any, is elsewhere. Answers are not searched for
+    names: the model reads a question such as "What is the largest organ?" before it has found the organ.
 
     Example:
         >>> resolve_labels("How many kidneys in this image?", "2", {"Liver", "Right Kidney"})

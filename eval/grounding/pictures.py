@@ -1,4 +1,4 @@
-"""Pictures of weights over images: a line of images for each question."""
+"""Draw weights on images: one line of images per question."""
 
 import textwrap
 from collections.abc import Hashable, Sequence
@@ -17,12 +17,12 @@ NUM_SHOWN = 6
 NUM_COLUMNS = 4
 CELL_INCHES, TITLE_INCHES, LINE_INCHES = 2.1, 0.25, 0.16
 BOX_COLOR = "#00c853"
-CAPTION_WIDTH = 110  # characters of a line
+CAPTION_WIDTH = 110  # characters per line
 
 
 @dataclass(frozen=True)
 class Cell:
-    """An image as it is shown, with its title and the boxes to outline."""
+    """An image to show, with a title and boxes to outline."""
 
     image: Image.Image
     title: str = ""
@@ -30,15 +30,15 @@ class Cell:
 
 
 def choose_shown(groups: Sequence[Hashable]) -> list[int]:
-    """Places of the questions to draw: the first of each group, then the second of each, by no figure of theirs."""
+    """Indices of questions to draw: the first of each group, then the second; not selected by their figures."""
     return in_turns(groups)[:NUM_SHOWN]
 
 
 def draw_lines(lines: Sequence[tuple[str, Sequence[Cell]]], path: Path) -> Path:
-    """Draw captions, such as questions, each over its images, at most four in a row, as PNG."""
+    """Draw captions, such as questions, each above its images, at most four per row, as PNG."""
     captions = [textwrap.fill(caption, CAPTION_WIDTH) for caption, _ in lines]
     num_rows = [-(-len(cells) // NUM_COLUMNS) for _, cells in lines]
-    # Of the tallest image; one that is taller than wide becomes narrower.
+    # Height of the tallest image; images taller than wide become narrower.
     tallest = [min(1, max(cell.image.height / cell.image.width for cell in cells)) for _, cells in lines]
     heights = [
         (CELL_INCHES * of_image + TITLE_INCHES) * rows + LINE_INCHES * (2 + caption.count("\n"))

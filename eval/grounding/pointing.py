@@ -1,4 +1,4 @@
-"""How well a map of weights over an image's cells points at boxes; plain functions of arrays."""
+"""Score how well a map of weights over an image's cells points at boxes, in plain functions of arrays."""
 
 import numpy as np
 from scipy.stats import rankdata
@@ -7,24 +7,24 @@ from logramed.eval.grounding.boxes import Cells, Window
 
 
 METRICS = ("pointing_accuracy", "energy_over_area", "auc")
-# Of the map that looks at the middle of each image, in shares of its sides.
+# Standard deviation of the map of the image center, as a fraction of the image's sides.
 CENTER_WIDTH = 0.25
-# Weights that differ by less, relative to the largest, are equal.
+# Weights that differ by less than this fraction of the largest count as equal.
 TIE = 1e-6
 
 
 def score_map(weights: np.ndarray, cells: Cells) -> dict[str, float]:
     """
-    The three figures of one map of weights `(num_rows, num_columns)`, not negative, of any sum. What lies on padding
-    counts neither for nor against; `cells` has one positive at least.
+    Score one map of non-negative weights `(num_rows, num_columns)` with any sum. Weight on padding is ignored; `cells`
+    must have at least one positive.
 
-    `pointing_accuracy`, in percent: 100 where the largest weight is that of a positive cell, and of several equal ones
-    the share that is. `energy_over_area`: the share of the weight that lies in the boxes over their share of the
-    image's area, 1 for an even map. `auc`: the chance that a positive cell weighs more than another one, 0.5 for
-    chance; NaN where there is no other one.
+    `pointing_accuracy`, in percent: 100 if the cell with the largest weight is positive; in a tie, the fraction that
+    is. `energy_over_area`: the fraction of the weight inside the boxes over their fraction of the image's area, 1 for
+    a uniform map. `auc`: the probability that a positive cell has more weight than another one, 0.5 for chance; NaN if
+    there is no other one.
 
     Source: the pointing game of Zhang et al. 2016 (arXiv:1608.00507), and the energy of Wang et al. 2020
-    (arXiv:1910.01279) over the area; both with cells for pixels, which is ours.
+    (arXiv:1910.01279) divided by the area; using cells instead of pixels is ours.
 
     Example:
         >>> from logramed.eval.grounding.boxes import Box, lay_on_grid
@@ -43,9 +43,9 @@ def score_map(weights: np.ndarray, cells: Cells) -> dict[str, float]:
 
 def energy_over_area(weights: np.ndarray, cells: Cells) -> float:
     """
-    The share of the weight on the image that lies in the boxes, over their share of the image's area.
+    The fraction of the weight on the image inside the boxes, over their fraction of the image's area.
 
-    A cell's weight is spread evenly over it. 0 where all weight lies on padding.
+    A cell's weight is spread evenly over it. 0 if all weight is on padding.
     """
     on_image = float((weights * cells.visible).sum())
     area = float(cells.inside.sum() / cells.visible.sum())
@@ -54,9 +54,9 @@ def energy_over_area(weights: np.ndarray, cells: Cells) -> float:
 
 def area_under_curve(weights: np.ndarray, is_positive: np.ndarray) -> float:
     """
-    The chance that a positive weighs more than a negative, ties counted half; NaN without negatives.
+    The probability that a positive has more weight than a negative, ties counting half; NaN without negatives.
 
-    Source: Mann and Whitney 1947, by ranks.
+    Source: Mann and Whitney 1947, computed from ranks.
 
     Example:
         >>> area_under_curve(np.array([0.5, 0.2, 0.2, 0.1]), np.array([True, True, False, False]))
@@ -71,7 +71,7 @@ def area_under_curve(weights: np.ndarray, is_positive: np.ndarray) -> float:
 
 
 def score_random(cells: Cells) -> dict[str, float]:
-    """What maps of random weights score on average, in the form of `score_map`: exactly, nothing is drawn."""
+    """Expected scores of random maps, in the form of `score_map`; computed exactly, without sampling."""
     has_negatives = bool((cells.is_candidate & ~cells.is_positive).any())
     return {
         "pointing_accuracy": float(100 * cells.is_positive.sum() / cells.is_candidate.sum()),
@@ -81,7 +81,7 @@ def score_random(cells: Cells) -> dict[str, float]:
 
 
 def center_map(grid: tuple[int, int], window: Window) -> np.ndarray:
-    """Weights of shape `grid` that fall off from the middle of the image, as a normal density of `CENTER_WIDTH`."""
+    """Weights of shape `grid`: a normal density around the image's center with deviation `CENTER_WIDTH`."""
     num_rows, num_columns = grid
     y = window.top + window.height * (np.arange(num_rows) + 0.5) / num_rows - 0.5
     x = window.left + window.width * (np.arange(num_columns) + 0.5) / num_columns - 0.5

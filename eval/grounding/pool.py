@@ -1,10 +1,10 @@
 """
-Pool the grounding of several models of one kind, and set kinds side by side:
+Pool the grounding results of several models per arm, and compare arms:
 
     python eval/grounding/pool.py --arm plain RUN_FOLDER... --arm aligned RUN_FOLDER... --output FOLDER
 
-Each folder is that of a run with `--grounding`. A question that several models of an arm were asked counts once, with
-the mean of their scores.
+Each folder belongs to a run with `--grounding`. A question asked of several models of an arm counts once, with the
+mean of their scores.
 """
 
 import json
@@ -32,7 +32,7 @@ POOLED_FILE = "grounding_of_arms.json"
 
 
 def read_items(folder: Path) -> list[dict]:
-    """The questions of a run with their scores. Raises `ValueError` if it did not measure grounding."""
+    """Read the questions of a run and their scores. Raises `ValueError` if it did not measure grounding."""
     path = folder / FILE
     if not path.is_file():
         raise ValueError(f"{folder} has no {FILE}: evaluate that model with `logramed-eval --grounding` first.")
@@ -41,8 +41,8 @@ def read_items(folder: Path) -> list[dict]:
 
 def pool_items(runs: Sequence[Sequence[dict]]) -> list[dict]:
     """
-    One item a question: the first run's, with the mean of all runs' scores. Raises `ValueError` if two runs know
-    different things of a question, such as its boxes' area.
+    One item per question: that of the first run, with the mean scores of all runs. Raises `ValueError` if runs
+    disagree about a question, such as the area of its boxes.
 
     Example:
         >>> def item(value):
@@ -73,13 +73,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def compare_arms(first: Sequence[dict], second: Sequence[dict], num_resamples: int = 10_000) -> dict:
     """
-    The first arm's scores minus the second's, over the questions that both were asked, images drawn: by kind of map
-    and figure `value`, `interval`, `p_value` and `num_questions`. Raises `ValueError` if they share no question.
+    Scores of the first arm minus the second's over their common questions, images resampled: by kind of map and
+    figure, `value`, `interval`, `p_value` and `num_questions`. Raises `ValueError` if they share no question.
     """
     others = {item["question_id"]: item for item in second}
     pairs = [(item, others[item["question_id"]]) for item in first if item["question_id"] in others]
     if not pairs:
-        raise ValueError("Two arms were asked no question in common.")
+        raise ValueError("Two arms have no question in common.")
     images = [item["image_id"] for item, _ in pairs]
     found: dict[str, dict] = {}
     for kind in KINDS:
@@ -93,8 +93,8 @@ def compare_arms(first: Sequence[dict], second: Sequence[dict], num_resamples: i
 
 def pool_arms(arms: dict[str, Sequence[Path]], num_resamples: int = 10_000) -> dict:
     """
-    Figures of each arm (`arms`, by name as from `summarize`, with `num_runs`), and of each pair of arms the
-    `differences`, p-values corrected for all of them (Holm), by the folders of each arm's runs.
+    Pool the runs in the folders of each arm. Returns `arms`, by name the result of `summarize` with `num_runs`, and
+    `differences` for each pair of arms, with p-values corrected over all of them (Holm).
     """
     items = {name: pool_items([read_items(folder) for folder in folders]) for name, folders in arms.items()}
     differences = {
@@ -125,20 +125,18 @@ def format_arms(pooled: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(
-        description="Pool the grounding of several models of one kind, and set kinds side by side."
-    )
+    parser = ArgumentParser(description="Pool the grounding results of several models per arm, and compare arms.")
     parser.add_argument(
-        "--arm", nargs="+", action="append", required=True, metavar=("NAME FOLDER", "FOLDER"), help="a name and runs"
+        "--arm", nargs="+", action="append", required=True, metavar=("NAME FOLDER", "FOLDER"), help="name and runs"
     )
     parser.add_argument("--output", type=Path, required=True, help=f"folder for {POOLED_FILE}")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     for name, *folders in arguments.arm:
         if not folders:
-            raise ValueError(f"`--arm {name}` needs the folder of one run at least after the name.")
+            raise ValueError(f"`--arm {name}` needs at least one run folder after the name.")
     names = [name for name, *_ in arguments.arm]
     if len(set(names)) < len(names):
-        raise ValueError(f"`--arm` must have a name of its own each time, got {', '.join(names)}.")
+        raise ValueError(f"`--arm` must have a different name each time, got {', '.join(names)}.")
     pooled = pool_arms({name: [Path(folder) for folder in folders] for name, *folders in arguments.arm})
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_json(arguments.output / POOLED_FILE, pooled)

@@ -1,4 +1,4 @@
-"""The questions of a benchmark that name a boxed thing, with its boxes."""
+"""Find the questions of a benchmark that name a boxed thing, with its boxes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from logramed.eval.grounding.names import resolve_labels
 @dataclass(frozen=True)
 class BoxedQuestion:
     """
-    A question row, the thing that it names (or "several") as its group, and the boxes of the labels that it names.
+    A question row, its group (the thing that it names, or "several"), and the boxes of what it names.
     """
 
     row: dict
@@ -20,12 +20,12 @@ class BoxedQuestion:
 
 def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -> list[BoxedQuestion]:
     """
-    The rows whose question names something that has a box in its image, by the boxes of each image path. Raises
-    `ValueError` if there is none.
+    The rows whose question names something with a box in its image; `boxes` are by image path. Raises `ValueError` if
+    there is none.
     """
     found = []
     for row in rows:
-        of_image = boxes.get(row.get("image", ""), [])  # boxes are of one image, not of a list
+        of_image = boxes.get(row.get("image", ""), [])  # a row with a list of images has no boxes
         resolved = resolve_labels(row["question"], row["answer"], {box.label for box in of_image})
         if resolved is not None:
             group, labels = resolved
@@ -33,6 +33,6 @@ def find_boxed_questions(rows: Iterable[dict], boxes: Mapping[str, list[Box]]) -
     if not found:
         raise ValueError(
             "`grounding` found no question that names something with a box in its image: names are English, and boxes "
-            "are those of boxes.json."
+            "come from boxes.json."
         )
     return found

@@ -1,11 +1,11 @@
-"""How a state weighs the regions of an image: the rule that alignment trains with and that grounding measures."""
+"""Weights of image regions by a state: the rule with which alignment trains and which grounding measures."""
 
 import torch
 from torch.nn import functional as F
 
 
-# A cosine higher by this much weighs e times as much. Our choice: small enough to tell regions apart, large enough for
-# features that know nothing of each other yet (cosines near 0) to give nearly the mean of all.
+# A cosine higher by this amount gets e times the weight. Our choice: small enough to tell regions apart, large enough
+# that unrelated features before training (cosines near 0) give nearly uniform weights.
 ATTENTION_TEMPERATURE = 0.1
 
 
@@ -16,17 +16,17 @@ def weigh_by_cosine(
     temperature: float = ATTENTION_TEMPERATURE,
 ) -> torch.Tensor:
     """
-    How much each query weighs each key: the softmax of their cosines over `temperature`.
+    The weight of each key for each query: the softmax of their cosines divided by `temperature`.
 
     Args:
-        queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): What is looked for.
-        keys (`torch.Tensor` of shape `(batch_size, num_keys, hidden_size)`): What is weighed.
+        queries (`torch.Tensor` of shape `(batch_size, num_queries, hidden_size)`): States.
+        keys (`torch.Tensor` of shape `(batch_size, num_keys, hidden_size)`): Features of the regions.
         key_mask (`torch.Tensor` of shape `(batch_size, num_keys)` or `(batch_size, num_queries, num_keys)`, bool):
-            True for keys that exist, one or more a row.
+            True for keys that exist, at least one per row.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, num_queries, num_keys)`: rows sum to 1, 0 where there is no key; float32
-        at least.
+        `torch.Tensor` of shape `(batch_size, num_queries, num_keys)`: rows sum to 1, masked keys are 0; at least
+        float32.
 
     Example:
         >>> queries, keys = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]]])

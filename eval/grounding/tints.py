@@ -1,11 +1,11 @@
-"""Weights of image regions, drawn on the image: one way for reports, training and the demo, whose Space has a copy."""
+"""Draw weights of image regions on the image, for reports, training and the demo (its Space has a copy)."""
 
 import numpy as np
 from PIL import Image
 
 
 COLOR = (255, 140, 0)
-STRONGEST_TINT = 0.7  # of the region that weighs most; the others in proportion
+STRONGEST_TINT = 0.7  # of the region with the largest weight; others are proportional
 
 
 def tint(
@@ -15,15 +15,15 @@ def tint(
     largest: float | None = None,
 ) -> Image.Image:
     """
-    Colour the regions of an image the more they weigh.
+    Tint the regions of an image in proportion to their weights.
 
     Args:
-        image (`PIL.Image.Image`): As it was shown to the processor, of mode L or RGB.
-        weights (`np.ndarray` of shape `(num_rows, num_columns)`): Of the regions, not negative.
-        window (`tuple`): Left, top, width and height of what the regions cover, in shares of the image's sides; it
-            reaches out of the image where that was padded.
-        largest (`float`, *optional*): The weight that is coloured most, such as the largest of several images that are
-            to be compared; by default the largest here.
+        image (`PIL.Image.Image`): The image given to the processor, of mode L or RGB.
+        weights (`np.ndarray` of shape `(num_rows, num_columns)`): Non-negative weights of regions.
+        window (`tuple`): Left, top, width and height of the area of the regions, in fractions of the image's sides;
+            larger than the image if that was padded.
+        largest (`float`, *optional*): The weight with the strongest tint, such as the largest of several images to
+            compare; by default the largest of `weights`.
 
     Returns:
         `PIL.Image.Image`: RGB, of the image's size.

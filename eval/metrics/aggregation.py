@@ -1,4 +1,4 @@
-"""What all metrics share: the check of their columns, and bootstrap intervals of their means."""
+"""Shared by all metrics: checks of their columns, and bootstrap intervals of their means."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PROTOCOLS = ("strict", "release")
 
 def check_columns(columns: Mapping[str, Sequence | None], texts: Collection[str]) -> None:
     """
-    Raise unless all columns have the same length, are not empty, and those named in `texts` hold text alone.
+    Raise unless all columns have the same length, are not empty, and those named in `texts` hold only text.
 
-    Columns that are `None` are not checked.
+    Columns that are `None` are skipped.
 
     Example:
         >>> check_columns({"predictions": ["a"], "references": ["a", "b"]}, texts=["references"])
@@ -46,12 +46,12 @@ def bootstrap_means(
     scores: np.ndarray, num_resamples: int, seed: int, clusters: Sequence[str] | None = None
 ) -> np.ndarray:
     """
-    Column means of `scores` over clusters drawn with replacement: the sum of the drawn scores / their number.
+    Bootstrap column means of `scores`, drawing clusters with replacement: sum of the drawn scores / their number.
 
     Args:
         scores (`np.ndarray` of shape `(num_items, num_figures)`):
-            NaN where an item does not have a figure. Clusters are then drawn among those with the same figures, so
-            that each resample has all of them. At least one item must have each figure.
+            NaN if an item does not have a figure. Clusters are then drawn among those with the same figures, so that
+            each resample has all of them. At least one item must have each figure.
         clusters: The cluster of each item, such as its image. `None`: each item is its own cluster.
 
     Returns:
@@ -66,7 +66,7 @@ def bootstrap_means(
     places = np.arange(len(scores)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
     sums = np.zeros((places.max() + 1, 2 * num_figures))
     np.add.at(sums, places, np.hstack([np.where(has_figure, scores, 0), has_figure]))
-    # Many clusters are alike, and how often each kind is drawn is multinomial: fast even for 90,000 questions.
+    # Many clusters are equal, and the number drawn of each kind is multinomial: fast even for 90,000 questions.
     kinds, counts = np.unique(sums, axis=0, return_counts=True)
     strata = np.unique(kinds[:, num_figures:] > 0, axis=0, return_inverse=True)[1].ravel()
     generator = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def bootstrap_intervals(
     scale: float = 1.0,
 ) -> dict[str, list[float]]:
     """
-    95% percentile bootstrap intervals of `scale` times the mean of each figure of `names`, which all items have.
+    95% percentile bootstrap intervals of `scale` times the mean of each figure in `names`, which all items must have.
 
     Example:
         >>> bootstrap_intervals([{"accuracy": 1.0}, {"accuracy": 0.0}], ["accuracy"], 100, seed=0, scale=100)

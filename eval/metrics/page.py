@@ -1,8 +1,8 @@
 """
-The page of a metric's Space: a table to fill in, the figures of its rows, and the card.
+Page of a metric's Space: an editable table, the scores of its rows, and the card.
 
-A metric's folder travels to the Hub with this file as its `app.py`. `example.json` there holds the table to begin
-with; its first row names the columns. Cells of a column of lists have `|` between their parts.
+A metric's folder is published with this file as its `app.py`. Its `example.json` holds the initial table, with column
+names in the first row. Cells of list columns have `|` between their parts.
 """
 
 import json
@@ -17,11 +17,11 @@ FOLDER = Path(__file__).parent
 
 def score(folder: Path, columns: list[str], rows: list[list]) -> dict:
     """
-    The result of the metric in `folder` for a table. Rows without any text are left out, empty answers are not.
+    Score a table with the metric in `folder`. Rows without any text are skipped, empty answers are not.
 
     Args:
-        folder (`Path`): Of the metric, with the one module `medical_....py` that `evaluate` loads.
-        columns (`list[str]`), rows (`list[list]`): Inputs of the metric, and their values.
+        folder (`Path`): Folder of the metric, with one module `medical_*.py` for `evaluate` to load.
+        columns (`list[str]`), rows (`list[list]`): Names of the metric's inputs, and their values.
     """
     (module,) = folder.glob("medical_*.py")
     metric = evaluate.load(str(module))
@@ -38,7 +38,7 @@ def score(folder: Path, columns: list[str], rows: list[list]) -> dict:
 
 
 def build_page(folder: Path = FOLDER):
-    """The page as `gradio.Interface`. The Space brings gradio in the `sdk_version` of the card."""
+    """Build the page as a `gradio.Interface`. The Space has gradio in the `sdk_version` of the card."""
     import gradio
 
     columns, *example = json.loads((folder / "example.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """
-The answer that a model's reply gives: without the reasoning before it, the marks around it and the words of templates.
+Extract the answer from a model's reply, without reasoning, markup around it and words of chat templates.
 
-What is reasoning is taken strictly: tags that open and do not close, or close and were not opened, count too.
+Unbalanced reasoning tags, which are only opened or only closed, count as reasoning too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # the Han 
 _ZERO_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(_ZERO_TO_TEN)}
 
-# Tags and tokens around the thoughts of models that reason first, as their templates write them.
+# Tags and tokens around the reasoning of models, as in their templates.
 _NAMES = r"think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|seed:think"
 _OPENS = re.compile(
     rf"<(?:{_NAMES})>|\[think\]|◁think▷|<\|begin_of_thought\|>|<unused94>(?:thought\b)?", re.IGNORECASE
 )
 _CLOSES = re.compile(rf"</(?:{_NAMES})>|\[/think\]|◁/think▷|<\|end_of_thought\|>|<unused95>", re.IGNORECASE)
-# Channels of a reply, with their special tokens or with what is left without these.
+# Channels of a reply, with special tokens or with what is left after removing them.
 _FINAL_CHANNEL = re.compile(r".*(?:<\|channel\|>final(?:<\|message\|>)?|^analysis.*assistantfinal)", re.DOTALL)
 _OTHER_CHANNEL = re.compile(r"<\|channel\|>(?:analysis|commentary)")
 
@@ -32,8 +32,7 @@ _FENCE = re.compile(r"^```\w*\s*|\s*```$")
 _LAST_OBJECT = re.compile(r"\{[^{}]*\}\s*$")
 _KEYS = ("answer", "finalanswer", "correctanswer", "choice", "option", "prediction", "response", "result", "答案")
 
-# What chat templates leave before an answer, or models announce it with, and what begins the next turn or follows the
-# end of the text.
+# What templates or models write before an answer, and what begins the next turn or follows the end of the text.
 _ROLE = re.compile(
     r"^[\s#*]*(?:<\|\w+\|>|<s>|\[/inst\]"
     r"|(?:assistant|(?:final )?answer|response|gpt|bot|ai|助手|答案|回答|答)[ *]*[:\uff1a\n][\s*]*"
@@ -49,10 +48,10 @@ _NEXT_TURN = re.compile(
 
 def read_reply(reply: str) -> str:
     r"""
-    The answer alone.
+    Extract the answer from a reply.
 
-    In this order: reasoning is left out; of what remains, the last `<answer>...</answer>`, the last `\boxed{...}` or
-    the `answer` of a JSON object is taken, also within each other; without one of these, all of it but role words.
+    Removes reasoning, then takes the last `<answer>...</answer>`, the last `\boxed{...}` or the `answer` of a JSON
+    object, also nested; without any of these, the whole text without role words.
 
     Example:
         >>> [read_reply(reply) for reply in ("<think>A? No.</think> B", "so it is <answer>B</answer>", r"\boxed{B}")]
@@ -71,8 +70,8 @@ def read_reply(reply: str) -> str:
 
 def without_reasoning(reply: str) -> str:
     """
-    What follows the thoughts of a model that reasons first, or stands around them. Thoughts that were cut off, and
-    what stands before a closing tag, are left out too.
+    Remove the reasoning of a model from its reply. Reasoning that was cut off, and text before an unopened closing
+    tag, are removed too.
 
     Example:
         >>> without_reasoning("3 or 4?</think>8 7"), without_reasoning("<think>3 4, or rather")
@@ -86,7 +85,7 @@ def without_reasoning(reply: str) -> str:
     elif _OTHER_CHANNEL.search(reply):
         return ""
     closed = [match.end() for match in _CLOSES.finditer(reply)]
-    if closed and not reply[closed[-1] :].strip():  # the thoughts stand behind the answer
+    if closed and not reply[closed[-1] :].strip():  # the reasoning follows the answer
         reply = _without_pairs(reply)
     elif closed:
         reply = reply[closed[-1] :]
@@ -95,7 +94,7 @@ def without_reasoning(reply: str) -> str:
 
 
 def _without_pairs(reply: str) -> str:
-    """What stands outside opened and closed thoughts; nothing of what stands before a close that was not opened."""
+    """The text outside pairs of reasoning tags; text before an unopened closing tag is dropped."""
     kept, place = "", 0
     for closes in _CLOSES.finditer(reply):
         opens = _OPENS.search(reply, place, closes.start())
@@ -106,7 +105,7 @@ def _without_pairs(reply: str) -> str:
 
 def strip_role_words(text: str) -> str:
     """
-    The answer alone: no "Assistant:", "Answer:" or `<|assistant|>` before it, no "### Human:" or `</s>` after it.
+    Strip "Assistant:", "Answer:" or `<|assistant|>` before an answer, and "### Human:" or `</s>` after it.
 
     Example:
         >>> strip_role_words("### Assistant: Yes ### Human: Why?"), strip_role_words("<|assistant|> Yes</s>")
@@ -129,7 +128,7 @@ def _in_a_box(text: str) -> str | None:
 
 
 def _in_json(text: str) -> str | None:
-    """The answer in an object that is all of the text or its end, also as Python writes it."""
+    """The answer in a JSON or Python dict that is the whole text or its end."""
     bare = _FENCE.sub("", text.strip())
     found = _LAST_OBJECT.search(bare)
     for candidate in (bare, found[0] if found else ""):
@@ -145,7 +144,7 @@ def _in_json(text: str) -> str | None:
 
 
 def _parse(text: str) -> dict:
-    """The object that `text` is, as JSON or Python write it; empty if it is none."""
+    """Parse `text` as a JSON or Python dict; empty if it is neither."""
     for read in (json.loads, ast.literal_eval):
         try:
             content = read(text) if text.startswith("{") else None

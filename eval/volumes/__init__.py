@@ -1,7 +1,7 @@
 """
-Medical images of several slices or of full depth: DICOM files, folders of DICOM slices, and NIfTI volumes.
+Multi-slice and full-depth medical images: DICOM files, folders of DICOM slices, and NIfTI volumes.
 
-An image of one is named by a reference, a text that stands where the path of an image file stands (see `references`).
+A reference names an image in them: a string used in place of an image path (see `references`).
 Needs `pip install 'logramed[volumes]'`.
 """
 

@@ -25,22 +25,22 @@ from .windows import Mapping, Range
 
 
 PREAMBLE, MARK = 128, b"DICM"
-# Of direction cosines, and of pixel spacings relative to each other, at most.
+# Largest difference of direction cosines, and largest relative difference of pixel spacings.
 DIRECTION_TOLERANCE, SPACING_TOLERANCE = 1e-2, 1e-3
-# Slices closer than this lie at one place, in millimetres; a distance of so many usual ones is a gap.
+# Slices closer than `SAME_PLACE` millimetres are at the same place; above `GAP` usual distances, one is missing.
 SAME_PLACE, GAP = 1e-3, 1.5
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One frame of a file, and its place: `None` where the file does not say."""
+    """One frame of a file, and its place: `None` if the file does not say."""
 
     path: str
     frame: int
     header: Any
     mapping: Mapping | None
-    directions: np.ndarray | None = None  # (2, 3): of columns going on, and of rows, in DICOM's coordinates (LPS+)
-    corner: np.ndarray | None = None  # (3,): of the first pixel's middle, in millimetres
+    directions: np.ndarray | None = None  # (2, 3): of increasing column and row, in DICOM coordinates (LPS+)
+    corner: np.ndarray | None = None  # (3,): center of the first pixel, in millimetres
     pixel_spacing: tuple[float, float] | None = None  # between rows, and between columns
 
     def read(self) -> np.ndarray:
@@ -54,7 +54,7 @@ def is_dicom(head: bytes) -> bool:
 
 def open_file(path: str) -> Volume:
     """
-    The frames of a DICOM file: sorted in space where they have places, else as they come.
+    Open a DICOM file; frames are sorted by their places, or stay in file order if they have none.
 
     Raises:
         VolumeError: If it cannot be used.
@@ -65,18 +65,18 @@ def open_file(path: str) -> Volume:
     first = slices[0]
     mapping = _common([one.mapping for one in slices])
     if mapping is None and first.header.BitsAllocated == 8 and _is_plain(first):
-        mapping = Range(0, 2**first.header.BitsStored - 1)  # such pixels are grey levels
+        mapping = Range(0, 2**first.header.BitsStored - 1)  # the pixels are grey levels already
     size = (len(slices), first.header.Rows, first.header.Columns)
     return Volume(path, size, lambda number: slices[number].read(), mapping=mapping, **_nature(first))
 
 
 def open_folder(path: str) -> Volume:
     """
-    The slices of one series, a DICOM file each, in the order of their places. Other files of the folder, and a
-    DICOMDIR, are passed over; folders in it are not looked into.
+    Open the slices of one series, one DICOM file each, in spatial order. Ignores a DICOMDIR, other files, and
+    subfolders.
 
     Raises:
-        VolumeError: If there are none, or they are no one series that can be laid out in space (see `arrange`).
+        VolumeError: If there are none, or they are not one series that can be ordered in space (see `arrange`).
     """
     with reading(path):
         names = sorted(entry.path for entry in os.scandir(path) if entry.is_file() and entry.name != "DICOMDIR")
@@ -88,7 +88,7 @@ def open_folder(path: str) -> Volume:
         raise VolumeError(f"{path}: the folder holds no DICOM file")
     slices = [one for name in names for one in read_slices(name, several=len(names) > 1)]
     if len({one.header.get("SeriesInstanceUID") for one in slices}) > 1:
-        raise VolumeError(f"{path}: its files are of several series (SeriesInstanceUID); give each a folder")
+        raise VolumeError(f"{path}: its files are of several series (SeriesInstanceUID); put each in its own folder")
     if len(slices) == 1:
         return replace(open_file(names[0]), path=path)
     return arrange(path, slices)
@@ -100,11 +100,11 @@ def has_mark(path: str) -> bool:
 
 
 def read_slices(path: str, several: bool = False) -> list[Slice]:
-    """The frames of a file; one that has `several` frames is refused where it is one of several files."""
+    """The frames of a file. With `several` files, raises `VolumeError` if this one has more than one frame."""
     header = read_header(path)
     num_frames = get_number(path, header, "NumberOfFrames", default=1)
     if several and num_frames > 1:
-        raise VolumeError(f"{path}: its NumberOfFrames is above 1, but it is one of several files; name it alone")
+        raise VolumeError(f"{path}: its NumberOfFrames is above 1, but it is one of several files; pass it by itself")
     with reading(path):
         return [read_slice(path, header, frame) for frame in range(num_frames)]
 
@@ -113,7 +113,7 @@ def read_slice(path: str, header: Any, frame: int) -> Slice:
     own = header_of_frame(header, frame)
     is_color = SAMPLES[header.PhotometricInterpretation] == 3 or header.PhotometricInterpretation == "PALETTE COLOR"
     if not is_color:
-        find_rescale(path, own)  # refused now
+        find_rescale(path, own)  # raises early
     return Slice(path, frame, header, None if is_color else find_voi(path, own), *read_place(path, own))
 
 
@@ -125,7 +125,7 @@ def read_place(path: str, header: Any) -> tuple:
     if directions:
         products = np.reshape(directions, (2, 3)) @ np.reshape(directions, (2, 3)).T
         if np.abs(products - np.eye(2)).max() > DIRECTION_TOLERANCE:
-            raise VolumeError(f"{path}: its ImageOrientationPatient is not two directions at right angles")
+            raise VolumeError(f"{path}: its ImageOrientationPatient is not two perpendicular directions")
     if spacing and min(spacing) <= 0:
         raise VolumeError(f"{path}: its PixelSpacing is not above 0")
     if not (directions and corner and spacing):
@@ -135,14 +135,13 @@ def read_place(path: str, header: Any) -> tuple:
 
 def arrange(path: str, slices: Sequence[Slice]) -> Volume:
     """
-    The volume of slices, sorted along their normal, and laid out as `PLANES` has it.
+    Build a volume from slices, sorted along their normal and oriented as in `PLANES`.
 
-    A slice that stands twice, pixel for pixel, counts once. Distances may differ, as their positions tell, up to
-    `GAP` times the usual one.
+    Identical slices at the same place count once. Distances between slices may vary up to `GAP` times the median.
 
     Raises:
-        VolumeError: If slices lack a place, differ in size, orientation, spacing or kind, lie at one place and differ,
-            or if one seems to be missing between two.
+        VolumeError: If slices lack a place, differ in size, orientation, spacing or kind, if different ones are at the
+            same place, or if one seems to be missing between two others.
     """
     check_alike(path, slices)
     columns_go, rows_go = slices[0].directions
@@ -171,7 +170,7 @@ def arrange(path: str, slices: Sequence[Slice]) -> Volume:
 
 
 def read_laid_out(slices: Sequence[Slice], transform: np.ndarray, number: int) -> np.ndarray:
-    """A slice with its rows and columns as `PLANES` has them; the slices themselves are in order already."""
+    """Read a slice with rows and columns as in `PLANES`; `slices` are in order already."""
     values, transform = slices[number].read()[None], transform.copy()
     transform[0, 1] = 1
     return np.ascontiguousarray(import_optional("nibabel").orientations.apply_orientation(values, transform)[0])
@@ -182,32 +181,32 @@ def check_alike(path: str, slices: Sequence[Slice]) -> None:
     for one in slices:
         if one.corner is None:
             keywords = "ImagePositionPatient, ImageOrientationPatient or PixelSpacing"
-            raise VolumeError(f"{one.path}: its {keywords} is missing, by which slices are put in order")
+            raise VolumeError(f"{one.path}: its {keywords} is missing, which is needed to order slices")
         for keyword in ("Rows", "Columns", "PhotometricInterpretation", "Modality"):
             if one.header.get(keyword) != first.header.get(keyword):
-                raise VolumeError(f"{path}: its slices differ in {keyword}; a volume has slices of one kind")
+                raise VolumeError(f"{path}: its slices differ in {keyword}; a volume needs slices of one kind")
         if np.abs(one.directions - first.directions).max() > DIRECTION_TOLERANCE:
-            raise VolumeError(f"{path}: its slices differ in ImageOrientationPatient, as those of a localizer do")
+            raise VolumeError(f"{path}: its slices differ in ImageOrientationPatient, as in a localizer")
         if not np.allclose(one.pixel_spacing, first.pixel_spacing, rtol=SPACING_TOLERANCE):
             raise VolumeError(f"{path}: its slices differ in PixelSpacing")
 
 
 def drop_repeated(path: str, slices: Sequence[Slice], normal: np.ndarray) -> list[Slice]:
-    """Sorted slices without those that repeat the one before."""
+    """Remove slices that repeat the previous one; `slices` are sorted."""
     kept = [slices[0]]
     for one in slices[1:]:
         if (one.corner - kept[-1].corner) @ normal > SAME_PLACE:
             kept.append(one)
         elif not np.array_equal(one.read(), kept[-1].read()):
             raise VolumeError(
-                f"{path}: several of its slices lie at one ImagePositionPatient and differ, as of several times or "
-                "echoes; give each its own folder"
+                f"{path}: several different slices have the same ImagePositionPatient, as with several times or "
+                "echoes; put each in its own folder"
             )
     return kept
 
 
 def check_gaps(path: str, places: Sequence[float]) -> float:
-    """The usual distance of slices in millimetres; 1 where there is one slice alone."""
+    """The median distance between slices in millimetres, or 1 if there is only one slice."""
     distances = np.diff(places)
     if not len(distances):
         return 1.0
@@ -222,7 +221,7 @@ def check_gaps(path: str, places: Sequence[float]) -> float:
 
 
 def _common(mappings: Sequence[Mapping | None]) -> Mapping | None:
-    """The mapping that all slices have; where they differ, as windows of MR often do, none."""
+    """The mapping of all slices, or `None` if they differ, as MR windows often do."""
     return mappings[0] if all(mapping == mappings[0] for mapping in mappings) else None
 
 

@@ -1,4 +1,4 @@
-"""The tags of a DICOM file that its pixels are read by, and what is wrong with them."""
+"""Read and check the DICOM tags that are needed to read pixels."""
 
 import math
 import os
@@ -9,12 +9,12 @@ from .errors import VolumeError, import_optional, reading
 from .windows import FUNCTIONS, LookupTable, Mapping, Window
 
 
-# Values of one frame, and slices or frames of a volume, at most: with float copies a frame takes a few times 4 bytes.
+# Most values per frame (float copies take a few times 4 bytes each), and most slices or frames per volume.
 MOST_FRAME_VALUES, MOST_SLICES = 1 << 25, 8192
-# Bytes of a file whose frames are compressed, and of what a deflated file unpacks to, at most.
+# Most bytes of a file with compressed frames, and of a deflated file after unpacking.
 LARGEST_COMPRESSED, LARGEST_INFLATED = 512 << 20, 256 << 20
 
-# What frames are decoded by.
+# Tags needed to decode frames.
 PIXEL_KEYWORDS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -27,7 +27,7 @@ PIXEL_KEYWORDS = (
     "HighBit",
     "PixelRepresentation",
 )
-# Nothing else of a file is kept: no names, dates and places.
+# No other tags are kept: no names, dates or places.
 IMAGE_KEYWORDS = (
     "SOPClassUID",
     "Modality",
@@ -42,7 +42,7 @@ IMAGE_KEYWORDS = (
     "SegmentedGreenPaletteColorLookupTableData",
     "SegmentedBluePaletteColorLookupTableData",
 )
-# What may also stand in the functional groups of each frame.
+# Tags that may also be in the functional groups of each frame.
 FRAME_KEYWORDS = (
     "RescaleSlope",
     "RescaleIntercept",
@@ -70,7 +70,7 @@ SAMPLES = {
     "YBR_RCT": 3,
     "YBR_ICT": 3,
 }
-# Kinds that have pixels but are no pictures that a model could be asked about.
+# SOP classes with pixels that are not pictures to ask a model about.
 NO_PICTURES = {
     "1.2.840.10008.5.1.4.1.1.481.2": "a grid of radiation doses (RT Dose)",
     "1.2.840.10008.5.1.4.1.1.66.4": "a mask (Segmentation)",
@@ -82,11 +82,10 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 
 def read_header(path: str) -> Any:
     """
-    The `pydicom.Dataset` of the tags in `KEYWORDS`, with its `file_meta`, checked to be one of an image.
+    Read the tags in `KEYWORDS` as a `pydicom.Dataset` with `file_meta`, and check that they describe an image.
 
     Raises:
-        VolumeError: If the file is damaged or holds no image, or its tags are missing, impossible or contradict each
-            other.
+        VolumeError: If the file is damaged or holds no image, or tags are missing, impossible or contradictory.
     """
     pydicom = import_optional("pydicom")
     with reading(path):
@@ -94,7 +93,7 @@ def read_header(path: str) -> Any:
         with open(path, "rb") as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=KEYWORDS)
             pixels_start = file.tell()
-        for keyword in KEYWORDS:  # read now, one by one, so that an impossible value is known by its tag
+        for keyword in KEYWORDS:  # read now, one by one, so that the error names the tag with an impossible value
             with reading(path, f"its {keyword}"):
                 header.get(keyword)
         check_kind(path, header)
@@ -104,11 +103,11 @@ def read_header(path: str) -> Any:
 
 
 def _check_inflated(path: str) -> None:
-    """Refuse a deflated file that would unpack to more than there is room for, before pydicom unpacks all of it."""
+    """Raise `VolumeError` if a deflated file unpacks to more than `LARGEST_INFLATED`, before pydicom unpacks it."""
     meta = import_optional("pydicom.filereader").read_file_meta_info(path)
     if meta.get("TransferSyntaxUID") != DEFLATED:
         return
-    start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # behind the preamble and the group length itself
+    start = 132 + 12 + int(meta.FileMetaInformationGroupLength)  # after the preamble and the group length itself
     with open(path, "rb") as file:
         file.seek(start)
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -121,20 +120,20 @@ def _check_inflated(path: str) -> None:
 
 
 def check_kind(path: str, header: Any) -> None:
-    """Refuse what is not an image: lists of files, plans, reports, curves, doses and masks."""
+    """Raise `VolumeError` for lists of files, plans, reports, curves, doses and masks."""
     kind = str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
     if kind == DICOMDIR:
-        raise VolumeError(f"{path}: it is a DICOMDIR, a list of files, and no image; name the folder of one series")
+        raise VolumeError(f"{path}: it is a DICOMDIR (a list of files), not an image; name the folder of one series")
     if kind in NO_PICTURES:
-        raise VolumeError(f"{path}: it holds {NO_PICTURES[kind]}, and no image")
+        raise VolumeError(f"{path}: it holds {NO_PICTURES[kind]}, not an image")
     if header.get("Rows") is None and header.get("Columns") is None:
         registered = import_optional("pydicom.uid").UID_dictionary.get(kind)
-        what = f"it is of the kind {registered[0]}" if registered else "it is of no known kind"
-        raise VolumeError(f"{path}: {what}, without Rows and Columns, and no image")
+        what = f"it is of the kind {registered[0]}" if registered else "it is of unknown kind"
+        raise VolumeError(f"{path}: {what} and has no Rows and Columns, so it is not an image")
 
 
 def get_number(path: str, header: Any, keyword: str, least: int = 0, default: int | None = None) -> int:
-    """A whole number of a tag."""
+    """Value of an integer tag."""
     value = header.get(keyword)
     if value is None or value == "":
         if default is None:
@@ -145,12 +144,12 @@ def get_number(path: str, header: Any, keyword: str, least: int = 0, default: in
     except (TypeError, ValueError):
         number = least - 1
     if number < least or number != value:
-        raise VolumeError(f"{path}: its {keyword} is no whole number of {least} or more")
+        raise VolumeError(f"{path}: its {keyword} is not a whole number of {least} or more")
     return number
 
 
 def get_floats(path: str, header: Any, keyword: str, count: int | None = None) -> list[float]:
-    """The finite numbers of a tag, none if it is missing or empty."""
+    """Finite numbers in a tag; empty if it is missing or empty."""
     value = header.get(keyword)
     if value is None or value == "":
         return []
@@ -165,7 +164,7 @@ def get_floats(path: str, header: Any, keyword: str, count: int | None = None) -
 
 
 def check_pixels(path: str, header: Any) -> int:
-    """Refuse pixels that the tags cannot be right about, or that are too many; how many bytes they take unpacked."""
+    """Unpacked size of the pixels in bytes. Raises `VolumeError` if their tags are impossible or it is too large."""
     rows, columns = (get_number(path, header, keyword, least=1) for keyword in ("Rows", "Columns"))
     frames = get_number(path, header, "NumberOfFrames", least=1, default=1)
     samples = get_number(path, header, "SamplesPerPixel", least=1)
@@ -173,7 +172,7 @@ def check_pixels(path: str, header: Any) -> int:
     interpretation = header.get("PhotometricInterpretation")
     if interpretation not in SAMPLES:
         known = ", ".join(SAMPLES)
-        raise VolumeError(f"{path}: its PhotometricInterpretation is none of {known}")
+        raise VolumeError(f"{path}: its PhotometricInterpretation is not one of {known}")
     if samples != SAMPLES[interpretation]:
         raise VolumeError(f"{path}: its SamplesPerPixel and PhotometricInterpretation contradict each other")
     if allocated not in (8, 16, 32):
@@ -184,31 +183,31 @@ def check_pixels(path: str, header: Any) -> int:
         raise VolumeError(f"{path}: its PixelRepresentation is not 0 or 1")
     if rows * columns * samples > MOST_FRAME_VALUES or frames > MOST_SLICES:
         raise VolumeError(
-            f"{path}: its Rows, Columns and NumberOfFrames ask for too much; frames have at most {MOST_FRAME_VALUES} "
+            f"{path}: its Rows, Columns and NumberOfFrames are too large; frames have at most {MOST_FRAME_VALUES} "
             f"values, and there are at most {MOST_SLICES}"
         )
     return rows * columns * samples * frames * allocated // 8
 
 
 def check_storage(path: str, header: Any, num_bytes: int, num_left: int) -> None:
-    """Refuse an unknown way of storing pixels, and files with fewer bytes left for them than they take."""
+    """Raise `VolumeError` for unknown pixel storage, or if the file is too short for its pixels."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     if syntax is None or not syntax.is_transfer_syntax:
         raise VolumeError(f"{path}: its TransferSyntaxUID is missing or unknown")
     if syntax.is_encapsulated or syntax.is_deflated:
         if os.path.getsize(path) > LARGEST_COMPRESSED:
-            raise VolumeError(f"{path}: it is larger than {LARGEST_COMPRESSED >> 20} MiB, and compressed")
+            raise VolumeError(f"{path}: it is compressed and larger than {LARGEST_COMPRESSED >> 20} MiB")
         return
     if get_number(path, header, "HighBit", default=header.BitsStored - 1) != header.BitsStored - 1:
         raise VolumeError(f"{path}: its HighBit and BitsStored contradict each other")
     if header.PhotometricInterpretation == "YBR_FULL_422":
         num_bytes = num_bytes * 2 // 3
-    if num_left < num_bytes + (8 if syntax.is_implicit_VR else 12):  # the tag, its kind and length
+    if num_left < num_bytes + (8 if syntax.is_implicit_VR else 12):  # tag, VR and length
         raise VolumeError(f"{path}: its PixelData is shorter than Rows, Columns and NumberOfFrames say")
 
 
 def header_of_frame(header: Any, frame: int) -> Any:
-    """The tags of one frame: those of the file, with what its functional groups say of all frames and of this one."""
+    """Tags of one frame: those of the file, updated from the functional groups of all frames and of this one."""
     pydicom = import_optional("pydicom")
     merged = pydicom.Dataset()
     for keyword in FRAME_KEYWORDS:
@@ -229,7 +228,7 @@ def header_of_frame(header: Any, frame: int) -> Any:
 
 def find_voi(path: str, header: Any) -> Mapping | None:
     """
-    The mapping to grey levels that a file gives (the first of several), `None` if it has none.
+    The file's mapping to grey levels (the first of several), or `None` if it has none.
 
     Raises:
         VolumeError: If the window is impossible.
@@ -243,7 +242,7 @@ def find_voi(path: str, header: Any) -> Mapping | None:
         raise VolumeError(f"{path}: its WindowCenter and WindowWidth contradict each other")
     function = header.get("VOILUTFunction") or "LINEAR"
     if function not in FUNCTIONS:
-        raise VolumeError(f"{path}: its VOILUTFunction is none of {', '.join(FUNCTIONS)}")
+        raise VolumeError(f"{path}: its VOILUTFunction is not one of {', '.join(FUNCTIONS)}")
     if not (widths[0] >= 1 or (widths[0] > 0 and function != "LINEAR")):
         raise VolumeError(f"{path}: its WindowWidth is too small")
     return Window(centers[0], widths[0], function)
@@ -251,10 +250,10 @@ def find_voi(path: str, header: Any) -> Mapping | None:
 
 def find_rescale(path: str, header: Any) -> LookupTable | None:
     """
-    The table from stored values to those of the modality; `None` where slope and intercept, or nothing, stand for it.
+    The lookup table from stored to modality values, or `None` if there is none (slope and intercept may be used).
 
     Raises:
-        VolumeError: If one of slope and intercept is missing, the slope is 0, or a table stands beside them.
+        VolumeError: If only one of slope and intercept is given, the slope is 0, or there is a table as well.
     """
     slope, intercept = (get_floats(path, header, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if len(slope) != len(intercept):
@@ -280,7 +279,7 @@ def read_table(path: str, header: Any, keyword: str) -> LookupTable:
         entries, count = [int(entry) for entry in entries], count or 1 << 16
         if bits > 8 or len(entries) >= count:
             entries = entries[:count]
-        else:  # two entries of 8 bits in each word
+        else:  # each word holds two 8-bit entries
             entries = [part for entry in entries for part in (entry & 255, entry >> 8)][:count]
         if len(entries) < count or not 8 <= bits <= 16 or max(entries) >= 1 << bits:
             raise VolumeError(f"{path}: the LUTDescriptor of its {keyword} does not fit its LUTData")

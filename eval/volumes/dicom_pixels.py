@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file, frame by frame."""
+"""Read the pixels of a DICOM file frame by frame."""
 
 from typing import Any
 
@@ -9,23 +9,23 @@ from .errors import VolumeError, import_optional, reading
 from .windows import LookupTable, Range, by_parts
 
 
-# Where the header of a compressed frame says how large it is: markers of JPEG and JPEG-LS frames, and of JPEG 2000.
+# Markers after which a compressed frame states its size: JPEG and JPEG-LS frames, and JPEG 2000.
 JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 JPEG_START, JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 STORED_KEYWORDS = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "PixelData")
 NO_DECODER = (
-    "its transfer syntax needs a decoder that is not installed; that of lossless JPEG is under the GPL: pip install "
-    "'logramed[volumes-gpl]'"
+    "its transfer syntax needs a decoder that is not installed; the one for lossless JPEG is under the GPL: pip "
+    "install 'logramed[volumes-gpl]'"
 )
 
 
 def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
     """
-    One frame of a file whose `header` has been checked.
+    Read one frame of a file whose `header` has been checked.
 
     Returns:
-        `np.ndarray`: of a monochrome image the values of the modality (of CT Hounsfield units), `(height, width)`
-        float32; of a colour image `(height, width, 3)` uint8.
+        `np.ndarray`: for a monochrome image, modality values (Hounsfield units for CT), `(height, width)` float32;
+        for a colour image, `(height, width, 3)` uint8.
 
     Raises:
         VolumeError: If its pixels cannot be decoded.
@@ -33,7 +33,7 @@ def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
     with reading(path, "its PixelData"):
         stored = decode(path, header, frame)
         if stored.shape[:2] != (header.Rows, header.Columns):
-            raise VolumeError(f"{path}: its PixelData has another size than its Rows and Columns say")
+            raise VolumeError(f"{path}: its PixelData does not match its Rows and Columns")
     if header.PhotometricInterpretation == "PALETTE COLOR":
         with reading(path, "its palette"):
             colors = import_optional("pydicom.pixels.processing").apply_color_lut(stored, header)
@@ -44,7 +44,7 @@ def read_frame(path: str, header: Any, frame: int) -> np.ndarray:
 
 
 def rescale(path: str, stored: np.ndarray, header: Any) -> np.ndarray:
-    """Values of the modality, float32, of stored ones."""
+    """Convert stored values to modality values, float32."""
     transform = find_rescale(path, header)
     if isinstance(transform, LookupTable):
         return transform.look_up(stored)
@@ -53,7 +53,7 @@ def rescale(path: str, stored: np.ndarray, header: Any) -> np.ndarray:
 
 
 def decode(path: str, header: Any, frame: int) -> np.ndarray:
-    """One frame as it is stored, but colours as RGB: `(rows, columns)` or `(rows, columns, 3)`."""
+    """Decode one frame: stored values `(rows, columns)`, or RGB `(rows, columns, 3)`."""
     pydicom, pixels = import_optional("pydicom"), import_optional("pydicom.pixels")
     syntax = header.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated and not syntax.is_deflated:
@@ -65,15 +65,15 @@ def decode(path: str, header: Any, frame: int) -> np.ndarray:
         num_frames = int(header.get("NumberOfFrames") or 1)
         encoded = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=num_frames)
         if find_encoded_size(encoded) not in (None, (header.Rows, header.Columns)):
-            raise VolumeError(f"{path}: its PixelData has another size than its Rows and Columns say")
+            raise VolumeError(f"{path}: its PixelData does not match its Rows and Columns")
     return next(pixels.iter_pixels(dataset, indices=[frame]))
 
 
 def find_encoded_size(encoded: bytes) -> tuple[int, int] | None:
     """
-    Height and width that the header of a compressed frame claims, `None` where it has none.
+    Height and width in the header of a compressed frame, or `None` if there are none.
 
-    Decoders reserve as much memory as this asks for, whatever Rows and Columns say.
+    Decoders reserve memory for this size, whatever Rows and Columns say.
     """
     start = encoded[:4096].find(JPEG_2000_START)
     if start >= 0:

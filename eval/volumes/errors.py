@@ -1,4 +1,4 @@
-"""The one error of a file that cannot be used, and reading without a trace of what its tags hold."""
+"""The error for unusable files, and reading without leaking tag values into messages."""
 
 import importlib
 import logging
@@ -9,17 +9,17 @@ from types import ModuleType
 
 
 INSTALL = "pip install 'logramed[volumes]'"
-# Of the libraries that read: their warnings and log lines may quote the values of tags.
+# Loggers of the reading libraries, whose warnings and log lines may quote tag values.
 LOGGERS = ("pydicom", "pylibjpeg", "nibabel", "nibabel.global")
 
 
 class VolumeError(ValueError):
-    """A file or folder that cannot be used: names it and the tag at fault, never a tag's value."""
+    """Raised for an unusable file or folder; names it and the tag at fault, but never the tag's value."""
 
 
 def import_optional(name: str) -> ModuleType:
     """
-    A module of the extra `volumes`.
+    Import a module of the extra `volumes`.
 
     Raises:
         ImportError: If its package is not installed, naming the extra.
@@ -34,9 +34,9 @@ def import_optional(name: str) -> ModuleType:
 @contextmanager
 def reading(path: str, what: str = "it") -> Iterator[None]:
     """
-    Read inside without warnings and log lines; whatever goes wrong is one `VolumeError`.
+    Context manager that silences warnings and log lines, and turns any error into a `VolumeError`.
 
-    The words and the context of the library's own error are dropped: they may quote the values of tags.
+    The message and context of the original error are dropped, since they may quote tag values.
     """
     loggers = [logging.getLogger(name) for name in LOGGERS]
     states = [logger.disabled for logger in loggers]
@@ -56,5 +56,5 @@ def reading(path: str, what: str = "it") -> Iterator[None]:
         finally:
             for logger, state in zip(loggers, states, strict=True):
                 logger.disabled = state
-    if problem is not None:  # raised here: inside, the library's error would be its context
+    if problem is not None:  # raised here: inside `except`, the original error would be its context
         raise VolumeError(f"{path}: {what} cannot be read ({problem})")

@@ -13,23 +13,23 @@ from .volume import Volume, find_orientation, reorder
 
 
 GZIP = b"\x1f\x8b"
-# Bytes of the largest header (NIfTI-2), and where the marks of single files stand.
+# Size in bytes of the largest header (NIfTI-2), and offsets of the magic strings of single files.
 HEADER_SIZE = 540
 MARKS = ((344, b"n+1\0"), (4, b"n+2\0"))
-# Bytes of the header with its extensions, and of the voxels, at most.
+# Most bytes of the header with its extensions, and of the voxels.
 LARGEST_EXTENSION, LARGEST_VOLUME = 1 << 24, 512 << 20
 MILLIMETRES = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
 def open_binary(path: str) -> BinaryIO:
-    """A file for reading, unpacked if it is compressed by gzip."""
+    """Open a file for reading, unpacking gzip."""
     with open(path, "rb") as file:
         packed = file.read(len(GZIP)) == GZIP
     return gzip.open(path, "rb") if packed else open(path, "rb")
 
 
 def is_nifti(head: bytes) -> bool:
-    """Whether the first bytes of a file, packed or not, say that it is a NIfTI volume."""
+    """Whether the first bytes of a file, gzipped or not, say that it is a NIfTI volume."""
     if head.startswith(GZIP):
         try:
             head = zlib.decompressobj(wbits=31).decompress(head, HEADER_SIZE)
@@ -40,10 +40,10 @@ def is_nifti(head: bytes) -> bool:
 
 def open_nifti(path: str) -> Volume:
     """
-    The volume of a NIfTI file, laid out as `PLANES` has it whatever way it is stored: the same anatomy gives the same
-    slices.
+    Open a NIfTI file as a volume oriented as in `PLANES`: the same anatomy gives the same slices however it is
+    stored.
 
-    Voxels that are not finite get the lowest finite value.
+    Non-finite voxels get the lowest finite value.
 
     Raises:
         VolumeError: If it is damaged, has several volumes, no orientation, colours, or too many voxels.
@@ -54,7 +54,7 @@ def open_nifti(path: str) -> Volume:
         affine = header.get_best_affine()
         affine[:3] *= MILLIMETRES[header.get_xyzt_units()[0]]
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-            raise VolumeError(f"{path}: its sform or qform is no affine that can be inverted")
+            raise VolumeError(f"{path}: its sform or qform is not an invertible affine")
         plane, transform = find_orientation(affine)
         spacing = reorder(import_optional("nibabel").affines.voxel_sizes(affine).tolist(), transform)
         size = reorder(header.get_data_shape()[:3], transform)
@@ -64,7 +64,7 @@ def open_nifti(path: str) -> Volume:
 
 
 def read_header(path: str) -> Any:
-    """The header, read without what follows it: an extension may claim any size."""
+    """Read the header without its extensions, which may claim any size."""
     nibabel = import_optional("nibabel")
     with open_binary(path) as file:
         block = file.read(HEADER_SIZE)
@@ -77,25 +77,25 @@ def read_header(path: str) -> Any:
 def check_header(path: str, header: Any) -> None:
     shape = header.get_data_shape()
     if len(shape) < 3 or any(length != 1 for length in shape[3:]):
-        raise VolumeError(f"{path}: its dim has not three dimensions; save one volume of it")
+        raise VolumeError(f"{path}: its dim is not three-dimensional; save a single volume of it")
     if min(shape) < 1:
         raise VolumeError(f"{path}: its dim has a length below 1")
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
-        raise VolumeError(f"{path}: its datatype is neither whole nor real numbers")
+        raise VolumeError(f"{path}: its datatype is neither integer nor floating point")
     if int(np.prod(shape, dtype=object)) * dtype.itemsize > LARGEST_VOLUME:
-        raise VolumeError(f"{path}: its dim asks for more than {LARGEST_VOLUME >> 20} MiB")
+        raise VolumeError(f"{path}: its dim needs more than {LARGEST_VOLUME >> 20} MiB")
     if not 0 <= header.get_data_offset() <= LARGEST_EXTENSION:
         raise VolumeError(f"{path}: its vox_offset is impossible")
     if not header["sform_code"] and not header["qform_code"]:
-        raise VolumeError(f"{path}: its sform_code and qform_code are 0, so its orientation is not known")
+        raise VolumeError(f"{path}: its sform_code and qform_code are 0, so its orientation is unknown")
     if header.get_xyzt_units()[0] not in MILLIMETRES:
         raise VolumeError(f"{path}: its xyzt_units is unknown")
 
 
 @dataclass
 class Voxels:
-    """The voxels of a file, read at once when the first slice is asked for, and kept as they are stored."""
+    """Voxels of a file, all read when the first slice is requested, and kept in the stored dtype."""
 
     path: str
     transform: np.ndarray = field(repr=False)
@@ -125,7 +125,7 @@ class Voxels:
         finite = [part[np.isfinite(part)] for part in stored]
         ends = [end for part in finite if part.size for end in (part.min(), part.max())]
         if not ends:
-            raise VolumeError(f"{self.path}: none of its voxels is finite")
+            raise VolumeError(f"{self.path}: it has no finite voxels")
         return min(float(end) * slope + intercept for end in ends)
 
     def read(self, number: int) -> np.ndarray:

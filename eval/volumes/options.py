@@ -13,35 +13,34 @@ from .windows import AUTO, parse_window
 
 
 FEWEST_TOKENS = 32
-# Of an image, where no processor is at hand to ask: eight images of the default budget.
+# Tokens per image if there is no processor: the default `volume_tokens` then hold eight images.
 USUAL_IMAGE_TOKENS = 32
 USUAL_SIDE = 512  # pixels of a slice
 WINDOW_HELP = (
-    "How DICOM and NIfTI values become grey levels: `auto` (the file's own window, else `range`), `range` (that of "
-    "the volume), `lung`, `bone`, `brain`, `soft_tissue`, `mediastinum`, or `center,width`."
+    "How DICOM and NIfTI values become grey levels: `auto` (the file's own window, else `range`), `range` (the value "
+    "range of the volume), `lung`, `bone`, `brain`, `soft_tissue`, `mediastinum`, or `center,width`."
 )
 SLICES_HELP = (
-    "Slices of a volume to show: `uniform` (evenly spaced ones), `slabs` (means of neighbours), or numbers "
-    "and ranges from 1 such as `3,10-12`, each one image."
+    "Slices of a volume to show: `uniform` (evenly spaced), `slabs` (means of neighbours), or numbers and ranges "
+    "from 1 such as `3,10-12`, each one image."
 )
 TOKENS_HELP = (
-    "Image tokens that all slices of a volume may take together, at least 32; as many slices are shown as fit, at "
-    "least one."
+    "Image tokens for all slices of a volume together, at least 32; as many slices are shown as fit, at least one."
 )
 
 
 @dataclass(frozen=True)
 class VolumeOptions:
     """
-    What the arguments `window`, `slices` and `volume_tokens` say.
+    The command-line arguments `window`, `slices` and `volume_tokens`.
 
     Args:
         slices (`str`), window (`str`): See `expand_volume`.
-        volume_tokens (`int`): That all images of a volume may take.
-        tokens_per_image (`Callable[[], int]`, *optional*): Gives how many one takes; asked when a volume is met.
+        volume_tokens (`int`): Most image tokens of a volume.
+        tokens_per_image (`Callable[[], int]`, *optional*): Returns the tokens per image; called at the first volume.
 
     Raises:
-        ValueError: If one of them is impossible.
+        ValueError: If a value is invalid.
     """
 
     slices: str = UNIFORM
@@ -58,14 +57,14 @@ class VolumeOptions:
 
     @cached_property
     def count(self) -> int:
-        """Images of a volume at most: one, or as many as `volume_tokens` hold."""
+        """Most images of a volume: as many as fit in `volume_tokens`, at least one."""
         tokens = USUAL_IMAGE_TOKENS if self.tokens_per_image is None else self.tokens_per_image()
         return max(1, self.volume_tokens // tokens)
 
     def show(self, path: str) -> tuple[list[str], list[dict]]:
         """
-        The images of a volume (see `expand_volume`), and the content parts of a message: each image part before its
-        text part. The last text ends its line, since chat templates write what follows right behind it.
+        The images of a volume (see `expand_volume`) and their content parts for a message: each image part before its
+        text part. The last text ends with a line break, since chat templates do not add one before what follows.
         """
         is_one = parse_reference(path).selection is not None or count_slices(path) == 1
         images, content = [], []
@@ -80,7 +79,7 @@ class VolumeOptions:
 
 
 def count_image_tokens(processor: Any) -> int:
-    """How many tokens the processor of an image-text-to-text model makes of a slice."""
+    """Number of tokens that the processor of an image-text-to-text model uses per slice."""
     number = getattr(processor, "num_image_tokens", None)
     if isinstance(number, int) and number > 0:
         return number

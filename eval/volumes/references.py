@@ -1,9 +1,9 @@
 """
-Names of images in volumes, which stand where the path of an image file stands.
+References to images in volumes, used in place of image paths.
 
-`scan.nii.gz#slices=4-6&window=lung` is the mean of the slices 4 to 6 of that file, counted from 1 in the order of
-`volume`, through the lung window; `#slices=4&window=auto` is slice 4 as the file itself would have it shown. A path
-that is there as a whole is that file, whatever it is called, and only the last part of a text is read as such an end.
+`scan.nii.gz#slices=4-6&window=lung` is the mean of slices 4 to 6 of that file, counted from 1 in the order of
+`volume`, in the lung window; `#slices=4&window=auto` is slice 4 in the file's own window. A string that is an existing
+path is always read as that path; otherwise only the last `#slices=...` of a string is parsed.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ DICOM, FOLDER, NIFTI = "DICOM file", "folder of DICOM files", "NIfTI file"
 
 
 class Reference(NamedTuple):
-    """What a text refers to; `selection` is `None` for a path alone."""
+    """A parsed reference; `selection` is `None` for a path only."""
 
     path: str
     selection: Selection | None = None
@@ -44,7 +44,7 @@ class Reference(NamedTuple):
 
 def parse_reference(text: str) -> Reference:
     """
-    The parts of a reference; of any other text the text as a path.
+    Parse a reference; any other string is taken as a path.
 
     Example:
         >>> parse_reference("a#b.nii#slices=4-6&window=lung")
@@ -60,7 +60,7 @@ def parse_reference(text: str) -> Reference:
 
 
 def find_kind(path: str) -> str | None:
-    """What a path leads to by its content: a DICOM or NIfTI file, a folder with a DICOM file, or none of these."""
+    """The kind of a path by its content: DICOM file, NIfTI file, folder with a DICOM file, or `None`."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
@@ -70,7 +70,7 @@ def find_kind(path: str) -> str | None:
                 else None
             )
         head = read_head(path) if stat.S_ISREG(mode) else b""
-    except (OSError, ValueError):  # none there, or a name that no file can have
+    except (OSError, ValueError):  # it does not exist, or is not a valid path
         return None
     if is_dicom(head):
         return DICOM
@@ -78,33 +78,33 @@ def find_kind(path: str) -> str | None:
 
 
 def read_head(path: str) -> bytes:
-    """The first bytes of a file, enough to tell what it is."""
+    """The first bytes of a file, enough to identify it."""
     with open(path, "rb") as file:
         return file.read(HEAD_SIZE)
 
 
 def is_volume(image: str | Path) -> bool:
-    """Whether a text names an image that this package opens: a reference, DICOM, a folder of it, or NIfTI."""
+    """Whether this package opens the image: a reference, DICOM file, folder of DICOM files, or NIfTI file."""
     reference = parse_reference(str(image))
     return reference.selection is not None or find_kind(reference.path) is not None
 
 
 def image_exists(image: str) -> bool:
-    """Whether a text names a file, a folder with a DICOM file, or slices of one of them, that is there."""
+    """Whether the file or folder with a DICOM file exists to which a path or reference leads."""
     path = parse_reference(image).path
     return os.path.isfile(path) or find_kind(path) is not None
 
 
 def open_if_volume(image: str | Path) -> Image.Image | None:
-    """The image of a text that this package opens (see `open_image_reference`), `None` for any other."""
+    """Open a reference or volume (see `open_image_reference`); `None` for any other image."""
     return open_image_reference(str(image)) if is_volume(image) else None
 
 
 def open_volume(path: str) -> Volume:
     """
-    The volume of a DICOM file, of a folder with the DICOM files of one series, or of a NIfTI file.
+    Open a DICOM file, a folder with the DICOM files of one series, or a NIfTI file.
 
-    Its headers are read now, slices when they are asked for.
+    Headers are read now, slices when requested.
 
     Raises:
         VolumeError: If it cannot be used, naming file and tag.
@@ -112,7 +112,7 @@ def open_volume(path: str) -> Volume:
     """
     kind = find_kind(path)
     if kind is None:
-        problem = "it is no DICOM or NIfTI file" if os.path.lexists(path) else "there is no such file or folder"
+        problem = "it is not a DICOM or NIfTI file" if os.path.lexists(path) else "there is no such file or folder"
         problem = "the folder holds no DICOM file" if os.path.isdir(path) else problem
         raise VolumeError(f"{path}: {problem}")
     return {DICOM: open_file, FOLDER: open_folder, NIFTI: nifti.open_nifti}[kind](path)
@@ -120,20 +120,20 @@ def open_volume(path: str) -> Volume:
 
 def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AUTO) -> list[tuple[str, str]]:
     """
-    The images to show of a path, each with the text that says where it lies.
+    The images to show of a volume, each with a text that says where its slice lies.
 
     Args:
-        path (`str`): Of a DICOM file, a folder of one series, or a NIfTI file; a reference stays what it is.
-        count (`int`): Images at most.
-        slices (`str`): Which ones (see `select`).
+        path (`str`): A DICOM file, a folder of one series, or a NIfTI file; a reference is returned unchanged.
+        count (`int`): Most images.
+        slices (`str`): Which slices (see `select`).
         window (`str`): See `parse_window`.
 
     Returns:
-        `list[tuple[str, str]]`: references and texts. An image of one slice has no text, and is named by its path
-        alone where `window` is "auto".
+        `list[tuple[str, str]]`: references and texts. A volume of one slice has an empty text, and its path as
+        reference if `window` is "auto".
 
     Raises:
-        VolumeError: If it cannot be used, or has not the slices asked for.
+        VolumeError: If it cannot be used, or does not have the requested slices.
     """
     reference = parse_reference(path)
     if reference.selection is not None:
@@ -152,13 +152,13 @@ def expand_volume(path: str, count: int, slices: str = UNIFORM, window: str = AU
 
 
 def count_slices(path: str) -> int:
-    """Of the volume at a path."""
+    """Number of slices of the volume at a path."""
     return _open_cached(path).num_slices
 
 
 def without_position_texts(content: list[dict]) -> list[dict]:
     """
-    Content parts of a message without the texts that say where slices lie.
+    Remove the texts that say where slices lie from the content parts of a message.
 
     Example:
         >>> texts = [{"type": "text", "text": text} for text in ("Slice 1 of 2, 0.0 mm", "Mass?")]
@@ -170,7 +170,7 @@ def without_position_texts(content: list[dict]) -> list[dict]:
 
 def position_texts(content: list[dict]) -> list[str]:
     """
-    Of each image part of a message the text behind it that says where a slice lies, "" where there is none.
+    For each image part of a message, the text after it that says where the slice lies, or "" if there is none.
 
     Example:
         >>> position_texts([{"type": "image"}, {"type": "text", "text": "Slice 1 of 1, 0.0 mm"}, {"type": "image"}])
@@ -192,12 +192,12 @@ def _is_position_text(content: list[dict], place: int) -> bool:
 
 def open_image_reference(reference: str) -> Image.Image:
     """
-    The image of a reference, or of a path to a volume of one slice, of mode L or RGB.
+    Open a reference, or a path to a volume of one slice, as an image of mode L or RGB.
 
-    The volume opened last is kept in each process, so that its next slice does not read its headers again.
+    Each process keeps the last opened volume, so that its next slice does not read the headers again.
 
     Raises:
-        VolumeError: If it cannot be used, or if a path alone has several slices.
+        VolumeError: If it cannot be used, or a path without a selection has several slices.
     """
     path, selection, window = parse_reference(str(reference))
     volume = _open_cached(path)
@@ -220,7 +220,7 @@ _last_opened: dict[tuple, Volume] = {}
 
 
 def _open_cached(path: str) -> Volume:
-    """The volume opened last, or another one; the last is let go before another takes memory."""
+    """Open a volume, or return the last opened one; it is released before another takes memory."""
     key = (path, _status(path))
     volume = _last_opened.get(key)
     if volume is None:
@@ -230,14 +230,14 @@ def _open_cached(path: str) -> Volume:
 
 
 def _files_of(path: str) -> list[str]:
-    """The files that a path stands for, in order: itself, or those in a folder."""
+    """The file at a path, or the sorted files of a folder."""
     if not os.path.isdir(path):
         return [path]
     return sorted(entry.path for entry in os.scandir(path) if entry.is_file())
 
 
 def _status(path: str) -> tuple:
-    """What changes with what a path leads to: sizes and times of change."""
+    """Sizes and modification times of the files at a path, to notice changes."""
     try:
         statuses = [os.stat(file) for file in _files_of(path)]
     except (OSError, ValueError):
@@ -246,15 +246,15 @@ def _status(path: str) -> tuple:
 
 
 def image_status(image: str) -> tuple[int, int]:
-    """Size in bytes, and time of the last change, of what the path or reference of an image leads to."""
+    """Size in bytes and last modification time of the files behind the path or reference of an image."""
     statuses = [os.stat(file) for file in _files_of(parse_reference(image).path)]
     return sum(one.st_size for one in statuses), max((one.st_mtime_ns for one in statuses), default=0)
 
 
 def hash_image(image: str) -> bytes:
     """
-    What tells images apart by their bytes: `hash_file` of a path; of a reference also which slices, in which window,
-    and of a folder all its files.
+    Hash the content of an image: `hash_file` for a path; a reference adds slices and window, and a folder counts all
+    its files.
     """
     path, selection, window = parse_reference(image)
     if selection is None and not os.path.isdir(path):
@@ -264,5 +264,5 @@ def hash_image(image: str) -> bytes:
 
 @lru_cache(maxsize=8)
 def _hash_files(path: str, status: tuple) -> bytes:
-    """The hashes of the files of a volume, read once for all its slices while their `status` stays the same."""
+    """Hashes of the files of a volume, read once for all its slices while their `status` does not change."""
     return b"".join(hash_file(file) for file in _files_of(path))

@@ -1,4 +1,4 @@
-"""Slices in space, and images of one slice or of the mean of neighbours."""
+"""Volumes of slices in space, and images of one slice or the mean of neighbours."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,18 +12,18 @@ from .errors import VolumeError, import_optional
 from .windows import AUTO, ROBUST_PERCENTILES, ROBUST_RANGE, Mapping, Range, check_named, parse_window
 
 
-# Bytes of all slices in one array, at most.
+# Most bytes of all slices in one array.
 LARGEST_ARRAY = 768 << 20
-# Slices, and values in all, that the robust range of a volume is read from: evenly spaced, so that it takes no longer
-# and no more memory for a large one.
+# Slices, and values in total, from which the robust range of a volume is computed: evenly spaced, so that large
+# volumes take no more time or memory.
 RANGE_SLICES, RANGE_VALUES = 32, 1 << 20
-# How slices are laid out, as radiologists see them: the direction of the patient's body (L, R, A, P, I, S) in which
-# slices, rows and columns go on. DICOM's usual axial, coronal and sagittal images are stored so.
+# Orientation of slices as radiologists see them: directions of the patient's body (L, R, A, P, I, S) in which slices,
+# rows and columns increase. DICOM's usual axial, coronal and sagittal images are stored like this.
 PLANES = {"axial": "SPL", "coronal": "PIL", "sagittal": "RIP"}
-WORLD_AXES = ("sagittal", "coronal", "axial")  # the plane across each axis of RAS+ coordinates
-FRAMES = "frames"  # pictures without places, as of ultrasound
+WORLD_AXES = ("sagittal", "coronal", "axial")  # the plane perpendicular to each axis of RAS+ coordinates
+FRAMES = "frames"  # frames without places, as in ultrasound
 
-# What `describe` writes, and the line break behind the last of them.
+# Texts of `describe`, and the line break after the last one.
 POSITION_TEXT = re.compile(r"(Slice|Frame) \d+ of \d+(, \d+\.\d mm)?\n?", re.ASCII)
 
 UNIFORM, SLABS = "uniform", "slabs"
@@ -33,19 +33,19 @@ Selection = tuple[int, int]  # first and last slice, counted from 1
 @dataclass(frozen=True)
 class Volume:
     """
-    Slices in order, read when they are asked for.
+    Slices in order, read when requested.
 
     Args:
-        path (`str`): Of the file or folder.
-        size (`tuple[int, int, int]`): Number of slices, and height and width of each in pixels.
-        read (`Callable`): Gives the slice of an index from 0: `(height, width)` float32, or of a colour image
-            `(height, width, 3)` uint8.
-        spacing (`tuple[float, float, float]`, *optional*): Millimetres from slice to slice, row to row and column to
-            column; `None` for frames that have no places.
-        positions (`tuple[float, ...]`, *optional*): Of each slice along the axis, in millimetres from the first.
+        path (`str`): File or folder.
+        size (`tuple[int, int, int]`): Number of slices, height and width in pixels.
+        read (`Callable`): Returns the slice at an index from 0: `(height, width)` float32, or
+            `(height, width, 3)` uint8 for colour images.
+        spacing (`tuple[float, float, float]`, *optional*): Distances of slices, rows and columns in millimetres;
+            `None` for frames without places.
+        positions (`tuple[float, ...]`, *optional*): Of slices along the axis, in millimetres from the first.
         orientation (`str`): "axial", "coronal" or "sagittal" (the nearest one), or "frames".
-        mapping (*optional*): From values to grey levels, as the file has it for all its slices.
-        is_hounsfield (`bool`, *optional*): Whether the values are Hounsfield units; `None` if that is not known.
+        mapping (*optional*): The file's mapping from values to grey levels, if all slices share it.
+        is_hounsfield (`bool`, *optional*): Whether the values are Hounsfield units; `None` if unknown.
         inverted (`bool`): Whether the lowest value is white.
     """
 
@@ -69,7 +69,7 @@ class Volume:
         All slices, `(num_slices, height, width)` float32, or `(num_slices, height, width, 3)` uint8.
 
         Raises:
-            VolumeError: If they are too many for one array.
+            VolumeError: If they are too large for one array.
         """
         first = self.read(0)
         if first.nbytes * self.num_slices > LARGEST_ARRAY:
@@ -92,7 +92,7 @@ class Volume:
 
     def find_mapping(self, window: str = AUTO) -> Mapping:
         """
-        The one mapping to grey levels of all slices.
+        The mapping to grey levels, the same for all slices.
 
         Args:
             window (`str`): See `parse_window`.
@@ -108,10 +108,10 @@ class Volume:
 
     def image(self, selection: Selection, window: str = AUTO) -> Image.Image:
         """
-        The image of a slice, or of the mean of neighbouring slices, of mode L or RGB.
+        The image of a slice, or of the mean of neighbouring slices, in mode L or RGB.
 
         Raises:
-            VolumeError: If there are no such slices.
+            VolumeError: If the slices do not exist.
         """
         first, last = selection
         if not 1 <= first <= last <= self.num_slices:
@@ -129,8 +129,8 @@ class Volume:
 
     def describe(self, selections: list[Selection]) -> list[str]:
         """
-        Where each of the images shown lies: "Slice 3 of 8, 42.5 mm", counted among those shown, in millimetres from
-        the volume's first slice along the axis (of several slices the mean); "Frame 3 of 8" where there are no places.
+        Say where each shown image lies: "Slice 3 of 8, 42.5 mm", counted among those shown, in millimetres from the
+        volume's first slice along the axis (the mean for several slices); "Frame 3 of 8" if there are no places.
         """
         if self.positions is None:
             return [f"Frame {number} of {len(selections)}" for number in range(1, len(selections) + 1)]
@@ -143,12 +143,12 @@ class Volume:
 
 def find_orientation(affine: np.ndarray, slice_axis: int | None = None) -> tuple[str, np.ndarray]:
     """
-    The plane of slices, and how to lay an array out so that its axes are slices, rows and columns as in `PLANES`.
+    The plane of slices, and the transform that orients an array to slices, rows and columns as in `PLANES`.
 
     Args:
         affine (`np.ndarray` of shape `(4, 4)`): From voxels to RAS+ coordinates in millimetres.
-        slice_axis (`int`, *optional*): Of the array. By default the one of the largest spacing, which is how slices
-            were taken; the one of axial slices where no other's is larger by more than one percent.
+        slice_axis (`int`, *optional*): Axis of the array. By default the one with the largest spacing, along which
+            slices were taken; that of axial slices unless another spacing is more than one percent larger.
 
     Returns:
         `tuple`: the plane and the transform for `nibabel.orientations.apply_orientation`.
@@ -166,7 +166,7 @@ def find_orientation(affine: np.ndarray, slice_axis: int | None = None) -> tuple
 
 
 def reorder(sizes: Iterable[float], transform: np.ndarray) -> tuple:
-    """One number an axis (its length, say), for the axes after `apply_orientation`."""
+    """Reorder one number per axis, such as its length, to the axes after `apply_orientation`."""
     ordered = [None] * len(transform)
     for size, (axis, _) in zip(sizes, transform, strict=True):
         ordered[int(axis)] = size
@@ -174,7 +174,7 @@ def reorder(sizes: Iterable[float], transform: np.ndarray) -> tuple:
 
 
 def split_evenly(num_slices: int, count: int) -> Iterator[Selection]:
-    """`count` neighbouring parts of all slices whose sizes differ by one at most; no more parts than slices."""
+    """Split all slices into `count` consecutive parts, at most one per slice, whose sizes differ by at most one."""
     count = min(count, num_slices)
     for part in range(count):
         yield part * num_slices // count + 1, (part + 1) * num_slices // count
@@ -185,13 +185,13 @@ def select(num_slices: int, count: int, slices: str = UNIFORM) -> list[Selection
     The slices or slabs to show.
 
     Args:
-        num_slices (`int`): There are.
-        count (`int`): To show, at most.
+        num_slices (`int`): Slices of the volume.
+        count (`int`): Most images to show.
         slices (`str`): "uniform" for the middle slice of each of `count` equal parts, "slabs" for the mean of each
             part, or a list of numbers and ranges, each one image: "3,10-12" is slice 3 and the mean of 10 to 12.
 
     Raises:
-        ValueError: If `slices` is none of these, or more than `count` images, or slices that there are not.
+        ValueError: If `slices` is none of these, gives more than `count` images, or names missing slices.
 
     Example:
         >>> select(8, 4), select(8, 3, "slabs"), select(8, 4, "3,5-6")
@@ -205,18 +205,18 @@ def select(num_slices: int, count: int, slices: str = UNIFORM) -> list[Selection
     selections = parse_slices(slices)
     if len(selections) > count:
         raise ValueError(
-            f"`slices` {slices} are {len(selections)} images, and `volume_tokens` has room for {count}: raise it, or "
-            "name fewer or ranges."
+            f"`slices` {slices} are {len(selections)} images, but `volume_tokens` has room for {count}: raise it, "
+            "name fewer slices, or name ranges."
         )
     last = max(last for _, last in selections)
     if last > num_slices:
-        raise ValueError(f"`slices` names slice {last}, and there are {num_slices}.")
+        raise ValueError(f"`slices` names slice {last}, but there are only {num_slices}.")
     return selections
 
 
 def parse_slices(text: str) -> list[Selection]:
     """
-    Numbers and ranges of slices, counted from 1, by commas.
+    Parse comma-separated numbers and ranges of slices, counted from 1.
 
     Raises:
         ValueError: If `text` is something else.

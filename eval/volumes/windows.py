@@ -1,9 +1,9 @@
 """
-From values of any depth to the 256 grey levels of an image: windows, lookup tables and ranges.
+Map values of any bit depth to the 256 grey levels of an image: windows, lookup tables and ranges.
 
-Source of the windows with names: Murphy et al., "Windowing (CT)", Radiopaedia.org, https://doi.org/10.53347/rID-52108,
-its table of typical widths and levels: of the head the brain, of the chest lungs and mediastinum, of the abdomen soft
-tissues, of the spine bone. Institutions and vendors differ from these.
+Source of the named windows: Murphy et al., "Windowing (CT)", Radiopaedia.org, https://doi.org/10.53347/rID-52108,
+its table of typical widths and levels: brain (head), lungs and mediastinum (chest), soft tissues (abdomen) and bone
+(spine). Institutions and vendors use other values.
 """
 
 import math
@@ -23,18 +23,17 @@ NAMED_WINDOWS = {
     "soft_tissue": {"center": 50, "width": 400},
     "mediastinum": {"center": 50, "width": 350},
 }
-# The file's own window where there is one for all its slices, else the robust range; and always the robust range.
+# `AUTO`: the file's own window if all its slices share one, else the robust range. `ROBUST_RANGE`: always the latter.
 AUTO, ROBUST_RANGE = "auto", "range"
-# Percent of the values that are darker, and not brighter, than what is shown. nnU-Net (arXiv:1809.10486) clips CT at
-# the same ones.
+# Percentiles of the values shown as black and white. nnU-Net (arXiv:1809.10486) clips CT at the same ones.
 ROBUST_PERCENTILES = (0.5, 99.5)
-# A part of an image is mapped at once: in double precision a large image would take several times its size.
+# Values mapped at a time: in double precision, a whole large image would take several times its size.
 PART_SIZE = 1 << 20
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 def by_parts(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray, dtype: type) -> np.ndarray:
-    """`function` of `values`, some rows at a time, in an array of `dtype`."""
+    """Apply `function` to some rows of `values` at a time; returns an array of `dtype`."""
     result = np.empty(values.shape, dtype)
     num_rows = max(1, PART_SIZE // max(1, values[:1].size))
     for start in range(0, len(values), num_rows):
@@ -61,7 +60,7 @@ class Window:
         pydicom = import_optional("pydicom")
         processing = import_optional("pydicom.pixels.processing")
         dataset = pydicom.Dataset()
-        # An image of 8 unsigned bits: what is shown as white is 255.
+        # An unsigned 8-bit image: white is 255.
         dataset.PhotometricInterpretation, dataset.BitsStored, dataset.PixelRepresentation = "MONOCHROME2", 8, 0
         dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = self.center, self.width, self.function
         return by_parts(lambda part: np.round(processing.apply_windowing(part, dataset)), values, np.uint8)
@@ -70,7 +69,7 @@ class Window:
 @dataclass(frozen=True)
 class Range:
     """
-    `low` to `high` spread over 0 to 255; what lies outside is black or white, all black where they are equal.
+    Maps `low` to `high` linearly to 0 to 255 and clips values outside; all black if they are equal.
 
     Example:
         >>> Range(0, 100)(np.array([[-5.0, 20.0, 100.0, 300.0]])).tolist()
@@ -95,10 +94,10 @@ class Range:
 @dataclass(frozen=True)
 class LookupTable:
     """
-    DICOM's lookup table (PS3.3, C.11.1 and C.11.2): the entry of each value, the first and last outside of them.
+    DICOM's lookup table (PS3.3, C.11.1 and C.11.2): each value's entry, the first or last one outside.
 
-    pydicom's `apply_voi` wraps the values of a table with 8 bits at 256, and its `apply_modality_lut` knows no depths
-    but 8 and 16 (both 3.0.2), hence this one.
+    Needed because pydicom's `apply_voi` wraps values of 8-bit tables at 256, and its `apply_modality_lut` knows only
+    depths 8 and 16 (both 3.0.2).
     """
 
     first: int
@@ -106,7 +105,7 @@ class LookupTable:
     bits: int
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
-        """The entries, of the shape of `values`, float32."""
+        """The entry of each value, in the shape of `values`, float32."""
         entries = np.asarray(self.entries, np.float32)
         return by_parts(
             lambda part: entries[np.clip(np.round(part).astype(np.int64) - self.first, 0, len(entries) - 1)],
@@ -124,7 +123,7 @@ Mapping = Window | Range | LookupTable
 
 def parse_window(text: str) -> str | Window:
     """
-    What `window` asks for: "auto", "range", or the window of a name or of "center,width".
+    Parse `window`: "auto", "range", the name of a window, or "center,width".
 
     Raises:
         ValueError: If it is none of these.
@@ -150,9 +149,9 @@ def parse_window(text: str) -> str | Window:
 
 
 def check_named(path: str, window: str, is_hounsfield: bool | None) -> None:
-    """Refuse a window in Hounsfield units for values that are said to be none."""
+    """Raise `VolumeError` for a window in Hounsfield units if the values are known to be in another unit."""
     if window in NAMED_WINDOWS and is_hounsfield is False:
         raise VolumeError(
-            f"{path}: the window {window} is in Hounsfield units, and this is no CT (Modality); use {AUTO} or "
+            f"{path}: the window {window} is in Hounsfield units, but this is not CT (Modality); use {AUTO} or "
             f"{ROBUST_RANGE}"
         )

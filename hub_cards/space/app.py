@@ -1,8 +1,8 @@
 """
-A page to ask a medical vision-language model about images: `python app.py --model DIR`, or a Space.
+A web page to ask a medical vision-language model about images: `python app.py --model DIR`, or a Space.
 
-Needs a folder or an id on the Hub, as `--model`, in the environment variable `MODEL_ID`, or in `model_id.txt` beside
-this file, which a published Space has. Not for clinical use.
+Needs a folder or Hub id, from `--model`, the environment variable `MODEL_ID`, or `model_id.txt` in this folder (which
+a published Space has). Not for clinical use.
 """
 
 import argparse
@@ -30,7 +30,7 @@ EXAMPLES = json.loads((FOLDER / "examples" / "examples.json").read_text(encoding
 MAX_IMAGES = 8
 MAX_FILE_SIZE = "100mb"
 CONCURRENT_ANSWERS = 2
-# Uploads are deleted when they are this old, looked for this often; in seconds.
+# How often to look for old uploads, and the age at which they are deleted, in seconds.
 CACHE_AGES = (3600, 6 * 3600)
 NO_IMAGE_YET = "Add an image first: with the button in the message field, by dropping it there, or with an example."
 PLACEHOLDER = "### Ask about an image\nAdd a PNG or JPEG to your message, or start with one of the examples."
@@ -38,22 +38,22 @@ LOGO = (  # three graphs, matched
     '<svg viewBox="0 0 24 24" aria-hidden="true"><circle cx="5" cy="6" r="2.5"/><circle cx="19" cy="6" r="2.5"/>'
     '<circle cx="12" cy="19" r="2.5"/><path d="M7 7l4 10M17 7l-4 10M7.5 6h9"/></svg>'
 )
-# By kind, a button, what it draws, and what that says.
+# By kind: button label, drawing function, and explanation.
 VIEWS = {
     "answer": (
         "What the answer drew on",
         draw_relevance,
         "Coloured where a small change of the image would change the probability of the last answer most (gradient "
-        "times input). It is no explanation of the answer.",
+        "times input). It is not an explanation of the answer.",
     ),
     "matched": (
         "What each question matched",
         draw_matched_regions,
         "For each question (Q1, Q2, …) the images so far, coloured where they are closest to the state from which it "
-        "was answered, as alignment weighs them; their weights sum to 100%. It is no explanation of the answer.",
+        "was answered, as alignment weighs them; their weights sum to 100%. It is not an explanation.",
     ),
 }
-# For those who cannot see the page, gradio leaves the message field and the images of a conversation without a name.
+# Accessible names for the message field and the images of a conversation, which gradio leaves out.
 NAME_PARTS = """() => {
   const name = () => {
     document.querySelectorAll("#chat img:not([alt]), #chat img[alt='']").forEach(
@@ -67,11 +67,11 @@ Updates = dict[Any, Any]
 
 
 class Page:
-    """The page and what happens on it. What a user has said and seen lies in that user's state alone."""
+    """The page and its event handlers. A conversation is kept only in the state of its user."""
 
     def __init__(self, assistant: Assistant):
         self.assistant = assistant
-        # Within the folder for temporary files, from where gradio serves files; gone when this ends.
+        # In the folder for temporary files, from which gradio serves files; deleted at exit.
         self._temporary = tempfile.TemporaryDirectory(prefix="logramed_demo_")
         self.folder = Path(self._temporary.name)
 
@@ -172,14 +172,14 @@ class Page:
             event(self.start_anew, None, shown, cancels=asked, **private)
 
     def ask_example(self, example: dict[str, str], longest: int) -> Iterator[Updates]:
-        """Ask what an example asks, in a new conversation."""
+        """Ask the question of an example in a new conversation."""
         path = str(FOLDER / "examples" / example["image"])
         yield from self.ask({"text": example["question"], "files": [path]}, [], longest)
 
     def ask(self, message: dict[str, Any], turns: Sequence[Turn], longest: int) -> Iterator[Updates]:
         """
-        Answer a message (`text`, and `files`, paths of uploads), piece by piece, after the `turns` so far, in at most
-        `longest` tokens. A message that cannot be answered stays where it was written.
+        Stream the answer to a message (`text`, and `files`, paths of uploads) after the `turns` so far, in at most
+        `longest` tokens. A message that cannot be answered stays in the message field.
         """
         try:
             turn = self.read_message(message or {}, turns)
@@ -200,17 +200,17 @@ class Page:
         try:
             for _ in self.assistant.answer(turns, int(longest)):
                 yield {self.chat: write_chat(turns, is_busy=True), self.turns: turns}
-        except Exception as error:  # told to the user, who can go on
+        except Exception as error:  # shown to the user, who can go on
             problem = say(f"The model could not answer: {error}")
             turns = turns[:-1]
         yield self._ready(turns, problem)
 
     def stop_answer(self, turns: Sequence[Turn]) -> Updates:
-        """The conversation as far as it has come; an answer without a word is taken back."""
+        """Stop with the answer so far; a turn with an empty answer is removed."""
         return self._ready(turns if not turns or turns[-1].answer else turns[:-1])
 
     def _ready(self, turns: Sequence[Turn], problem: str = "") -> Updates:
-        """The page as it waits for the next message."""
+        """Updates for a page that waits for the next message."""
         return {
             self.chat: write_chat(turns),
             self.turns: turns,
@@ -222,8 +222,8 @@ class Page:
 
     def read_message(self, message: dict[str, Any], turns: Sequence[Turn]) -> Turn:
         """
-        The turn that a message begins, its images read, checked and kept. Raises `UploadError` if there is nothing to
-        answer.
+        Create the turn of a message; reads, checks and stores its images. Raises `UploadError` if an upload is
+        unusable or something is missing.
         """
         question = (message.get("text") or "").strip()
         files = message.get("files") or []
@@ -245,11 +245,11 @@ class Page:
         return file.name
 
     def draw(self, kind: str, turns: Sequence[Turn]) -> Updates:
-        """The images of the conversation in one of the `VIEWS`."""
+        """Draw the images of the conversation in one of the `VIEWS`."""
         _, draw, said = VIEWS[kind]
         try:
             drawn = draw(self.assistant, turns)
-        except Exception as error:  # told to the user
+        except Exception as error:  # shown to the user
             return {**self._nothing_drawn(), self.status: say(f"This could not be shown: {error}")}
         gallery = gradio.Gallery(value=drawn, visible=True, columns=min(len(drawn), 2))
         return {
@@ -259,7 +259,7 @@ class Page:
         }
 
     def start_anew(self) -> Updates:
-        """An empty conversation."""
+        """Start an empty conversation."""
         empty = {self.message: gradio.MultimodalTextbox(value=None, interactive=True)}
         return self._ready([]) | self._nothing_drawn() | empty
 
@@ -271,14 +271,14 @@ class Page:
 
 
 def delete_old(folder: Path, age: float) -> None:
-    """Delete files in `folder`, and in folders there, that were written more than `age` seconds ago."""
+    """Delete files in `folder` and its subfolders that were written more than `age` seconds ago."""
     for path in folder.rglob("*"):
         if path.is_file() and time.time() - path.stat().st_mtime > age:
             path.unlink(missing_ok=True)
 
 
 def write_header(assistant: Assistant) -> str:
-    """Name, model and notice."""
+    """Header with name, model and notice."""
     revision = f" · revision {html.escape(assistant.revision)}" if assistant.revision else ""
     return (
         f'<header><div class="brand">{LOGO}<h1>LoGra-Med</h1></div>'
@@ -288,13 +288,13 @@ def write_header(assistant: Assistant) -> str:
 
 
 def say(text: str, is_error: bool = True) -> str:
-    """A line under the conversation, read out by screen readers."""
+    """A status line under the conversation, announced by screen readers."""
     role, kind = ("alert", "error") if is_error else ("status", "busy")
     return f'<p role="{role}" class="{kind}">{html.escape(text)}</p>'
 
 
 def write_chat(turns: Sequence[Turn], is_busy: bool = False) -> list[dict[str, Any]]:
-    """A conversation as gradio shows it; the last answer may still be coming."""
+    """Convert a conversation to gradio messages; the last answer may be incomplete."""
     messages = []
     for turn in turns:
         for number, path in enumerate(turn.images, start=1):
@@ -313,7 +313,7 @@ def write_chat(turns: Sequence[Turn], is_busy: bool = False) -> list[dict[str, A
 
 
 def launch_options() -> dict[str, Any]:
-    """Look and limits of the page, for `Blocks.launch`."""
+    """Style and limits of the page, for `Blocks.launch`."""
     fonts = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
     theme = gradio.themes.Soft(
         primary_hue="teal",

@@ -1,4 +1,4 @@
-"""A conversation about images, answered by a model word by word, with the probability of each answer."""
+"""A conversation about images: streams a model's answers, with the probability of each."""
 
 import math
 import threading
@@ -13,19 +13,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, StoppingCri
 
 try:
     from logramed.eval.model_names import naming_model, refuse_foreign
-except ImportError:  # in a Space, where a copy lies beside this file
+except ImportError:  # in a Space, which has a copy in this folder
     from model_names import naming_model, refuse_foreign
 
 
-MAX_NEW_TOKENS = 64  # of an answer, unless the page says otherwise
+MAX_NEW_TOKENS = 64  # per answer, unless set on the page
 NOTICE = "Not for clinical use. Answers can be wrong in ways that read well; do not upload images of patients."
 
 
 @dataclass
 class Turn:
     """
-    A question, the paths of the images that came with it, the answer so far (empty before the first word) and, when
-    that is complete, the geometric mean of the probabilities of its tokens, 0 to 1.
+    A question, the paths of its images, the answer so far (empty before the first word) and, when that is complete,
+    the geometric mean of its token probabilities, 0 to 1.
     """
 
     question: str
@@ -35,7 +35,7 @@ class Turn:
 
 
 class Assistant:
-    """A model that answers (a folder, or an id on the Hub, there at a `revision`), and what it is called."""
+    """A model from a folder, or from a Hub id at `revision`, with its processor and name."""
 
     def __init__(self, model_id: str, revision: str | None = None):
         options = {"trust_remote_code": True, "revision": revision}
@@ -46,10 +46,10 @@ class Assistant:
         self.model = self.model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self.processor = AutoProcessor.from_pretrained(model_id, **options)
         self.name = model_id.rstrip("/").rpartition("/")[2]
-        self._lock = threading.Lock()  # a fast tokenizer cannot be called by two threads at once
+        self._lock = threading.Lock()  # a fast tokenizer is not thread-safe
 
     def encode(self, turns: Sequence[Turn], with_last_answer: bool = False) -> dict[str, torch.Tensor]:
-        """The model's inputs for the last question of `turns`, or for its answer too."""
+        """Model inputs for `turns` up to the last question, or up to its answer."""
         messages = self._write_messages(turns)
         if not with_last_answer:
             messages = messages[:-1]
@@ -73,10 +73,9 @@ class Assistant:
 
     def answer(self, turns: Sequence[Turn], max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[Turn]:
         """
-        Answer the last question of `turns` greedily, as evaluation does, yielding its turn after every piece of text
-        and, complete, at the end.
-        Leaving the iteration early ends the generation. An answer ends before the processor's `stop_string`, if any.
-        Raises whatever the generation raised.
+        Answer the last question of `turns` greedily, as evaluation does. Yields its turn after each piece of text, and
+        once more when complete. Leaving the iteration early stops generation. An answer ends before the processor's
+        `stop_string`, if any. Raises errors of the generation.
         """
         turn = turns[-1]
         inputs = self.encode(turns)
@@ -100,13 +99,13 @@ class Assistant:
 
 
 def write_content(turn: Turn, placeholder: str) -> list[dict[str, Any]]:
-    """The parts of a question: its images, and its text without what would be read as a `placeholder` of an image."""
+    """Content parts of a question: its images, and its text with any image `placeholder` removed."""
     images = [{"type": "image", "image": Image.open(path)} for path in turn.images]
     return [*images, {"type": "text", "text": turn.question.replace(placeholder, "")}]
 
 
 class Generation(threading.Thread):
-    """A call of `generate` in a thread of its own, which can be stopped."""
+    """Calls `generate` in a separate thread that can be stopped."""
 
     def __init__(self, model, inputs: dict[str, torch.Tensor], max_new_tokens: int, streamer: TextIteratorStreamer):
         super().__init__(daemon=True)
@@ -127,19 +126,19 @@ class Generation(threading.Thread):
                     return_dict_in_generate=True,
                     output_logits=True,
                 )
-        except Exception as error:  # told to the thread that waits
+        except Exception as error:  # raised by `stop` in the waiting thread
             self.error = error
             self.streamer.end()
 
     def stop(self) -> None:
-        """End the generation after the token at hand, and raise what it raised."""
+        """Stop generation after the current token, and raise its error, if any."""
         self._is_stopped.set()
         self.join()
         if self.error is not None:
             raise self.error
 
     def confidence(self) -> float:
-        """See `mean_probability`, of the answer."""
+        """`mean_probability` of the answer."""
         logits = torch.cat(self.output.logits)
         return mean_probability(logits, self.output.sequences[0, -len(logits) :])
 
@@ -153,11 +152,11 @@ class StopOnRequest(StoppingCriteria):
 
 
 class StopAtText(StoppingCriteria):
-    """Ends an answer that says a text. transformers' own criterion fails with tokenizers of whole words (5.23)."""
+    """Ends an answer at a text. transformers' own criterion fails with word-level tokenizers (5.23)."""
 
     def __init__(self, tokenizer, text: str, num_prompt_tokens: int):
         self.tokenizer, self.text, self.num_prompt_tokens = tokenizer, text, num_prompt_tokens
-        # A text of n bytes lies within n tokens, as a token may be a byte; two more for what begins within a token.
+        # n bytes take at most n tokens, as a token may be one byte; two more for a text that begins inside a token.
         self.num_tokens = len(text.encode()) + 2
 
     def __call__(self, input_ids, scores, **kwargs):
@@ -168,9 +167,8 @@ class StopAtText(StoppingCriteria):
 
 def mean_probability(logits: torch.Tensor, tokens: torch.Tensor) -> float:
     """
-    The geometric mean, 0 to 1, of the probabilities of an answer's tokens, by their `logits` `(num_tokens,
-    vocab_size)`. It says how sure the model is of its words, one after the other; not how often
-    such an answer is right.
+    Geometric mean, 0 to 1, of the probabilities of an answer's tokens, from `logits` `(num_tokens, vocab_size)`. It
+    says how sure the model is of each word given the previous ones, not how often such an answer is right.
 
     Example:
         >>> round(mean_probability(torch.tensor([[0.0, 0.0], [0.0, float("-inf")]]), torch.tensor([1, 0])), 4)

@@ -1,4 +1,4 @@
-"""Images that people upload: checked by their content, and brought to a size that a page can show."""
+"""Check uploaded images by their content, and resize them for the page."""
 
 import warnings
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 try:
     from logramed.image_files_logramed import read_pixels, scale_to_8_bits
-except ImportError:  # in a Space, where a copy lies beside this file
+except ImportError:  # in a Space, which has a copy in this folder
     from image_files_logramed import read_pixels, scale_to_8_bits
 
 
@@ -19,29 +19,29 @@ SHOWN_SIDE = 2048  # pixels; far more than a vision tower sees
 
 
 class UploadError(ValueError):
-    """An upload that cannot be used; the words are for the person who sent it."""
+    """Raised for an unusable upload; the message is shown to the user."""
 
 
 def read_upload(path: str | Path) -> Image.Image:
     """
-    An uploaded image, upright, as 8-bit grey or RGB of at most `SHOWN_SIDE` pixels a side. Deep pixels are scaled from
-    the smallest usual bit depth that holds them, so that 12-bit images in 16-bit files are not black. Transparent
-    parts become black. Raises `UploadError`, naming the file, if it is no PNG or JPEG, is damaged, or has more than
-    `MAX_PIXELS` pixels.
+    Read an uploaded image upright, as 8-bit grey or RGB of at most `SHOWN_SIDE` pixels per side. Deep pixels are
+    scaled from the smallest usual bit depth that holds them, so that 12-bit images in 16-bit files are not black.
+    Transparent parts become black. Raises `UploadError`, naming the file, if it is not a PNG or JPEG, is damaged, or
+    has more than `MAX_PIXELS` pixels.
     """
     name = Path(path).name
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have our own limit
             with Image.open(path, formats=list(FORMATS)) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UploadError(
                         f"{name} has {image.width} x {image.height} pixels. The largest image that can be shown has "
                         f"{MAX_PIXELS // 1_000_000} million."
                     )
-                image.draft("RGB", (SHOWN_SIDE, SHOWN_SIDE))  # a large JPEG is decoded small at once
+                image.draft("RGB", (SHOWN_SIDE, SHOWN_SIDE))  # decodes a large JPEG directly at a smaller size
                 shown = convert(read_pixels(image))
-                shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)  # a smaller one stays
+                shown.thumbnail((SHOWN_SIDE, SHOWN_SIDE), Image.Resampling.LANCZOS)  # smaller images stay as they are
                 return shown
     except Image.DecompressionBombError as error:
         raise UploadError(
@@ -54,7 +54,7 @@ def read_upload(path: str | Path) -> Image.Image:
 
 
 def convert(image: Image.Image) -> Image.Image:
-    """An image of mode L or RGB."""
+    """Convert to mode L or RGB."""
     if image.mode.startswith("I"):
         return Image.fromarray(scale_to_8_bits(np.asarray(image)))
     if image.mode in ("1", "L"):

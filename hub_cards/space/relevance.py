@@ -1,6 +1,6 @@
 """
-Which parts of the images count, laid over them: for the last answer by gradient times input of its probability, and
-for each question by the weights that alignment trains.
+Draw which parts of the images matter: for the last answer by gradient times input of its probability, and for each
+question by the weights that alignment trains.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ try:
     from logramed.eval.grounding.boxes import find_window
     from logramed.eval.grounding.region_weights import weigh_by_cosine
     from logramed.eval.grounding.tints import tint
-except ImportError:  # in a Space, where copies lie beside this file
+except ImportError:  # in a Space, which has copies in this folder
     from boxes import find_window
     from region_weights import weigh_by_cosine
     from tints import tint
@@ -26,13 +26,13 @@ Drawn = list[tuple[Image.Image, str]]
 
 def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndarray]:
     """
-    How much each region of each image counts for the last answer: a square float array for each image in the order of
-    the conversation, rows from the top, as the model sees the image (padded to a square, if its processor does that).
+    Relevance of each image region for the last answer: one square float array per image in the order of the
+    conversation, rows from the top, as the model sees the image (padded to a square if its processor does that).
 
     The relevance of an image token is the absolute value of its projected features times the gradient of the answer's
-    log-probability with respect to them. It is a first-order measure of what changes the answer's probability, no
-    explanation of it: a model can be right for reasons that this does not show. Raises `ValueError` if the model has
-    no projector between images and language, or its image tokens form no square.
+    log-probability with respect to them. It is a first-order measure of what changes the answer's probability, not an
+    explanation: a model can be right for reasons that this does not show. Raises `ValueError` if the model has no
+    projector between images and language, or its image tokens do not form a square.
     """
     prompt = assistant.encode(turns)
     inputs = assistant.encode(turns, with_last_answer=True)
@@ -49,9 +49,9 @@ def image_relevance(assistant: Assistant, turns: Sequence[Turn]) -> list[np.ndar
 
 def matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> list[list[np.ndarray]]:
     """
-    How each question weighs the regions of all images so far, on one scale: by the cosines of the state before its
-    answer with the projected regions (see `weigh_by_cosine`), as alignment with answer states trains it. For each turn
-    a square float array for each image so far, those of a turn summing to 1. Raises as `image_relevance`.
+    Weights of the regions of all images so far for each question, on one scale: from the cosines of the state before
+    its answer with the projected regions (see `weigh_by_cosine`), as in alignment with answer states. For each turn,
+    one square float array per image so far, summing to 1 over the turn. Raises the errors of `image_relevance`.
     """
     inputs = assistant.encode(turns)
     ends = [assistant.encode(turns[: number + 1])["input_ids"].shape[1] for number in range(len(turns))]
@@ -71,7 +71,7 @@ def matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> list[list[np
 
 
 class ProjectedFeatures:
-    """While this holds, what the model's projector returns is kept, as the start of all gradients."""
+    """Context manager that keeps the projector's output and makes it a leaf for gradients."""
 
     def __init__(self, model: torch.nn.Module):
         found = [module for name, module in model.named_modules() if name.endswith("multi_modal_projector")]
@@ -93,7 +93,7 @@ class ProjectedFeatures:
 
 def lay_on_grid(values: np.ndarray) -> np.ndarray:
     """
-    The relevance of an image's tokens as a square; a class token before them is left out.
+    Reshape the relevance of an image's tokens to a square, leaving out a class token before them.
 
     Example:
         >>> lay_on_grid(np.array([9.0, 1.0, 2.0, 3.0, 4.0]))
@@ -102,18 +102,18 @@ def lay_on_grid(values: np.ndarray) -> np.ndarray:
     """
     side = int(len(values) ** 0.5)
     if side * side not in (len(values), len(values) - 1):
-        raise ValueError(f"The {len(values)} tokens of an image form no square.")
+        raise ValueError(f"The {len(values)} tokens of an image do not form a square.")
     return values[-side * side :].reshape(side, side)
 
 
 def draw_relevance(assistant: Assistant, turns: Sequence[Turn]) -> Drawn:
-    """The images of a conversation with what the last answer draws on, and their titles."""
+    """The images of a conversation tinted by their relevance for the last answer, with titles."""
     relevance = image_relevance(assistant, turns)
     return draw_images(assistant, turns, relevance, [f"Image {number + 1}" for number in range(len(relevance))])
 
 
 def draw_matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> Drawn:
-    """For each question the images so far with the regions that it matches, and the weight of each image."""
+    """For each question, the images so far tinted by the regions that it matches, titled with their weights."""
     drawn = []
     for number, grids in enumerate(matched_regions(assistant, turns), start=1):
         shares = [f"image {place}: {100 * values.sum():.0f}%" for place, values in enumerate(grids, start=1)]
@@ -124,7 +124,7 @@ def draw_matched_regions(assistant: Assistant, turns: Sequence[Turn]) -> Drawn:
 def draw_images(
     assistant: Assistant, turns: Sequence[Turn], grids: Sequence[np.ndarray], titles: Sequence[str]
 ) -> Drawn:
-    """The first images of a conversation, tinted by a grid each; the largest value of all is tinted most."""
+    """Tint the first images of a conversation, one grid per image; the largest value of all gets most tint."""
     paths = [path for turn in turns for path in turn.images]
     largest = max(values.max() for values in grids)
     drawn = []

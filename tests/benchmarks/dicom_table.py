@@ -35,13 +35,13 @@ def list_files() -> list[Path]:
 
 
 def find_outcome(path: Path) -> str:
-    """What a file loads as, or why it is refused."""
+    """What a file loads as, or the error."""
     try:
         volume = open_volume(str(path))
         for number in range(1, volume.num_slices + 1):
             image = open_image_reference(f"{path}#slices={number}&window=auto")
     except VolumeError as error:
-        return "refused: " + str(error).removeprefix(f"{path}: ")
+        return "error: " + str(error).removeprefix(f"{path}: ")
     return f"{'colour' if image.mode == 'RGB' else 'grey'} image{'' if volume.num_slices == 1 else 's, one a frame'}"
 
 
@@ -62,7 +62,7 @@ def build_table() -> str:
     for path in list_files():
         name = re.sub(r"(dicomdirtests/)(TINY_ALPHA)?.*/(?=[^/]*$)", r"\1\2/", path.relative_to(FILES).as_posix())
         by_outcome[find_outcome(path)].append(name.replace("//", "/"))
-    rows = sorted(by_outcome.items(), key=lambda row: (row[0].startswith("refused"), -len(row[1]), row[0]))
+    rows = sorted(by_outcome.items(), key=lambda row: (row[0].startswith("error: "), -len(row[1]), row[0]))
     lines = ["| outcome | files | which |", "| --- | --- | --- |"]
     lines += [f"| {outcome} | {len(names)} | {', '.join(name_groups(names))} |" for outcome, names in rows]
     return "\n".join(lines) + "\n"

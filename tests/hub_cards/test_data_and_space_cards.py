@@ -122,7 +122,7 @@ def test_the_demo_names_its_model_and_brings_its_phantoms():
     for module, function in (copies | {"tints": "tint"}).items():
         assert f"def {function}(".encode() in publication.contents.files[f"{module}.py"]
     assert find_problems(publication.contents, DEMO_FOLDER) == []
-    with pytest.raises(ValueError, match=r"`include` names further files of a model's folder, and .* \(demo\)"):
+    with pytest.raises(ValueError, match=r"`include` names additional files of a model's folder, but .* \(demo\)"):
         prepare(DEMO_FOLDER, "someone/demo", base_models=["someone/logramed-mini"], include=["*.md"])
     with pytest.raises(ValueError, match=r"needs the one model.*`--base_model org/name`"):
         prepare(DEMO_FOLDER, "someone/logramed-demo")

@@ -174,7 +174,7 @@ def test_a_folder_that_is_nothing_known_is_refused(tmp_path, capsys):
 def test_missing_weights_are_refused(tmp_path, model):
     (tmp_path / "config.json").write_text((model / "config.json").read_text())
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match="no weights as safetensors"):
+    with pytest.raises(ValueError, match="no safetensors weights"):
         prepare(tmp_path, REPO, license="mit")
     folder = save_model(tmp_path / "model")
     (folder / sorted(weights_of(folder))[1]).unlink()

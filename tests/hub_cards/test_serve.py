@@ -180,11 +180,11 @@ def test_an_answer_ends_before_a_stop(client, folder, stream):
         ({"logprobs": True}, "`logprobs` is not supported"),
         ({"response_format": {"type": "json_object"}}, "`response_format` is not supported"),
         ({"model": "someone/other"}, "someone/other"),
-        ({"messages": []}, "`messages` must be a list of one message at least"),
+        ({"messages": []}, "`messages` must be a list of at least one message"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "`role` of a message must be one of"),
         ({"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}, "type text or image_url"),
         ({"messages": ask("data:image/png;base64,bm8gaW1hZ2U=")}, "image"),
-        ({"messages": [{"role": "user", "content": "an <image> of a lung"}]}, "A text has <image> in it"),
+        ({"messages": [{"role": "user", "content": "an <image> of a lung"}]}, "A text contains <image>: send"),
     ],
 )
 def test_what_cannot_be_done_is_refused_in_words_and_the_server_goes_on(client, folder, changes, words):

@@ -311,7 +311,7 @@ def test_each_question_weighs_the_regions_of_the_images_so_far_as_an_evaluation_
 
 
 def test_a_model_without_a_square_of_image_tokens_is_refused(space):
-    with pytest.raises(ValueError, match="The 7 tokens of an image form no square"):
+    with pytest.raises(ValueError, match="The 7 tokens of an image do not form a square"):
         space["relevance"].lay_on_grid(np.zeros(7))
 
 
@@ -421,7 +421,7 @@ def test_a_user_uploads_asks_reads_asks_again_and_looks(open_page, picture):
     wait_for_answers(page, 2)
     page.click("#show_answer")
     page.wait_for_selector("#relevance img")
-    assert "It is no explanation" in page.inner_text("#side")
+    assert "It is not an explanation" in page.inner_text("#side")
     page.click("#clear")
     page.wait_for_function("!document.querySelector('#chat .confidence')")
     assert page.is_disabled("#show_answer")

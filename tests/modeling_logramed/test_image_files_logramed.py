@@ -137,7 +137,7 @@ def test_depths_that_pillow_does_not_read_are_refused_by_name(tmp_path, values):
 def test_channels_that_lie_apart_are_refused_not_read_wrongly(tmp_path):
     path = tmp_path / "planar.tif"
     path.write_bytes(tiff_bytes(np.moveaxis(draw(3, 4095), -1, 0), photometric="rgb", planarconfig="separate"))
-    with pytest.raises(ValueError, match=r"planar\.tif cannot be read: its 16-bit channels lie apart"):
+    with pytest.raises(ValueError, match=r"planar\.tif cannot be read: its 16-bit channels are stored separately"):
         load_image(path)
 
 

@@ -246,7 +246,7 @@ def test_the_first_frame_of_several_is_taken(tmp_path):
 
 
 def test_other_modes_are_refused_where_conversion_is_off():
-    with pytest.raises(ValueError, match=r"`images\[0\]` must be RGB .* got the mode L"):
+    with pytest.raises(ValueError, match=r"`images\[0\]` must be RGB .* got mode L"):
         LoGraMedImageProcessor(size=4, do_convert_rgb=False)(Image.new("L", (4, 4)))
 
 

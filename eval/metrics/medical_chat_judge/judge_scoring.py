@@ -1,9 +1,9 @@
 """
-Scores that a judge model gave to two answers: join the two orders of a question, compare, aggregate.
+Scores by a judge model for pairs of answers: join the two orders of each question, compare, aggregate.
 
-A judge reads a reference answer and a model's answer to a question and gives each 1 to 10 points. Under `strict` every
-question is judged twice, with the answers in either order, and what cannot be read is listed. `release` gives the
-numbers of the LLaVA-Med / ExGra-Med judge script. The card (`README.md`) lists the differences.
+A judge reads a reference answer and a model's answer to a question and gives each 1 to 10 points. Under `strict`,
+every question is judged twice, once in each order of the answers, and unreadable replies are listed. `release`
+reproduces the LLaVA-Med / ExGra-Med judge script. The card (`README.md`) lists the differences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from logramed.eval.metrics.medical_chat_judge.reply_parsing import beginning, pa
 
 
 ORDERS = ("reference_first", "model_first")
-# The release counts an item for the first of these that is true of it.
+# The release counts an item only for the first of its domains in this order.
 RELEASE_DOMAINS = ("chest_xray", "mri", "histology", "gross", "ct_scan")
 NO_DOMAIN = "none"
 FIGURES = ("relative_score", "model_score", "reference_score")
@@ -33,8 +33,8 @@ def join_orders(
     clusters: Sequence[str] | None = None,
 ) -> list[dict]:
     """
-    The questions in the order of their first reply, each with its replies by order, and its cluster if there are any.
-    Raises `ValueError` if a question has two replies in one order, or another type, cluster or other domains there.
+    Group replies by question, in order of first reply, with the cluster if given. Raises `ValueError` if a question
+    has two replies in the same order, or if its type, domains or cluster differ between replies.
 
     Example:
         >>> (question,) = join_orders(["8 7", "6 8"], ["1", "1"], ["conversation"] * 2, [["mri"]] * 2, ORDERS)
@@ -62,9 +62,9 @@ def join_orders(
 
 def judge_question(question: dict) -> tuple[dict | None, list[dict]]:
     """
-    The scores of one question from its two replies (`reference_score` and `model_score` in points, each the mean of
-    both orders; `relative_score`; `POSITION_FIGURES`) or `None`, and for each order that could not be used its
-    `question_id`, `order` and `reason`.
+    Scores of one question from its two replies (`reference_score` and `model_score` in points, each the mean of both
+    orders; `relative_score`; `POSITION_FIGURES`), or `None`; and for each unusable order its `question_id`, `order`
+    and `reason`.
 
     Example:
         >>> question = {"question_id": "1", "question_type": "conversation", "domains": ["mri"]}
@@ -98,9 +98,9 @@ def judge_question(question: dict) -> tuple[dict | None, list[dict]]:
 
 def judge_question_release(question: dict) -> dict:
     """
-    The scores of one question as the release has them: one reply, in which the reference stands first. Raises
-    `ValueError` if it cannot be read or gives the reference 0 points, if there is another reply, or if the release
-    does not know any of its domains.
+    Scores of one question as the release computes them, from one reply with the reference first. Raises `ValueError`
+    if it cannot be read or gives the reference 0 points, if there is another reply, or if the release knows none of
+    its domains.
 
     Example:
         >>> question = {"question_id": "1", "question_type": "conversation", "domains": ["gross", "histology"]}
@@ -144,21 +144,21 @@ def evaluate_judgements(
     clusters: Sequence[str] | None = None,
 ) -> dict:
     """
-    Score a model by a judge's replies: one entry for each, its text (`None` or "" if there is none), the question's
-    id, its type, the list of its image domains, and which answer the judge read first, "reference_first" or
+    Score a model from a judge's replies. Each list has one entry per reply: its text (`None` or "" if missing), the
+    question's id, its type, the list of its image domains, and which answer the judge read first, "reference_first" or
     "model_first".
 
     `protocol` is "strict" (ours) or "release" (the judge script of LLaVA-Med / ExGra-Med). `return_items` adds the
-    scores of every judged question, under `items`. 0 `num_resamples` of the bootstrap leave `intervals` out; it draws
-    whole `clusters`, such as the image of each reply's question, or questions without them.
+    scores of every judged question, under `items`. The bootstrap draws whole `clusters`, such as the image of each
+    reply's question, or questions if there are none; `num_resamples=0` leaves out `intervals`.
 
     Returns `relative_score` in percent, `model_score` and `reference_score` in points, `num_items` (questions judged),
-    `num_asked` (questions given), `num_clusters` (of those judged, with `clusters`), `counts` and `intervals` (95%) by
-    figure, and `groups`: the same for every value of `question_type` and `domain` that has a judged question. Under
-    "strict" also `position_bias` and `not_judged`.
+    `num_asked` (questions given), `num_clusters` (of judged questions, with `clusters`), `counts` and `intervals`
+    (95%) by figure, and `groups`: the same for every value of `question_type` and `domain` with a judged question.
+    Under "strict" also `position_bias` and `not_judged`.
 
-    Raises `ValueError` if the lists are empty or of different length, contradict each other, or not one question could
-    be judged (under "release" if one could not), and `TypeError` if a list holds something other than text.
+    Raises `ValueError` if the lists are empty, differ in length or contradict each other, or if no question could be
+    judged (under "release": if any could not), and `TypeError` if a list holds something other than text.
 
     Example:
         >>> columns = (["1", "1"], ["conversation"] * 2, [["mri"]] * 2, ["reference_first", "model_first"])
@@ -192,7 +192,7 @@ def evaluate_judgements(
 
 
 def group(items: Sequence[dict], questions: Sequence[dict], values_of, num_resamples: int, seed: int) -> dict:
-    """The figures of each of the values that `values_of` gives for a question, if it has a judged one."""
+    """Figures for each value that `values_of` returns for a judged question."""
     groups = {}
     for value in sorted({value for item in items for value in values_of(item)}):
         own, asked = ([row for row in rows if value in values_of(row)] for rows in (items, questions))
@@ -204,7 +204,7 @@ def summarize(
     items: Sequence[dict], questions: Sequence[dict], figures: Sequence[str], num_resamples: int, seed: int
 ) -> dict:
     """
-    Means over `items` with their counts and 95% intervals, the number of items, and that of the questions asked.
+    Means over `items` with counts and 95% intervals, and the numbers of items and of questions asked.
 
     Example:
         >>> summary = summarize([{"relative_score": 50.0}], [{}, {}], ["relative_score"], num_resamples=10, seed=0)

@@ -1,5 +1,5 @@
 """
-Relative score of a model, from the points that a judge model gave to its answers and to reference answers.
+Relative score of a model, from the points given by a judge model to its answers and to reference answers.
 
 `evaluate.load("eval/metrics/medical_chat_judge")`
 """

@@ -1,4 +1,4 @@
-"""Reading two scores out of a judge's reply: in the usual forms, or in the one form that the release reads."""
+"""Parse two scores from a judge's reply: in the usual formats, or in the only format that the release reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from logramed.eval.metrics.reply_reader import without_reasoning
 
 
 LOWEST_SCORE, HIGHEST_SCORE = 1, 10
-NUM_SHOWN = 80  # characters of a reply that an error shows
+NUM_SHOWN = 80  # characters of a reply shown in an error
 
-# "8", "8.5", "8/10", "[8]"; not "8%", "8/5", "8cm" or a part of a longer number.
+# "8", "8.5", "8/10", "[8]"; not "8%", "8/5", "8cm" or part of a longer number.
 _SCORE = r"[\[(]*([0-9]{1,3}(?:\.[0-9]+)?)(?:\s*(?:/|out of)\s*10)?(?![\w%]|\.[0-9]|\s*/)[\])]*"
 _PAIR = rf"{_SCORE}(?:\s*[,;|&]\s*(?:and\s+)?|\s+(?:(?:and|vs\.?)\s+)?){_SCORE}"
 # "8 7", "Scores (1-10): 8 and 7"; an explanation may follow, but no third number.
@@ -25,7 +25,7 @@ _LABELLED = re.compile(
     r"(?=\s*(?:$|[.,;|)!]|[\u2014\u2013-]\s+[a-z]|(?:and|answer|assistant|response|model)\b))",
     re.IGNORECASE | re.MULTILINE,
 )
-# Emphasis and code marks, and what starts a heading, a quotation, an entry of a list or a row of a table.
+# Marks of emphasis and code, and of the start of a heading, quotation, list entry or table row.
 _MARKUP = re.compile(r"[*`]|__|^[^\S\n]*(?:[#>|]+|[-•](?=\s))[^\S\n]*", re.MULTILINE)
 
 
@@ -33,11 +33,11 @@ def parse_scores(reply: str) -> tuple[float, float]:
     """
     The scores of the first and the second answer in a judge's reply.
 
-    Two numbers on the first line are taken whatever comes after it. Otherwise "Answer 1: 8" and "Answer 2: 7", in
-    either order, must each stand there once.
+    Two numbers on the first line are used, whatever follows. Otherwise "Answer 1: 8" and "Answer 2: 7" must each occur
+    once, in either order.
 
     Raises:
-        ValueError: If there is no such pair, more than one, or a score outside 1 to 10. Shows how the reply begins.
+        ValueError: If there is no such pair, more than one, or a score outside 1 to 10. Shows the start of the reply.
 
     Example:
         >>> parse_scores("8 7\\nBoth name the lesion, 3 cm wide.")
@@ -81,8 +81,8 @@ def beginning(reply: str) -> str:
 
 def parse_scores_release(reply: str) -> tuple[float, float]:
     """
-    The scores as the release reads them: the first line, split on single spaces, must be two finite numbers and
-    nothing else; otherwise raises `ValueError`.
+    Parse scores as the release does. Raises `ValueError` unless the first line, split on single spaces, is exactly two
+    finite numbers.
 
     Example:
         >>> parse_scores_release("8 7\\nBoth are good.")

@@ -1,7 +1,7 @@
 """
-Scoring of multiple-choice answers: map one answer to an option, score it, aggregate.
+Score multiple-choice answers: map one answer to an option, score it, aggregate.
 
-An answer is a generated text, or a list with one score for each option, such as its mean log-probability per token.
+An answer is a generated text, or a list with one score per option, such as its mean log-probability per token.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from logramed.eval.metrics.medical_multiple_choice.option_matching import choose
 
 def choose_by_scores(scores: Sequence[float], options: Sequence[str | None]) -> int | None:
     """
-    The index of the option with the highest score, of one for each option that is not missing; `None` if different
-    options share it. Raises `ValueError` if there are not as many scores as options, or one is NaN.
+    Index of the option with the highest score, or `None` if different options share it. Expects one score per option
+    that is not missing; raises `ValueError` if their numbers differ or a score is NaN.
 
     Example:
         >>> choose_by_scores([-2.0, -0.5, -3.0], ["CT", "MRI", "X-ray"])
@@ -39,14 +39,13 @@ def choose_by_scores(scores: Sequence[float], options: Sequence[str | None]) -> 
 
 def choose_by_release(prediction: str, options: Sequence[str | None]) -> tuple[int | None, list[float]]:
     """
-    The index that the release's zero-shot script chooses, `None` if every ratio is 0, and the ratios it compares:
-    `difflib.SequenceMatcher(None, option, prediction).ratio()` of each option that is not missing, character by
-    character.
+    Index that the release's zero-shot script chooses, or `None` if every ratio is 0; and the ratios it compares, by
+    characters: `difflib.SequenceMatcher(None, option, prediction).ratio()` of each option that is not missing.
 
     Source: `find_most_similar_index` of the ExGra-Med zero-shot script.
 
     Example:
-        >>> choose_by_release("mri", ["CT", "MRI", "X-ray"])  # a fault of it: case counts, and only "X-ray" has an "r"
+        >>> choose_by_release("mri", ["CT", "MRI", "X-ray"])  # its fault: case matters, and only "X-ray" has an "r"
         (2, [0.0, 0.0, 0.25])
     """
     present = [index for index, option in enumerate(options) if option is not None]
@@ -59,12 +58,12 @@ def score_choice(
     prediction: str | Sequence[float], reference: str, options: Sequence[str | None], protocol: str = "strict"
 ) -> dict:
     """
-    Score one answer: a generated text, or one score for each option that is not missing. Missing options are `None` or
+    Score one answer: a generated text, or one score per option that is not missing. Missing options are `None` or
     empty and keep their letter.
 
     Returns `accuracy`, 1.0 or 0.0; `index` of the chosen option, `None` if undecided, which counts as wrong; under
-    "release" (generated text only) also `ratios`. Raises `ValueError` if there are fewer than two options, if
-    `reference` is none of them ("strict" only), if there are not as many scores as options or one is NaN.
+    "release" (generated text only) also `ratios`. Raises `ValueError` if there are fewer than two options, `reference`
+    is not one of them ("strict" only), the numbers of scores and options differ, or a score is NaN.
 
     Example:
         >>> score_choice("B. MRI", "MRI", ["CT", "MRI"])
@@ -74,7 +73,7 @@ def score_choice(
     """
     options = [option if option and option.strip() else None for option in options]
     if num_different_options(options) < 2:
-        raise ValueError(f"There must be two different options at least, got {options}.")
+        raise ValueError(f"There must be at least two different options, got {options}.")
     if protocol == "release":
         if not isinstance(prediction, str):
             raise ValueError(f'`protocol="release"` takes generated texts, got {prediction!r}.')
@@ -82,7 +81,7 @@ def score_choice(
         return {"accuracy": float(index is not None and options[index] == reference), "index": index, "ratios": ratios}
     folded = [None if option is None else fold(option) for option in options]
     if fold(reference) not in folded:
-        raise ValueError(f"The reference {reference!r} is none of the options {[o for o in options if o]}.")
+        raise ValueError(f"The reference {reference!r} is not one of the options {[o for o in options if o]}.")
     if isinstance(prediction, str):
         index = choose_by_text(prediction, options)
     else:
@@ -92,7 +91,7 @@ def score_choice(
 
 def num_different_options(options: Sequence[str | None]) -> int:
     """
-    How many options there are to choose from.
+    Number of different options.
 
     Example:
         >>> num_different_options(["CT", "MRI", "ct", None])
@@ -112,15 +111,15 @@ def evaluate_choices(
     clusters: Sequence[str] | None = None,
 ) -> dict:
     """
-    Score answers to multiple-choice questions: one entry for each, as for `score_choice`.
+    Score answers to multiple-choice questions. Each list has one entry per question, as for `score_choice`.
 
-    `protocol` is "strict" (ours) or "release" (the ExGra-Med zero-shot script). `return_items` adds what
-    `score_choice` says of every question, under `items`, in percent. 0 `num_resamples` of the bootstrap leave
-    `intervals` out; it draws whole `clusters`, such as the image of each question, or questions without them.
+    `protocol` is "strict" (ours) or "release" (the ExGra-Med zero-shot script). `return_items` adds the result of
+    `score_choice` for every question, under `items`, in percent. The bootstrap draws whole `clusters`, such as the
+    image of each question, or questions if there are none; `num_resamples=0` leaves out `intervals`.
 
     Returns `accuracy` and `chance` in percent, `num_items`, `num_undecided`, `num_clusters` (with `clusters`),
     `counts` and `intervals`. Raises `ValueError` as `score_choice`, with the number of the item, or if the lists are
-    empty or of different length, or `num_resamples` is negative; `TypeError` if a reference or cluster is not text.
+    empty or differ in length, or `num_resamples` is negative; `TypeError` if a reference or cluster is not text.
 
     Example:
         >>> result = evaluate_choices(["B", "CT or MRI"], ["MRI", "CT"], [["CT", "MRI"]] * 2)

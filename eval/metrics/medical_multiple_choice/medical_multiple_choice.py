@@ -1,6 +1,6 @@
 """
-Accuracy of answers to multiple-choice questions about medical images: by the likelihood of each option, or by the
-option that a generated text names.
+Accuracy of answers to multiple-choice questions about medical images, chosen by the likelihood of each option or
+named in a generated text.
 
 `evaluate.load("eval/metrics/medical_multiple_choice")`
 """

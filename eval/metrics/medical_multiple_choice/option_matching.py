@@ -1,7 +1,7 @@
 """
-Which option a generated text chooses, word by word: by its letter, its exact text, or by naming it in whole words.
+Match a generated text to an option: by letter, by exact text, or by whole words that name it.
 
-`None` stands for an undecided answer: no option, or more than one.
+`None` means an undecided answer: no option, or more than one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache
 from logramed.eval.metrics.reply_reader import HAN, NUMBER_WORDS, read_reply
 
 
-# A letter stands for its option alone ("B", "(b)."), before the text ("B: MRI", "(B) MRI", "B is right") or after a
-# word such as "answer". "The answer is a CT" must not choose A: there it has to be a capital or to end the clause.
+# A letter chooses its option by itself ("B", "(b)."), before the text ("B: MRI", "(B) MRI", "B is right") or after a
+# word such as "answer". "The answer is a CT" must not choose A: there it must be a capital or end the clause.
 _LETTERS = r"\(?[A-Z]\b\)?(?:\s*(?:,|/|&|\band\b|\bor\b)\s*\(?[A-Z]\b\)?)*"
 _LETTERS_ALONE = re.compile(rf"\W*(?:option\s+)?({_LETTERS})\W*", re.IGNORECASE)
 _LETTER_BEFORE_TEXT = re.compile(
@@ -32,7 +32,7 @@ _LETTER_AFTER_WORD = re.compile(
 _APOSTROPHES = re.compile("['\u2018\u2019\u02bc]")
 _MARK = r"[.,;:!?\n\u3002\u3001]"
 _TOKEN = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*|{_MARK}")
-# From a negation to a mark or a "but", options are ruled out, not chosen.
+# Options between a negation and the next mark or "but" are ruled out.
 _NEGATION = (
     "no|not|non|without|never|neither|nor|cannot|cant|dont|doesnt|isnt|arent|wasnt|werent|rather than|instead of"
     "|不|没|无|非|未"
@@ -42,7 +42,7 @@ _END_OF_NEGATION = "but|however|但|而"
 
 def fold(text: str) -> str:
     """
-    A text for comparison as a whole: NFKC, lower case, blanks collapsed, quotes and stops around it off.
+    Normalize a text for comparison: NFKC, lower case, whitespace collapsed, surrounding quotes and marks stripped.
 
     Example:
         >>> fold(' "X-Ray". '), fold("Grade 1+")
@@ -54,7 +54,7 @@ def fold(text: str) -> str:
 @lru_cache(maxsize=100_000)
 def spaced_words(text: str) -> str:
     """
-    The words of a text with one space between; number words are digits, and each mark is a comma by itself.
+    The words of a text separated by single spaces; number words become digits, and each mark a separate comma.
 
     Example:
         >>> spaced_words("It's one CT-scan, not MRI.")
@@ -68,7 +68,7 @@ def spaced_words(text: str) -> str:
 @lru_cache(maxsize=100_000)
 def option_words(option: str) -> str:
     """
-    The words of an option, without marks and an article before them.
+    The words of an option without marks and a leading article.
 
     Example:
         >>> option_words("An X-ray"), option_words("A")
@@ -80,12 +80,13 @@ def option_words(option: str) -> str:
 
 def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None:
     """
-    The index of the one option that a generated text chooses, `None` if it is undecided. Missing options are `None`
-    and keep their letter; of equal texts the first is the option.
+    Index of the option that a generated text chooses, or `None` if it is undecided. Missing options are `None` and
+    keep their letter; of equal options, the first one counts.
 
-    In this order: the whole text is an option; it gives a letter (and names no other option beside it); it names one
-    option in whole words, the words "a" and "I" only at the end of a clause. Of options within each other the longest
-    counts ("CT angiography" is not "CT"). What stands after a negation, up to the next mark or "but", is ruled out.
+    Tries in this order: the whole text is an option; it gives a letter (and names no other option); it names one
+    option in whole words, the words "a" and "I" only at the end of a clause. If an option is part of another one, the
+    longest counts ("CT angiography" is not "CT"). Options after a negation, up to the next mark or "but", are ruled
+    out.
 
     Example:
         >>> options = ["CT", "MRI scan", "CT angiography"]
@@ -109,7 +110,7 @@ def choose_by_text(prediction: str, options: Sequence[str | None]) -> int | None
 
 def option_identities(options: Sequence[str | None]) -> list[int]:
     """
-    For each option the index of the first one of the same folded text.
+    For each option, the index of the first one with the same folded text.
 
     Example:
         >>> option_identities(["CT", "MRI", "ct "])
@@ -121,7 +122,7 @@ def option_identities(options: Sequence[str | None]) -> list[int]:
 
 def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
     """
-    The places of the options that a text gives by letter.
+    Indices of the options that a text gives by letter.
 
     Example:
         >>> options = ["CT", "MRI scan", "X-ray", "PET"]
@@ -138,7 +139,7 @@ def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
         letter = before[1] or before[2] or before[3]
         words = spaced_words(text).replace(" ,", "") + " "
         starts = [option_words(option) for option in options if option is not None]
-        # "C. difficile" is an option, and gives no letter.
+        # "C. difficile" is an option, not a letter.
         if not any(start.startswith(f"{letter.casefold()} ") and words.startswith(f"{start} ") for start in starts):
             return _places(letter, len(options))
     after = (match[1] or match[2] or match[3] for match in _LETTER_AFTER_WORD.finditer(text))
@@ -146,16 +147,16 @@ def letters_given(text: str, options: Sequence[str | None]) -> set[int]:
 
 
 def _places(letters: str, num_options: int) -> set[int]:
-    """The places of single letters; none at all if one of them is no option's letter."""
+    """Indices of single letters; empty if any of them is not the letter of an option."""
     places = {ord(letter) - ord("A") for letter in re.findall(r"\b[A-Z]\b", letters.upper())}
     return places if all(place < num_options for place in places) else set()
 
 
 def named_options(text: str, options: Sequence[str | None]) -> set[int]:
     """
-    The options that a text names in whole words and does not rule out.
+    Indices of the options that a text names in whole words and does not rule out.
 
-    An option both named and ruled out counts as two, so that the text stays undecided.
+    An option that is both named and ruled out counts as two, so that the text is undecided.
 
     Example:
         >>> named_options("Abnormal, not benign", ["Normal", "Benign", "Abnormal"])
@@ -165,7 +166,7 @@ def named_options(text: str, options: Sequence[str | None]) -> set[int]:
     for identity, option in zip(option_identities(options), options, strict=True):
         if option is not None and option_words(option):
             indices_of.setdefault(option_words(option), set()).add(identity)
-    # "a mass" does not name the blood group A, nor "I think" the grade I: there the clause goes on.
+    # "a mass" does not name blood group A, nor "I think" grade I: these must end the clause.
     longest_first = sorted(indices_of, key=len, reverse=True)
     names = [f"{words}(?= ,|$)" if words in ("a", "i") else words.replace(" ", "(?: ,)? ") for words in longest_first]
     pattern = rf"(?<!\S)(?:({'|'.join(names) or '(?!)'})|({_NEGATION})|{_END_OF_NEGATION}|,)(?!\S)"

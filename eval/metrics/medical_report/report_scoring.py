@@ -1,8 +1,8 @@
 """
-Scores of generated reports against reference reports: word overlap (BLEU, ROUGE-L, CIDEr).
+Score generated reports against reference reports by word overlap (BLEU, ROUGE-L, CIDEr).
 
-The figures come from sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), imported where they are used; texts are cut
-into words here, the same way for all of them.
+Figures are computed by sacrebleu (BLEU) and pycocoevalcap (ROUGE-L, CIDEr), imported where used; texts are split into
+words here, in the same way for all figures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_ORDER = 4
 # "1.5" and "patient's" are one word each; hyphens, slashes and the "___" of de-identified reports separate words.
 WORD = r"\d+(?:\.\d+)+|[^\W_]+(?:'[^\W_]+)*"
 SECTIONS = ("findings", "impression")
-# What sections are called, and other headings, which end a section. They stand at the start of a line or sentence.
+# Headings of sections, and other headings, which end a section. They begin a line or sentence.
 HEADINGS = {"findings": "findings", "finding": "findings", "impression": "impression", "conclusion": "impression"}
 OTHER_HEADINGS = (
     "comparisons?|indications?|technique|(?:clinical )?history|(?:reason for )?exam(?:ination)?|views?|final report"
@@ -42,17 +42,17 @@ def evaluate_reports(
     seed: int = 0,
 ) -> dict:
     """
-    Score generated reports against the right ones. An empty prediction is scored as wrong.
+    Score generated reports against reference reports. An empty prediction is scored as wrong.
 
-    `return_items` adds the scores of every report, under `items`. 0 `num_resamples` of the bootstrap leave `intervals`
-    out.
+    `return_items` adds the scores of every report, under `items`. With `num_resamples=0`, there is no bootstrap and no
+    `intervals`.
 
     Returns `bleu_1` to `bleu_4` and `rouge_l` in percent; `cider`, 0 to 10; `num_items`; `counts`, the number of
-    reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. Orders of BLEU
-    that no reference is long enough for are absent, and so is `cider` without two different references. Items have no
-    BLEU, which is a figure of all reports together.
+    reports behind each figure; `intervals`, a 95% interval `[low, high]` for each figure in its unit. BLEU
+    orders are absent if no reference is long enough, and `cider` without two different references. Items have no BLEU,
+    which is computed over all reports together.
 
-    Raises `ValueError` if the lists are empty or of different length, a reference has no words, or `num_resamples` is
+    Raises `ValueError` if the lists are empty or differ in length, a reference has no words, or `num_resamples` is
     negative; `TypeError` if a report is not text; `ImportError` if sacrebleu or pycocoevalcap is not installed.
 
     Example:
@@ -86,8 +86,8 @@ def evaluate_reports(
 
 def score_sections(predictions: Sequence[str], references: Sequence[str], num_resamples: int, seed: int) -> dict:
     """
-    The figures of each section (as from `evaluate_reports`), over the references that have it; a prediction without it
-    is scored as empty. Sections that no reference has are left out.
+    Figures of each section (see `evaluate_reports`) over the references that have it; a prediction without it is
+    scored as empty. Sections that no reference has are left out.
     """
     pairs = [
         (split_sections(read_reply(prediction)), split_sections(reference))
@@ -104,8 +104,8 @@ def score_sections(predictions: Sequence[str], references: Sequence[str], num_re
 
 def split_sections(report: str) -> dict[str, str]:
     """
-    The findings and the impression of a report, by their headings. Without any heading all of it is findings, as in
-    R2Gen's files. Other sections, and what stands before the first heading, are left out.
+    Split a report into findings and impression by its headings. Without any heading, all of it is findings, as in
+    R2Gen's files. Other sections, and text before the first heading, are left out.
 
     Example:
         >>> split_sections("FINDINGS: The heart is large.\\nIMPRESSION: Cardiomegaly.")
@@ -127,7 +127,7 @@ def split_sections(report: str) -> dict[str, str]:
 
 def join_sections(sections: Mapping[str, str]) -> str:
     """
-    A report of several sections, each below its heading, which `split_sections` takes apart again.
+    Join sections to a report with headings; `split_sections` reverses this.
 
     Example:
         >>> print(join_sections({"findings": "The heart is large.", "impression": "Cardiomegaly."}))
@@ -139,7 +139,7 @@ def join_sections(sections: Mapping[str, str]) -> str:
 
 def split_words(text: str) -> list[str]:
     """
-    The words of a text in small letters, without punctuation.
+    The words of a text in lower case, without punctuation.
 
     Example:
         >>> split_words("The follow-up shows a 1.5 cm nodule.")
@@ -150,7 +150,7 @@ def split_words(text: str) -> list[str]:
 
 def bleu_statistics(prediction: Sequence[str], reference: Sequence[str]) -> list[int]:
     """
-    What a report adds to corpus BLEU: clipped matches and totals of 1- to 4-grams, words of prediction and reference.
+    Counts of a report for corpus BLEU: clipped matches and totals of 1- to 4-grams, words of prediction and reference.
 
     Example:
         >>> bleu_statistics(["no", "effusion", "seen"], ["no", "effusion"])
@@ -163,7 +163,7 @@ def bleu_statistics(prediction: Sequence[str], reference: Sequence[str]) -> list
 
 def bleu_figures(sums: np.ndarray, orders: Sequence[int]) -> dict[str, float]:
     """
-    Corpus BLEU of some orders in percent, each the geometric mean over all orders up to it, unsmoothed.
+    Unsmoothed corpus BLEU in percent for each of `orders`: the geometric mean over all orders up to it.
 
     Args:
         sums (`np.ndarray` of shape `(10,)`): Sums over all reports of `bleu_statistics`.
@@ -188,7 +188,7 @@ def bleu_figures(sums: np.ndarray, orders: Sequence[int]) -> dict[str, float]:
 def bleu_intervals(
     statistics: np.ndarray, orders: Sequence[int], num_resamples: int, seed: int
 ) -> dict[str, list[float]]:
-    """95% percentile bootstrap intervals: BLEU computed anew for each draw of reports with replacement."""
+    """95% percentile bootstrap intervals: BLEU is recomputed for each resample of reports."""
     generator = np.random.default_rng(seed)
     figures = []
     for _ in range(num_resamples):
@@ -204,9 +204,9 @@ def overlap_scores(
     `rouge_l` in percent and `cider` (0 to 10) of every report, given as words.
 
     ROUGE-L is the F-measure of the longest common subsequence with beta 1.2, CIDEr is CIDEr-D over 1- to 4-grams: both
-    as the COCO caption evaluation has them, which published figures of report generation come from. CIDEr weighs
-    n-grams by how few of all given references hold them. Without two different references every weight is 0, and there
-    is no `cider`.
+    as in the COCO caption evaluation, the source of published figures of report generation. CIDEr gives n-grams more
+    weight if fewer of all given references contain them. Without two different references, every weight is 0, and
+    there is no `cider`.
 
     Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries"; Vedantam et al. 2015, arXiv:1411.5726.
     """

@@ -1,6 +1,6 @@
 """
-Answers to open and closed questions about medical images, scored under a strict protocol (default) or as the research
-release of LLaVA-Med and ExGra-Med scores them.
+Score answers to open and closed questions about medical images, under a strict protocol (default) or that of the
+research release of LLaVA-Med and ExGra-Med.
 
 `evaluate.load("eval/metrics/medical_vqa")`
 """

@@ -1,7 +1,7 @@
 """
-The `release` protocol: normalization and scores of one answer as in the LLaVA-Med / ExGra-Med `run_eval` scripts.
+The `release` protocol: normalize and score one answer as the LLaVA-Med / ExGra-Med `run_eval` scripts do.
 
-Faults included, on purpose: its only use is to compare with published figures. Each fault is named where it acts.
+Reproduces their faults on purpose, only to compare with published figures. Each fault is noted where it occurs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RELEASE_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _STOP = re.compile(r"\.(?!\d)")
-# The release passes `re.UNICODE` where `re.sub` takes the number of replacements, and 32 is its value.
+# The release passes `re.UNICODE`, which is 32, as the maximum number of replacements of `re.sub`.
 _RELEASE_MAX_STOPS = 32
 
 _CONTRACTED = """ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd
@@ -42,9 +42,9 @@ _IRREGULAR = {"somebody'd": "somebodyd"} | dict.fromkeys(("ow's'at", "'ows'at", 
 
 def _contraction_table() -> dict[str, str]:
     """
-    The VQA-v2 evaluator's list of words that lost one apostrophe, by the word they are restored to.
+    The VQA-v2 evaluator's map from words without one apostrophe to words with it.
 
-    Left out are its entries that map to themselves and those with a capital, which never match lowered words.
+    Leaves out entries that map to themselves, and entries with a capital, which never match lower-case words.
     """
     table = {}
     for word in (_CONTRACTED + " " + _TWICE_CONTRACTED).split():
@@ -62,9 +62,9 @@ def normalize_release(text: str) -> str:
     """
     Normalize an answer as the release's `normalize_word` does. Not idempotent: its scores apply it once or twice.
 
-    A mark of `RELEASE_MARKS` is deleted if it touches a space anywhere in `text`, or if `text` holds a comma between
-    digits; it becomes a space otherwise. Then up to 32 full stops that no digit follows go, number words become
-    digits, articles go, contractions are restored, and commas go.
+    A mark of `RELEASE_MARKS` is deleted if it is next to a space anywhere in `text`, or if `text` has a comma between
+    digits; otherwise it becomes a space. Then up to 32 full stops not followed by a digit are removed, number words
+    become digits, articles are removed, contractions restored, and commas removed.
 
     Example:
         >>> normalize_release("The X-ray shows two nodules.")
@@ -91,10 +91,10 @@ def _normalized_and_words(text: str) -> tuple[str, frozenset[str]]:
 
 def bleu(prediction: Sequence[str], reference: Sequence[str], weights: Sequence[float]) -> float:
     """
-    Sentence BLEU of words against one reference, unsmoothed, in 0..1, exactly what nltk 3.10's `sentence_bleu` gives.
+    Unsmoothed sentence BLEU of words against one reference, in 0..1, equal to nltk 3.10's `sentence_bleu`.
 
-    `weights` belong to the 1-, 2-, 3-, ... grams. As there, an order without a match counts as the smallest float
-    rather than zero, and no common word at all gives 0.0.
+    `weights` are for 1-, 2-, 3-, ... grams. As in nltk, an order without a match counts as the smallest float instead
+    of zero, and texts without a common word give 0.0.
 
     Source: Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of Machine Translation".
 
@@ -119,12 +119,12 @@ def _ngrams(words: Sequence[str], order: int) -> Counter:
 
 
 def bleu_scores(prediction: Sequence[str], reference: Sequence[str]) -> dict[str, float]:
-    """The release's four BLEU figures: orders 1, 2 and 3 each alone, and the usual BLEU-4 over orders 1 to 4."""
+    """The release's four BLEU figures: orders 1, 2 and 3 separately, and the usual BLEU-4 over orders 1 to 4."""
     return {f"open_bleu_{order}": bleu(prediction, reference, BLEU_WEIGHTS[order]) for order in BLEU_WEIGHTS}
 
 
 def precision_recall_f1(num_matches: int, num_predicted: int, num_expected: int) -> tuple[float, float, float]:
-    """All three are 0.0 if nothing matches, also for an answer without words: it counts, as a wrong one."""
+    """All three are 0.0 if nothing matches, also for an answer without words, which counts as wrong."""
     if num_matches == 0:
         return 0.0, 0.0, 0.0
     precision, recall = num_matches / num_predicted, num_matches / num_expected
@@ -135,8 +135,9 @@ def score_open_release(prediction: str, reference: str, candidates: Sequence | N
     """
     Scores of one open answer, each in 0..1, as the release's `run_eval` computes them.
 
-    "Exact match" is there the share of the prediction's words that the reference has (a precision, blind to order),
-    and recall counts the *prediction's* copies of a common word: "left lobe" recalls all of "left left lobe".
+    Its "exact match" is the fraction of the prediction's words that are in the reference (a precision, ignoring
+    order), and its recall counts the *prediction's* copies of a common word: "left lobe" recalls all of "left left
+    lobe".
 
     Example:
         >>> scores = score_open_release("left lung, clear", "left lung")
@@ -160,7 +161,7 @@ def score_open_release(prediction: str, reference: str, candidates: Sequence | N
 
 def most_similar_candidate_release(predicted_words: Set[str], candidates: Sequence) -> str:
     """
-    The candidate, normalized, with the largest share of its words predicted; the first of several, also at share 0.
+    The normalized candidate with the largest share of its words predicted; the first one if tied, even at share 0.
 
     Example:
         >>> most_similar_candidate_release({"in", "right", "lung"}, ["Left lung", "Right lung"])
@@ -177,7 +178,7 @@ def most_similar_candidate_release(predicted_words: Set[str], candidates: Sequen
 
 def score_closed_release(prediction: str, reference: str) -> float:
     """
-    1.0 if the normalized reference is a substring of the normalized prediction, "no" in "abnormal" included.
+    1.0 if the normalized reference is a substring of the normalized prediction, even "no" in "abnormal".
 
     Example:
         >>> score_closed_release("The heart is abnormal", "no")

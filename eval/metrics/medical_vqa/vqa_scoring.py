@@ -1,8 +1,8 @@
 """
 Scoring of medical question answers in two protocols: normalize, score one pair, aggregate.
 
-`strict` is this project's own protocol. `release` gives the numbers of the LLaVA-Med / ExGra-Med `run_eval` scripts,
-faults included, to compare with published figures. The card (`README.md`) lists the differences.
+`strict` is this project's own protocol. `release` reproduces the LLaVA-Med / ExGra-Med `run_eval` scripts, including
+their faults, to compare with published figures. The card (`README.md`) lists the differences.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WORD = re.compile(rf"\d+(?:\.\d+)*|[{HAN}]|[^\W\d_{HAN}][^\W_{HAN}]*")
 
 def clean(text: str) -> str:
     """
-    The text of an answer alone: Unicode folded (NFKC, lower case), role words stripped.
+    Clean the text of an answer: Unicode folded (NFKC, lower case), role words stripped.
 
     Example:
         >>> clean("Assistant: Left lung ")
@@ -51,10 +51,10 @@ def clean(text: str) -> str:
 
 def normalize_strict(text: str) -> tuple[str, ...]:
     """
-    The words of an answer: role words stripped, Unicode folded (NFKC, lower case), marks out, number words as digits.
+    The words of an answer: no role words, Unicode folded (NFKC, lower case), no punctuation, number words as digits.
 
-    A number and the unit glued to it are two words ("3.5cm" is "3.5 cm"), apostrophes go ("Crohn's" is "crohns"), and
-    articles go except as the last word, where "A" is a name ("hepatitis A"). Each Han character is a word of its own.
+    A number and its unit are two words even if joined ("3.5cm" is "3.5 cm"). Apostrophes are removed ("Crohn's" is
+    "crohns"), and articles except as the last word, where "A" is a name ("hepatitis A"). Each Han character is a word.
 
     Example:
         >>> normalize_strict("Assistant: The X-ray shows two nodules (3.5cm).")
@@ -71,8 +71,8 @@ def score_open_strict(prediction: str, reference: str) -> dict[str, float]:
     """
     Scores of one open answer, each in 0..1, over the words of `normalize_strict`.
 
-    Recall, precision and F1 count a common word as often as both have it; exact match wants the same words in the same
-    order.
+    Recall, precision and F1 count a common word as often as both have it; exact match requires the same words in the
+    same order.
 
     Example:
         >>> score_open_strict("Assistant: left lobe", "left left lobe")["open_recall"]
@@ -86,7 +86,7 @@ def score_open_strict(prediction: str, reference: str) -> dict[str, float]:
     return scores | bleu_scores(predicted, expected)
 
 
-# Options that exclude each other: an answer that names two of a family has not chosen.
+# Options that exclude each other: an answer that names two of a family is undecided.
 _FAMILIES = """\
 left right, unilateral bilateral, upper lower, superior inferior, anterior posterior, interior exterior,
 inside outside, supratentorial infratentorial, medial lateral, proximal distal, superficial deep, apex base,
@@ -106,22 +106,22 @@ _NEGATED_THROUGH = OPTION_FILLERS | {"really", "likely", "clearly", "definitely"
 _NEGATED_YES_OR_NO = re.compile(r"(?:\bnot|n['\u2019]t|\bcannot|\bneither|\bnor|\bnever)\s+(?:say\s+)?\W?(?:yes|no)\b")
 _OR = frozenset(("or", "vs", "versus"))
 # Chinese says yes by repeating the verb of the question ("包含肝脏吗?" "包含"), and no by negating it. Such an answer
-# stands alone or before a mark: "无回声" and "对称" are options.
+# is the whole text or comes before a mark: "无回声" and "对称" are options.
 _VERBS = "是|对|有|包含|包括|含有?|存在|可以|能够?|会|属于|需要|正确"
 _END = r"[的了啊呢吧]*(?=[,.;:!?。、\s]|$)"
 _CHINESE_YES = re.compile(rf"(?:{_VERBS}|嗯){_END}")
 _CHINESE_NO = re.compile(rf"(?:(?:不|没有?|未|并?非)(?:{_VERBS})|否|不|没有?|无|错误?){_END}")
-# What may be said around a Chinese option or left out: "右侧", "在右边" and "右" are one.
+# Optional words around a Chinese option: "右侧", "在右边" and "右" are the same.
 _FILLER_BEFORE = re.compile(r"^(?:在|位于|(?:这|图中)?是|为)(?=.)")
 _FILLERS_AFTER = re.compile(r"(?<=.)(?:[侧边面位部的]|平面|加权|成像|图像|像|扫描)+$")
 
 
 def yes_or_no(reference: str) -> str | None:
     """
-    The answer to a yes/no question, or `None` where `reference` answers a question between other options.
+    The answer to a yes/no question, or `None` if `reference` answers a question between other options.
 
-    "No" needs an end or a mark after it: "No, it is clear" says no, "no contrast" is an option; Chinese
-    words too.
+    "No" must end the text or be followed by a mark: "No, it is clear" means no, "no contrast" is an option. Also reads
+    Chinese.
 
     Example:
         >>> yes_or_no("Yes."), yes_or_no("No, it is clear"), yes_or_no("no contrast"), yes_or_no("normal")
@@ -140,7 +140,7 @@ def yes_or_no(reference: str) -> str | None:
 
 def chinese_option(text: str) -> str:
     """
-    An option in Chinese without marks and what may be said either way.
+    A Chinese option without punctuation and optional words.
 
     Example:
         >>> chinese_option("在右侧"), chinese_option("冠状面。"), chinese_option("T2加权像"), chinese_option("面")
@@ -171,7 +171,7 @@ def named_options(words: Sequence[str]) -> set[str]:
 
 def rival_options(options: Set[str]) -> set[str]:
     """
-    What an answer that chose `options` must not name as well: the rest of their families, and their opposites.
+    Words that an answer with `options` must not also name: the rest of their families, and their opposites.
 
     Example:
         >>> sorted(rival_options({"left"}))
@@ -186,8 +186,8 @@ def score_closed_strict(prediction: str, reference: str) -> float:
     """
     1.0 for a right answer to a closed question, else 0.0.
 
-    Yes/no questions: exactly one of the whole words "yes" and "no" must stand in the prediction, be the right one, and
-    not be denied ("not yes"). Other closed questions ("left or right?"): the prediction must name the reference's
+    Yes/no questions: the prediction must contain exactly one of the whole words "yes" and "no", the right one, and not
+    negate it ("not yes"). Other closed questions ("left or right?"): the prediction must name the reference's
     option in whole words, must not name another of its family (`OPTION_FAMILIES`), and must not leave the choice open
     with an "or" or "vs". Chinese answers must begin with the yes or no, or be the option and nothing else.
 
@@ -213,7 +213,7 @@ def score_closed_strict(prediction: str, reference: str) -> float:
 
 def answer_type(value: str, position: int) -> str:
     """
-    "OPEN" or "CLOSED" for `value` in any case and with blanks around it.
+    Parse "OPEN" or "CLOSED", in any case and with surrounding whitespace.
 
     Example:
         >>> answer_type("closed ", position=0)
@@ -226,7 +226,7 @@ def answer_type(value: str, position: int) -> str:
 
 def candidate_list(candidates: Sequence | Mapping | None, protocol: str) -> list[str] | None:
     """
-    The candidate answers of a list, or of the release's `candidate.json` form `{"0": [...]}`, as texts.
+    Candidate answers as texts, from a list or the release's `candidate.json` format `{"0": [...]}`.
 
     Example:
         >>> candidate_list({"0": ["left lung", 5]}, "release")
@@ -240,7 +240,7 @@ def candidate_list(candidates: Sequence | Mapping | None, protocol: str) -> list
         if list(candidates) != ["0"]:
             raise ValueError(f'`candidates` as a mapping must have the one key "0", got {list(candidates)}.')
         candidates = candidates["0"]
-    if isinstance(candidates, str | Set) or len(candidates) == 0:  # of a set no candidate is the first
+    if isinstance(candidates, str | Set) or len(candidates) == 0:  # a set has no first candidate
         raise ValueError(f"`candidates` must be a list of at least one answer or `None`, got {candidates!r}.")
     if None in list(candidates):
         raise TypeError(f"`candidates[{list(candidates).index(None)}]` must be text, got None.")
@@ -249,7 +249,7 @@ def candidate_list(candidates: Sequence | Mapping | None, protocol: str) -> list
 
 def score_item(prediction: str, reference: str, kind: str, protocol: str, candidates: Sequence | None) -> dict:
     """
-    The scores of one answer in 0..1, by figure name. Of a reply, the strict protocol scores what `read_reply` reads.
+    Scores of one answer in 0..1, by figure name. The strict protocol scores the answer that `read_reply` extracts.
 
     Example:
         >>> score_item("<think>no or</think>Yes", "yes", "CLOSED", "strict", None)
@@ -277,20 +277,20 @@ def evaluate_answers(
     clusters: Sequence[str] | None = None,
 ) -> dict:
     """
-    Score answers to open and closed questions: one entry for each, the model's answer, the right one, and "OPEN" or
-    "CLOSED".
+    Score answers to open and closed questions. Each list has one entry per question: the model's answer, the right
+    answer, and "OPEN" or "CLOSED".
 
     `protocol` is "strict" (ours) or "release" (the LLaVA-Med / ExGra-Med `run_eval`), whose `open_accuracy` needs
-    `candidates`, the answers to choose from. `return_items` adds the scores of every question, under `items`. 0
-    `num_resamples` of the bootstrap leave `intervals` out; it draws whole `clusters`, such as the image of each
-    question, or questions without them.
+    `candidates`, the answers to choose from. `return_items` adds the scores of every question, under `items`. The
+    bootstrap draws whole `clusters`, such as the image of each question, or questions if there are none;
+    `num_resamples=0` leaves out `intervals`.
 
     Returns figures in percent (`open_*` only with open questions, `closed_accuracy` only with closed ones, `average`
     only with both), `num_open`, `num_closed`, `num_clusters` (with `clusters`), `counts`, the number of questions
     behind each figure, and `intervals`, a 95% interval `[low, high]` in percent for each figure.
 
-    Raises `ValueError` if the lists are empty or of different length, or hold an unknown type, or an empty reference
-    under "strict", or if `num_resamples` is negative; and `TypeError` if an answer, a type or a cluster is not text.
+    Raises `ValueError` if the lists are empty or differ in length, a type is unknown, a reference is empty under
+    "strict", or `num_resamples` is negative; and `TypeError` if an answer, a type or a cluster is not text.
 
     Example:
         >>> result = evaluate_answers(["Yes", "left lung"], ["yes", "lung"], ["CLOSED", "OPEN"])
@@ -345,8 +345,8 @@ def average_interval(
     """
     95% bootstrap interval, in percent, of the mean of open recall and closed accuracy.
 
-    Drawn by themselves are clusters with open questions only, with closed ones only, and with both, so that each kind
-    is in every resample and what a cluster says of both counts in both.
+    Clusters with only open questions, only closed ones, and both are drawn separately, so that every resample has each
+    kind, and a cluster with both contributes to both means.
 
     Example:
         >>> average_interval([{"open_recall": 1.0}, {"closed_accuracy": 0.0}], num_resamples=9, seed=0)

@@ -136,7 +136,7 @@ def test_a_single_image_is_drawn_by_both_maps_where_nothing_else_can_be(folder, 
         assert [cell.title for cell in cells] == [
             "image",
             "by the state before the answer",
-            "by the question, read by itself",
+            "by the question, encoded on its own",
         ]
         for cell, kind in zip(cells[1:], ("answer_state", "question"), strict=True):
             window = (0.0, 0.0, 1.0, 1.0) if image.width == image.height else (0.0, -0.5, 1.0, 2.0)

@@ -57,8 +57,8 @@ def test_the_command_writes_figures_and_corrected_differences(tmp_path, capsys):
 def test_runs_without_grounding_and_arms_without_runs_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no grounding\.json: evaluate that model"):
         main(["--arm", "a", str(tmp_path), "--output", str(tmp_path)])
-    with pytest.raises(ValueError, match="needs the folder of one run at least"):
+    with pytest.raises(ValueError, match="needs at least one run folder"):
         main(["--arm", "a", "--output", str(tmp_path)])
     run = write_run(tmp_path / "run", [item("1", 0.0)])
-    with pytest.raises(ValueError, match="a name of its own each time, got a, a"):
+    with pytest.raises(ValueError, match="a different name each time, got a, a"):
         main(["--arm", "a", run, "--arm", "a", run, "--output", str(tmp_path)])

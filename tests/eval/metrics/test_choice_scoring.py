@@ -216,7 +216,7 @@ def test_intervals_draw_whole_clusters():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ((["A"], ["PET"], [["CT", "MRI"]]), ValueError, r"Item 0: .*'PET' is none of the options \['CT', 'MRI'\]"),
+        ((["A"], ["PET"], [["CT", "MRI"]]), ValueError, r"Item 0: .*'PET' is not one of the options \['CT', 'MRI'\]"),
         ((["A", "A"], ["CT"] * 2, [["CT", "MRI"], ["CT", None]]), ValueError, r"Item 1: .*two different options"),
         ((["A"], ["CT"], [["CT", "ct"]]), ValueError, r"Item 0: .*two different options"),
         (([[-1.0]], ["CT"], [["CT", "MRI"]]), ValueError, r"Item 0: There are 2 options, but 1 scores"),

@@ -344,7 +344,7 @@ def test_questions_about_volumes_that_cannot_be_shown_are_left_out_and_named(fol
     metrics, images, _ = evaluate(folder, folder, "few", "--slices", "5", "--no_blank_images")
     assert sorted(images) == ["0", "2"]
     assert any("question 1: the image " in text for text in metrics["differences"])
-    assert any("`slices` names slice 5, and there are 4" in text for text in metrics["differences"])
+    assert any("`slices` names slice 5, but there are only 4" in text for text in metrics["differences"])
     (folder / "images" / "series" / "003").unlink()
     metrics, images, _ = evaluate(folder, folder, "gap", "--no_blank_images")
     assert sorted(images) == ["1", "2"]

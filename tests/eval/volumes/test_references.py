@@ -93,7 +93,7 @@ def test_inverted_slice_is_the_negative(tmp_path):
 
 def test_window_in_hounsfield_units_is_for_ct(tmp_path):
     path = write_slice(tmp_path / "a", phantom()[0], Modality="MR")
-    words = "lung is in Hounsfield units, and this is no CT"
+    words = "lung is in Hounsfield units, but this is not CT"
     with pytest.raises(VolumeError, match=words):
         expand_volume(path, 4, window="lung")
     with pytest.raises(VolumeError, match=words):
@@ -110,7 +110,7 @@ def test_budget():
 
 @pytest.mark.parametrize(
     ("slices", "words"),
-    [("99", "names slice 99, and there are 6"), ("1,2,3,4", "room for 3"), ("all", "must be uniform")],
+    [("99", "names slice 99, but there are only 6"), ("1,2,3,4", "room for 3"), ("all", "must be uniform")],
 )
 def test_selections_that_a_volume_has_not_are_refused_with_its_path(folder, slices, words):
     with pytest.raises(VolumeError, match=f"^{folder}: .*{words}"):
@@ -119,7 +119,7 @@ def test_selections_that_a_volume_has_not_are_refused_with_its_path(folder, slic
 
 def test_missing_and_other_files_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(VolumeError, match="it is no DICOM or NIfTI file"):
+    with pytest.raises(VolumeError, match="it is not a DICOM or NIfTI file"):
         expand_volume(str(tmp_path / "a.txt"), 3)
     for text in (f"{tmp_path}/none", f"{tmp_path}/none#slices=1&window=auto", "a\0b#slices=1&window=auto"):
         with pytest.raises(VolumeError, match="no such file"):

@@ -69,7 +69,7 @@ def test_slice_that_stands_twice_counts_once_and_another_at_its_place_is_refused
     write_slice(tmp_path / "copy", values[2], (10.0, -20.0, 105.0))
     assert np.array_equal(open_volume(str(tmp_path)).values, values)
     write_slice(tmp_path / "copy", values[3], (10.0, -20.0, 105.0))
-    with pytest.raises(VolumeError, match="lie at one ImagePositionPatient and differ"):
+    with pytest.raises(VolumeError, match="several different slices have the same ImagePositionPatient"):
         open_volume(str(tmp_path))
 
 

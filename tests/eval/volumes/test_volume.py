@@ -40,7 +40,7 @@ def test_other_selections_are_refused(text):
 def test_selections_beyond_the_budget_or_the_volume_are_refused():
     with pytest.raises(ValueError, match=r"3 images.*`volume_tokens` has room for 2"):
         select(10, 2, "1,2,3")
-    with pytest.raises(ValueError, match="names slice 11, and there are 10"):
+    with pytest.raises(ValueError, match="names slice 11, but there are only 10"):
         select(10, 2, "11")
 
 
