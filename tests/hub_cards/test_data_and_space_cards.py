@@ -124,7 +124,7 @@ def test_the_demo_names_its_model_and_brings_its_phantoms():
     assert find_problems(publication.contents, DEMO_FOLDER) == []
     with pytest.raises(ValueError, match=r"`include` names additional files of a model's folder, but .* \(demo\)"):
         prepare(DEMO_FOLDER, "someone/demo", base_models=["someone/logramed-mini"], include=["*.md"])
-    with pytest.raises(ValueError, match=r"needs the one model.*`--base_model org/name`"):
+    with pytest.raises(ValueError, match=r"needs exactly one model.*`--base_model org/name`"):
         prepare(DEMO_FOLDER, "someone/logramed-demo")
 
 

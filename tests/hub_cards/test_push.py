@@ -153,7 +153,7 @@ def test_the_command_publishes_privately_and_a_dry_run_nothing(hub, model, capsy
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--repo", REPO], "Say with `--license`"),
+        (["--repo", REPO], "with `--license`, such as apache-2.0 or cc-by-nc-4.0"),
         (["--repo", "logramed-mini", "--license", "mit"], "an owner and a name"),
         (["--repo", REPO, "--license", "mit", "--include", "*.nothing"], "matches no file"),
         (["--repo", REPO, "--license", "Apache 2.0"], "`license` must be an identifier such as apache-2.0"),
