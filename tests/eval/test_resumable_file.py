@@ -43,5 +43,5 @@ def test_finish_keeps_what_is_there_and_says_nothing_of_the_rest(tmp_path):
 def test_lines_without_a_usable_key_are_refused_with_their_number(tmp_path, line):
     file = make_file(tmp_path, ["a"])
     file.path.write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"lines.jsonl, line 1 is no line: .*Delete the line to ask again"):
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 1 is not a valid line: .*Delete the line to ask again"):
         file.missing()

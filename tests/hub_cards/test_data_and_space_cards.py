@@ -101,7 +101,7 @@ def test_an_unfinished_evaluation_is_no_prediction_set(evaluated, tmp_path):
 def test_metrics_are_published_with_the_page_and_metadata_of_the_installed_gradio(folder):
     gradio = pytest.importorskip("gradio", reason="needs gradio: pip install 'logramed[demo]'")
     publication = prepare(folder, f"someone/{folder.name}")
-    assert publication.contents.files["reply_reader.py"].startswith(b'"""\nThe answer that')
+    assert publication.contents.files["reply_reader.py"].startswith(b'"""\nExtract the answer from')
     assert b"logramed" not in publication.contents.files[f"{folder.name}.py"]
     metadata, own = read_front_matter(publication.card), (folder / "README.md").read_text()
     assert metadata["sdk_version"] == gradio.__version__

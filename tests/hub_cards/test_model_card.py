@@ -178,7 +178,7 @@ def test_an_evaluation_of_other_weights_is_not_found_and_refused_where_it_is_nam
     shutil.copytree(evaluated.parent / "evaluation", other.parent / "evaluation")
     assert [found.file for found in read_evaluations(evaluated)] == ["evaluation/phantoms_test/metrics.json"]
     assert read_evaluations(other) == []
-    with pytest.raises(ValueError, match="not an evaluation of the model in"):
+    with pytest.raises(ValueError, match="not an evaluation of the current model in"):
         prepare(other, REPO, license="mit", evaluations=[other.parent / "evaluation"])
 
 

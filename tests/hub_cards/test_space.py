@@ -191,7 +191,7 @@ def test_confidence_is_the_mean_probability_of_the_tokens_taken(space, assistant
 
 def test_a_checkpoint_of_another_code_is_refused_with_the_command_that_converts_it(space, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_mistral"}))
-    with pytest.raises(ValueError, match=r"`--model` .*another code.* logramed-convert --from llava-med-v1\.5 "):
+    with pytest.raises(ValueError, match=r"`--model` .*in another format.* logramed-convert --from llava-med-v1\.5 "):
         space["conversation"].Assistant(str(tmp_path))
 
 

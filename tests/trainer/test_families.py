@@ -147,7 +147,7 @@ def test_rows_without_images_train_at_weight_zero(tmp_path, rows):
 
 
 def test_length_grouping_is_refused(tmp_path, rows):
-    with pytest.raises(ValueError, match="'group_by_length' needs rows of tokens"):
+    with pytest.raises(ValueError, match="'group_by_length' needs tokenized rows"):
         train(tmp_path, rows, "Qwen2.5-VL", train_sampling_strategy="group_by_length")
 
 

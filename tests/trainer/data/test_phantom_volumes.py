@@ -135,7 +135,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_other_volumes(folder, t
 def test_volumes_do_not_replace_the_images_of_an_earlier_run(tmp_path):
     few = {"num_train": 4, "num_validation": 4, "num_test": 4}
     folder = generate_phantoms(tmp_path / "phantoms", **few)
-    with pytest.raises(ValueError, match=r"not empty and holds no phantoms\.json of the same arguments"):
+    with pytest.raises(ValueError, match=r"not empty and holds no phantoms\.json with the same arguments"):
         generate_phantoms(folder, **few, volumes=True)
     assert {path.suffix for path in (folder / "images").iterdir()} == {".png"}
 
