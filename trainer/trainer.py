@@ -371,12 +371,11 @@ class LoGraMedTrainer(WholeCheckpoints, SFTTrainer):
         # `num_items_in_batch` averages the language-modeling loss over the whole accumulated batch, but this loss is a
         # mean over one micro-batch: undivided, its weight would grow with `gradient_accumulation_steps`. Over devices
         # DDP takes the mean of the gradients, which is right for it as it stands.
+        weighted = self.alignment_weight_at(self.state.global_step) * alignment_loss
         if self.model.training and self._step_graph is not None:
             # One loss per step, not a mean over micro-batches: undo the division by `Trainer`.
-            divided_by = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
-            return self.alignment_weight_at(self.state.global_step) * alignment_loss * divided_by
-        weight = self.alignment_weight_at(self.state.global_step)
-        return weight * alignment_loss / self._accumulation_steps(num_items_in_batch)
+            return weighted * (self.current_gradient_accumulation_steps if num_items_in_batch is None else 1)
+        return weighted / self._accumulation_steps(num_items_in_batch)
 
     def alignment_weight_at(self, step: int) -> float | torch.Tensor:
         """
